@@ -1,0 +1,323 @@
+//! The vocabulary of a connection: who is at the far end, what happens, what may be asked, how it ends.
+//!
+//! Plain data without tokio, clock or lock; every floor above speaks these words. [`Event`] goes up
+//! from a connection to its handler, [`Command`] comes down from the handler to its connection, and
+//! nothing else passes between the two.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use secrecy::SecretString;
+
+mod close_reason;
+pub mod table;
+
+pub use close_reason::CloseReason;
+
+/// One accepted peer: a TCP connection or the flow of a datagram peer.
+///
+/// Never reused while the process lives. The upper 32 bits are drawn at start, so an id that a handler
+/// kept from an earlier life of the gateway, or took from another gateway, is unknown here instead of
+/// meaning somebody else. Shown and sent as 16 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(u64);
+
+impl ConnId {
+    /// The id as the number that guests see.
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+
+    /// The connection that a guest means by this number; it may not exist.
+    pub fn from_u64(id: u64) -> Self {
+        Self(id)
+    }
+
+    /// Reads the form that [`Display`](fmt::Display) writes; `None` for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let canonical = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !canonical {
+            return None;
+        }
+        u64::from_str_radix(text, 16).ok().map(Self)
+    }
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Hands out [`ConnId`]s.
+#[derive(Debug)]
+pub struct ConnIds(AtomicU64);
+
+impl ConnIds {
+    /// Starts at a random epoch.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's random generator failed.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let epoch = u64::from(getrandom::u32()?);
+        Ok(Self(AtomicU64::new(epoch << 32)))
+    }
+
+    /// The next id.
+    pub fn next(&self) -> ConnId {
+        ConnId(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The device's address, or the one that a PROXY header carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddr(pub SocketAddr);
+
+impl PeerAddr {
+    /// The address without the port, as `${peerhost}` and ExProto's `peername.host` show it.
+    ///
+    /// An IPv4 peer of a dual-stack socket is shown as IPv4.
+    pub fn host(&self) -> IpAddr {
+        self.0.ip().to_canonical()
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&SocketAddr::new(self.host(), self.port()), f)
+    }
+}
+
+/// The bound address of the listener that accepted a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddr(pub SocketAddr);
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The transport a peer came over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketKind {
+    /// Plain TCP.
+    Tcp,
+    /// TLS over TCP.
+    Tls,
+    /// Plain UDP.
+    Udp,
+    /// DTLS over UDP.
+    Dtls,
+}
+
+/// Identity read from a verified peer certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The subject's common name; empty when it has none.
+    pub cn: String,
+    /// The subject in the form of RFC 4514, for example `CN=client,O=Example`.
+    pub dn: String,
+}
+
+/// What is known of a connection from its first moment on.
+#[derive(Clone, Debug)]
+pub struct ConnInfo {
+    /// The transport.
+    pub kind: SocketKind,
+    /// The device.
+    pub peer: PeerAddr,
+    /// The listener's bound address.
+    pub local: ListenAddr,
+    /// Present only when the device presented a certificate and it was verified.
+    pub certificate: Option<Certificate>,
+}
+
+/// Who the peer says it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientInfo {
+    /// Name of the device's protocol; any text, also none.
+    pub proto_name: String,
+    /// Version of the device's protocol; any text, also none.
+    pub proto_ver: String,
+    /// Not empty; unique among the devices of the broker: the newest connection wins.
+    pub client_id: String,
+    /// Empty when the device has none.
+    pub username: String,
+}
+
+/// MQTT's quality of service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum QoS {
+    /// 0
+    #[default]
+    AtMostOnce = 0,
+    /// 1
+    AtLeastOnce = 1,
+    /// 2
+    ExactlyOnce = 2,
+}
+
+impl TryFrom<u32> for QoS {
+    type Error = u32;
+
+    /// Gives the number back when it is not 0, 1 or 2.
+    fn try_from(number: u32) -> Result<Self, u32> {
+        match number {
+            0 => Ok(Self::AtMostOnce),
+            1 => Ok(Self::AtLeastOnce),
+            2 => Ok(Self::ExactlyOnce),
+            other => Err(other),
+        }
+    }
+}
+
+/// A published message, as a subscriber gets it.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The gateway or broker node that took it in.
+    pub node: Arc<str>,
+    /// Unique per message; 32 hexadecimal digits.
+    pub id: String,
+    /// The publisher's.
+    pub qos: QoS,
+    /// The publisher's client id.
+    pub from: String,
+    /// Topic name.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// When it was taken in, in milliseconds since the Unix epoch.
+    pub timestamp_ms: u64,
+}
+
+/// What a connection reports to its handler.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// First of all, before any byte was read.
+    SocketCreated(Arc<ConnInfo>),
+    /// The next bytes of the stream, or one whole datagram.
+    ReceivedBytes(Bytes),
+    /// The keepalive interval ran out.
+    TimerTimeout(Timer),
+    /// Messages of this connection's subscriptions, in order, at least one.
+    ReceivedMessages(Vec<Message>),
+    /// Last of all.
+    SocketClosed(CloseReason),
+}
+
+impl Event {
+    /// The event's name in logs and metrics; ExProto's, in snake case.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SocketCreated(_) => "on_socket_created",
+            Self::ReceivedBytes(_) => "on_received_bytes",
+            Self::TimerTimeout(_) => "on_timer_timeout",
+            Self::ReceivedMessages(_) => "on_received_messages",
+            Self::SocketClosed(_) => "on_socket_closed",
+        }
+    }
+}
+
+/// The timers a handler may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// Ends the connection when its peer has been silent for too long.
+    Keepalive,
+}
+
+/// What a handler asks of its connection.
+#[derive(Debug)]
+pub enum Command {
+    /// Queue bytes for the peer.
+    Send(Bytes),
+    /// Flush, then close.
+    Close,
+    /// Say who the peer is.
+    Authenticate {
+        /// Who it says it is.
+        client: ClientInfo,
+        /// What it proves it with.
+        password: Option<SecretString>,
+    },
+    /// Start or restart a timer.
+    StartTimer {
+        /// Which one.
+        timer: Timer,
+        /// Not zero.
+        interval: Duration,
+    },
+    /// Stop a timer; no error when it does not run.
+    StopTimer(Timer),
+    /// Publish as this client.
+    Publish {
+        /// Topic name, before the mountpoint is put in front.
+        topic: String,
+        /// Quality of service.
+        qos: QoS,
+        /// Payload.
+        payload: Bytes,
+    },
+    /// Subscribe as this client.
+    Subscribe {
+        /// Topic filter, before the mountpoint is put in front; may be `$share/group/filter`.
+        filter: String,
+        /// Quality of service.
+        qos: QoS,
+    },
+    /// End a subscription; no error when there is none.
+    Unsubscribe {
+        /// Topic filter as it was subscribed.
+        filter: String,
+    },
+}
+
+impl Command {
+    /// The operation's name in logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Send(_) => "send",
+            Self::Close => "close",
+            Self::Authenticate { .. } => "authenticate",
+            Self::StartTimer { .. } => "start_timer",
+            Self::StopTimer(_) => "stop_timer",
+            Self::Publish { .. } => "publish",
+            Self::Subscribe { .. } => "subscribe",
+            Self::Unsubscribe { .. } => "unsubscribe",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An id survives the wire, and no other text is taken for one.
+    #[test]
+    fn conn_id_has_one_written_form() {
+        let ids = ConnIds::new().unwrap();
+        let (first, second) = (ids.next(), ids.next());
+        assert_ne!(first, second);
+        assert_eq!(ConnId::parse(&first.to_string()), Some(first));
+        for text in ["", "0", "00000000000000001", "000000000000000G", "00000000000000AB", "+000000000000001"] {
+            assert_eq!(ConnId::parse(text), None, "{text:?}");
+        }
+    }
+}
