@@ -14,9 +14,11 @@ use bytes::Bytes;
 use secrecy::SecretString;
 
 mod close_reason;
+mod refused;
 pub mod table;
 
 pub use close_reason::CloseReason;
+pub use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///

@@ -1,0 +1,3 @@
+//! polygate: one gate for every device protocol, in any language.
+
+pub mod conn;
