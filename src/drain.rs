@@ -1,0 +1,55 @@
+//! The stop signal, the tasks that must end before the process does, and how long they may take.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Shared by everything that accepts or runs until the gateway stops.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    signal: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Drain {
+    /// Not yet signalled, without tasks.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says that the gateway stops accepting. Cannot be taken back.
+    pub fn begin(&self) {
+        self.signal.cancel();
+        self.tasks.close();
+    }
+
+    /// Returns once [`Drain::begin`] was called.
+    pub async fn signalled(&self) {
+        self.signal.cancelled().await;
+    }
+
+    /// Whether [`Drain::begin`] was called.
+    pub fn is_signalled(&self) -> bool {
+        self.signal.is_cancelled()
+    }
+
+    /// Runs a task that [`Drain::finished`] waits for.
+    pub fn spawn<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task);
+    }
+
+    /// Waits until all tasks have ended, at most for the grace period.
+    ///
+    /// Gives the number of tasks that were still running when it was over; 0 is a clean stop.
+    pub async fn finished(&self, grace: Duration) -> usize {
+        match tokio::time::timeout(grace, self.tasks.wait()).await {
+            Ok(()) => 0,
+            Err(_) => self.tasks.len(),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Log set-up, and every metric with its name, once.
+//!
+//! The parts of the gateway hold handles to the counters they move, resolved when a listener or a handler
+//! is built, so that no event looks up a label.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+mod log;
+
+pub use log::{LogFormat, start_log};
+
+/// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
+const EVENT_SECONDS: [f64; 12] =
+    [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabel {
+    listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    listener: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabel {
+    listener: Arc<str>,
+    handler: Arc<str>,
+    event: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabel {
+    listener: Arc<str>,
+    handler: Arc<str>,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandlerLabel {
+    handler: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabel {
+    operation: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone)]
+struct EventSeconds;
+
+impl MetricConstructor<Histogram> for EventSeconds {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(EVENT_SECONDS)
+    }
+}
+
+/// All metrics of one gateway.
+#[derive(Clone)]
+pub struct Telemetry {
+    registry: Arc<Registry>,
+    connections: Family<ListenerLabel, Gauge>,
+    accepted: Family<ListenerLabel, Counter>,
+    accept_errors: Family<ListenerLabel, Counter>,
+    closes: Family<ReasonLabel, Counter>,
+    received_bytes: Family<ListenerLabel, Counter>,
+    sent_bytes: Family<ListenerLabel, Counter>,
+    published: Family<ListenerLabel, Counter>,
+    delivered: Family<ListenerLabel, Counter>,
+    inbound_queue_bytes: Family<ListenerLabel, Gauge>,
+    outbound_queue_bytes: Family<ListenerLabel, Gauge>,
+    queued_messages: Family<ListenerLabel, Gauge>,
+    sheds: Family<ReasonLabel, Counter>,
+    event_seconds: Family<EventLabel, Histogram, EventSeconds>,
+    failures: Family<FailureLabel, Counter>,
+    undelivered: Family<EventLabel, Counter>,
+    instances: Family<HandlerLabel, Gauge>,
+    instance_memory_bytes: Family<HandlerLabel, Gauge>,
+    adapter_calls: Family<OperationLabel, Counter>,
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Telemetry {
+    /// Registers every metric.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("polygate");
+        let connections = Family::default();
+        registry.register("connections", "Live connections", connections.clone());
+        let accepted = Family::default();
+        registry.register("accepted_connections", "Connections accepted", accepted.clone());
+        let accept_errors = Family::default();
+        registry.register("accept_errors", "Accepts that failed and were tried again", accept_errors.clone());
+        let closes = Family::default();
+        registry.register("closes", "Connections ended, by reason", closes.clone());
+        let received_bytes = Family::default();
+        registry.register_with_unit("received", "Bytes from devices", Unit::Bytes, received_bytes.clone());
+        let sent_bytes = Family::default();
+        registry.register_with_unit("sent", "Bytes to devices", Unit::Bytes, sent_bytes.clone());
+        let published = Family::default();
+        registry.register("published_messages", "Messages that devices published", published.clone());
+        let delivered = Family::default();
+        registry.register("delivered_messages", "Messages handed to handlers", delivered.clone());
+        let inbound_queue_bytes = Family::default();
+        registry.register_with_unit(
+            "inbound_queue",
+            "Bytes read from devices that wait for a handler",
+            Unit::Bytes,
+            inbound_queue_bytes.clone(),
+        );
+        let outbound_queue_bytes = Family::default();
+        registry.register_with_unit(
+            "outbound_queue",
+            "Bytes for devices that wait for the socket",
+            Unit::Bytes,
+            outbound_queue_bytes.clone(),
+        );
+        let queued_messages = Family::default();
+        registry.register("queued_messages", "Messages for devices that wait for a handler", queued_messages.clone());
+        let sheds = Family::default();
+        registry.register("sheds", "What was dropped on purpose, by reason", sheds.clone());
+        let event_seconds = Family::new_with_constructor(EventSeconds);
+        registry.register_with_unit(
+            "event",
+            "How long a handler took for an event",
+            Unit::Seconds,
+            event_seconds.clone(),
+        );
+        let failures = Family::default();
+        registry.register("handler_failures", "Events that a handler did not handle, by kind", failures.clone());
+        let undelivered = Family::default();
+        registry.register("undelivered_events", "Events that no handler got", undelivered.clone());
+        let instances = Family::default();
+        registry.register("instances", "Live instances of a guest", instances.clone());
+        let instance_memory_bytes = Family::default();
+        registry.register_with_unit(
+            "instance_memory",
+            "Linear memory of all live instances of a guest",
+            Unit::Bytes,
+            instance_memory_bytes.clone(),
+        );
+        let adapter_calls = Family::default();
+        registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
+
+        Self {
+            registry: Arc::new(registry),
+            connections,
+            accepted,
+            accept_errors,
+            closes,
+            received_bytes,
+            sent_bytes,
+            published,
+            delivered,
+            inbound_queue_bytes,
+            outbound_queue_bytes,
+            queued_messages,
+            sheds,
+            event_seconds,
+            failures,
+            undelivered,
+            instances,
+            instance_memory_bytes,
+            adapter_calls,
+        }
+    }
+
+    /// The page that Prometheus scrapes, in the OpenMetrics text format 1.0.
+    ///
+    /// # Errors
+    ///
+    /// A label could not be written.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+
+    /// The counters of one listener.
+    pub fn listener(&self, name: &Arc<str>) -> ListenerMetrics {
+        let label = ListenerLabel { listener: Arc::clone(name) };
+        ListenerMetrics {
+            connections: self.connections.get_or_create_owned(&label),
+            accepted: self.accepted.get_or_create_owned(&label),
+            accept_errors: self.accept_errors.get_or_create_owned(&label),
+            received_bytes: self.received_bytes.get_or_create_owned(&label),
+            sent_bytes: self.sent_bytes.get_or_create_owned(&label),
+            published: self.published.get_or_create_owned(&label),
+            delivered: self.delivered.get_or_create_owned(&label),
+            inbound_queue_bytes: self.inbound_queue_bytes.get_or_create_owned(&label),
+            outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
+            queued_messages: self.queued_messages.get_or_create_owned(&label),
+            messages_shed: self.shed(name, "messages_full"),
+            closes: self.closes.clone(),
+            listener: Arc::clone(name),
+        }
+    }
+
+    /// Counts what a listener sheds for this reason.
+    fn shed(&self, listener: &Arc<str>, reason: &'static str) -> Counter {
+        self.sheds.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
+    }
+
+    /// The counters of one handler behind one listener.
+    pub fn handler(&self, listener: &Arc<str>, handler: &Arc<str>) -> HandlerMetrics {
+        let seconds = |event| {
+            self.event_seconds.get_or_create_owned(&EventLabel {
+                listener: Arc::clone(listener),
+                handler: Arc::clone(handler),
+                event,
+            })
+        };
+        HandlerMetrics {
+            created: seconds("on_socket_created"),
+            bytes: seconds("on_received_bytes"),
+            timer: seconds("on_timer_timeout"),
+            messages: seconds("on_received_messages"),
+            closed: seconds("on_socket_closed"),
+            failures: self.failures.clone(),
+            undelivered: self.undelivered.clone(),
+            listener: Arc::clone(listener),
+            handler: Arc::clone(handler),
+        }
+    }
+
+    /// The gauges of one guest's instances.
+    pub fn instances(&self, handler: &Arc<str>) -> InstanceMetrics {
+        let label = HandlerLabel { handler: Arc::clone(handler) };
+        InstanceMetrics {
+            live: self.instances.get_or_create_owned(&label),
+            memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
+        }
+    }
+
+    /// Counts one call of the gRPC adapter.
+    pub fn adapter_called(&self, operation: &'static str, code: &'static str) {
+        self.adapter_calls.get_or_create(&OperationLabel { operation, code }).inc();
+    }
+}
+
+/// The counters of one listener.
+#[derive(Clone, Debug)]
+pub struct ListenerMetrics {
+    /// Live connections.
+    pub connections: Gauge,
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Accepts that failed and were tried again.
+    pub accept_errors: Counter,
+    /// Bytes from devices.
+    pub received_bytes: Counter,
+    /// Bytes to devices.
+    pub sent_bytes: Counter,
+    /// Messages that devices published.
+    pub published: Counter,
+    /// Messages handed to handlers.
+    pub delivered: Counter,
+    /// Bytes read from devices that wait for a handler.
+    pub inbound_queue_bytes: Gauge,
+    /// Bytes for devices that wait for the socket.
+    pub outbound_queue_bytes: Gauge,
+    /// Messages for devices that wait for a handler.
+    pub queued_messages: Gauge,
+    /// Messages for which a connection had no room.
+    pub messages_shed: Counter,
+    closes: Family<ReasonLabel, Counter>,
+    listener: Arc<str>,
+}
+
+impl ListenerMetrics {
+    /// Counts the end of a connection.
+    pub fn closed(&self, reason: &'static str) {
+        self.closes.get_or_create(&ReasonLabel { listener: Arc::clone(&self.listener), reason }).inc();
+    }
+}
+
+/// The counters of one handler behind one listener.
+#[derive(Clone, Debug)]
+pub struct HandlerMetrics {
+    created: Histogram,
+    bytes: Histogram,
+    timer: Histogram,
+    messages: Histogram,
+    closed: Histogram,
+    failures: Family<FailureLabel, Counter>,
+    undelivered: Family<EventLabel, Counter>,
+    listener: Arc<str>,
+    handler: Arc<str>,
+}
+
+impl HandlerMetrics {
+    /// The histogram of an event's durations, by the event's name; unknown names count as bytes.
+    pub fn seconds(&self, event: &'static str) -> &Histogram {
+        match event {
+            "on_socket_created" => &self.created,
+            "on_timer_timeout" => &self.timer,
+            "on_received_messages" => &self.messages,
+            "on_socket_closed" => &self.closed,
+            _ => &self.bytes,
+        }
+    }
+
+    /// Counts an event that the handler did not handle.
+    pub fn failed(&self, kind: &'static str) {
+        let label =
+            FailureLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), kind };
+        self.failures.get_or_create(&label).inc();
+    }
+
+    /// Counts an event that no handler got.
+    pub fn undelivered(&self, event: &'static str) {
+        let label = EventLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), event };
+        self.undelivered.get_or_create(&label).inc();
+    }
+}
+
+/// The gauges of one guest's instances.
+#[derive(Clone, Debug)]
+pub struct InstanceMetrics {
+    /// Live instances.
+    pub live: Gauge,
+    /// Linear memory of all of them.
+    pub memory_bytes: Gauge,
+}
