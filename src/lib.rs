@@ -1,3 +1,4 @@
 //! polygate: one gate for every device protocol, in any language.
 
 pub mod conn;
+pub mod pubsub;
