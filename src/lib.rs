@@ -1,4 +1,5 @@
 //! polygate: one gate for every device protocol, in any language.
 
+pub mod auth;
 pub mod conn;
 pub mod pubsub;
