@@ -1,0 +1,135 @@
+//! Password hashes: argon2id in PHC form, and no other.
+
+use argon2::{Algorithm, Argon2, Params, PasswordVerifier, Version, password_hash::phc};
+
+use super::HASH_MEMORY_KIB_MAX;
+
+/// The most passes over the memory that a hash may ask for.
+const PASSES_MAX: u32 = 64;
+
+/// The most lanes that a hash may ask for.
+const LANES_MAX: u32 = 16;
+
+/// A hash that is known to be one and to cost no more than it may.
+pub(super) struct PasswordHash {
+    hash: phc::PasswordHash,
+    verifier: Argon2<'static>,
+}
+
+/// Why a text cannot be used as a password hash. Never shows the text.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HashFault {
+    /// It is not a PHC string.
+    #[error("a PHC string is expected, as in \"$argon2id$v=19$m=19456,t=2,p=1$salt$hash\"")]
+    NotPhc,
+    /// It is made by another algorithm.
+    #[error("argon2id is expected, and it is {found}")]
+    Algorithm {
+        /// The algorithm's name.
+        found: String,
+    },
+    /// The version is not 19.
+    #[error("version 19 of argon2id is expected, and it is {found}")]
+    Version {
+        /// The version.
+        found: u32,
+    },
+    /// The salt or the hash itself is missing.
+    #[error("its salt or its hash is missing")]
+    Incomplete,
+    /// Its parameters are wrong.
+    #[error("its parameters are not those of argon2id")]
+    Params,
+    /// It asks for more than is allowed.
+    #[error("its parameter {name} is {value}, and at most {value_max} is allowed")]
+    Costly {
+        /// `m` (KiB), `t` or `p`.
+        name: char,
+        /// What it asks for.
+        value: u32,
+        /// What it may ask for.
+        value_max: u32,
+    },
+}
+
+impl PasswordHash {
+    /// Reads a hash.
+    pub(super) fn parse(text: &str) -> Result<Self, HashFault> {
+        let hash = phc::PasswordHash::new(text).map_err(|_| HashFault::NotPhc)?;
+        if hash.algorithm.as_str() != Algorithm::Argon2id.as_str() {
+            return Err(HashFault::Algorithm { found: hash.algorithm.as_str().to_owned() });
+        }
+        // Without a version the string means 16, which has a known weakness.
+        let version = hash.version.unwrap_or(u32::from(Version::V0x10));
+        if version != u32::from(Version::V0x13) {
+            return Err(HashFault::Version { found: version });
+        }
+        if hash.salt.is_none() || hash.hash.is_none() {
+            return Err(HashFault::Incomplete);
+        }
+        let params = Params::try_from(&hash).map_err(|_| HashFault::Params)?;
+        for (name, value, value_max) in [
+            ('m', params.m_cost(), HASH_MEMORY_KIB_MAX),
+            ('t', params.t_cost(), PASSES_MAX),
+            ('p', params.p_cost(), LANES_MAX),
+        ] {
+            if value > value_max {
+                return Err(HashFault::Costly { name, value, value_max });
+            }
+        }
+        Ok(Self { hash, verifier: Argon2::new(Algorithm::Argon2id, Version::V0x13, params) })
+    }
+
+    /// Whether this is the hash of `password`. Slow, and takes the memory that the hash asks for.
+    pub(super) fn verify(&self, password: &[u8]) -> bool {
+        self.verifier.verify_password(password, &self.hash).is_ok()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use argon2::CustomizedPasswordHasher;
+
+    /// A hash that costs next to nothing.
+    pub(crate) fn hash(password: &str) -> String {
+        let params = Params::new(8, 1, 1, None).unwrap();
+        let salt = b"salt salt salt s";
+        let hash: phc::PasswordHash = Argon2::default()
+            .hash_password_customized(password.as_bytes(), salt, None, Some(19), params)
+            .unwrap();
+        hash.to_string()
+    }
+
+    #[test]
+    fn a_hash_verifies_its_password_only() {
+        let hash = PasswordHash::parse(&hash("secret")).unwrap();
+        assert!(hash.verify(b"secret"));
+        assert!(!hash.verify(b"secret "));
+        assert!(!hash.verify(b""));
+    }
+
+    #[test]
+    fn what_is_no_affordable_argon2id_hash_is_refused() {
+        let good = hash("secret");
+        let fault = |text: &str| PasswordHash::parse(text).err();
+        assert_eq!(fault(&good), None);
+        assert_eq!(fault(""), Some(HashFault::NotPhc));
+        assert_eq!(fault("secret"), Some(HashFault::NotPhc));
+        assert_eq!(
+            fault(&good.replace("argon2id", "argon2d")),
+            Some(HashFault::Algorithm { found: "argon2d".to_owned() })
+        );
+        assert_eq!(fault(&good.replace("$v=19", "")), Some(HashFault::Version { found: 16 }));
+        assert_eq!(fault(good.rsplit_once('$').unwrap().0), Some(HashFault::Incomplete));
+        assert_eq!(
+            fault(&good.replace("m=8", "m=262145")),
+            Some(HashFault::Costly { name: 'm', value: 262_145, value_max: 262_144 })
+        );
+        assert_eq!(
+            fault(&good.replace("t=1", "t=65")),
+            Some(HashFault::Costly { name: 't', value: 65, value_max: 64 })
+        );
+        assert_eq!(fault(&good.replace("m=8", "m=1")), Some(HashFault::Params));
+    }
+}

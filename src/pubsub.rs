@@ -1,0 +1,145 @@
+//! Publish and subscribe, as devices and handlers see it.
+//!
+//! A device that has authenticated opens a [`Session`] and publishes and subscribes through it; messages
+//! for its subscriptions arrive in its connection's [`Mailbox`]. What is behind is one of a closed set of
+//! brokers. Topics here are the broker's: the mountpoint has been put in front by the caller, who has also
+//! asked [`Auth`](crate::auth::Auth); nothing below checks permissions of devices again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::conn::table::Mailbox;
+use crate::conn::{ClientInfo, PeerAddr, QoS};
+
+pub mod embedded;
+pub mod topic;
+
+/// `Message.from` of what the gateway itself publishes (`RawPublish`).
+pub const GATEWAY: &str = "exproto";
+
+/// The broker behind the devices. Clones share it.
+#[derive(Clone, Debug)]
+pub enum PubSub {
+    /// The broker inside of this process.
+    Embedded(embedded::Broker),
+}
+
+/// One device's client of the broker.
+///
+/// A clean session: its subscriptions live as long as it does, and nothing is kept for it when it is
+/// gone. It ends when it is closed or dropped, and when another session opens with its client id.
+#[derive(Debug)]
+pub enum Session {
+    /// A client of the embedded broker.
+    Embedded(embedded::Session),
+}
+
+/// Why the broker did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The topic name or filter is malformed.
+    #[error(transparent)]
+    Topic(#[from] topic::Malformed),
+    /// The payload is larger than the broker takes.
+    #[error("the payload has {bytes} bytes, and {bytes_max} are allowed")]
+    PayloadTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The broker's limit.
+        bytes_max: usize,
+    },
+    /// The client has as many subscriptions as it may have.
+    #[error("the client has {subscriptions_max} subscriptions, and no more are allowed")]
+    TooManySubscriptions {
+        /// The broker's limit.
+        subscriptions_max: usize,
+    },
+    /// The session has ended, because another one with its client id has begun.
+    #[error("another connection has taken over the client id")]
+    Replaced,
+    /// The broker has been stopped.
+    #[error("the broker has been stopped")]
+    Stopped,
+}
+
+impl PubSub {
+    /// Opens a session for a device that has authenticated.
+    ///
+    /// A session with the same client id ends: its connection is asked to close with
+    /// [`CloseReason::Replaced`](crate::conn::CloseReason::Replaced). MQTT clients of the embedded broker
+    /// have client ids of their own and are left alone.
+    ///
+    /// `peer` is the device's address, for logs and for brokers that are told of it. Messages go to
+    /// `mailbox`; those that find it full are shed and counted there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`].
+    pub async fn open(&self, client: Arc<ClientInfo>, peer: PeerAddr, mailbox: Mailbox) -> Result<Session, Error> {
+        match self {
+            Self::Embedded(broker) => broker.open(&client, peer, mailbox).map(Session::Embedded),
+        }
+    }
+
+    /// Publishes a message of which no device is the origin; [`GATEWAY`] is its `from`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Stopped`].
+    pub async fn publish_as_gateway(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
+        match self {
+            Self::Embedded(broker) => broker.publish_as_gateway(topic, qos, payload),
+        }
+    }
+}
+
+impl Session {
+    /// Publishes a message; whoever has subscribed gets it, the device itself included.
+    ///
+    /// When this returns, the broker has taken it in. Messages of one session reach each subscriber in
+    /// the order in which they were published.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Replaced`], [`Error::Stopped`].
+    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
+        match self {
+            Self::Embedded(session) => session.publish(topic, qos, payload),
+        }
+    }
+
+    /// Subscribes to a filter, or to a share of one (`$share/group/filter`).
+    ///
+    /// The first time, the retained messages that it matches arrive, except for a share. A message that
+    /// several filters of the device match arrives once, and once more for each share that picks the
+    /// device. `qos` is what the device asked for; messages arrive with their publisher's all the same,
+    /// as ExProto has it, so the embedded broker makes no use of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Topic`], [`Error::TooManySubscriptions`], [`Error::Replaced`], [`Error::Stopped`].
+    pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<(), Error> {
+        match self {
+            Self::Embedded(session) => session.subscribe(filter, qos).await,
+        }
+    }
+
+    /// Ends a subscription; does nothing when there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Topic`], [`Error::Replaced`].
+    pub async fn unsubscribe(&self, filter: &str) -> Result<(), Error> {
+        match self {
+            Self::Embedded(session) => session.unsubscribe(filter),
+        }
+    }
+
+    /// Ends the session and all of its subscriptions; when this returns, no message arrives any more.
+    pub async fn close(self) {
+        match self {
+            Self::Embedded(session) => drop(session),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! rmqtt's handle of one session: tells the hub when the session comes and goes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rmqtt::Result;
+use rmqtt::session::Session;
+use rmqtt::shared::Entry;
+use rmqtt::types::{
+    From, Id, IsAdmin, OfflineSession, Publish, Reason, SubsSearchResult, Subscribe, SubscribeReturn, Tx, Unsubscribe,
+};
+
+use crate::pubsub::embedded::hub::Hub;
+
+/// rmqtt's own entry, with the hub beside it.
+pub(super) struct HubEntry {
+    entry: Box<dyn Entry>,
+    hub: Arc<Hub>,
+}
+
+impl HubEntry {
+    pub(super) fn new(entry: Box<dyn Entry>, hub: Arc<Hub>) -> Self {
+        Self { entry, hub }
+    }
+}
+
+#[async_trait]
+impl Entry for HubEntry {
+    async fn try_lock(&self) -> Result<Box<dyn Entry>> {
+        let locked = self.entry.try_lock().await?;
+        Ok(Box::new(Self::new(locked, self.hub.clone())))
+    }
+
+    fn id(&self) -> Id {
+        self.entry.id()
+    }
+
+    fn id_same(&self) -> Option<bool> {
+        self.entry.id_same()
+    }
+
+    async fn set(&mut self, session: Session, tx: Tx) -> Result<()> {
+        self.entry.set(session, tx.clone()).await?;
+        self.hub.clients().enter(self.entry.id(), tx);
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> Result<Option<(Session, Tx)>> {
+        self.hub.clients().leave(&self.entry.id().client_id);
+        self.entry.remove().await
+    }
+
+    async fn remove_with(&mut self, id: &Id) -> Result<Option<(Session, Tx)>> {
+        self.hub.clients().leave_session(id);
+        self.entry.remove_with(id).await
+    }
+
+    async fn kick(
+        &mut self,
+        clean_start: bool,
+        clear_subscriptions: bool,
+        is_admin: IsAdmin,
+    ) -> Result<OfflineSession> {
+        let kicked = self.entry.kick(clean_start, clear_subscriptions, is_admin).await?;
+        self.hub.clients().leave(&self.entry.id().client_id);
+        Ok(kicked)
+    }
+
+    async fn online(&self) -> bool {
+        self.entry.online().await
+    }
+
+    async fn is_connected(&self) -> bool {
+        self.entry.is_connected().await
+    }
+
+    fn session(&self) -> Option<Session> {
+        self.entry.session()
+    }
+
+    fn exist(&self) -> bool {
+        self.entry.exist()
+    }
+
+    fn tx(&self) -> Option<Tx> {
+        self.entry.tx()
+    }
+
+    async fn subscribe(&self, subscribe: &Subscribe) -> Result<SubscribeReturn> {
+        self.entry.subscribe(subscribe).await
+    }
+
+    async fn unsubscribe(&self, unsubscribe: &Unsubscribe) -> Result<bool> {
+        self.entry.unsubscribe(unsubscribe).await
+    }
+
+    /// rmqtt sends retained messages this way, one after the other: they wait for places.
+    async fn publish(&self, from: From, publish: Publish) -> std::result::Result<(), (From, Publish, Reason)> {
+        self.hub.clients().send_retained(&self.entry.id().client_id, from, publish).await;
+        Ok(())
+    }
+
+    async fn subscriptions(&self) -> Option<Vec<SubsSearchResult>> {
+        self.entry.subscriptions().await
+    }
+}

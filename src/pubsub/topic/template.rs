@@ -1,0 +1,285 @@
+//! Texts with placeholders that a client's identity is put into: mountpoints and the topics of rules.
+//!
+//! A value that would change the shape of the topic never gets in. Were a client allowed to call itself
+//! `a/b`, `+` or `$SYS`, it would reach another client's topics, every client's topics, or the broker's.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// What may stand in a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placeholder {
+    /// `${clientid}`
+    ClientId,
+    /// `${username}`
+    Username,
+    /// `${peerhost}`: the peer's IP address without the port.
+    PeerHost,
+}
+
+impl Placeholder {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ClientId => "${clientid}",
+            Self::Username => "${username}",
+            Self::PeerHost => "${peerhost}",
+        }
+    }
+}
+
+impl fmt::Display for Placeholder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What placeholders stand for.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// The client id.
+    pub client_id: &'a str,
+    /// The user name; empty when there is none.
+    pub username: &'a str,
+    /// The peer's address; absent where a template does not use it.
+    pub peer_host: Option<IpAddr>,
+}
+
+/// A text with placeholders, taken apart once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Value(Placeholder),
+}
+
+/// Why a text is not a template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// A placeholder that is not known here.
+    #[error("{found:?} is not known here; there are {}", List(allowed))]
+    Unknown {
+        /// The placeholder, as it was written.
+        found: String,
+        /// The known ones.
+        allowed: &'static [Placeholder],
+    },
+    /// `${` without its `}`.
+    #[error("\"${{\" at byte {at} has no \"}}\"")]
+    Unclosed {
+        /// Where it begins.
+        at: usize,
+    },
+    /// Two placeholders in one level: two clients could fill it with one and the same text.
+    #[error("the level {level:?} has two placeholders, and one is allowed")]
+    Ambiguous {
+        /// The level.
+        level: String,
+    },
+}
+
+struct List<'a>(&'a [Placeholder]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, placeholder) in self.0.iter().enumerate() {
+            let separator = match index {
+                0 => "",
+                _ if index + 1 == self.0.len() => " and ",
+                _ => ", ",
+            };
+            write!(f, "{separator}{placeholder}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A value that must not stand in a topic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{placeholder} is {value:?}, and in a topic it must {must}")]
+pub struct Unfit {
+    /// What it was to stand for.
+    pub placeholder: Placeholder,
+    /// The value.
+    pub value: String,
+    /// What is asked of it.
+    pub must: &'static str,
+}
+
+impl Template {
+    /// Takes a text apart; `allowed` are the placeholders it may use.
+    ///
+    /// # Errors
+    ///
+    /// An unknown or unclosed placeholder, or two of them in one level.
+    pub fn parse(text: &str, allowed: &'static [Placeholder]) -> Result<Self, TemplateError> {
+        for level in text.split('/') {
+            if level.matches("${").count() > 1 {
+                return Err(TemplateError::Ambiguous { level: level.to_owned() });
+            }
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("${") {
+            let Some((name, behind)) = after.split_once('}') else {
+                return Err(TemplateError::Unclosed { at: text.len() - after.len() - "${".len() });
+            };
+            let found = format!("${{{name}}}");
+            let Some(placeholder) = allowed.iter().find(|placeholder| placeholder.name() == found) else {
+                return Err(TemplateError::Unknown { found, allowed });
+            };
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            parts.push(Part::Value(*placeholder));
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        Ok(Self(parts))
+    }
+
+    /// Puts the values in.
+    ///
+    /// A value must not be empty, must not contain `/`, `+`, `#` or U+0000, and must not begin with `$`
+    /// where it begins the text: it fills one level or a part of one, and never becomes more than that.
+    ///
+    /// # Errors
+    ///
+    /// The first value that does not keep to this.
+    pub fn fill(&self, identity: &Identity<'_>) -> Result<String, Unfit> {
+        let mut filled = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Value(placeholder) => {
+                    let value = value(*placeholder, identity);
+                    if let Some(must) = unfit(&value, filled.is_empty()) {
+                        return Err(Unfit { placeholder: *placeholder, value, must });
+                    }
+                    filled.push_str(&value);
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Puts the values in, and where one does not fit, gives a filter for everything that it could mean.
+    ///
+    /// For rules that deny: a client whose name cannot be put in must not slip past the rule.
+    pub fn fill_widened(&self, identity: &Identity<'_>) -> String {
+        let mut filled = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Value(placeholder) => {
+                    let value = value(*placeholder, identity);
+                    if unfit(&value, filled.is_empty()).is_none() {
+                        filled.push_str(&value);
+                        continue;
+                    }
+                    filled.truncate(filled.rfind('/').map_or(0, |slash| slash + 1));
+                    if filled.is_empty() && value.starts_with('$') {
+                        // "#" would not match what begins with "$".
+                        filled.push_str(value.split('/').next().unwrap_or_default());
+                        filled.push('/');
+                    }
+                    filled.push('#');
+                    return filled;
+                }
+            }
+        }
+        filled
+    }
+
+    /// The text with each placeholder replaced by the same harmless word: the shape of what
+    /// [`fill`](Self::fill) gives.
+    pub fn shape(&self) -> String {
+        self.0
+            .iter()
+            .map(|part| match part {
+                Part::Text(text) => text.as_str(),
+                Part::Value(_) => "x",
+            })
+            .collect()
+    }
+}
+
+fn value(placeholder: Placeholder, identity: &Identity<'_>) -> String {
+    match placeholder {
+        Placeholder::ClientId => identity.client_id.to_owned(),
+        Placeholder::Username => identity.username.to_owned(),
+        Placeholder::PeerHost => identity.peer_host.map(|host| host.to_string()).unwrap_or_default(),
+    }
+}
+
+fn unfit(value: &str, first: bool) -> Option<&'static str> {
+    if value.is_empty() {
+        return Some("not be empty");
+    }
+    if value.contains(['/', '+', '#', '\0']) {
+        return Some("not contain \"/\", \"+\", \"#\" or U+0000");
+    }
+    (first && value.starts_with('$')).then_some("not begin with \"$\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &[Placeholder] = &[Placeholder::ClientId, Placeholder::Username, Placeholder::PeerHost];
+
+    fn identity<'a>(client_id: &'a str, username: &'a str) -> Identity<'a> {
+        Identity { client_id, username, peer_host: Some("192.0.2.7".parse().unwrap()) }
+    }
+
+    #[test]
+    fn values_take_the_places_of_their_placeholders() {
+        let template = Template::parse("v1/${username}/d-${clientid}/${peerhost}/", ALL).unwrap();
+        assert_eq!(template.fill(&identity("a", "u")), Ok("v1/u/d-a/192.0.2.7/".to_owned()));
+        assert_eq!(template.shape(), "v1/x/d-x/x/");
+    }
+
+    #[test]
+    fn faults_are_found_when_the_template_is_read() {
+        let error = |text| Template::parse(text, ALL).unwrap_err().to_string();
+        assert_eq!(error("a/${client}/"), r#""${client}" is not known here; there are ${clientid}, ${username} and ${peerhost}"#);
+        assert_eq!(error("a/${clientid/"), r#""${" at byte 2 has no "}""#);
+        assert_eq!(error("${clientid}${username}/"), r#"the level "${clientid}${username}" has two placeholders, and one is allowed"#);
+        assert!(Template::parse("a$b/{x}", ALL).is_ok());
+    }
+
+    #[test]
+    fn a_filter_that_denies_gets_wider_rather_than_narrower() {
+        let first = Template::parse("${clientid}/x", ALL).unwrap();
+        let inner = Template::parse("a/d-${clientid}/x", ALL).unwrap();
+        for (value, from_first, from_inner) in [
+            ("b", "b/x", "a/d-b/x"),
+            ("b/c", "#", "a/#"),
+            ("", "#", "a/#"),
+            ("$SYS", "$SYS/#", "a/d-$SYS/x"),
+            ("$SYS/b", "$SYS/#", "a/#"),
+        ] {
+            assert_eq!(first.fill_widened(&identity(value, "")), from_first, "{value:?}");
+            assert_eq!(inner.fill_widened(&identity(value, "")), from_inner, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_never_changes_the_shape_of_the_topic() {
+        let first = Template::parse("${clientid}/x", ALL).unwrap();
+        let inner = Template::parse("a/${clientid}/x", ALL).unwrap();
+        for value in ["", "a/b", "/", "+", "#", "a+", "a#", "a\0"] {
+            assert!(first.fill(&identity(value, "")).is_err(), "{value:?}");
+            assert!(inner.fill(&identity(value, "")).is_err(), "{value:?}");
+        }
+        assert!(first.fill(&identity("$SYS", "")).is_err());
+        assert_eq!(inner.fill(&identity("$SYS", "")), Ok("a/$SYS/x".to_owned()));
+        assert_eq!(
+            inner.fill(&identity("a/b", "")).unwrap_err().to_string(),
+            r##"${clientid} is "a/b", and in a topic it must not contain "/", "+", "#" or U+0000"##
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! Devices and MQTT clients at the embedded broker: real sessions, real mailboxes, real MQTT clients.
+
+mod access;
+mod bounds;
+mod exchange;
+mod harness;
+mod sessions;
+mod shares;
