@@ -1,4 +1,7 @@
-//! The stop signal, the tasks that must end before the process does, and how long they may take.
+//! The stop signal, the connections that must end before the process does, and how long they may take.
+//!
+//! Two moments: from [`Drain::begin`] on nothing new is accepted; from [`Drain::end`] on no connection is
+//! left that needs the services behind it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,7 +12,8 @@ use tokio_util::task::TaskTracker;
 /// Shared by everything that accepts or runs until the gateway stops.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    signal: CancellationToken,
+    begun: CancellationToken,
+    ended: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -21,18 +25,28 @@ impl Drain {
 
     /// Says that the gateway stops accepting. Cannot be taken back.
     pub fn begin(&self) {
-        self.signal.cancel();
+        self.begun.cancel();
         self.tasks.close();
     }
 
     /// Returns once [`Drain::begin`] was called.
     pub async fn signalled(&self) {
-        self.signal.cancelled().await;
+        self.begun.cancelled().await;
     }
 
     /// Whether [`Drain::begin`] was called.
     pub fn is_signalled(&self) -> bool {
-        self.signal.is_cancelled()
+        self.begun.is_cancelled()
+    }
+
+    /// Says that no connection is left, or that the grace period is over.
+    pub fn end(&self) {
+        self.ended.cancel();
+    }
+
+    /// Returns once [`Drain::end`] was called.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Runs a task that [`Drain::finished`] waits for.

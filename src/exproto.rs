@@ -1,6 +1,8 @@
 //! The ExProto messages and services as generated from `proto/exproto.proto`, and the way between them
 //! and the gateway's own words.
 
+pub mod service;
+
 use crate::conn::{self, ClientInfo, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 
 /// What `proto/exproto.proto` says, as prost and tonic generate it.
@@ -96,12 +98,10 @@ impl From<Timer> for proto::TimerType {
     }
 }
 
-impl TryFrom<proto::TimerType> for Timer {
-    type Error = std::convert::Infallible;
-
-    fn try_from(timer: proto::TimerType) -> Result<Self, Self::Error> {
+impl From<proto::TimerType> for Timer {
+    fn from(timer: proto::TimerType) -> Self {
         match timer {
-            proto::TimerType::Keepalive => Ok(Self::Keepalive),
+            proto::TimerType::Keepalive => Self::Keepalive,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! is built, so that no event looks up a label.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -69,7 +69,7 @@ impl MetricConstructor<Histogram> for EventSeconds {
 /// All metrics of one gateway.
 #[derive(Clone)]
 pub struct Telemetry {
-    registry: Arc<Registry>,
+    registry: Arc<Mutex<Registry>>,
     connections: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
@@ -164,7 +164,7 @@ impl Telemetry {
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
 
         Self {
-            registry: Arc::new(registry),
+            registry: Arc::new(Mutex::new(registry)),
             connections,
             accepted,
             accept_errors,
@@ -193,8 +193,32 @@ impl Telemetry {
     /// A label could not be written.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut page = String::new();
-        text::encode(&mut page, &self.registry)?;
+        text::encode(&mut page, &self.lock())?;
         Ok(page)
+    }
+
+    /// Shows the counters that the embedded broker keeps.
+    pub fn broker(
+        &self,
+        client_sheds: &Counter,
+        publishes_denied: &Counter,
+        subscribes_denied: &Counter,
+        retained_refused: &Counter,
+    ) {
+        let mut registry = self.lock();
+        for (name, help, counter) in [
+            ("broker_client_sheds", "Messages shed at the full queue of an MQTT client", client_sheds),
+            ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
+            ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
+            ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        // A panic while the page was written leaves nothing half done: the registry is only read there.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The counters of one listener.

@@ -136,6 +136,13 @@ pub struct Entered {
     conn: ConnId,
 }
 
+impl Entered {
+    /// Whose place this is.
+    pub fn conn(&self) -> ConnId {
+        self.conn
+    }
+}
+
 impl Drop for Entered {
     fn drop(&mut self) {
         self.table.0.remove(&self.conn);

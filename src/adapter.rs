@@ -1,0 +1,371 @@
+//! The operations a handler has on its connection: send, close, authenticate, timers, publish, subscribe.
+//!
+//! An [`Adapter`] belongs to one connection. It checks what is asked, talks to [`auth`](crate::auth) and
+//! [`pubsub`](crate::pubsub), and otherwise only collects: bytes in [`Outbound`], a wish to close, a change
+//! of the timer. The connection acts on these between two events, so a call from inside an event never
+//! waits for the connection that waits for the event.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use secrecy::SecretString;
+
+use crate::auth::{Auth, Credentials, Password};
+use crate::conn::table::Mailbox;
+use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, QoS, Refused, Timer};
+use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
+use crate::pubsub::{self, PubSub, Session};
+use crate::telemetry::ListenerMetrics;
+
+mod outbound;
+
+pub use outbound::Outbound;
+
+/// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
+const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
+
+/// What the adapters of one listener share.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// Who may authenticate, publish and subscribe.
+    pub auth: Auth,
+    /// Where messages go and come from.
+    pub pubsub: PubSub,
+    /// Put in front of the devices' topics.
+    pub mountpoint: Mountpoint,
+    /// The listener's counters.
+    pub metrics: ListenerMetrics,
+}
+
+/// A wish about the keepalive timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerChange {
+    /// Start it, or start it anew with this interval.
+    Start(Duration),
+    /// Stop it.
+    Stop,
+}
+
+/// The operations of one connection.
+#[derive(Debug)]
+pub struct Adapter {
+    conn: ConnId,
+    info: Arc<ConnInfo>,
+    services: Arc<Services>,
+    mailbox: Mailbox,
+    outbound: Outbound,
+    timer_change: Option<TimerChange>,
+    close_asked: bool,
+    ended: bool,
+    client: Option<Box<Client>>,
+}
+
+/// Who the peer has proved to be.
+#[derive(Debug)]
+struct Client {
+    info: Arc<ClientInfo>,
+    mount: Mount,
+    session: Session,
+}
+
+impl Adapter {
+    /// The operations of a connection that was just accepted. `mailbox` gets its messages.
+    pub fn new(
+        info: Arc<ConnInfo>,
+        services: Arc<Services>,
+        mailbox: Mailbox,
+        outbound_bytes_max: usize,
+    ) -> Self {
+        Self {
+            conn: mailbox.conn(),
+            info,
+            services,
+            mailbox,
+            outbound: Outbound::new(outbound_bytes_max),
+            timer_change: None,
+            close_asked: false,
+            ended: false,
+            client: None,
+        }
+    }
+
+    /// Whose operations these are.
+    pub fn conn(&self) -> ConnId {
+        self.conn
+    }
+
+    /// What is known of the peer.
+    pub fn info(&self) -> &Arc<ConnInfo> {
+        &self.info
+    }
+
+    /// The client id that the peer has proved; `None` before.
+    pub fn client_id(&self) -> Option<&str> {
+        self.client.as_ref().map(|client| client.info.client_id.as_str())
+    }
+
+    /// The bytes that wait for the socket.
+    pub fn outbound(&mut self) -> &mut Outbound {
+        &mut self.outbound
+    }
+
+    /// Whether the handler has asked to close.
+    pub fn close_asked(&self) -> bool {
+        self.close_asked
+    }
+
+    /// What the handler has asked of the timer since this was called last.
+    pub fn take_timer_change(&mut self) -> Option<TimerChange> {
+        self.timer_change.take()
+    }
+
+    /// The connection has ended: from now on every operation is refused as [`Refused::Gone`], and the client
+    /// leaves the broker with its subscriptions.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.outbound.clear();
+        self.client = None;
+    }
+
+    /// Does what is asked.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], which names what was expected and what came; the connection stays as it was.
+    pub async fn apply(&mut self, command: Command) -> Result<(), Refused> {
+        match command {
+            Command::Send(bytes) => self.send(bytes),
+            Command::Close => self.close(),
+            Command::Authenticate { client, password } => self.authenticate(client, password).await,
+            Command::StartTimer { timer, interval } => self.start_timer(timer, interval),
+            Command::StopTimer(timer) => self.stop_timer(timer),
+            Command::Publish { topic, qos, payload } => self.publish(&topic, qos, payload).await,
+            Command::Subscribe { filter, qos } => self.subscribe(&filter, qos).await,
+            Command::Unsubscribe { filter } => self.unsubscribe(&filter).await,
+        }
+    }
+
+    /// Queues bytes for the peer; the order of calls is the order on the wire.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may.
+    pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
+        self.check_open()?;
+        if self.outbound.is_full() {
+            return Err(Refused::Full {
+                what: "the queue of bytes to the peer",
+                limit: format!("{} bytes", self.outbound.bytes_max()),
+            });
+        }
+        self.services.metrics.outbound_queue_bytes.inc_by(gauge(bytes.len()));
+        self.outbound.push(bytes);
+        Ok(())
+    }
+
+    /// Asks to end the connection once what was sent is flushed.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Gone`] after the end or after another Close.
+    pub fn close(&mut self) -> Result<(), Refused> {
+        self.check_open()?;
+        self.close_asked = true;
+        Ok(())
+    }
+
+    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when the client id or the user name
+    /// does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
+    /// [`Refused::Broker`] when the broker does not take the client.
+    pub async fn authenticate(
+        &mut self,
+        client: ClientInfo,
+        password: Option<SecretString>,
+    ) -> Result<(), Refused> {
+        self.check_open()?;
+        if let Some(client) = &self.client {
+            return Err(Refused::AlreadyAuthenticated { client_id: client.info.client_id.clone() });
+        }
+        if client.client_id.is_empty() {
+            return Err(Refused::Missing { what: "clientinfo.clientid" });
+        }
+        let identity = Identity {
+            client_id: &client.client_id,
+            username: &client.username,
+            peer_host: Some(self.info.peer.host()),
+        };
+        let mount = self
+            .services
+            .mountpoint
+            .fill(&identity)
+            .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
+        let password = password.as_ref().map(Password::from);
+        let credentials = Credentials {
+            client_id: &client.client_id,
+            username: &client.username,
+            password: password.as_ref(),
+        };
+        self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+
+        let info = Arc::new(client);
+        let session = self
+            .services
+            .pubsub
+            .open(Arc::clone(&info), self.info.peer, self.mailbox.clone())
+            .await
+            .map_err(refused_by_broker)?;
+        tracing::info!(
+            conn = %self.conn,
+            client_id = info.client_id,
+            username = info.username,
+            proto = info.proto_name,
+            "authenticated"
+        );
+        self.client = Some(Box::new(Client { info, mount, session }));
+        Ok(())
+    }
+
+    /// Starts the keepalive timer, or starts it anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Malformed`] when the interval is not in `1ms..=65535s`; [`Refused::Gone`].
+    pub fn start_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
+        self.check_open()?;
+        if interval.is_zero() || interval > KEEPALIVE_MAX {
+            return Err(Refused::Malformed {
+                what: "interval",
+                why: format!("expected more than zero and at most 65535 s, got {} ms", interval.as_millis()),
+            });
+        }
+        match timer {
+            Timer::Keepalive => self.timer_change = Some(TimerChange::Start(interval)),
+        }
+        Ok(())
+    }
+
+    /// Stops a timer; none running is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Gone`].
+    pub fn stop_timer(&mut self, timer: Timer) -> Result<(), Refused> {
+        self.check_open()?;
+        match timer {
+            Timer::Keepalive => self.timer_change = Some(TimerChange::Stop),
+        }
+        Ok(())
+    }
+
+    /// Publishes as this client, under its mountpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::NotAuthenticated`], [`Refused::Malformed`] for the topic, [`Refused::Denied`] by a rule,
+    /// [`Refused::Broker`], [`Refused::Gone`].
+    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+        let (client, services) = self.client("Publish")?;
+        let topic = client.mount.name(topic).map_err(malformed)?;
+        if !services.auth.allows_publish(&client.info.client_id, &client.info.username, &topic) {
+            return Err(Refused::Denied(Denied::Publish { topic: topic.into_owned() }));
+        }
+        client.session.publish(&topic, qos, payload).await.map_err(refused_by_broker)?;
+        services.metrics.published.inc();
+        Ok(())
+    }
+
+    /// Subscribes as this client, under its mountpoint. Retained messages follow on the first subscribe.
+    ///
+    /// # Errors
+    ///
+    /// As [`Adapter::publish`].
+    pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<(), Refused> {
+        let (client, services) = self.client("Subscribe")?;
+        let filter = client.mount.filter(filter).map_err(malformed)?;
+        if !services.auth.allows_subscribe(&client.info.client_id, &client.info.username, &filter) {
+            return Err(Refused::Denied(Denied::Subscribe { filter: filter.into_owned() }));
+        }
+        client.session.subscribe(&filter, qos).await.map_err(refused_by_broker)
+    }
+
+    /// Ends a subscription; none is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::NotAuthenticated`], [`Refused::Malformed`] for the filter, [`Refused::Broker`],
+    /// [`Refused::Gone`].
+    pub async fn unsubscribe(&self, filter: &str) -> Result<(), Refused> {
+        let (client, _) = self.client("Unsubscribe")?;
+        let filter = client.mount.filter(filter).map_err(malformed)?;
+        client.session.unsubscribe(&filter).await.map_err(refused_by_broker)
+    }
+
+    /// Publishes on no connection's behalf: no mountpoint, no rules.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
+    pub async fn raw_publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+        raw_publish(&self.services.pubsub, topic, qos, payload).await
+    }
+
+    /// The message as the handler is to see it: without the mountpoint.
+    pub fn unmount(&self, mut message: Message) -> Message {
+        if let Some(client) = &self.client {
+            let name = client.mount.unmount(&message.topic);
+            if name.len() != message.topic.len() {
+                message.topic = name.to_owned();
+            }
+        }
+        message
+    }
+
+    fn check_open(&self) -> Result<(), Refused> {
+        if self.ended || self.close_asked { Err(Refused::Gone) } else { Ok(()) }
+    }
+
+    fn client(&self, operation: &'static str) -> Result<(&Client, &Services), Refused> {
+        self.check_open()?;
+        match &self.client {
+            Some(client) => Ok((client, &self.services)),
+            None => Err(Refused::NotAuthenticated { operation }),
+        }
+    }
+}
+
+/// Publishes on no connection's behalf: no mountpoint, no rules; `from` is "exproto".
+///
+/// # Errors
+///
+/// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
+pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+    check_name(topic).map_err(malformed)?;
+    pubsub.publish_as_gateway(topic, qos, payload).await.map_err(refused_by_broker)
+}
+
+/// A broker that refuses for the request's sake says so; everything else is the broker's own.
+fn refused_by_broker(error: pubsub::Error) -> Refused {
+    match error {
+        pubsub::Error::Topic(error) => malformed(error),
+        pubsub::Error::PayloadTooLarge { .. } => Refused::Malformed { what: "payload", why: error.to_string() },
+        pubsub::Error::TooManySubscriptions { subscriptions_max } => Refused::Full {
+            what: "the client's list of subscriptions",
+            limit: format!("{subscriptions_max} filters"),
+        },
+        pubsub::Error::Replaced => Refused::Gone,
+        pubsub::Error::Stopped => Refused::Broker(error.to_string()),
+    }
+}
+
+fn malformed(malformed: Malformed) -> Refused {
+    Refused::Malformed { what: "topic", why: malformed.to_string() }
+}
+
+fn gauge(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

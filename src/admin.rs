@@ -1,0 +1,109 @@
+//! The admin HTTP port: is the gateway alive, is it ready, and its metrics.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+
+use crate::drain::Drain;
+use crate::telemetry::Telemetry;
+
+/// The media type of the metrics page.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where the admin port listens.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// What callers must present as `Authorization: Bearer ..`; health needs none.
+    pub token: Option<SecretString>,
+}
+
+/// The address was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot bind the admin port on {bind}")]
+pub struct BindError {
+    bind: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+#[derive(Clone)]
+struct Shared {
+    telemetry: Telemetry,
+    drain: Drain,
+    token: Option<SecretString>,
+}
+
+/// Binds the address and serves it in a task that ends with `drain`; gives the bound address.
+///
+/// # Errors
+///
+/// [`BindError`], when the operating system refuses the address.
+pub async fn serve(options: Options, telemetry: Telemetry, drain: Drain) -> Result<SocketAddr, BindError> {
+    let failed = |source| BindError { bind: options.bind, source };
+    let listener = TcpListener::bind(options.bind).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let shared = Shared { telemetry, drain: drain.clone(), token: options.token };
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route_layer(middleware::from_fn_with_state(shared.clone(), require_token));
+    let router =
+        Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
+    tokio::spawn(async move {
+        let stopped = async move { drain.ended().await };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+            tracing::error!(%error, "the admin port has stopped");
+        }
+    });
+    Ok(bound)
+}
+
+/// The process runs.
+async fn live() -> &'static str {
+    "live\n"
+}
+
+/// The gateway accepts devices. It is bound before this port is, so it is ready until it drains.
+async fn ready(State(shared): State<Shared>) -> Response {
+    if shared.drain.is_signalled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    } else {
+        "ready\n".into_response()
+    }
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    match shared.telemetry.render() {
+        Ok(page) => ([(header::CONTENT_TYPE, OPENMETRICS)], page).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot write the metrics page");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn require_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let Some(token) = &shared.token else {
+        return next.run(request).await;
+    };
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .unwrap_or_default();
+    // Digests are compared, so the time it takes tells nothing of the token.
+    if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "expected the admin token\n").into_response()
+    }
+}

@@ -1,0 +1,634 @@
+//! The task that owns one connection: its socket, its handler's side, its queues, its end.
+//!
+//! One event is at its handler at a time; what else happens waits in [`Waiting`], in order. While bytes
+//! wait up to their bound the socket is not read; a message that finds no room is shed and counted. The
+//! task ends when the peer, the handler, a deadline or the operator ends the connection, always in the same
+//! order: no more reading, what was read goes to the handler, what was sent is flushed, the socket closes,
+//! the handler gets `OnSocketClosed`.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+
+use crate::adapter::{Adapter, Services};
+use crate::conn::table::{Entered, Mail, Mailbox, Mails, Table};
+use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
+use crate::dispatch::Chain;
+use crate::handler::{Attached, CallError, grpc};
+use crate::telemetry::{HandlerMetrics, ListenerMetrics};
+
+mod state;
+mod waiting;
+
+pub use state::{Phase, State, Timeouts};
+pub use waiting::{Bounds, Shed, Waiting};
+
+use state::Due;
+
+/// One read takes at most this many bytes; each worker thread has one buffer of that size for all its
+/// connections, so an idle connection holds none.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Mails that are taken out together: the messages among them become one event.
+const MAILS_AT_ONCE: usize = 64;
+
+/// After our side of the stream has ended, how long the peer may take to end its own. A socket that is
+/// closed with bytes unread resets the stream, and the peer would lose the last bytes that it was sent.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What every connection of a listener is given.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// Connections at a time, `1..`.
+    pub connections_max: usize,
+    /// The spans that end a connection.
+    pub timeouts: Timeouts,
+    /// What may wait for the handler.
+    pub bounds: Bounds,
+    /// Bytes that may wait for the socket.
+    pub outbound_bytes_max: usize,
+}
+
+/// Opens the connections of one listener; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connections(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    ids: Arc<ConnIds>,
+    table: Table,
+    services: Arc<Services>,
+    chain: Chain,
+    permits: Arc<Semaphore>,
+    metrics: ListenerMetrics,
+}
+
+/// The right to hold one connection.
+#[derive(Debug)]
+pub struct Permit(#[expect(dead_code, reason = "held, never read")] Option<OwnedSemaphorePermit>);
+
+impl Connections {
+    /// What the connections of a listener share.
+    pub fn new(
+        options: Options,
+        ids: Arc<ConnIds>,
+        table: Table,
+        services: Services,
+        chain: Chain,
+        metrics: ListenerMetrics,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));
+        Self(Arc::new(Shared { options, ids, table, services: Arc::new(services), chain, permits, metrics }))
+    }
+
+    /// Waits until one more connection may be held.
+    pub async fn permit(&self) -> Permit {
+        // The semaphore is never closed.
+        Permit(Arc::clone(&self.0.permits).acquire_owned().await.ok())
+    }
+
+    /// A connection for an accepted peer. It can be asked for things from now on, and lives by its `run`.
+    pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
+        let shared = Arc::clone(&self.0);
+        let now = Instant::now();
+        let id = shared.ids.next();
+        let info = Arc::new(info);
+        let (mailbox, mails) =
+            Mailbox::new(id, shared.options.bounds.messages_max, shared.metrics.messages_shed.clone());
+        let adapter = Adapter::new(
+            Arc::clone(&info),
+            Arc::clone(&shared.services),
+            mailbox.clone(),
+            shared.options.outbound_bytes_max,
+        );
+        let link = shared.chain.first();
+        Connection {
+            attached: link.handler.attach(Box::new(adapter)),
+            handler: link.metrics.clone(),
+            state: State::new(now, shared.options.timeouts),
+            waiting: Waiting::new(shared.options.bounds),
+            entered: shared.table.enter(mailbox),
+            mails,
+            info,
+            input: Input::Open,
+            output: Output::Open,
+            alarm: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+            shared,
+            _permit: permit,
+        }
+    }
+}
+
+/// One accepted peer, from its first event to its last.
+#[derive(Debug)]
+pub struct Connection {
+    shared: Arc<Shared>,
+    info: Arc<ConnInfo>,
+    attached: Attached,
+    handler: HandlerMetrics,
+    state: State,
+    waiting: Waiting,
+    mails: Mails,
+    input: Input,
+    output: Output,
+    alarm: Option<Alarm>,
+    received_bytes: u64,
+    sent_bytes: u64,
+    entered: Entered,
+    _permit: Permit,
+}
+
+/// Whether more bytes can come from the peer.
+#[derive(Debug)]
+enum Input {
+    Open,
+    Ended(CloseReason),
+}
+
+/// Whether the peer can still be sent bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Open,
+    Broken,
+}
+
+/// Wakes the task for its next deadline. Deadlines move with every read, so the alarm is let ring early
+/// and set again rather than moved each time.
+#[derive(Debug)]
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    rings: Instant,
+}
+
+/// What the task is woken for.
+enum Happening {
+    Mail(Option<Box<Mail>>),
+    /// Bytes have been read and wait; or the input has ended.
+    Read,
+    WriteFailed(io::Error),
+    /// What waited for the socket has been written.
+    Flushed,
+    /// The alarm has rung.
+    Alarm,
+}
+
+/// When [`Connection::happening`] may return for a flush alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    AnythingHappens,
+    Flushed,
+}
+
+impl Connection {
+    /// Serves the peer on its socket until the connection has ended.
+    pub async fn run<S>(mut self, mut socket: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let metrics = &self.shared.metrics;
+        metrics.accepted.inc();
+        metrics.connections.inc();
+        tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "connected");
+
+        let reason = self.serve(&mut socket).await;
+        self.state.close(reason);
+        let reason = self.finish(&mut socket).await;
+        self.tell_closed(reason).await;
+        if matches!((&self.input, self.output), (Input::Open, Output::Open)) {
+            linger(&mut socket).await;
+        }
+    }
+
+    fn conn(&self) -> crate::conn::ConnId {
+        self.entered.conn()
+    }
+
+    /// Everything between the first event and the decision to end.
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&mut self, socket: &mut S) -> CloseReason {
+        let created = Event::SocketCreated(Arc::clone(&self.info));
+        if let Err(reason) = self.deliver(socket, created).await {
+            return reason;
+        }
+        loop {
+            if self.attached.adapter().close_asked() {
+                self.state.close(CloseReason::HandlerAsked);
+            }
+            if let Phase::Closing(reason) = self.state.phase()
+                && !hears_the_rest(reason)
+            {
+                return reason.clone();
+            }
+            // While the peer does not take what it is sent, its handler is not given more to answer.
+            if !self.attached.adapter().outbound().is_full()
+                && let Some(event) = self.pop()
+            {
+                if let Err(reason) = self.deliver(socket, event).await {
+                    return reason;
+                }
+                continue;
+            }
+            if self.waiting.is_empty() {
+                match (self.state.phase(), &self.input) {
+                    (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
+                    (Phase::Open, Input::Open) => {}
+                }
+            }
+            let happening = self.happening(socket, Until::AnythingHappens).await;
+            self.handle(happening).await;
+        }
+    }
+
+    /// The next event that waits, with its counters.
+    fn pop(&mut self) -> Option<Event> {
+        let event = self.waiting.pop()?;
+        let metrics = &self.shared.metrics;
+        match &event {
+            Event::ReceivedBytes(bytes) => {
+                metrics.inbound_queue_bytes.dec_by(gauge(bytes.len()));
+            }
+            Event::ReceivedMessages(messages) => {
+                metrics.queued_messages.dec_by(gauge(messages.len()));
+                metrics.delivered.inc_by(messages.len() as u64);
+            }
+            Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_) => {}
+        }
+        Some(event)
+    }
+
+    /// Gives one event to the handler and waits until it is handled, or tells why the connection must end.
+    async fn deliver<S>(&mut self, socket: &mut S, event: Event) -> Result<(), CloseReason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let started = Instant::now();
+        let name = event.name();
+        let result = match &mut self.attached {
+            Attached::Wasm(guest) => guest.call(&event).await,
+            Attached::Grpc { remote, .. } => {
+                let (call, timeout) = (remote.call(&event), remote.call_timeout());
+                self.while_calling(socket, call, timeout).await
+            }
+        };
+        self.handler.seconds(name).observe(started.elapsed().as_secs_f64());
+        self.follow_timer();
+        result.map_err(|error| {
+            self.handler.failed(error.kind());
+            tracing::warn!(
+                conn = %self.conn(),
+                listener = %self.shared.options.listener,
+                handler = %self.shared.chain.first().handler.name(),
+                event = name,
+                kind = error.kind(),
+                "the handler failed: {error}"
+            );
+            CloseReason::HandlerFailed { event: name, error: error.to_string() }
+        })
+    }
+
+    /// Drives a call to a remote handler, and meanwhile the socket and the mailbox: the handler asks for
+    /// things from inside the callback and waits for the answers.
+    async fn while_calling<S>(
+        &mut self,
+        socket: &mut S,
+        mut call: grpc::Call,
+        timeout: Duration,
+    ) -> Result<(), CallError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut deadline = Box::pin(tokio::time::sleep(timeout));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut call => return done,
+                () = &mut deadline => {
+                    if !self.attached.adapter().outbound().is_full() {
+                        return Err(CallError::Timeout(timeout));
+                    }
+                    // The handler waits for the peer to take its bytes; that wait has its own timeout.
+                    deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
+                }
+                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+            }
+        }
+    }
+
+    /// Waits for the next thing that concerns this connection. Can be dropped and called again.
+    async fn happening<S>(&mut self, socket: &mut S, until: Until) -> Happening
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        self.set_alarm();
+        poll_fn(|cx| self.poll_happening(socket, until, cx)).await
+    }
+
+    fn poll_happening<S>(&mut self, socket: &mut S, until: Until, cx: &mut Context<'_>) -> Poll<Happening>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        if let Err(error) = self.poll_write(socket, cx) {
+            return Poll::Ready(Happening::WriteFailed(error));
+        }
+        if until == Until::Flushed && self.attached.adapter().outbound().is_empty() {
+            return Poll::Ready(Happening::Flushed);
+        }
+        // While the peer's queue is full its handler waits with the next command, instead of being refused.
+        if !self.attached.adapter().outbound().is_full()
+            && let Poll::Ready(mail) = self.mails.poll_recv(cx)
+        {
+            return Poll::Ready(Happening::Mail(mail));
+        }
+        if self.may_read() && self.poll_read(socket, cx).is_ready() {
+            return Poll::Ready(Happening::Read);
+        }
+        match &mut self.alarm {
+            Some(alarm) => alarm.sleep.as_mut().poll(cx).map(|()| Happening::Alarm),
+            None => Poll::Pending,
+        }
+    }
+
+    fn may_read(&self) -> bool {
+        *self.state.phase() == Phase::Open
+            && matches!(self.input, Input::Open)
+            && self.waiting.has_room_for_bytes()
+    }
+
+    /// One read, through a buffer that all connections of this thread share.
+    fn poll_read<S: AsyncRead + Unpin>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<()> {
+        thread_local! {
+            static BUFFER: std::cell::RefCell<Box<[u8]>> = std::cell::RefCell::new(vec![0; READ_BYTES_MAX].into());
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            match Pin::new(socket).poll_read(cx, &mut read) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if read.filled().is_empty() => {
+                    self.input = Input::Ended(CloseReason::PeerClosed);
+                }
+                Poll::Ready(Ok(())) => {
+                    let bytes = read.filled();
+                    self.state.handle_received(Instant::now());
+                    self.received_bytes += bytes.len() as u64;
+                    self.shared.metrics.received_bytes.inc_by(bytes.len() as u64);
+                    self.shared.metrics.inbound_queue_bytes.inc_by(gauge(bytes.len()));
+                    self.waiting.push_bytes(bytes);
+                }
+                Poll::Ready(Err(error)) => self.input = Input::Ended(socket_error(&error)),
+            }
+            Poll::Ready(())
+        })
+    }
+
+    /// Writes what the socket takes now.
+    fn poll_write<S: AsyncWrite + Unpin>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> io::Result<()> {
+        let outbound = self.attached.adapter().outbound();
+        if outbound.is_empty() {
+            return Ok(());
+        }
+        if self.output == Output::Broken {
+            self.shared.metrics.outbound_queue_bytes.dec_by(gauge(outbound.bytes()));
+            outbound.clear();
+            return Ok(());
+        }
+        let mut taken_in_all = 0;
+        let result = loop {
+            if outbound.is_empty() {
+                break Ok(());
+            }
+            let (slices, count) = outbound.slices();
+            match Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Pending => break Ok(()),
+                Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(taken)) => {
+                    outbound.advance(taken);
+                    taken_in_all += taken;
+                }
+                Poll::Ready(Err(error)) => break Err(error),
+            }
+        };
+        let some_wait = !outbound.is_empty();
+        if taken_in_all > 0 {
+            self.sent_bytes += taken_in_all as u64;
+            self.shared.metrics.sent_bytes.inc_by(taken_in_all as u64);
+            self.shared.metrics.outbound_queue_bytes.dec_by(gauge(taken_in_all));
+        }
+        self.state.handle_written(Instant::now(), taken_in_all > 0, some_wait);
+        result
+    }
+
+    /// Acts on what has happened.
+    async fn handle(&mut self, happening: Happening) {
+        match happening {
+            Happening::Mail(Some(mail)) => {
+                self.handle_mail(*mail).await;
+                // Messages that are there already go to the handler as one event.
+                for _ in 1..MAILS_AT_ONCE {
+                    match self.mails.try_recv() {
+                        Ok(mail) => self.handle_mail(*mail).await,
+                        Err(_) => break,
+                    }
+                }
+            }
+            // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
+            Happening::Mail(None) => self.state.close(CloseReason::Draining),
+            Happening::Read | Happening::Flushed => {}
+            Happening::WriteFailed(error) => self.handle_broken(socket_error(&error)),
+            Happening::Alarm => {
+                self.alarm = None;
+                match self.state.handle_timeout(Instant::now()) {
+                    Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
+                    Some(Due::Write) => self.handle_broken(CloseReason::WriteTimedOut),
+                    Some(Due::Idle) | None => {}
+                }
+            }
+        }
+    }
+
+    /// The socket takes nothing more: what waits for it is lost, what was read still goes to the handler.
+    fn handle_broken(&mut self, reason: CloseReason) {
+        self.output = Output::Broken;
+        if matches!(self.input, Input::Open) {
+            self.input = Input::Ended(reason);
+        }
+    }
+
+    async fn handle_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Ask(command, reply) => {
+                let result = self.attached.adapter().apply(command).await;
+                self.follow_timer();
+                if let Err(_unread) = reply.send(result) {
+                    tracing::trace!(conn = %self.conn(), "the caller did not wait for the answer");
+                }
+            }
+            Mail::Deliver(message) => {
+                let message = self.attached.adapter().unmount(message);
+                let metrics = &self.shared.metrics;
+                match self.waiting.push_message(message) {
+                    Ok(()) => {
+                        metrics.queued_messages.inc();
+                    }
+                    Err(Shed) => {
+                        metrics.messages_shed.inc();
+                    }
+                }
+            }
+            Mail::End(reason) => self.state.close(reason),
+        }
+    }
+
+    fn follow_timer(&mut self) {
+        if let Some(change) = self.attached.adapter().take_timer_change() {
+            self.state.handle_timer(Instant::now(), change);
+        }
+    }
+
+    fn set_alarm(&mut self) {
+        let Some(deadline) = self.state.poll_timeout() else {
+            return;
+        };
+        match &mut self.alarm {
+            // It rings early and is set again: cheaper than moving it with every read.
+            Some(alarm) if alarm.rings <= deadline => {}
+            Some(alarm) => {
+                alarm.rings = deadline;
+                alarm.sleep.as_mut().reset(deadline.into());
+            }
+            None => {
+                self.alarm =
+                    Some(Alarm { sleep: Box::pin(tokio::time::sleep_until(deadline.into())), rings: deadline });
+            }
+        }
+    }
+
+    /// Writes what waits, at most for the write timeout, and ends our side of the stream.
+    async fn finish<S>(&mut self, socket: &mut S) -> CloseReason
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        loop {
+            match self.happening(socket, Until::Flushed).await {
+                Happening::Flushed => break,
+                happening => self.handle(happening).await,
+            }
+        }
+        let Phase::Closing(reason) = self.state.phase().clone() else {
+            return CloseReason::Draining;
+        };
+        if let Err(error) = socket.shutdown().await {
+            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
+        }
+        reason
+    }
+
+    /// The last event and the last line of the log.
+    async fn tell_closed(&mut self, reason: CloseReason) {
+        // Whoever asks for something from now on is told that the connection is gone, at once.
+        self.mails.close();
+        while let Ok(unanswered) = self.mails.try_recv() {
+            drop(unanswered);
+        }
+        let adapter = self.attached.adapter();
+        let client_id = adapter.client_id().map(str::to_owned);
+        adapter.end();
+        self.forget_waiting();
+        tracing::info!(
+            conn = %self.conn(),
+            listener = %self.shared.options.listener,
+            peer = %self.info.peer,
+            client_id,
+            received_bytes = self.received_bytes,
+            sent_bytes = self.sent_bytes,
+            age_ms = self.state.age(Instant::now()).as_millis() as u64,
+            %reason,
+            "closed"
+        );
+        self.shared.metrics.closed(reason.name());
+        self.shared.metrics.connections.dec();
+
+        let event = Event::SocketClosed(reason);
+        let name = event.name();
+        let started = Instant::now();
+        let result = match &mut self.attached {
+            Attached::Wasm(guest) => guest.call(&event).await,
+            Attached::Grpc { remote, .. } => {
+                let timeout = remote.call_timeout();
+                match tokio::time::timeout(timeout, remote.call(&event)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(CallError::Timeout(timeout)),
+                }
+            }
+        };
+        self.handler.seconds(name).observe(started.elapsed().as_secs_f64());
+        if let Err(error) = result {
+            self.handler.undelivered(name);
+            tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
+        }
+    }
+
+    /// What waits reaches nobody any more; its gauges go with it.
+    fn forget_waiting(&mut self) {
+        let metrics = &self.shared.metrics;
+        metrics.inbound_queue_bytes.dec_by(gauge(self.waiting.bytes()));
+        metrics.queued_messages.dec_by(gauge(self.waiting.messages()));
+        self.waiting.clear();
+    }
+}
+
+/// Reads and drops what the peer still sends, until it has ended its side too.
+async fn linger<S: AsyncRead + Unpin>(socket: &mut S) {
+    let until_the_end = async { while matches!(socket.read(&mut [0; 1024]).await, Ok(1..)) {} };
+    if tokio::time::timeout(LINGER, until_the_end).await.is_err() {
+        tracing::trace!("the peer did not end its side of the stream");
+    }
+}
+
+/// Whether the handler still gets what was read before the end was decided. One that asked for the end does
+/// not want it, and one that failed cannot have it.
+fn hears_the_rest(reason: &CloseReason) -> bool {
+    match reason {
+        CloseReason::PeerClosed
+        | CloseReason::SocketError(_)
+        | CloseReason::WriteTimedOut
+        | CloseReason::KeepaliveExpired
+        | CloseReason::Draining => true,
+        CloseReason::IdleTimedOut
+        | CloseReason::HandlerAsked
+        | CloseReason::HandlerFailed { .. }
+        | CloseReason::Replaced
+        | CloseReason::Kicked
+        | CloseReason::Expired => false,
+    }
+}
+
+/// A socket's error in the words of errno(3), which ExProto handlers know.
+fn socket_error(error: &io::Error) -> CloseReason {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut, WriteZero,
+    };
+    CloseReason::SocketError(match error.kind() {
+        ConnectionReset => "econnreset",
+        BrokenPipe | WriteZero => "epipe",
+        ConnectionAborted => "econnaborted",
+        TimedOut => "etimedout",
+        HostUnreachable => "ehostunreach",
+        NetworkUnreachable => "enetunreach",
+        _ => "eio",
+    })
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,228 @@
+//! The `ConnectionAdapter` service: gRPC handlers call it, also from inside a callback.
+//!
+//! It decodes, asks the connection through its mailbox and encodes the answer. A refusal is an answer with
+//! a code; the gRPC status is OK in all cases.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status};
+
+use super::proto;
+use super::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
+use crate::adapter;
+use crate::conn::table::Table;
+use crate::conn::{Command, ConnId, QoS, Refused, Timer};
+use crate::drain::Drain;
+use crate::pubsub::PubSub;
+use crate::telemetry::Telemetry;
+
+/// HTTP/2 pings to handlers that keep a connection open.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Largest request, in bytes: a `Send` of a few megabytes in one piece, which some handlers make.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// Where the adapter listens and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// Certificates; plain HTTP/2 when absent.
+    pub tls: Option<ServerTls>,
+}
+
+/// Certificates of the adapter.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// The certificate chain and its key, in PEM.
+    pub identity_pem: (Vec<u8>, Vec<u8>),
+    /// The authorities that must have signed a caller's certificate, in PEM; none is asked for when absent.
+    pub client_ca_pem: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerTls").field("asks_for_clients", &self.client_ca_pem.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Why the adapter could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The operating system refuses the address.
+    #[error("cannot bind the adapter on {bind}")]
+    Bind {
+        /// The address.
+        bind: SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error("the adapter's tls settings cannot be used")]
+    Tls(#[source] tonic::transport::Error),
+    /// The reflection service could not be built.
+    #[error("the adapter's reflection service could not be built")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// Answers the calls of gRPC handlers.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    table: Table,
+    pubsub: PubSub,
+    telemetry: Telemetry,
+}
+
+impl Adapter {
+    /// Reaches the connections of this table, and publishes to this broker.
+    pub fn new(table: Table, pubsub: PubSub, telemetry: Telemetry) -> Self {
+        Self { table, pubsub, telemetry }
+    }
+
+    /// Binds the address and serves the adapter, health and reflection in a task that ends with `drain`.
+    ///
+    /// Gives the bound address.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub async fn serve(self, options: &Options, drain: Drain) -> Result<SocketAddr, BindError> {
+        let bind = options.bind;
+        let failed = |source| BindError::Bind { bind, source };
+        let listener = TcpListener::bind(bind).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<ConnectionAdapterServer<Self>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(BindError::Reflection)?;
+        let mut server = Server::builder().http2_keepalive_interval(Some(PING_INTERVAL));
+        if let Some(tls) = &options.tls {
+            server = server.tls_config(tls_config(tls)).map_err(BindError::Tls)?;
+        }
+        let router = server
+            .add_service(ConnectionAdapterServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX))
+            .add_service(health_service)
+            .add_service(reflection);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(async move {
+            // Handlers need the adapter until the last connection has told them of its end.
+            let stopped = async move { drain.ended().await };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
+                tracing::error!(%error, "the adapter has stopped");
+            }
+        });
+        Ok(bound)
+    }
+
+    /// Asks the connection that `conn` names.
+    async fn ask(&self, conn: &str, command: Result<Command, Refused>) -> Result<(), Refused> {
+        let id = ConnId::parse(conn).ok_or_else(|| Refused::Malformed {
+            what: "conn",
+            why: format!("expected 16 hexadecimal digits as the gateway gave them, got {conn:.40?}"),
+        })?;
+        let mailbox = self.table.get(id).ok_or(Refused::Gone)?;
+        mailbox.ask(command?).await
+    }
+
+    fn answer(&self, operation: &'static str, result: Result<(), Refused>) -> Result<Response<proto::CodeResponse>, Status> {
+        let code = result.as_ref().map_or_else(proto::ResultCode::from, |()| proto::ResultCode::Success);
+        self.telemetry.adapter_called(operation, code.as_str_name());
+        if let Err(refused) = &result {
+            tracing::debug!(operation, "refused: {refused}");
+        }
+        Ok(Response::new(result.into()))
+    }
+}
+
+fn tls_config(tls: &ServerTls) -> ServerTlsConfig {
+    let (chain, key) = &tls.identity_pem;
+    let config = ServerTlsConfig::new().identity(Identity::from_pem(chain, key));
+    match &tls.client_ca_pem {
+        Some(pem) => config.client_ca_root(Certificate::from_pem(pem)),
+        None => config,
+    }
+}
+
+fn qos(number: u32) -> Result<QoS, Refused> {
+    QoS::try_from(number)
+        .map_err(|number| Refused::Malformed { what: "qos", why: format!("expected 0, 1 or 2, got {number}") })
+}
+
+fn timer(request: &proto::TimerRequest) -> Result<Command, Refused> {
+    let timer = proto::TimerType::try_from(request.r#type).map(Timer::from).map_err(|_| Refused::Malformed {
+        what: "type",
+        why: format!("expected 0 (KEEPALIVE), got {}", request.r#type),
+    })?;
+    Ok(Command::StartTimer { timer, interval: Duration::from_secs(request.interval.into()) })
+}
+
+type Answer = Result<Response<proto::CodeResponse>, Status>;
+
+#[tonic::async_trait]
+impl ConnectionAdapter for Adapter {
+    async fn send(&self, request: Request<proto::SendBytesRequest>) -> Answer {
+        let request = request.into_inner();
+        let result = self.ask(&request.conn, Ok(Command::Send(request.bytes))).await;
+        self.answer("Send", result)
+    }
+
+    async fn close(&self, request: Request<proto::CloseSocketRequest>) -> Answer {
+        let result = self.ask(&request.into_inner().conn, Ok(Command::Close)).await;
+        self.answer("Close", result)
+    }
+
+    async fn authenticate(&self, request: Request<proto::AuthenticateRequest>) -> Answer {
+        let request = request.into_inner();
+        let command = request.clientinfo.ok_or(Refused::Missing { what: "clientinfo" }).map(|client| {
+            // proto3 cannot tell an empty password from none.
+            let password = (!request.password.is_empty()).then(|| SecretString::from(request.password));
+            Command::Authenticate { client: client.into(), password }
+        });
+        let result = self.ask(&request.conn, command).await;
+        self.answer("Authenticate", result)
+    }
+
+    async fn start_timer(&self, request: Request<proto::TimerRequest>) -> Answer {
+        let request = request.into_inner();
+        let result = self.ask(&request.conn, timer(&request)).await;
+        self.answer("StartTimer", result)
+    }
+
+    async fn publish(&self, request: Request<proto::PublishRequest>) -> Answer {
+        let proto::PublishRequest { conn, topic, qos: number, payload } = request.into_inner();
+        let command = qos(number).map(|qos| Command::Publish { topic, qos, payload });
+        let result = self.ask(&conn, command).await;
+        self.answer("Publish", result)
+    }
+
+    async fn subscribe(&self, request: Request<proto::SubscribeRequest>) -> Answer {
+        let proto::SubscribeRequest { conn, topic, qos: number } = request.into_inner();
+        let command = qos(number).map(|qos| Command::Subscribe { filter: topic, qos });
+        let result = self.ask(&conn, command).await;
+        self.answer("Subscribe", result)
+    }
+
+    async fn unsubscribe(&self, request: Request<proto::UnsubscribeRequest>) -> Answer {
+        let proto::UnsubscribeRequest { conn, topic } = request.into_inner();
+        let result = self.ask(&conn, Ok(Command::Unsubscribe { filter: topic })).await;
+        self.answer("Unsubscribe", result)
+    }
+
+    async fn raw_publish(&self, request: Request<proto::RawPublishRequest>) -> Answer {
+        let proto::RawPublishRequest { topic, qos: number, payload } = request.into_inner();
+        let result = match qos(number) {
+            Ok(qos) => adapter::raw_publish(&self.pubsub, &topic, qos, payload).await,
+            Err(refused) => Err(refused),
+        };
+        self.answer("RawPublish", result)
+    }
+}

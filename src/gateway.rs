@@ -1,0 +1,284 @@
+//! The composition root: builds everything, binds everything, runs, drains.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::task::JoinHandle;
+
+use crate::adapter::Services;
+use crate::auth::{self, Auth};
+use crate::config::{self, Config};
+use crate::conn::table::Table;
+use crate::conn::{CloseReason, ConnIds, ListenAddr};
+use crate::connection::Connections;
+use crate::dispatch::{Chain, EmptyChain};
+use crate::drain::Drain;
+use crate::exproto::service::{self, Adapter};
+use crate::handler::{Handler, grpc, wasm};
+use crate::listener::{self, Listener};
+use crate::pubsub::{PubSub, embedded};
+use crate::serve::serve;
+use crate::telemetry::Telemetry;
+use crate::admin;
+
+/// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
+const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
+
+/// Why the gateway could not be started. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be made.
+    #[error("cannot use {dir:?} as the data directory")]
+    DataDir {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The operating system gave no random numbers.
+    #[error("the system's random generator failed")]
+    Random(#[source] getrandom::Error),
+    /// The rules or users cannot be used.
+    #[error(transparent)]
+    Auth(#[from] auth::OptionsError),
+    /// The embedded broker did not start.
+    #[error(transparent)]
+    Broker(#[from] embedded::StartError),
+    /// The engine for guests did not start.
+    #[error(transparent)]
+    Host(#[from] wasm::HostError),
+    /// A guest could not be loaded.
+    #[error(transparent)]
+    Guest(#[from] wasm::LoadError),
+    /// Loading a guest panicked.
+    #[error("loading a guest panicked")]
+    Loading(#[source] tokio::task::JoinError),
+    /// The certificates of a gRPC handler cannot be used.
+    #[error(transparent)]
+    HandlerTls(#[from] grpc::TlsError),
+    /// A listener names a handler that does not exist.
+    #[error("listener {listener:?}: no handler is named {handler:?}")]
+    NoSuchHandler {
+        /// The listener.
+        listener: Arc<str>,
+        /// The name.
+        handler: Arc<str>,
+    },
+    /// A listener has no handler.
+    #[error(transparent)]
+    EmptyChain(#[from] EmptyChain),
+    /// A listener's address is refused.
+    #[error(transparent)]
+    Listener(#[from] listener::BindError),
+    /// The adapter's address is refused.
+    #[error(transparent)]
+    Adapter(#[from] service::BindError),
+    /// The admin port's address is refused.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    drain: Drain,
+    drain_timeout: Duration,
+    table: Table,
+    telemetry: Telemetry,
+    broker: embedded::Broker,
+    accept_loops: Vec<JoinHandle<()>>,
+    bound: Bound,
+}
+
+/// The addresses that were bound, with the ports that the system chose.
+#[derive(Clone, Debug, Default)]
+pub struct Bound {
+    /// The listeners, by name, in the order of the configuration.
+    pub listeners: Vec<(Arc<str>, ListenAddr)>,
+    /// The `ConnectionAdapter` service.
+    pub adapter: Option<SocketAddr>,
+    /// The embedded broker's MQTT port.
+    pub broker: Option<SocketAddr>,
+    /// The admin port.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Bound {
+    /// The address of a listener.
+    pub fn listener(&self, name: &str) -> Option<SocketAddr> {
+        self.listeners.iter().find(|(listener, _)| &**listener == name).map(|(_, address)| address.0)
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("bound", &self.bound).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Builds and binds everything, then accepts devices.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`], with the first thing that did not work.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let Config { node, data_dir, drain_timeout, adapter, admin, broker, auth, handlers, listeners } = config;
+        std::fs::create_dir_all(&data_dir)
+            .map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
+        let telemetry = Telemetry::new();
+        let drain = Drain::new();
+        let table = Table::default();
+        let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
+        let auth = Auth::new(auth)?;
+
+        let handlers = load_handlers(handlers, data_dir.join("components"), &telemetry).await?;
+        tracing::info!(handlers = handlers.len(), "handlers ready");
+
+        let mut sockets = Vec::with_capacity(listeners.len());
+        for options in listeners {
+            let metrics = telemetry.listener(&options.socket.name);
+            let chain = Chain::new(&options.socket.name, chosen(&options, &handlers)?, &telemetry)?;
+            let socket = Listener::bind(&options.socket, metrics.clone())?;
+            sockets.push((socket, chain, metrics, options));
+        }
+
+        let broker = embedded::Broker::start(broker, auth.clone()).await?;
+        let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
+        let pubsub = PubSub::Embedded(broker.clone());
+        let counters = broker.counters();
+        telemetry.broker(
+            &counters.client_sheds,
+            &counters.publishes_denied,
+            &counters.subscribes_denied,
+            &counters.retained_refused,
+        );
+        if let Some(options) = &adapter {
+            let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
+            bound.adapter = Some(service.serve(options, drain.clone()).await?);
+        }
+
+        let mut accept_loops = Vec::with_capacity(sockets.len());
+        for (socket, chain, metrics, options) in sockets {
+            let address = socket.local_addr();
+            tracing::info!(
+                listener = %options.socket.name,
+                transport = %options.socket.bind.transport,
+                %address,
+                handler = %chain.first().handler.name(),
+                "accepting"
+            );
+            bound.listeners.push((Arc::clone(&options.socket.name), address));
+            let services = Services {
+                auth: auth.clone(),
+                pubsub: pubsub.clone(),
+                mountpoint: options.mountpoint,
+                metrics: metrics.clone(),
+            };
+            let connections =
+                Connections::new(options.connection, Arc::clone(&ids), table.clone(), services, chain, metrics);
+            accept_loops.push(tokio::spawn(serve(socket, connections, drain.clone())));
+        }
+        if let Some(options) = admin {
+            bound.admin = Some(admin::serve(options, telemetry.clone(), drain.clone()).await?);
+        }
+        tracing::info!(
+            %node,
+            adapter = bound.adapter.map(tracing::field::display),
+            broker = bound.broker.map(tracing::field::display),
+            admin = bound.admin.map(tracing::field::display),
+            "started"
+        );
+        Ok(Self { drain, drain_timeout, table, telemetry, broker, accept_loops, bound })
+    }
+
+    /// The addresses that were bound.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// The metrics.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// The live connections.
+    pub fn connections(&self) -> &Table {
+        &self.table
+    }
+
+    /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
+    /// is over. Gives the number of connections that had not ended by then.
+    pub async fn stop(self) -> usize {
+        tracing::info!(connections = self.table.len(), "stopping");
+        self.drain.begin();
+        for accept_loop in self.accept_loops {
+            // After this, every accepted connection is in the table.
+            if tokio::time::timeout(ACCEPT_LOOPS_END, accept_loop).await.is_err() {
+                tracing::error!("an accept loop did not end");
+            }
+        }
+        let ending = async {
+            let mailboxes = self.table.all();
+            let mut asked: FuturesUnordered<_> =
+                mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
+            while asked.next().await.is_some() {}
+        };
+        let (_, left) = tokio::join!(
+            tokio::time::timeout(self.drain_timeout, ending),
+            self.drain.finished(self.drain_timeout)
+        );
+        if left > 0 {
+            tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
+        }
+        self.drain.end();
+        self.broker.shutdown().await;
+        tracing::info!("stopped");
+        left
+    }
+}
+
+/// Loads the guests, on blocking threads because compiling one may take seconds, and prepares the rest.
+async fn load_handlers(
+    options: Vec<config::Handler>,
+    cache_dir: PathBuf,
+    telemetry: &Telemetry,
+) -> Result<Vec<Handler>, StartError> {
+    let mut host = None;
+    let mut handlers = Vec::with_capacity(options.len());
+    for options in options {
+        let handler = match options {
+            config::Handler::Grpc(options) => Handler::Grpc(grpc::Handler::new(options)?),
+            config::Handler::Wasm(options) => {
+                let host = match &host {
+                    Some(host) => host,
+                    None => {
+                        let started = wasm::Host::start(cache_dir.clone())?;
+                        tracing::info!(instances_max = started.instances_max(), "engine for guests ready");
+                        host.insert(started)
+                    }
+                };
+                let (host, metrics) = (host.clone(), telemetry.instances(&options.name));
+                let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
+                Handler::Wasm(loading.await.map_err(StartError::Loading)??)
+            }
+        };
+        handlers.push(handler);
+    }
+    Ok(handlers)
+}
+
+/// The handlers that a listener names.
+fn chosen(listener: &config::Listener, handlers: &[Handler]) -> Result<Vec<Handler>, StartError> {
+    let find = |name: &Arc<str>| {
+        handlers.iter().find(|handler| handler.name() == name).cloned().ok_or_else(|| StartError::NoSuchHandler {
+            listener: Arc::clone(&listener.socket.name),
+            handler: Arc::clone(name),
+        })
+    };
+    listener.handlers.iter().map(find).collect()
+}

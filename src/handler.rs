@@ -1,0 +1,111 @@
+//! The program behind a listener: a gRPC server that speaks ExProto, or a guest.
+//!
+//! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attached`],
+//! which takes that connection's events one at a time. What the handler asks for meanwhile goes through the
+//! connection's [`Adapter`].
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapter::Adapter;
+
+pub mod grpc;
+pub mod wasm;
+
+/// A handler of either kind; cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Handler {
+    /// A gRPC server that speaks ExProto.
+    Grpc(grpc::Handler),
+    /// A guest: a WebAssembly component in this process.
+    Wasm(wasm::Handler),
+}
+
+impl Handler {
+    /// Its name in the configuration, in logs and metrics.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Grpc(handler) => handler.name(),
+            Self::Wasm(handler) => handler.name(),
+        }
+    }
+
+    /// Binds a connection to this handler. Nothing is sent or started before the first event.
+    pub fn attach(&self, adapter: Box<Adapter>) -> Attached {
+        match self {
+            Self::Grpc(handler) => Attached::Grpc { remote: handler.attach(&adapter), adapter },
+            Self::Wasm(handler) => Attached::Wasm(handler.attach(adapter)),
+        }
+    }
+}
+
+/// One connection's side of a handler. It holds the connection's adapter, because a guest has to reach it
+/// during a call.
+#[derive(Debug)]
+pub enum Attached {
+    /// Calls go over the network; adapter operations come back through the mailbox.
+    Grpc {
+        /// Makes the calls.
+        remote: grpc::Remote,
+        /// The connection's operations.
+        adapter: Box<Adapter>,
+    },
+    /// Calls go into an instance; adapter operations are made in the same task, during the call.
+    Wasm(wasm::Guest),
+}
+
+impl Attached {
+    /// The connection's operations.
+    pub fn adapter(&mut self) -> &mut Adapter {
+        match self {
+            Self::Grpc { adapter, .. } => adapter,
+            Self::Wasm(guest) => guest.adapter(),
+        }
+    }
+}
+
+/// Why an event was not handled. The kinds decide what happens next.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The handler could not be reached, or the call was cut off by its transport, or no instance could be made.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// No answer within the handler's timeout.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The handler ran and failed.
+    #[error("{0}")]
+    Fault(String),
+    /// The handler does not speak this interface.
+    #[error("unfit: {0}")]
+    Unfit(String),
+}
+
+impl CallError {
+    /// The kind's name in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Timeout(_) => "timeout",
+            Self::Fault(_) => "fault",
+            Self::Unfit(_) => "unfit",
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,160 @@
+//! gRPC handlers: the user's servers that speak ExProto.
+//!
+//! A [`Handler`] owns a small pool of HTTP/2 connections to each of its urls. They are opened by the first
+//! call and opened anew by the next call after a loss. A device's connection stays with one of them, so its
+//! events take one way; the events' order itself comes from there being only one in flight.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tonic::transport::Uri;
+
+use self::endpoint::Endpoint;
+use super::CallError;
+use crate::adapter::Adapter;
+use crate::conn::{ConnInfo, Event};
+use crate::exproto::{self, proto};
+
+mod codec;
+mod endpoint;
+mod failure;
+
+pub use endpoint::{ClientTls, Service, TlsError};
+
+/// Where a gRPC handler is and how it is called.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The handler's name in the configuration, in logs and metrics.
+    pub name: Arc<str>,
+    /// One or more `http://` or `https://` addresses; devices are spread over them.
+    pub urls: Vec<Uri>,
+    /// Which of ExProto's two services the servers have.
+    pub service: Service,
+    /// How long a call may take.
+    pub call_timeout: Duration,
+    /// HTTP/2 connections for each url, `1..`.
+    pub channels: usize,
+    /// For `https://` urls.
+    pub tls: Option<ClientTls>,
+}
+
+/// A gRPC handler, shared by all its connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handler(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    call_timeout: Duration,
+    /// `channels` of each url, the urls taking turns.
+    endpoints: Vec<Endpoint>,
+    next: AtomicUsize,
+}
+
+impl Handler {
+    /// Prepares the pool; nothing is connected yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`], when the certificates of `tls` cannot be used.
+    pub fn new(options: Options) -> Result<Self, TlsError> {
+        let mut endpoints = Vec::with_capacity(options.channels * options.urls.len());
+        for _ in 0..options.channels {
+            for url in &options.urls {
+                endpoints.push(Endpoint::new(&options.name, url, options.service, options.tls.as_ref())?);
+            }
+        }
+        Ok(Self(Arc::new(Shared {
+            name: options.name,
+            call_timeout: options.call_timeout,
+            endpoints,
+            next: AtomicUsize::new(0),
+        })))
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    /// How long a call may take.
+    pub fn call_timeout(&self) -> Duration {
+        self.0.call_timeout
+    }
+
+    /// Gives a connection its place in the pool.
+    pub fn attach(&self, adapter: &Adapter) -> Remote {
+        let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
+        Remote {
+            handler: self.clone(),
+            endpoint: turn % self.0.endpoints.len().max(1),
+            conn: adapter.conn().to_string().into(),
+            info: Arc::clone(adapter.info()),
+        }
+    }
+}
+
+/// A call in flight. It borrows nothing, so the connection goes on with its socket meanwhile.
+pub type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+
+/// One connection's side of a gRPC handler.
+#[derive(Debug)]
+pub struct Remote {
+    handler: Handler,
+    endpoint: usize,
+    conn: Arc<str>,
+    info: Arc<ConnInfo>,
+}
+
+impl Remote {
+    /// How long a call may take; whoever drives the call ends it then.
+    pub fn call_timeout(&self) -> Duration {
+        self.handler.call_timeout()
+    }
+
+    /// Starts the callback for an event.
+    ///
+    /// # Errors
+    ///
+    /// The call gives every [`CallError`] but the timeout.
+    pub fn call(&self, event: &Event) -> Call {
+        let handler = self.handler.clone();
+        let index = self.endpoint;
+        let conn = self.conn.as_ref().to_owned();
+        macro_rules! call {
+            ($method:literal, $request:expr) => {{
+                let request = $request;
+                Box::pin(async move { handler.endpoint(index)?.call(endpoint::method!($method), request).await })
+            }};
+        }
+        match event {
+            Event::SocketCreated(info) => call!(
+                "OnSocketCreated",
+                proto::SocketCreatedRequest { conn, conninfo: Some(proto::ConnInfo::from(info.as_ref())) }
+            ),
+            Event::ReceivedBytes(bytes) => {
+                call!("OnReceivedBytes", proto::ReceivedBytesRequest { conn, bytes: bytes.clone() })
+            }
+            Event::TimerTimeout(timer) => call!(
+                "OnTimerTimeout",
+                proto::TimerTimeoutRequest { conn, r#type: proto::TimerType::from(*timer).into() }
+            ),
+            Event::ReceivedMessages(messages) => call!(
+                "OnReceivedMessages",
+                proto::ReceivedMessagesRequest { conn, messages: messages.iter().cloned().map(Into::into).collect() }
+            ),
+            Event::SocketClosed(reason) => call!(
+                "OnSocketClosed",
+                proto::SocketClosedRequest { conn, reason: exproto::close_reason(reason, self.info.kind) }
+            ),
+        }
+    }
+}
+
+impl Handler {
+    fn endpoint(&self, index: usize) -> Result<&Endpoint, CallError> {
+        self.0.endpoints.get(index).ok_or_else(|| CallError::Unavailable("the handler has no url".to_owned()))
+    }
+}

@@ -1,0 +1,100 @@
+//! WASI preview 2 with nothing granted, for guests whose toolchain imports it: no files, no sockets, no
+//! environment. What they print goes to the log.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::AsyncWrite;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::guest::GuestState;
+use crate::conn::ConnId;
+
+/// What one printed line keeps, in bytes.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// The WASI side of one instance.
+pub(super) struct Wasi {
+    ctx: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Wasi {
+    fn new(conn: ConnId, handler: Arc<str>) -> Self {
+        let log = |stream| Log { conn, handler: Arc::clone(&handler), stream };
+        let ctx = WasiCtx::builder().stdout(log("stdout")).stderr(log("stderr")).build();
+        Self { ctx, table: ResourceTable::new() }
+    }
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let (conn, handler) = (self.adapter.conn(), &self.shared.options.name);
+        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(conn, Arc::clone(handler))));
+        WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
+    }
+}
+
+/// A guest's standard output or standard error.
+#[derive(Clone)]
+struct Log {
+    conn: ConnId,
+    handler: Arc<str>,
+    stream: &'static str,
+}
+
+impl IsTerminal for Log {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Log {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(Lines { log: self.clone(), line: Vec::new() })
+    }
+}
+
+/// Cuts what is printed into lines of the log.
+struct Lines {
+    log: Log,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn end_line(&mut self) {
+        if !self.line.is_empty() {
+            let Log { conn, handler, stream } = &self.log;
+            let text = String::from_utf8_lossy(&self.line);
+            tracing::debug!(target: "polygate::guest", %conn, %handler, stream, "{text}");
+            self.line.clear();
+        }
+    }
+}
+
+impl AsyncWrite for Lines {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        for &byte in bytes {
+            if byte == b'\n' || self.line.len() == LINE_BYTES_MAX {
+                self.end_line();
+            }
+            if byte != b'\n' {
+                self.line.push(byte);
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.end_line();
+        Poll::Ready(Ok(()))
+    }
+}
