@@ -3,7 +3,7 @@
 //! Owns the text format (extension `.conversation`), and what is done with it: [`read`](Conversation::read),
 //! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with what really happens ([`run`]),
 //! play against a gateway ([`play`]) and record the answers anew ([`bless`]). Reading, printing, comparing and blessing are
-//! pure: no socket, no clock. A conversation never holds more than [`FILE_BYTES_MAX`] of text.
+//! pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
 //!
 //! # Grammar
 //!
@@ -49,6 +49,9 @@ pub use pattern::{Difference, Payload, Pattern};
 
 /// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The most lines of a file: some hundred bytes of memory each, also the empty ones.
+pub const LINES_MAX: usize = 250_000;
 
 /// The latest time stamp: a year. Keeps arithmetic on instants far from overflow.
 pub const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);

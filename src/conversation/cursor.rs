@@ -234,10 +234,18 @@ impl<'t> Cursor<'t> {
     }
 }
 
-/// A word in quotes, cut when it is long.
+/// A word in quotes, cut when it is long; as it stands in the file where that can be seen.
 fn shown(word: &str) -> String {
-    match word.char_indices().nth(FOUND_CHARS_MAX) {
-        None => format!("{word:?}"),
-        Some((end, _)) => format!("{:?}…", &word[..end]),
+    let (start, rest) = match word.char_indices().nth(FOUND_CHARS_MAX) {
+        None => (word, ""),
+        Some((end, _)) => (&word[..end], "…"),
+    };
+    let odd = |c: char| c.is_control() || !(c.is_ascii() || c.is_alphanumeric());
+    if start.contains(odd) {
+        format!("{start:?}{rest}")
+    } else if start.contains(['"', '\\']) {
+        format!("`{start}`{rest}")
+    } else {
+        format!("\"{start}\"{rest}")
     }
 }

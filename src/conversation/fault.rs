@@ -51,17 +51,6 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// `Err` when there are any.
-    pub(super) fn none_of(name: &str, mut faults: Vec<Fault>) -> Result<(), Self> {
-        if faults.is_empty() {
-            return Ok(());
-        }
-        faults.sort_by_key(|fault| (fault.line, fault.column));
-        let more = faults.len().saturating_sub(FAULTS_MAX);
-        faults.truncate(FAULTS_MAX);
-        Err(Self { name: name.to_owned(), faults, more })
-    }
-
     /// The faults, at most 100, in the order of their lines.
     pub fn faults(&self) -> &[Fault] {
         &self.faults
@@ -85,6 +74,29 @@ impl fmt::Display for Faults {
 }
 
 impl std::error::Error for Faults {}
+
+/// Collects faults in the order of their lines: keeps the first hundred and counts the rest.
+#[derive(Default)]
+pub(super) struct Found {
+    faults: Vec<Fault>,
+    more: usize,
+}
+
+impl Found {
+    pub(super) fn push(&mut self, fault: Fault) {
+        if self.faults.len() < FAULTS_MAX { self.faults.push(fault) } else { self.more += 1 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    /// `Err` when there are any.
+    pub(super) fn finish(&mut self, name: &str) -> Result<(), Faults> {
+        let Self { faults, more } = std::mem::take(self);
+        if faults.is_empty() { Ok(()) } else { Err(Faults { name: name.to_owned(), faults, more }) }
+    }
+}
 
 /// One fault of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +158,8 @@ pub enum Problem {
     ContinuesNothing,
     /// The file has no step.
     NoStep,
+    /// The file has more than [`super::LINES_MAX`] lines.
+    TooManyLines,
 }
 
 impl fmt::Display for Problem {
@@ -167,6 +181,7 @@ impl fmt::Display for Problem {
                 "expected a step before a line that begins with white space, which continues it; found none directly above",
             ),
             Self::NoStep => f.write_str("expected at least one step, for example \"> 7e\", found none"),
+            Self::TooManyLines => write!(f, "expected at most {} lines, found more", super::LINES_MAX),
         }
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::cursor::{Cells, Cursor};
-use super::fault::{Fault, Faults, Problem, ReadError};
+use super::fault::{Fault, Faults, Found, Problem, ReadError};
 use super::{
-    Action, Closer, Conversation, FILE_BYTES_MAX, Item, Message, OFFSET_MAX, Pattern, Payload, Step, What, transport_word,
+    Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What, transport_word,
 };
 use crate::conn::{QoS, SocketKind, Timer};
 
@@ -58,13 +58,18 @@ impl Conversation {
     pub fn parse(name: impl Into<String>, text: &str) -> Result<Self, Faults> {
         let name = name.into();
         let mut reader = Reader::default();
+        if let Some(line) = (text.matches('\n').count() > LINES_MAX).then_some(LINES_MAX + 1) {
+            let line = u32::try_from(line).unwrap_or(u32::MAX);
+            reader.faults.push(Fault { line, column: 1, problem: Problem::TooManyLines });
+            reader.faults.finish(&name)?;
+        }
         for (line, logical) in logical_lines(text) {
             reader.read(line, &logical);
         }
         if reader.faults.is_empty() && reader.first_step.is_none() {
             reader.faults.push(Fault { line: 1, column: 1, problem: Problem::NoStep });
         }
-        Faults::none_of(&name, reader.faults)?;
+        reader.faults.finish(&name)?;
         Ok(Self { name, items: reader.items })
     }
 }
@@ -115,7 +120,7 @@ fn logical_lines(text: &str) -> Vec<(u32, Logical<'_>)> {
 #[derive(Default)]
 struct Reader {
     items: Vec<Item>,
-    faults: Vec<Fault>,
+    faults: Found,
     /// The latest time stamp.
     latest: Option<Duration>,
     /// Lines of the `transport`, of the first step and of the `close`.
@@ -298,11 +303,18 @@ fn choice<T: Copy, const N: usize>(cursor: &mut Cursor<'_>, what: &str, choices:
     Ok(value)
 }
 
-/// Adds the word that was probably meant: the nearest one within two typing mistakes.
+/// Adds the word that was probably meant: the nearest one within two typing mistakes, whatever the case of its letters.
 fn meant<const N: usize>(mut fault: Fault, word: &str, words: [&'static str; N]) -> Fault {
-    let near = words.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
+    // No word is that long, and comparing takes time and memory with the length.
+    const WORD_BYTES_MAX: usize = 16;
+    if word.len() > WORD_BYTES_MAX {
+        return fault;
+    }
+    let lower = word.to_ascii_lowercase();
+    let near = words.into_iter().map(|candidate| (strsim::damerau_levenshtein(&lower, candidate), candidate));
     // A word of four letters that differs in two is another word; longer words may differ in two.
-    let nearest = near.filter(|(distance, candidate)| *distance <= if candidate.len() > 4 { 2 } else { 1 }).min();
+    let is_near = |(distance, candidate): &(usize, &str)| *distance <= if candidate.len() > 4 { 2 } else { 1 };
+    let nearest = near.filter(|(_, candidate)| *candidate != word).filter(is_near).min();
     if let Problem::Unexpected { meant, .. } = &mut fault.problem {
         *meant = nearest.map(|(_, candidate)| candidate);
     }

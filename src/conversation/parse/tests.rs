@@ -82,6 +82,13 @@ fn faults_are_bounded() {
 }
 
 #[test]
+fn lines_are_bounded() {
+    assert_eq!(parse(&format!("> 00\n{}", "\n".repeat(LINES_MAX - 1))).items().len(), LINES_MAX);
+    let told = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
+    assert_eq!(told.to_string(), "test has 1 fault:\n  line 250001 column 1   expected at most 250000 lines, found more");
+}
+
+#[test]
 fn deep_json_is_refused_and_not_followed() {
     let text = format!("publish \"t\" json {}", "[".repeat(100_000));
     let told = Conversation::parse("test", &text).unwrap_err().to_string();
