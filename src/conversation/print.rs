@@ -59,12 +59,15 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// Quoted when at least nine of ten bytes are text that a reader can tell apart, else hex.
+    /// Quoted when at least nine of ten bytes are text that a reader can tell apart and none is zero, except at the end;
+    /// else hex. A frame with a text inside has its zeros in the header, and is easier to read in hex.
     pub(super) fn of(pattern: &Pattern) -> Self {
         let known: Vec<u8> = pattern.cells().iter().copied().flatten().collect();
         let chars = known.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
         let seen = chars.filter(|c| can_be_seen(*c) || matches!(c, '\r' | '\n' | '\t')).map(char::len_utf8).sum::<usize>();
-        if !known.is_empty() && seen * 10 >= known.len() * 9 { Self::Quoted } else { Self::Hex }
+        let body = known.strip_suffix(&[0]).unwrap_or(&known);
+        let is_text = !body.is_empty() && !body.contains(&0) && seen * 10 >= known.len() * 9;
+        if is_text { Self::Quoted } else { Self::Hex }
     }
 }
 
