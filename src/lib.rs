@@ -7,6 +7,8 @@
 
 
 
+pub mod cli;
+
 pub mod gateway;
 
 pub mod admin;
@@ -28,6 +30,7 @@ pub mod pubsub;
 pub mod wit;
 
 pub mod conn;
+pub mod conversation;
 
 pub mod drain;
 pub mod telemetry;

@@ -1,0 +1,260 @@
+//! Recorded conversations: what a device, its handler and the broker say to one another, as a text file.
+//!
+//! Owns the text format (extension `.conversation`), and what is done with it: [`read`](Conversation::read),
+//! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with what really happens ([`run`]),
+//! play against a gateway ([`play`]) and record the answers anew ([`bless`]). Reading, printing, comparing and blessing are
+//! pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
+//!
+//! # Grammar
+//!
+//! ```text
+//! file      = { line } ;                                (* UTF-8; lines end with LF or CRLF *)
+//! line      = blank | comment | transport | step ;
+//! comment   = "#" any text ;                            (* a line of its own *)
+//! transport = "transport" ( "tcp" | "tls" | "udp" | "dtls" ) ;   (* at most once, before the first step; tcp if absent *)
+//! step      = [ "@" seconds "s" ] action ;              (* time since the connection's start; never goes back *)
+//! action    = ">" bytes                                 (* the device sends *)
+//!           | "<" pattern                               (* the device gets *)
+//!           | "publish" text [ qos ] payload            (* the handler publishes *)
+//!           | "deliver" text [ qos ] payload            (* a message arrives for the device's subscription *)
+//!           | "timer" "keepalive"                       (* the timer runs out *)
+//!           | "close" ( "peer" | "handler" | "keepalive" | "idle" | "gateway" ) ;   (* last *)
+//! qos       = "qos=" ( "0" | "1" | "2" ) ;              (* 0 if absent *)
+//! payload   = "json" JSON value | bytes ;
+//! bytes     = { hex digit, hex digit | text } ;         (* spaces between them as you like *)
+//! pattern   = { hex digit, hex digit | "??" | text } ;  (* "??" is any one byte *)
+//! text      = '"' { character | "\r" | "\n" | "\t" | "\0" | "\\" | '\"' | "\x" hex digit hex digit } '"' ;
+//! ```
+//!
+//! A line that begins with a space or a tab continues the line before it. In the JSON of a `publish` line the string
+//! `"*"` stands for any value. What all this is for is told to users in `docs/conversations.md`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::conn::{QoS, SocketKind, Timer};
+
+pub mod bless;
+mod cursor;
+mod fault;
+mod parse;
+mod pattern;
+pub mod play;
+mod print;
+pub mod run;
+
+pub use fault::{Fault, Faults, Problem, ReadError};
+pub use pattern::{Difference, Payload, Pattern};
+
+/// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
+pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The most lines of a file: some hundred bytes of memory each, also the empty ones.
+pub const LINES_MAX: usize = 250_000;
+
+/// The latest time stamp: a year. Keeps arithmetic on instants far from overflow.
+pub const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// One recorded conversation: the life of one connection.
+///
+/// Two conversations are equal when they say the same; their names and the lines on which they say it do not matter.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    name: String,
+    items: Vec<Item>,
+}
+
+impl Conversation {
+    /// A conversation made of items, which get the line numbers that they have when it is printed; `name` is what messages
+    /// call it, usually the path of its file.
+    ///
+    /// Nothing is checked: what [`Conversation::parse`] would refuse, for example a step after `close`, is for the caller
+    /// to avoid.
+    pub fn new(name: impl Into<String>, mut items: Vec<Item>) -> Self {
+        let mut next = 1_u32;
+        for item in &mut items {
+            item.line = next;
+            let breaks = item.what.to_string().matches('\n').count();
+            next = next.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX)).saturating_add(1);
+        }
+        Self { name: name.into(), items }
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Everything in it, in order, with the comments and blank lines.
+    pub fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// The steps, in order, each with its line.
+    pub fn steps(&self) -> impl Iterator<Item = (u32, &Step)> {
+        self.items.iter().filter_map(|item| match &item.what {
+            What::Step(step) => Some((item.line, step)),
+            What::Blank | What::Comment(_) | What::Transport(_) => None,
+        })
+    }
+
+    /// The transport that it was recorded on; TCP unless it says otherwise.
+    pub fn transport(&self) -> SocketKind {
+        let said = self.items.iter().find_map(|item| match item.what {
+            What::Transport(kind) => Some(kind),
+            What::Blank | What::Comment(_) | What::Step(_) => None,
+        });
+        said.unwrap_or(SocketKind::Tcp)
+    }
+}
+
+impl PartialEq for Conversation {
+    fn eq(&self, other: &Self) -> bool {
+        self.items == other.items
+    }
+}
+
+/// One line of the file, or several when they continue each other.
+///
+/// Two items are equal when they say the same, wherever they stand.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Its first line in the file, from 1; 0 for an item that is in no conversation yet.
+    pub line: u32,
+    /// What it says.
+    pub what: What,
+}
+
+impl Item {
+    /// An item that stands in no file yet.
+    pub fn new(what: What) -> Self {
+        Self { line: 0, what }
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.what == other.what
+    }
+}
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// Nothing.
+    Blank,
+    /// What follows the `#`, without white space at the end.
+    Comment(String),
+    /// The transport that the conversation was recorded on.
+    Transport(SocketKind),
+    /// Something that happens.
+    Step(Step),
+}
+
+/// Something that happens on the connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// When, since the connection's start, in whole microseconds up to [`OFFSET_MAX`]; `None` when it was not recorded.
+    pub at: Option<Duration>,
+    /// What.
+    pub action: Action,
+}
+
+impl Step {
+    /// A step whose time is not recorded.
+    pub fn new(action: Action) -> Self {
+        Self { at: None, action }
+    }
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// `>`: the device sends these bytes, at least one; a datagram when the transport has datagrams.
+    FromPeer(Bytes),
+    /// `<`: the device gets these bytes, at least one, cut in any way.
+    ToPeer(Pattern),
+    /// `publish`: the handler publishes.
+    Publish(Message),
+    /// `deliver`: a message arrives for one of the device's subscriptions.
+    Deliver(Message),
+    /// `timer`: a timer that the handler has started runs out.
+    Timer(Timer),
+    /// `close`: the connection ends.
+    Close(Closer),
+}
+
+impl Action {
+    /// Whether it comes from outside the handler: what a player does, as opposed to what it waits for.
+    pub fn is_stimulus(&self) -> bool {
+        match self {
+            Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(Closer::Peer) => true,
+            Self::ToPeer(_) | Self::Publish(_) | Self::Close(_) => false,
+        }
+    }
+
+    /// The word with which its line begins.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::FromPeer(_) => ">",
+            Self::ToPeer(_) => "<",
+            Self::Publish(_) => "publish",
+            Self::Deliver(_) => "deliver",
+            Self::Timer(_) => "timer",
+            Self::Close(_) => "close",
+        }
+    }
+}
+
+/// A message in a conversation: topic as the handler sees it, without any mountpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Topic name; any text, what the broker makes of it is not decided here.
+    pub topic: String,
+    /// Quality of service.
+    pub qos: QoS,
+    /// Payload.
+    pub payload: Payload,
+}
+
+/// Who ends the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closer {
+    /// The device.
+    Peer,
+    /// The handler asked for it.
+    Handler,
+    /// The keepalive timer ran out.
+    Keepalive,
+    /// The device sent nothing within the idle timeout.
+    Idle,
+    /// The gateway's side, for any reason: the three above, a failed handler, an operator, a newer connection.
+    Gateway,
+}
+
+impl Closer {
+    /// Every closer.
+    pub const ALL: [Self; 5] = [Self::Peer, Self::Handler, Self::Keepalive, Self::Idle, Self::Gateway];
+
+    /// The word in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Handler => "handler",
+            Self::Keepalive => "keepalive",
+            Self::Idle => "idle",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// The word for a transport in the file.
+fn transport_word(kind: SocketKind) -> &'static str {
+    match kind {
+        SocketKind::Tcp => "tcp",
+        SocketKind::Tls => "tls",
+        SocketKind::Udp => "udp",
+        SocketKind::Dtls => "dtls",
+    }
+}

@@ -1,0 +1,195 @@
+//! Writes what really happened into a conversation, keeping what the person wrote around it.
+//!
+//! Pure. Stimuli (`>`, `deliver`, `timer`, `close peer`), comments, blank lines and `transport` stay; the lines that tell the
+//! answers are replaced where they no longer fit. A line that still fits stays as it is, so its `??` and `"*"` survive.
+
+use bytes::Bytes;
+
+use super::run::Published;
+use super::{Action, Closer, Conversation, Item, Message, Pattern, Payload, Step, What};
+
+/// What happened during a run, cut at its stimuli.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Happened {
+    /// Before the first stimulus.
+    pub greeting: Vec<Effect>,
+    /// After each stimulus, in their order; shorter than their number when the connection ended early.
+    pub answers: Vec<Vec<Effect>>,
+}
+
+/// One thing that the gateway did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// It sent these bytes to the device.
+    Sent(Bytes),
+    /// The handler published this.
+    Published(Published),
+    /// It ended the connection.
+    Closed(Closer),
+}
+
+/// The connection ended although the conversation goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the connection to stay open until line {line} ({word:?}), it was closed before: cut the conversation there")]
+pub struct EndedEarly {
+    /// The first stimulus that nobody was left to hear.
+    pub line: u32,
+    /// The word with which its line begins.
+    pub word: &'static str,
+}
+
+/// The conversation with the answers that really came.
+///
+/// # Errors
+///
+/// The gateway ended the connection before the last stimulus.
+pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Conversation, EndedEarly> {
+    let mut blessed = Vec::new();
+    let mut answers = happened.answers.iter();
+    let mut closed = false;
+    let (preamble, groups) = groups(conversation.items());
+
+    let at = preamble_end(preamble);
+    closed |= bless_group(&mut blessed, preamble, at, &happened.greeting);
+    for group in groups {
+        if closed {
+            let Some((line, word)) = group.first().filter(|first| !is_close(first)).and_then(stimulus) else {
+                // The gateway was faster than the device's `close peer`; what the person wrote around it stays.
+                blessed.extend(group.iter().filter(|item| !matches!(item.what, What::Step(_))).cloned());
+                continue;
+            };
+            return Err(EndedEarly { line, word });
+        }
+        let effects = answers.next().map_or(&[][..], Vec::as_slice);
+        closed |= bless_group(&mut blessed, group, 1, effects);
+    }
+    Ok(Conversation::new(conversation.name(), blessed))
+}
+
+/// Cuts the items before each stimulus.
+fn groups(items: &[Item]) -> (&[Item], Vec<&[Item]>) {
+    let mut starts: Vec<usize> = (0..items.len()).filter(|at| stimulus(&items[*at]).is_some()).collect();
+    let preamble = &items[..starts.first().copied().unwrap_or(items.len())];
+    starts.push(items.len());
+    (preamble, starts.windows(2).map(|pair| &items[pair[0]..pair[1]]).collect())
+}
+
+fn stimulus(item: &Item) -> Option<(u32, &'static str)> {
+    match &item.what {
+        What::Step(step) if step.action.is_stimulus() => Some((item.line, step.action.word())),
+        What::Step(_) | What::Blank | What::Comment(_) | What::Transport(_) => None,
+    }
+}
+
+fn is_close(item: &Item) -> bool {
+    matches!(item.what, What::Step(Step { action: Action::Close(_), .. }))
+}
+
+fn is_answer(item: &Item) -> bool {
+    matches!(&item.what, What::Step(step) if !step.action.is_stimulus())
+}
+
+/// Where a first greeting goes: below the heading, above the comment that belongs to the first stimulus.
+fn preamble_end(preamble: &[Item]) -> usize {
+    preamble.iter().rposition(|item| matches!(item.what, What::Blank | What::Transport(_))).map_or(preamble.len(), |at| at + 1)
+}
+
+/// Adds one group with its new answers: each in the place of an old one, the rest after the last old one, or at
+/// `insert_at` when there was none. Tells whether the gateway ended the connection.
+fn bless_group(blessed: &mut Vec<Item>, group: &[Item], insert_at: usize, effects: &[Effect]) -> bool {
+    let old: Vec<&Item> = group.iter().filter(|item| is_answer(item)).collect();
+    let new = answers(&old, effects);
+    let closed = effects.iter().any(|effect| matches!(effect, Effect::Closed(_)));
+    let mut new = new.into_iter();
+    let mut left = old.len();
+    for (index, item) in group.iter().enumerate() {
+        if left == 0 && index == insert_at {
+            blessed.extend(new.by_ref());
+        }
+        if !is_answer(item) {
+            blessed.push(item.clone());
+            continue;
+        }
+        left -= 1;
+        blessed.extend(new.next());
+        if left == 0 {
+            blessed.extend(new.by_ref());
+        }
+    }
+    blessed.extend(new);
+    closed
+}
+
+/// The answers as items: old ones that still fit, new ones for the rest.
+fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
+    if fits(old, effects) {
+        return old.iter().map(|item| (*item).clone()).collect();
+    }
+    let mut old_messages = old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::Publish(_), .. })));
+    let mut old_bytes = old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::ToPeer(_), .. })));
+    // An empty send is nothing on a stream, and no `<` line can tell it.
+    let told = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
+    told.map(|effect| match effect {
+            Effect::Sent(bytes) => {
+                let fitting = old_bytes.next().filter(|item| {
+                    matches!(&item.what, What::Step(Step { action: Action::ToPeer(pattern), .. })
+                        if pattern.len() == bytes.len() && pattern.first_difference(bytes, 0).is_none())
+                });
+                keep_or(fitting, || Action::ToPeer(Pattern::exact(bytes)))
+            }
+            Effect::Published(published) => {
+                let fitting = old_messages.next().filter(|item| {
+                    matches!(&item.what, What::Step(Step { action: Action::Publish(message), .. }) if is_fit(message, published))
+                });
+                keep_or(fitting, || {
+                    let (topic, qos) = (published.topic.clone(), published.qos);
+                    Action::Publish(Message { topic, qos, payload: Payload::recorded(&published.payload) })
+                })
+            }
+            Effect::Closed(by) => Item::new(What::Step(Step::new(Action::Close(*by)))),
+        })
+        .collect()
+}
+
+fn keep_or(fitting: Option<&&Item>, action: impl FnOnce() -> Action) -> Item {
+    fitting.map_or_else(|| Item::new(What::Step(Step::new(action()))), |item| (*item).clone())
+}
+
+fn is_fit(expected: &Message, published: &Published) -> bool {
+    expected.topic == published.topic
+        && expected.qos == published.qos
+        && expected.payload.difference(&published.payload).is_none()
+}
+
+/// Whether the old answers tell what happened, whatever the cuts between their `<` lines.
+fn fits(old: &[&Item], effects: &[Effect]) -> bool {
+    let (mut cells, mut messages, mut closers) = (Vec::new(), Vec::new(), Vec::new());
+    for item in old {
+        if let What::Step(step) = &item.what {
+            match &step.action {
+                Action::ToPeer(pattern) => cells.extend_from_slice(pattern.cells()),
+                Action::Publish(message) => messages.push(message),
+                Action::Close(by) => closers.push(*by),
+                Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) => {}
+            }
+        }
+    }
+    let (mut bytes, mut published, mut closed) = (Vec::new(), Vec::new(), Vec::new());
+    for effect in effects {
+        match effect {
+            Effect::Sent(sent) => bytes.extend_from_slice(sent),
+            Effect::Published(message) => published.push(message),
+            Effect::Closed(by) => closed.push(*by),
+        }
+    }
+    let same_end = |expected: &Closer, by: &Closer| expected == by || *expected == Closer::Gateway || *by == Closer::Gateway;
+    cells.len() == bytes.len()
+        && Pattern::new(cells).first_difference(&bytes, 0).is_none()
+        && messages.len() == published.len()
+        && messages.iter().zip(&published).all(|(expected, published)| is_fit(expected, published))
+        && closers.len() == closed.len()
+        && closers.iter().zip(&closed).all(|(expected, by)| same_end(expected, by))
+}
+
+#[cfg(test)]
+mod tests;

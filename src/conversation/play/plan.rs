@@ -1,0 +1,187 @@
+//! What of a conversation can be played, decided before the first byte; pure.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::time::Duration;
+
+use super::Options;
+use crate::conn::SocketKind;
+use crate::conversation::run::Stop;
+use crate::conversation::{Action, Closer, Conversation, Message, transport_word};
+
+/// A conversation needs what the player was not given: everything that it lacks, at least one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unplayable(Vec<Need>);
+
+impl Unplayable {
+    /// `needs` is not empty.
+    pub(super) fn new(needs: Vec<Need>) -> Self {
+        Self(needs)
+    }
+
+    /// What it lacks, in the order of its lines.
+    pub fn needs(&self) -> &[Need] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Unplayable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, need) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            need.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Unplayable {}
+
+/// One thing that a conversation lacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Need {
+    /// A broker: the device cannot publish to itself.
+    #[error("line {line}: \"deliver\" needs a broker to publish it at (--mqtt), since line {dependent} answers it")]
+    Broker {
+        /// The `deliver` line.
+        line: u32,
+        /// The first line that depends on it.
+        dependent: u32,
+    },
+    /// Time: the device can only be silent until the timer runs out.
+    #[error("line {line}: {word:?} needs a time to wait for the timer (--timer-wait), since line {dependent} depends on it")]
+    Time {
+        /// The line that waits for a timer.
+        line: u32,
+        /// How it begins.
+        word: &'static str,
+        /// The first line that depends on it.
+        dependent: u32,
+    },
+    /// It was recorded on datagrams and cannot be played on a stream, which does not keep their borders.
+    #[error("expected a conversation of a stream (tcp or tls), found \"transport {}\"", transport_word(*.0))]
+    Stream(SocketKind),
+}
+
+/// What is done with a stimulus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Do,
+    Skip,
+}
+
+/// Decided for each line that is not simply done.
+pub(super) struct Plan {
+    skipped: HashSet<u32>,
+    /// Lines that wait for a timer.
+    patient: HashMap<u32, Duration>,
+}
+
+impl Plan {
+    /// # Errors
+    ///
+    /// Something depends on what cannot be done.
+    pub(super) fn new(conversation: &Conversation, has_broker: bool, timer_wait: Option<Duration>) -> Result<Self, Unplayable> {
+        let stops: Vec<Stop<'_>> = conversation.steps().map(|(line, step)| Stop { line, step }).collect();
+        let mut plan = Self { skipped: HashSet::new(), patient: HashMap::new() };
+        let mut needs = Vec::new();
+        if let kind @ (SocketKind::Udp | SocketKind::Dtls) = conversation.transport() {
+            needs.push(Need::Stream(kind));
+        }
+        let mut own: Vec<&Message> = Vec::new();
+        for (index, stop) in stops.iter().enumerate() {
+            let line = stop.line;
+            let answers = stops.iter().skip(index + 1).take_while(|later| !later.step.action.is_stimulus());
+            let seen = answers.filter(|later| has_broker || !matches!(later.step.action, Action::Publish(_)));
+            match &stop.step.action {
+                Action::Publish(message) => own.push(message),
+                Action::Deliver(message) if has_broker => {
+                    // The device subscribes to what it publishes: the broker brings it back by itself.
+                    if let Some(at) = own.iter().position(|published| is_same(published, message)) {
+                        own.swap_remove(at);
+                        plan.skipped.insert(line);
+                    }
+                }
+                Action::Deliver(_) => match seen.map(|later| later.line).next() {
+                    Some(dependent) => needs.push(Need::Broker { line, dependent }),
+                    None => drop(plan.skipped.insert(line)),
+                },
+                Action::Timer(_) => {
+                    let dependents: Vec<u32> = seen.map(|later| later.line).collect();
+                    match (dependents.first(), timer_wait) {
+                        (None, _) => drop(plan.skipped.insert(line)),
+                        (Some(_), Some(wait)) => plan.patient.extend(dependents.into_iter().map(|line| (line, wait))),
+                        (Some(dependent), None) => needs.push(Need::Time { line, word: "timer", dependent: *dependent }),
+                    }
+                }
+                Action::Close(Closer::Keepalive | Closer::Idle) => match timer_wait {
+                    Some(wait) => drop(plan.patient.insert(line, wait)),
+                    // Behind a timer line that has told the same need already.
+                    None if needs.iter().any(|need| matches!(need, Need::Time { .. })) => {}
+                    None => needs.push(Need::Time { line, word: "close", dependent: line }),
+                },
+                Action::FromPeer(_) | Action::ToPeer(_) | Action::Close(_) => {}
+            }
+        }
+        if needs.is_empty() { Ok(plan) } else { Err(Unplayable::new(needs)) }
+    }
+
+    /// What is done with the stimulus of a line.
+    pub(super) fn way(&self, line: u32) -> Way {
+        if self.skipped.contains(&line) { Way::Skip } else { Way::Do }
+    }
+
+    /// How long to wait for an expected line.
+    pub(super) fn patience(&self, line: u32, options: &Options) -> Duration {
+        self.patient.get(&line).copied().unwrap_or(options.timeout)
+    }
+}
+
+fn is_same(published: &Message, delivered: &Message) -> bool {
+    published.topic == delivered.topic && published.payload.difference(&delivered.payload.to_bytes()).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str, has_broker: bool, timer_wait: Option<Duration>) -> Result<Plan, String> {
+        let conversation = Conversation::parse("test", text).unwrap();
+        Plan::new(&conversation, has_broker, timer_wait).map_err(|unplayable| unplayable.to_string())
+    }
+
+    /// Without help, a line is skipped where nothing depends on it and refused where something does; all at once.
+    #[test]
+    fn help_is_asked_for_where_it_is_needed() {
+        let harmless = "deliver \"t\" 00\npublish \"t\" 00\ntimer keepalive\npublish \"t\" 00\n> 00\n< 00\n";
+        assert_eq!(plan(harmless, false, None).unwrap().skipped, HashSet::from([1, 3]));
+
+        let helpless = "transport udp\ndeliver \"t\" 00\n< 00\ntimer keepalive\n< 01\nclose keepalive\n";
+        let told = plan(helpless, false, None).err().unwrap();
+        let expected = "expected a conversation of a stream (tcp or tls), found \"transport udp\"\n\
+            line 2: \"deliver\" needs a broker to publish it at (--mqtt), since line 3 answers it\n\
+            line 4: \"timer\" needs a time to wait for the timer (--timer-wait), since line 5 depends on it";
+        assert_eq!(told, expected);
+
+        let idle = plan("> 00\nclose idle\n", false, None).err().unwrap();
+        assert_eq!(idle, "line 2: \"close\" needs a time to wait for the timer (--timer-wait), since line 2 depends on it");
+    }
+
+    /// What waits for a timer waits as long as was allowed, and everything else as long as ever.
+    #[test]
+    fn patience_is_for_timers() {
+        let wait = Duration::from_secs(60);
+        let plan = plan("> 00\n< 00\ntimer keepalive\n< 01\nclose keepalive\n", false, Some(wait)).unwrap();
+        let options = Options::default();
+        assert_eq!([2, 4, 5].map(|line| plan.patience(line, &options)), [options.timeout, wait, wait]);
+    }
+
+    /// A device that subscribes to its own topic gets its message from the broker, once, and not a second time from us.
+    #[test]
+    fn own_messages_come_back_by_themselves() {
+        let text = "> 00\npublish \"t\" json {\"n\": \"*\"}\ndeliver \"t\" json {\"n\": 1}\n< 01\ndeliver \"t\" json {\"n\": 2}\n< 02\n";
+        assert_eq!(plan(text, true, None).unwrap().skipped, HashSet::from([3]));
+    }
+}

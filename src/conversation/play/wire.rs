@@ -1,0 +1,130 @@
+//! The device's end of a TCP connection, and beside it the messages that the broker's witness sees.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::witness::{Inbox, WitnessError};
+use super::{GatewayAddr, PlayError};
+use crate::conversation::run::Published;
+
+/// The largest piece that one read takes.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Something that came.
+pub(super) enum Seen {
+    Bytes(Bytes),
+    Published(Published),
+    /// The gateway ended the connection, in whatever way.
+    Closed,
+}
+
+pub(super) struct Wire {
+    read: OwnedReadHalf,
+    write: OwnedWriteHalf,
+    inbox: Option<Inbox>,
+    buffer: BytesMut,
+    open: bool,
+    sent_bytes: u64,
+    received_bytes: u64,
+}
+
+impl Wire {
+    pub(super) async fn connect(to: &GatewayAddr, inbox: Option<Inbox>, timeout: Duration) -> Result<Self, PlayError> {
+        let connecting = tokio::time::timeout(timeout, TcpStream::connect((to.host(), to.port()))).await;
+        let connected = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        // Frames are small and a reply is waited for: Nagle's algorithm would only add its delay.
+        let stream = connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        let stream = stream.map_err(|source| PlayError::Connect { to: to.clone(), source })?;
+        let (read, write) = stream.into_split();
+        Ok(Self { read, write, inbox, buffer: BytesMut::new(), open: true, sent_bytes: 0, received_bytes: 0 })
+    }
+
+    /// Whether the gateway has not ended the connection, as far as was read.
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Bytes to the gateway and from it.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.sent_bytes, self.received_bytes)
+    }
+
+    /// The next thing that comes; waits for ever when nothing can. Bytes are read only when there is `room` for them.
+    ///
+    /// Nothing is lost when it is cancelled.
+    pub(super) async fn next(&mut self, room: bool) -> Result<Seen, WitnessError> {
+        let published = async {
+            match &mut self.inbox {
+                Some(inbox) => inbox.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        self.buffer.reserve(READ_BYTES_MAX);
+        tokio::select! {
+            read = self.read.read_buf(&mut self.buffer), if room && self.open => Ok(self.was_read(read)),
+            message = published => message.map(Seen::Published),
+        }
+    }
+
+    /// The next thing that is already here.
+    pub(super) fn try_next(&mut self) -> Result<Option<Seen>, WitnessError> {
+        if let Some(inbox) = &mut self.inbox
+            && let Some(message) = inbox.try_next()?
+        {
+            return Ok(Some(Seen::Published(message)));
+        }
+        if !self.open {
+            return Ok(None);
+        }
+        self.buffer.reserve(READ_BYTES_MAX);
+        match self.read.try_read_buf(&mut self.buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            read => Ok(Some(self.was_read(read))),
+        }
+    }
+
+    /// Writes some of `rest` and takes it off, or tells what came first when there is `room` for it. A failed write is the
+    /// end of the connection.
+    pub(super) async fn write(&mut self, rest: &mut &[u8], room: bool) -> Option<Seen> {
+        self.buffer.reserve(READ_BYTES_MAX);
+        tokio::select! {
+            biased;
+            written = self.write.write(rest) => match written {
+                Ok(count) if count > 0 => {
+                    *rest = rest.get(count..).unwrap_or_default();
+                    self.sent_bytes += count as u64;
+                    None
+                }
+                Ok(_) | Err(_) => {
+                    self.open = false;
+                    Some(Seen::Closed)
+                }
+            },
+            read = self.read.read_buf(&mut self.buffer), if room && self.open => Some(self.was_read(read)),
+        }
+    }
+
+    /// Tells the gateway that the device sends no more. When it has gone already, there is nobody to tell.
+    pub(super) async fn end_writing(&mut self) {
+        drop(self.write.shutdown().await);
+    }
+
+    fn was_read(&mut self, read: io::Result<usize>) -> Seen {
+        match read {
+            Ok(count) if count > 0 => {
+                self.received_bytes += count as u64;
+                Seen::Bytes(self.buffer.split().freeze())
+            }
+            // A reset ends the connection as an orderly end does; a conversation does not tell them apart.
+            Ok(_) | Err(_) => {
+                self.open = false;
+                Seen::Closed
+            }
+        }
+    }
+}
