@@ -45,7 +45,7 @@ mod print;
 pub mod run;
 
 pub use fault::{Fault, Faults, Problem, ReadError};
-pub use pattern::{Difference, Payload, Pattern};
+pub use pattern::{Difference, Pattern, Payload};
 
 /// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -43,7 +43,9 @@ const RESULTS_MAX: usize = 256;
 /// Prints how many conversations went as recorded, the latency from each ">" line to the end of the "<" line that
 /// follows it, and the first failures. Exits with 0 when all went well, 1 when any failed, 2 for wrong usage.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = "Example:\n  polygate replay examples/conversations/jt808/*.conversation --to tcp://127.0.0.1:7993 --connections 20 --rate 100/s")]
+#[command(
+    after_help = "Example:\n  polygate replay examples/conversations/jt808/*.conversation --to tcp://127.0.0.1:7993 --connections 20 --rate 100/s"
+)]
 pub struct Args {
     /// Files with one conversation each
     #[arg(value_name = "CONVERSATION", required = true)]
@@ -352,7 +354,8 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
-    positive(text.strip_suffix("/s").unwrap_or(text)).ok_or("expected a rate between 0.001/s and 1000000/s, for example 100/s".to_owned())
+    positive(text.strip_suffix("/s").unwrap_or(text))
+        .ok_or("expected a rate between 0.001/s and 1000000/s, for example 100/s".to_owned())
 }
 
 fn parse_speed(text: &str) -> Result<f64, String> {
@@ -382,7 +385,8 @@ mod tests {
 
     #[test]
     fn the_command_line() {
-        let args = parse("a b --to tcp://gw:1 --connections 20 --rate 2.5/s --repeat 3 --speed 10 --timer-wait 2m").unwrap();
+        let args =
+            parse("a b --to tcp://gw:1 --connections 20 --rate 2.5/s --repeat 3 --speed 10 --timer-wait 2m").unwrap();
         assert_eq!((args.connections.get(), args.loops.get()), (20, 3));
         assert_eq!((args.rate, args.speed), (Some(2.5), Some(10.0)));
         assert_eq!((args.timeout, args.timer_wait), (Duration::from_secs(5), Some(Duration::from_secs(120))));

@@ -30,7 +30,9 @@ pub enum Effect {
 
 /// The connection ended although the conversation goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected the connection to stay open until line {line} ({word:?}), it was closed before: cut the conversation there")]
+#[error(
+    "expected the connection to stay open until line {line} ({word:?}), it was closed before: cut the conversation there"
+)]
 pub struct EndedEarly {
     /// The first stimulus that nobody was left to hear.
     pub line: u32,
@@ -91,7 +93,10 @@ fn is_answer(item: &Item) -> bool {
 
 /// Where a first greeting goes: below the heading, above the comment that belongs to the first stimulus.
 fn preamble_end(preamble: &[Item]) -> usize {
-    preamble.iter().rposition(|item| matches!(item.what, What::Blank | What::Transport(_))).map_or(preamble.len(), |at| at + 1)
+    preamble
+        .iter()
+        .rposition(|item| matches!(item.what, What::Blank | What::Transport(_)))
+        .map_or(preamble.len(), |at| at + 1)
 }
 
 /// Adds one group with its new answers: each in the place of an old one, the rest after the last old one, or at
@@ -125,8 +130,10 @@ fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
     if fits(old, effects) {
         return old.iter().map(|item| (*item).clone()).collect();
     }
-    let mut old_messages = old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::Publish(_), .. })));
-    let mut old_bytes = old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::ToPeer(_), .. })));
+    let mut old_messages =
+        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::Publish(_), .. })));
+    let mut old_bytes =
+        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::ToPeer(_), .. })));
     // An empty send is nothing on a stream, and no `<` line can tell it.
     let told = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
     told.map(|effect| match effect {
@@ -182,7 +189,8 @@ fn fits(old: &[&Item], effects: &[Effect]) -> bool {
             Effect::Closed(by) => closed.push(*by),
         }
     }
-    let same_end = |expected: &Closer, by: &Closer| expected == by || *expected == Closer::Gateway || *by == Closer::Gateway;
+    let same_end =
+        |expected: &Closer, by: &Closer| expected == by || *expected == Closer::Gateway || *by == Closer::Gateway;
     cells.len() == bytes.len()
         && Pattern::new(cells).first_difference(&bytes, 0).is_none()
         && messages.len() == published.len()

@@ -200,7 +200,8 @@ impl<'t> Cursor<'t> {
                     self.bump();
                 }
                 Some(c) => {
-                    let expected = "a character that can be seen (write a tab \\t, another byte \\x and two hex digits)";
+                    let expected =
+                        "a character that can be seen (write a tab \\t, another byte \\x and two hex digits)";
                     let found = format!("the control character {:02x}", u32::from(c));
                     return Err(self.fault(Problem::Unexpected { expected: expected.into(), found, meant: None }));
                 }

@@ -28,7 +28,9 @@ pub enum ReadError {
         name: String,
     },
     /// The file is not UTF-8.
-    #[error("{name}: expected text in UTF-8, found the byte {byte:02x} on line {line} (a byte that is no text is written in hex)")]
+    #[error(
+        "{name}: expected text in UTF-8, found the byte {byte:02x} on line {line} (a byte that is no text is written in hex)"
+    )]
     NotText {
         /// The path.
         name: String,

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use super::cursor::{Cells, Cursor};
 use super::fault::{Fault, Faults, Found, Problem, ReadError};
 use super::{
-    Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What, transport_word,
+    Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What,
+    transport_word,
 };
 use crate::conn::{QoS, SocketKind, Timer};
 
@@ -161,7 +162,9 @@ impl Reader {
                 "publish" => Action::Publish(message(cursor)?),
                 "deliver" => Action::Deliver(message(cursor)?),
                 "timer" => Action::Timer(choice(cursor, "the timer", &[("keepalive", Timer::Keepalive)])?),
-                "close" => Action::Close(choice(cursor, "who closes", &Closer::ALL.map(|closer| (closer.word(), closer)))?),
+                "close" => {
+                    Action::Close(choice(cursor, "who closes", &Closer::ALL.map(|closer| (closer.word(), closer)))?)
+                }
                 "transport" if at.is_none() => {
                     let kind = choice(cursor, "the transport", &TRANSPORTS.map(|kind| (transport_word(kind), kind)))?;
                     return match (self.transport.replace(line), self.first_step) {
@@ -291,7 +294,11 @@ fn without_place(words: &str) -> String {
 }
 
 /// Takes one of a few words, then the end of the line.
-fn choice<T: Copy, const N: usize>(cursor: &mut Cursor<'_>, what: &str, choices: &[(&'static str, T); N]) -> Result<T, Fault> {
+fn choice<T: Copy, const N: usize>(
+    cursor: &mut Cursor<'_>,
+    what: &str,
+    choices: &[(&'static str, T); N],
+) -> Result<T, Fault> {
     cursor.skip_space();
     let words = choices.map(|(word, _)| word);
     let quoted = words.map(|word| format!("{word:?}")).join(", ");

@@ -113,7 +113,8 @@ impl fmt::Display for Difference {
             Self::Json { at, expected, received } => {
                 let place = if at.is_empty() { "the payload" } else { at };
                 let nothing = "nothing";
-                let (expected, received) = (expected.as_deref().unwrap_or(nothing), received.as_deref().unwrap_or(nothing));
+                let (expected, received) =
+                    (expected.as_deref().unwrap_or(nothing), received.as_deref().unwrap_or(nothing));
                 write!(f, "{place}: expected {expected}, received {received}")
             }
         }
@@ -194,7 +195,11 @@ mod tests {
             (json!({}), r#"{"a/b":true}"#, "/a~1b: expected nothing, received true"),
             (json!([1, 2]), "[1]", "/1: expected 2, received nothing"),
             (json!("x"), r#""y""#, r#"the payload: expected "x", received "y""#),
-            (json!(9_007_199_254_740_993_u64), "9007199254740992", "the payload: expected 9007199254740993, received 9007199254740992"),
+            (
+                json!(9_007_199_254_740_993_u64),
+                "9007199254740992",
+                "the payload: expected 9007199254740993, received 9007199254740992",
+            ),
         ];
         for (expected, actual, text) in cases {
             assert_eq!(difference(expected, actual).as_deref(), Some(text));

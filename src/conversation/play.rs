@@ -172,7 +172,8 @@ pub async fn play(
             Next::Met(stop) => observe(Progress { stop, outcome: player.met(stop) }),
             Next::Skipped(stop) => observe(Progress { stop, outcome: Outcome::Skipped }),
             Next::Await(stop) => {
-                let since = awaited.filter(|(line, _)| *line == stop.line).map_or_else(Instant::now, |(_, since)| since);
+                let since =
+                    awaited.filter(|(line, _)| *line == stop.line).map_or_else(Instant::now, |(_, since)| since);
                 awaited = Some((stop.line, since));
                 player.wait(since + player.plan.patience(stop.line, options)).await?;
             }

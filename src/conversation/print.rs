@@ -64,7 +64,8 @@ impl Form {
     pub(super) fn of(pattern: &Pattern) -> Self {
         let known: Vec<u8> = pattern.cells().iter().copied().flatten().collect();
         let chars = known.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
-        let seen = chars.filter(|c| can_be_seen(*c) || matches!(c, '\r' | '\n' | '\t')).map(char::len_utf8).sum::<usize>();
+        let seen =
+            chars.filter(|c| can_be_seen(*c) || matches!(c, '\r' | '\n' | '\t')).map(char::len_utf8).sum::<usize>();
         let body = known.strip_suffix(&[0]).unwrap_or(&known);
         let is_text = !body.is_empty() && !body.contains(&0) && seen * 10 >= known.len() * 9;
         if is_text { Self::Quoted } else { Self::Hex }

@@ -138,10 +138,14 @@ impl<'c> Run<'c> {
             return Ok(Next::End);
         };
         match &stop.step.action {
-            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(Closer::Peer) => match self.closed {
-                Some(by) if by != Closer::Peer => Err(Mismatch::ClosedBefore { line: stop.line, word: stop.step.action.word(), by }),
-                _ => Ok(Next::Do(stop)),
-            },
+            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(Closer::Peer) => {
+                match self.closed {
+                    Some(by) if by != Closer::Peer => {
+                        Err(Mismatch::ClosedBefore { line: stop.line, word: stop.step.action.word(), by })
+                    }
+                    _ => Ok(Next::Do(stop)),
+                }
+            }
             Action::ToPeer(_) => self.poll_bytes(stop),
             Action::Publish(expected) => self.poll_published(stop, expected),
             Action::Close(expected) => match self.closed {
@@ -191,11 +195,17 @@ impl<'c> Run<'c> {
         let Some(received) = self.published.pop_front() else {
             return Ok(Next::Await(stop));
         };
-        let difference = if received.topic == expected.topic { expected.payload.difference(&received.payload) } else { None };
+        let difference =
+            if received.topic == expected.topic { expected.payload.difference(&received.payload) } else { None };
         if received.topic == expected.topic && received.qos == expected.qos && difference.is_none() {
             return Ok(self.met(stop));
         }
-        Err(Mismatch::Message { line: stop.line, expected: Box::new(expected.clone()), received: Box::new(received), difference })
+        Err(Mismatch::Message {
+            line: stop.line,
+            expected: Box::new(expected.clone()),
+            received: Box::new(received),
+            difference,
+        })
     }
 
     /// Nothing more will come before the next stimulus: a `<`, `publish` or `close` line that is awaited is in vain.
@@ -224,7 +234,9 @@ impl<'c> Run<'c> {
             }
             Action::Publish(message) => Mismatch::NoMessage { line, expected: Box::new(message.clone()) },
             Action::Close(by) => Mismatch::NotClosed { line, expected: *by },
-            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) => Mismatch::NotDone { line, word: stop.step.action.word() },
+            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) => {
+                Mismatch::NotDone { line, word: stop.step.action.word() }
+            }
         }
     }
 

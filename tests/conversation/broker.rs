@@ -72,7 +72,11 @@ async fn answer(packet: Packet, refused: &str, tell: &mpsc::Sender<String>) -> O
         Packet::Connect(_, _, login) => {
             let login = login.unwrap();
             assert_eq!((login.username.as_str(), login.password.as_str()), ("user", "secret"));
-            Some(Packet::ConnAck(ConnAck { session_present: false, code: ConnectReturnCode::Success, properties: None }))
+            Some(Packet::ConnAck(ConnAck {
+                session_present: false,
+                code: ConnectReturnCode::Success,
+                properties: None,
+            }))
         }
         Packet::Subscribe(subscribe) => {
             let mut return_codes = Vec::new();

@@ -116,7 +116,10 @@ async fn timeout() {
     let begun = Instant::now();
     let told = failure(TALK, &to, &short()).await;
     assert!(begun.elapsed() >= Duration::from_millis(200));
-    assert_eq!(told, "line 2: expected 2 bytes to the device, received 0 in time\n  expected  8182\n  received  nothing");
+    assert_eq!(
+        told,
+        "line 2: expected 2 bytes to the device, received 0 in time\n  expected  8182\n  received  nothing"
+    );
 }
 
 /// What comes without being expected is found at the end at the latest, also after the device has ended its side.

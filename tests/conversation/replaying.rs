@@ -61,7 +61,8 @@ async fn connections_and_rate() {
     let one = write(&directory, "one.conversation", "> 0102\n< 0102\n> 0304\n< 0304\nclose peer\n");
     let other = write(&directory, "other.conversation", "> 0506\n< 0506\n");
     let begun = Instant::now();
-    let (good, out) = replayed(&[one, other], &to, &["--connections", "20", "--loops", "3", "--rate", "200/s"]).await.unwrap();
+    let (good, out) =
+        replayed(&[one, other], &to, &["--connections", "20", "--loops", "3", "--rate", "200/s"]).await.unwrap();
     assert!(good, "{out}");
     // The 60th begins 59 slots of 5 ms after the first.
     assert!(begun.elapsed() >= Duration::from_millis(295));
@@ -112,7 +113,10 @@ async fn bad_files_are_told_at_once() {
     let none = directory.path().join("none.conversation");
     let error = replayed(&[bad, none], &to, &[]).await.unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("bad.conversation has 1 fault:") && text.contains("none.conversation: No such file"), "{text}");
+    assert!(
+        text.contains("bad.conversation has 1 fault:") && text.contains("none.conversation: No such file"),
+        "{text}"
+    );
     assert_eq!(error.exit_code(), ExitCode::FAILURE);
     assert_eq!(counts[0].load(Ordering::SeqCst), 0);
 }

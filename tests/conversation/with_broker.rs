@@ -12,7 +12,8 @@ use crate::broker::Broker;
 use crate::gateway::{PATIENCE, gateway};
 use crate::replaying::{replayed, write};
 
-const TALK: &str = "> 01\npublish \"up\" qos=1 json {\"n\":1,\"at\":\"*\"}\ndeliver \"down\" qos=1 \"do\"\n< \"done\"\nclose peer\n";
+const TALK: &str =
+    "> 01\npublish \"up\" qos=1 json {\"n\":1,\"at\":\"*\"}\ndeliver \"down\" qos=1 \"do\"\n< \"done\"\nclose peer\n";
 
 /// What the broker hears; a test waits for each line.
 struct Heard(mpsc::Receiver<String>);
@@ -24,7 +25,10 @@ impl Heard {
 }
 
 /// A gateway that publishes `payload` when it has got a byte and, when the broker has heard a message, passes it on.
-async fn running(payload: &'static str, mountpoint: &'static str) -> (String, polygate::conversation::play::GatewayAddr) {
+async fn running(
+    payload: &'static str,
+    mountpoint: &'static str,
+) -> (String, polygate::conversation::play::GatewayAddr) {
     let Broker { url, heard, say } = Broker::start("locked").await;
     let heard = Arc::new(Mutex::new(Heard(heard)));
     let to = gateway(move |mut peer| {
@@ -74,7 +78,10 @@ async fn refused_without_a_broker() {
     let file = write(&directory, "talk.conversation", TALK);
     let (good, out) = replayed(&[file], &to, &[]).await.unwrap();
     assert!(!good);
-    assert!(out.contains("line 3: \"deliver\" needs a broker to publish it at (--mqtt), since line 4 answers it\n"), "{out}");
+    assert!(
+        out.contains("line 3: \"deliver\" needs a broker to publish it at (--mqtt), since line 4 answers it\n"),
+        "{out}"
+    );
 }
 
 #[tokio::test]

@@ -99,7 +99,11 @@ impl fmt::Display for Report {
         let stopped = if self.interrupted { ", then interrupted" } else { "" };
         writeln!(f, "conversations  {played} played, {} as recorded, {} failed{stopped}", self.good, self.failed)?;
         writeln!(f, "pace           {} in all, {rate:.1}/s, {} at once at most", short(self.took), self.connections)?;
-        writeln!(f, "bytes          {} to the gateway, {} from it (of those as recorded)", self.sent_bytes, self.received_bytes)?;
+        writeln!(
+            f,
+            "bytes          {} to the gateway, {} from it (of those as recorded)",
+            self.sent_bytes, self.received_bytes
+        )?;
         match self.latencies.as_ref().filter(|latencies| !latencies.is_empty()) {
             None => writeln!(f, "latency        no \"<\" line answered a \">\" line")?,
             Some(latencies) => {
@@ -189,7 +193,10 @@ latency        samples      min     mean      p50      p90      p99    p99.9    
         assert!(!report.is_good());
         let text = report.to_string();
         assert!(text.starts_with("conversations  9 played, 0 as recorded, 9 failed\n"), "{text}");
-        assert!(text.contains("\nfailed (3 times): a: cannot connect to tcp://127.0.0.1:1: connection refused\n"), "{text}");
+        assert!(
+            text.contains("\nfailed (3 times): a: cannot connect to tcp://127.0.0.1:1: connection refused\n"),
+            "{text}"
+        );
         assert!(text.contains("\nfailed: a: cannot connect to tcp://127.0.0.1:5: connection refused\n"), "{text}");
         assert!(text.ends_with("\nand 2 more failed for other reasons\n"), "{text}");
     }

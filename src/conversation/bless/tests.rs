@@ -10,7 +10,11 @@ fn sent(bytes: &'static [u8]) -> Effect {
 }
 
 fn published(payload: &'static str) -> Effect {
-    Effect::Published(Published { topic: "t".into(), qos: QoS::AtMostOnce, payload: Bytes::from_static(payload.as_bytes()) })
+    Effect::Published(Published {
+        topic: "t".into(),
+        qos: QoS::AtMostOnce,
+        payload: Bytes::from_static(payload.as_bytes()),
+    })
 }
 
 fn blessed(text: &str, greeting: &[Effect], answers: &[&[Effect]]) -> String {
@@ -23,7 +27,8 @@ fn blessed(text: &str, greeting: &[Effect], answers: &[&[Effect]]) -> String {
 #[test]
 fn answers_are_filled_in() {
     let text = "# a terminal\n\n# registers\n> 01\n\n# reports\n> 02\n";
-    let told = blessed(text, &[sent(b"welcome")], &[&[sent(&[0x81]), sent(&[])], &[published("{\"n\":1}"), sent(&[0x82])]]);
+    let told =
+        blessed(text, &[sent(b"welcome")], &[&[sent(&[0x81]), sent(&[])], &[published("{\"n\":1}"), sent(&[0x82])]]);
     let expected = "# a terminal\n\n< \"welcome\"\n# registers\n> 01\n< 81\n\n# reports\n> 02\npublish \"t\" qos=0 json {\"n\":1}\n< 82\n";
     assert_eq!(told, expected);
 }
@@ -50,11 +55,15 @@ fn what_differs_is_replaced() {
 #[test]
 fn the_end_is_recorded() {
     let closed: &[Effect] = &[sent(&[0x81]), Effect::Closed(Closer::Handler)];
-    assert_eq!(blessed("> 01\n# bye\nclose peer\n# end\n", &[], &[closed]), "> 01\n< 81\nclose handler\n# bye\n# end\n");
+    assert_eq!(
+        blessed("> 01\n# bye\nclose peer\n# end\n", &[], &[closed]),
+        "> 01\n< 81\nclose handler\n# bye\n# end\n"
+    );
     assert_eq!(blessed("> 01\n< 81\nclose handler\n", &[], &[closed]), "> 01\n< 81\nclose handler\n");
 
     let happened = Happened { greeting: Vec::new(), answers: vec![closed.to_vec()] };
     let error = bless(&conversation("> 01\n\n> 02\n"), &happened).unwrap_err();
-    let text = "expected the connection to stay open until line 3 (\">\"), it was closed before: cut the conversation there";
+    let text =
+        "expected the connection to stay open until line 3 (\">\"), it was closed before: cut the conversation there";
     assert_eq!(error.to_string(), text);
 }

@@ -58,13 +58,24 @@ fn the_canonical_form() {
     }
     let long = json!({"text": "x".repeat(90), "n": [1]});
     let printed = parse(&format!("publish \"t\" json {long}")).to_string();
-    assert_eq!(printed, format!("publish \"t\" qos=0 json\n  {{\n    \"n\": [\n      1\n    ],\n    \"text\": \"{}\"\n  }}\n", "x".repeat(90)));
+    assert_eq!(
+        printed,
+        format!(
+            "publish \"t\" qos=0 json\n  {{\n    \"n\": [\n      1\n    ],\n    \"text\": \"{}\"\n  }}\n",
+            "x".repeat(90)
+        )
+    );
 }
 
 /// A conversation made in a program has the line numbers of its file.
 #[test]
 fn made_items_are_numbered_as_printed() {
-    let what = [What::Comment(" two\n lines".into()), What::Blank, What::Step(Step::new(Action::FromPeer(vec![0; 50].into()))), What::Blank];
+    let what = [
+        What::Comment(" two\n lines".into()),
+        What::Blank,
+        What::Step(Step::new(Action::FromPeer(vec![0; 50].into()))),
+        What::Blank,
+    ];
     let made = Conversation::new("test", what.map(Item::new).to_vec());
     let lines = |conversation: &Conversation| conversation.items().iter().map(|item| item.line).collect::<Vec<_>>();
     assert_eq!(lines(&made), [1, 3, 4, 6]);
@@ -85,7 +96,10 @@ fn faults_are_bounded() {
 fn lines_are_bounded() {
     assert_eq!(parse(&format!("> 00\n{}", "\n".repeat(LINES_MAX - 1))).items().len(), LINES_MAX);
     let told = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
-    assert_eq!(told.to_string(), "test has 1 fault:\n  line 250001 column 1   expected at most 250000 lines, found more");
+    assert_eq!(
+        told.to_string(),
+        "test has 1 fault:\n  line 250001 column 1   expected at most 250000 lines, found more"
+    );
 }
 
 #[test]
@@ -108,7 +122,8 @@ fn number() -> impl Strategy<Value = Number> {
         any::<i64>().prop_map(Number::from),
         any::<u64>().prop_map(Number::from),
         // Up to fifteen digits: the most that every JSON parser reads back to the same double.
-        (any::<i32>(), 0..6_u32).prop_filter_map("finite", |(n, scale)| Number::from_f64(f64::from(n) / f64::from(10_i32.pow(scale)))),
+        (any::<i32>(), 0..6_u32)
+            .prop_filter_map("finite", |(n, scale)| Number::from_f64(f64::from(n) / f64::from(10_i32.pow(scale)))),
     ]
 }
 
@@ -122,16 +137,15 @@ fn json_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 6, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::Array),
-            prop::collection::btree_map(any::<String>(), inner, 0..6).prop_map(|map| Value::Object(map.into_iter().collect())),
+            prop::collection::btree_map(any::<String>(), inner, 0..6)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let payload = prop_oneof![
-        bytes(0).prop_map(|bytes| Payload::Bytes(bytes.into())),
-        json_value().prop_map(Payload::Json),
-    ];
+    let payload =
+        prop_oneof![bytes(0).prop_map(|bytes| Payload::Bytes(bytes.into())), json_value().prop_map(Payload::Json),];
     let qos = prop_oneof![Just(QoS::AtMostOnce), Just(QoS::AtLeastOnce), Just(QoS::ExactlyOnce)];
     (any::<String>(), qos, payload).prop_map(|(topic, qos, payload)| Message { topic, qos, payload })
 }
@@ -180,8 +194,40 @@ fn any_conversation() -> impl Strategy<Value = Conversation> {
 /// Something like a line of a conversation, and seldom a right one.
 fn scrap() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        ">", "<", "publish", "deliver", "timer", "close", "transport", "keepalive", "peer", "qos=1", "json", "\"", "\"t\"", "\\x7",
-        "\\", "7e", "7", "??", "?", "@1s", "@0.5s", "@", " ", "\t", "\n", "\r\n", "\n  ", "#", "{", "}", "[1,2]", "null", "é", "\0",
+        ">",
+        "<",
+        "publish",
+        "deliver",
+        "timer",
+        "close",
+        "transport",
+        "keepalive",
+        "peer",
+        "qos=1",
+        "json",
+        "\"",
+        "\"t\"",
+        "\\x7",
+        "\\",
+        "7e",
+        "7",
+        "??",
+        "?",
+        "@1s",
+        "@0.5s",
+        "@",
+        " ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\n  ",
+        "#",
+        "{",
+        "}",
+        "[1,2]",
+        "null",
+        "é",
+        "\0",
     ]);
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }

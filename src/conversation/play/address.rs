@@ -139,7 +139,9 @@ fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     };
     let port = match port {
         None => None,
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok().filter(|port| *port != 0)?),
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            Some(digits.parse().ok().filter(|port| *port != 0)?)
+        }
         Some(_) => return None,
     };
     Some((host.to_owned(), port))
@@ -169,7 +171,16 @@ mod tests {
         for text in ["tcp://127.0.0.1:7993", "tcp://gw.example:1", "tcp://[::1]:65535"] {
             assert_eq!(text.parse::<GatewayAddr>().unwrap().to_string(), text);
         }
-        let bad = ["", "127.0.0.1:7993", "tcp://", "tcp://host", "tcp://host:0", "tcp://host:65536", "tcp://host:+1", "tcp://::1:1"];
+        let bad = [
+            "",
+            "127.0.0.1:7993",
+            "tcp://",
+            "tcp://host",
+            "tcp://host:0",
+            "tcp://host:65536",
+            "tcp://host:+1",
+            "tcp://::1:1",
+        ];
         for text in bad.into_iter().chain(["udp://host:1", "tcp://a b:1", "tcp://[host]:1", "tcp://[::1]1"]) {
             let error = text.parse::<GatewayAddr>().unwrap_err();
             assert_eq!(error.to_string(), format!("expected a gateway as tcp://host:port, found {text:?}"));

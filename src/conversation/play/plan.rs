@@ -51,7 +51,9 @@ pub enum Need {
         dependent: u32,
     },
     /// Time: the device can only be silent until the timer runs out.
-    #[error("line {line}: {word:?} needs a time to wait for the timer (--timer-wait), since line {dependent} depends on it")]
+    #[error(
+        "line {line}: {word:?} needs a time to wait for the timer (--timer-wait), since line {dependent} depends on it"
+    )]
     Time {
         /// The line that waits for a timer.
         line: u32,
@@ -83,7 +85,11 @@ impl Plan {
     /// # Errors
     ///
     /// Something depends on what cannot be done.
-    pub(super) fn new(conversation: &Conversation, has_broker: bool, timer_wait: Option<Duration>) -> Result<Self, Unplayable> {
+    pub(super) fn new(
+        conversation: &Conversation,
+        has_broker: bool,
+        timer_wait: Option<Duration>,
+    ) -> Result<Self, Unplayable> {
         let stops: Vec<Stop<'_>> = conversation.steps().map(|(line, step)| Stop { line, step }).collect();
         let mut plan = Self { skipped: HashSet::new(), patient: HashMap::new() };
         let mut needs = Vec::new();
@@ -113,7 +119,9 @@ impl Plan {
                     match (dependents.first(), timer_wait) {
                         (None, _) => drop(plan.skipped.insert(line)),
                         (Some(_), Some(wait)) => plan.patient.extend(dependents.into_iter().map(|line| (line, wait))),
-                        (Some(dependent), None) => needs.push(Need::Time { line, word: "timer", dependent: *dependent }),
+                        (Some(dependent), None) => {
+                            needs.push(Need::Time { line, word: "timer", dependent: *dependent })
+                        }
                     }
                 }
                 Action::Close(Closer::Keepalive | Closer::Idle) => match timer_wait {
@@ -166,7 +174,10 @@ mod tests {
         assert_eq!(told, expected);
 
         let idle = plan("> 00\nclose idle\n", false, None).err().unwrap();
-        assert_eq!(idle, "line 2: \"close\" needs a time to wait for the timer (--timer-wait), since line 2 depends on it");
+        assert_eq!(
+            idle,
+            "line 2: \"close\" needs a time to wait for the timer (--timer-wait), since line 2 depends on it"
+        );
     }
 
     /// What waits for a timer waits as long as was allowed, and everything else as long as ever.

@@ -76,8 +76,15 @@ fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Ve
     }
     needs.extend(conversation.steps().filter_map(|(line, step)| match &step.action {
         Action::Deliver(_) if !has_broker => Some(Need::Broker { line, dependent: line }),
-        Action::Timer(_) if options.timer_wait.is_none() => Some(Need::Time { line, word: step.action.word(), dependent: line }),
-        _ => None,
+        Action::Timer(_) if options.timer_wait.is_none() => {
+            Some(Need::Time { line, word: step.action.word(), dependent: line })
+        }
+        Action::FromPeer(_)
+        | Action::ToPeer(_)
+        | Action::Publish(_)
+        | Action::Deliver(_)
+        | Action::Timer(_)
+        | Action::Close(_) => None,
     }));
     needs
 }
@@ -129,7 +136,9 @@ fn merged(effects: Vec<Effect>) -> Vec<Effect> {
     let mut merged: Vec<Effect> = Vec::new();
     for effect in effects {
         match (merged.last_mut(), effect) {
-            (Some(Effect::Sent(before)), Effect::Sent(bytes)) => *before = [before.as_ref(), bytes.as_ref()].concat().into(),
+            (Some(Effect::Sent(before)), Effect::Sent(bytes)) => {
+                *before = [before.as_ref(), bytes.as_ref()].concat().into()
+            }
             (_, effect) => merged.push(effect),
         }
     }

@@ -78,7 +78,8 @@ pub enum Watch {
 
 /// The topics whose messages the conversations expect, as handlers say them.
 pub fn topics<'c>(conversations: impl IntoIterator<Item = &'c Conversation>) -> BTreeSet<String> {
-    let expected = |conversation: &'c Conversation| conversation.steps().filter_map(|(_, step)| published_topic(&step.action));
+    let expected =
+        |conversation: &'c Conversation| conversation.steps().filter_map(|(_, step)| published_topic(&step.action));
     conversations.into_iter().flat_map(expected).map(str::to_owned).collect()
 }
 
@@ -106,7 +107,12 @@ impl Witness {
     /// # Errors
     ///
     /// No connection within `timeout`, or a subscription was not granted.
-    pub async fn connect(broker: &BrokerUrl, mountpoint: &str, watch: Watch, timeout: Duration) -> Result<Self, WitnessError> {
+    pub async fn connect(
+        broker: &BrokerUrl,
+        mountpoint: &str,
+        watch: Watch,
+        timeout: Duration,
+    ) -> Result<Self, WitnessError> {
         let refused = |why: String| WitnessError::Connect { broker: broker.to_string(), why };
         let suffix = getrandom::u64().map_err(|error| refused(error.to_string()))?;
         let mut options = MqttOptions::new(format!("polygate-replay-{suffix:016x}"), broker.host(), broker.port());
@@ -120,7 +126,8 @@ impl Witness {
             Watch::Everything => vec![format!("{mountpoint}#")],
         };
         let ready = tokio::time::timeout(timeout, subscribe(&client, &mut events, &filters, broker)).await;
-        let early = ready.map_err(|_| refused(format!("no answer within {}", humantime::format_duration(timeout))))??;
+        let early =
+            ready.map_err(|_| refused(format!("no answer within {}", humantime::format_duration(timeout))))??;
 
         let desk = Arc::new(Desk { mountpoint: mountpoint.to_owned(), seats: Mutex::default() });
         for publish in early {

@@ -121,12 +121,20 @@ impl fmt::Display for Mismatch {
                 compared(f, expected, received, from)
             }
             Self::TooFewBytes { line, expected, received } => {
-                write!(f, "line {line}: expected {} bytes to the device, received {} in time", expected.len(), received.len())?;
+                write!(
+                    f,
+                    "line {line}: expected {} bytes to the device, received {} in time",
+                    expected.len(),
+                    received.len()
+                )?;
                 compared(f, expected, received, received.len().saturating_sub(SHOWN_BEFORE))
             }
             Self::ClosedWithin { line, expected, received } => {
                 let (all, some) = (expected.len(), received.len());
-                write!(f, "line {line}: expected {all} bytes to the device, received {some} and then the end of the connection")?;
+                write!(
+                    f,
+                    "line {line}: expected {all} bytes to the device, received {some} and then the end of the connection"
+                )?;
                 compared(f, expected, received, received.len().saturating_sub(SHOWN_BEFORE))
             }
             Self::UnexpectedBytes { after, received } => {
@@ -142,7 +150,11 @@ impl fmt::Display for Mismatch {
                 write!(f, "\n  expected  {}\n  received  {}", shown(expected), shown(&as_message(received)))
             }
             Self::NoMessage { line, expected } => {
-                write!(f, "line {line}: expected a message to be published, none was in time\n  expected  {}", shown(expected))
+                write!(
+                    f,
+                    "line {line}: expected a message to be published, none was in time\n  expected  {}",
+                    shown(expected)
+                )
             }
             Self::UnexpectedMessage { after, received } => {
                 write!(f, "after line {after}: expected no more messages")?;
@@ -158,7 +170,11 @@ impl fmt::Display for Mismatch {
                 write!(f, "line {line}: expected \"close {}\", received \"close {}\"", expected.word(), by.word())
             }
             Self::ClosedBefore { line, word, by } => {
-                write!(f, "line {line}: expected the connection to be open for {word:?}, found it closed ({})", by.word())
+                write!(
+                    f,
+                    "line {line}: expected the connection to be open for {word:?}, found it closed ({})",
+                    by.word()
+                )
             }
             Self::NotDone { line, word } => write!(f, "line {line}: {word:?} was to be done and was not"),
         }

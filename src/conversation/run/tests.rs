@@ -137,7 +137,10 @@ fn the_end_is_compared_too() {
     let by = |closer: Closer| move |run: &mut Run<'_>| -> Result<(), Mismatch> { Ok(run.handle_closed(closer)) };
     assert_eq!(outcome(&by(Closer::Keepalive)).unwrap(), "end");
     assert_eq!(outcome(&by(Closer::Gateway)).unwrap(), "end");
-    assert_eq!(outcome(&by(Closer::Handler)).unwrap_err(), "line 2: expected \"close keepalive\", received \"close handler\"");
+    assert_eq!(
+        outcome(&by(Closer::Handler)).unwrap_err(),
+        "line 2: expected \"close keepalive\", received \"close handler\""
+    );
     assert_eq!(
         outcome(&|run| run.handle_silence()).unwrap_err(),
         "line 2: expected the connection to be closed (keepalive), it was not in time"
