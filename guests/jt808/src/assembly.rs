@@ -1,0 +1,229 @@
+//! Puts messages together from their sub-packages. Pure; bounded in number, size and age.
+
+use core::fmt;
+
+use crate::header::{Header, Part};
+
+/// Unfinished messages at a time; one more drops the one that was quiet longest.
+pub const MESSAGES_MAX: usize = 4;
+/// Sub-packages of one message; a message of more is refused at its first.
+pub const PARTS_MAX: u16 = 1024;
+/// Bytes of all unfinished messages together; over it the one that was quiet longest is dropped.
+pub const BYTES_MAX: usize = 256 << 10;
+/// How long an unfinished message waits for its next sub-package, in milliseconds.
+pub const AGE_MAX_MS: u64 = 60_000;
+
+/// What became of a sub-package.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is kept until the others are there.
+    Kept,
+    /// It was the last one missing: the body.
+    Whole(Vec<u8>),
+    /// It cannot be kept.
+    Refused,
+}
+
+/// An unfinished message that was given up, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    id: u16,
+    found: usize,
+    total: u16,
+    reason: &'static str,
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, found, total, reason } = self;
+        write!(out, "message {id:#06x} dropped with {found} of {total} sub-packages: {reason}")
+    }
+}
+
+/// The unfinished messages of a terminal.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// The one that was quiet longest comes first.
+    partials: Vec<Partial>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    id: u16,
+    total: u16,
+    /// Number and serial of the sub-package that came first.
+    first: (u16, u16),
+    seen_ms: u64,
+    /// Sorted by number.
+    parts: Vec<(u16, Box<[u8]>)>,
+}
+
+impl Assembler {
+    /// Takes one sub-package; `dropped` hears of every message that is given up on the way.
+    pub fn push(
+        &mut self,
+        header: &Header,
+        part: Part,
+        body: &[u8],
+        now_ms: u64,
+        mut dropped: impl FnMut(Dropped),
+    ) -> Outcome {
+        self.partials.retain(|partial| {
+            let fresh = now_ms.saturating_sub(partial.seen_ms) <= AGE_MAX_MS;
+            if !fresh {
+                dropped(partial.dropped("none came for 60 s"));
+            }
+            fresh
+        });
+        let found = self.partials.iter().position(|partial| partial.fits(header, part));
+        let mut partial = found.map_or_else(|| Partial::new(header, part), |at| self.partials.remove(at));
+        if part.total > PARTS_MAX {
+            dropped(partial.dropped("more than 1024"));
+            return Outcome::Refused;
+        }
+        partial.seen_ms = now_ms;
+        partial.insert(part.index, body);
+        if partial.parts.len() == usize::from(part.total) {
+            return Outcome::Whole(partial.parts.iter().flat_map(|(_, body)| body.iter().copied()).collect());
+        }
+        self.partials.push(partial);
+        while self.partials.len() > MESSAGES_MAX || self.bytes() > BYTES_MAX {
+            dropped(self.partials.remove(0).dropped("too much is unfinished"));
+        }
+        if self.partials.is_empty() { Outcome::Refused } else { Outcome::Kept }
+    }
+
+    /// Bytes of bodies kept.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.partials.iter().flat_map(|partial| &partial.parts).map(|(_, body)| body.len()).sum()
+    }
+
+    /// Gives all up: the connection has ended.
+    pub fn finish(self, mut dropped: impl FnMut(Dropped)) {
+        for partial in self.partials {
+            dropped(partial.dropped("the connection ended"));
+        }
+    }
+}
+
+impl Partial {
+    fn new(header: &Header, part: Part) -> Self {
+        Self { id: header.id, total: part.total, first: (part.index, header.serial), seen_ms: 0, parts: Vec::new() }
+    }
+
+    /// Sub-packages of a message are numbered without a gap, so number and serial rise together; some terminals give all of
+    /// them one serial. Anything else belongs to another message, however alike: two photographs must not be mixed.
+    fn fits(&self, header: &Header, part: Part) -> bool {
+        let (index, serial) = self.first;
+        let together = header.serial.wrapping_sub(part.index) == serial.wrapping_sub(index);
+        self.id == header.id && self.total == part.total && (together || header.serial == serial)
+    }
+
+    fn insert(&mut self, index: u16, body: &[u8]) {
+        match self.parts.binary_search_by_key(&index, |(index, _)| *index) {
+            // Sent twice, because the terminal missed the answer to the first.
+            Ok(at) => self.parts.iter_mut().skip(at).take(1).for_each(|(_, old)| *old = body.into()),
+            Err(at) => self.parts.insert(at, (index, body.into())),
+        }
+    }
+
+    fn dropped(&self, reason: &'static str) -> Dropped {
+        Dropped { id: self.id, found: self.parts.len(), total: self.total, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::BODY_MAX;
+
+    struct Bench {
+        assembler: Assembler,
+        dropped: Vec<String>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { assembler: Assembler::default(), dropped: Vec::new() }
+        }
+
+        fn push(&mut self, id: u16, serial: u16, (index, total): (u16, u16), body: &[u8], now_ms: u64) -> Outcome {
+            let content = [id.to_be_bytes().as_slice(), &[0; 8], &serial.to_be_bytes()].concat();
+            let (header, _) = Header::parse(&content).unwrap();
+            let Self { assembler, dropped } = self;
+            assembler.push(&header, Part { total, index }, body, now_ms, |message| dropped.push(message.to_string()))
+        }
+    }
+
+    /// In any order, and with one sent twice, the body is the same.
+    #[test]
+    fn assembles() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.push(0x801, 12, (3, 3), b"c", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 10, (1, 3), b"a", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 10, (1, 3), b"a", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 11, (2, 3), b"b", 0), Outcome::Whole(b"abc".to_vec()));
+        assert_eq!(bench.push(0x801, 13, (1, 1), b"z", 0), Outcome::Whole(b"z".to_vec()));
+        assert_eq!(bench.assembler.bytes(), 0);
+        assert!(bench.dropped.is_empty());
+    }
+
+    /// Serials that wrap around, and one serial for all.
+    #[test]
+    fn serials() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.push(0x801, u16::MAX, (1, 2), b"a", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 0, (2, 2), b"b", 0), Outcome::Whole(b"ab".to_vec()));
+        assert_eq!(bench.push(0x801, 5, (1, 2), b"c", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 5, (2, 2), b"d", 0), Outcome::Whole(b"cd".to_vec()));
+    }
+
+    /// A message that lost its end is not completed by the end of the next one.
+    #[test]
+    fn messages_do_not_mix() {
+        let mut bench = Bench::new();
+        bench.push(0x801, 10, (1, 2), b"old", 0);
+        assert_eq!(bench.push(0x801, 21, (2, 2), b"new", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 20, (1, 2), b"the ", 0), Outcome::Whole(b"the new".to_vec()));
+    }
+
+    /// A message waits 60 s for its next sub-package, and not a millisecond more.
+    #[test]
+    fn age() {
+        let mut bench = Bench::new();
+        bench.push(0x801, 1, (1, 3), b"a", 0);
+        assert_eq!(bench.push(0x801, 2, (2, 3), b"b", AGE_MAX_MS), Outcome::Kept);
+        assert_eq!(bench.push(0x801, 3, (3, 3), b"c", 2 * AGE_MAX_MS + 1), Outcome::Kept);
+        assert_eq!(bench.dropped, ["message 0x0801 dropped with 2 of 3 sub-packages: none came for 60 s"]);
+    }
+
+    /// Of five unfinished messages the oldest goes.
+    #[test]
+    fn messages_max() {
+        let mut bench = Bench::new();
+        for id in 1..=5 {
+            bench.push(id, 1, (1, 2), b"a", 0);
+        }
+        assert_eq!(bench.dropped, ["message 0x0001 dropped with 1 of 2 sub-packages: too much is unfinished"]);
+        assert_eq!(bench.push(5, 2, (2, 2), b"b", 0), Outcome::Whole(b"ab".to_vec()));
+    }
+
+    /// Too many sub-packages are refused at once, too many bytes when they are there.
+    #[test]
+    fn parts_and_bytes_max() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.push(0x801, 1, (1, PARTS_MAX + 1), b"a", 0), Outcome::Refused);
+        let body = [0; BODY_MAX];
+        for index in 1..=256 {
+            assert_eq!(bench.push(0x801, index, (index, 1000), &body, 0), Outcome::Kept);
+            assert!(bench.assembler.bytes() <= BYTES_MAX);
+        }
+        assert_eq!(bench.push(0x801, 257, (257, 1000), &body, 0), Outcome::Refused);
+        assert_eq!(bench.assembler.bytes(), 0);
+        assert_eq!(
+            bench.dropped.last().unwrap(),
+            "message 0x0801 dropped with 257 of 1000 sub-packages: too much is unfinished"
+        );
+    }
+}

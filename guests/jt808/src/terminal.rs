@@ -1,0 +1,203 @@
+//! One terminal on one connection: who it is, and what happens to each of its frames.
+//!
+//! Owns the whole state of the connection. It ends with the connection, or closes it after a refused authentication; it
+//! never sends before it is spoken to, except for commands.
+
+mod commands;
+mod identity;
+mod uplink;
+
+use std::mem;
+
+use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level, Message, Qos, Timer};
+
+use crate::assembly::{Assembler, Outcome};
+use crate::downlink::{Downlink, Sent, Verdict};
+use crate::faults::Faults;
+use crate::framing::{Found, Framer};
+use crate::header::{Address, Header};
+use crate::malformed::Malformed;
+use crate::message::{self, Answer};
+use crate::settings::Settings;
+use crate::{time, wire};
+
+/// The handler.
+pub struct Terminal {
+    settings: Settings,
+    phase: Phase,
+    framer: Framer,
+    assembler: Assembler,
+    downlink: Downlink,
+    faults: Faults,
+}
+
+/// How far a terminal has come. It only ever moves down this list.
+enum Phase {
+    /// It has sent nothing.
+    Silent,
+    /// It has sent something, and nobody has said yet that it may.
+    Unknown {
+        /// What it registered with; to be published once it may.
+        registration: Option<Registration>,
+    },
+    /// The gateway has accepted it under this number.
+    Known {
+        phone: String,
+        /// As its latest frame had it; commands use the same form.
+        address: Address,
+    },
+    /// We have closed the connection; what still comes is not looked at.
+    Closing,
+}
+
+struct Registration {
+    phone: String,
+    json: String,
+}
+
+impl Handler for Terminal {
+    fn on_socket_created(adapter: &mut dyn Adapter, _: &ConnInfo) -> Self {
+        Self {
+            settings: Settings::read(adapter),
+            phase: Phase::Silent,
+            framer: Framer::default(),
+            assembler: Assembler::default(),
+            downlink: Downlink::default(),
+            faults: Faults::default(),
+        }
+    }
+
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+        if matches!(self.phase, Phase::Silent) {
+            self.phase = Phase::Unknown { registration: None };
+            self.start_keepalive(adapter);
+        }
+        let mut framer = mem::take(&mut self.framer);
+        framer.push(bytes, |found| match found {
+            Found::Frame(raw) => self.on_frame(adapter, raw),
+            Found::Skipped(count) => {
+                self.faults.report(adapter, &format!("skipped {count} bytes that are in no frame"))
+            }
+        });
+        self.framer = framer;
+    }
+
+    fn on_timer_timeout(&mut self, adapter: &mut dyn Adapter, timer: Timer) {
+        let Timer::Keepalive = timer;
+        adapter.log(Level::Info, &format!("silent for 1.5 times {} s", self.settings.keepalive_s));
+    }
+
+    fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) {
+        for message in messages {
+            self.on_command(adapter, &message.payload);
+        }
+    }
+
+    fn on_socket_closed(mut self, adapter: &mut dyn Adapter, _: &CloseReason) {
+        let unfinished = self.framer.unfinished();
+        if unfinished > 0 {
+            self.faults.report(adapter, &format!("{unfinished} bytes at the end are in no frame"));
+        }
+        let Self { phase, assembler, mut faults, .. } = self;
+        assembler.finish(|dropped| faults.report(adapter, &dropped.to_string()));
+        if let Phase::Unknown { registration: Some(Registration { phone, .. }) } = phase {
+            adapter.log(Level::Info, &format!("terminal {phone} registered, and left without an authentication"));
+        }
+        faults.finish(adapter);
+    }
+}
+
+impl Terminal {
+    /// The keepalive counts from the first byte: before it the listener's idle timeout bounds a silent peer, and after it
+    /// one that never says who it is must not stay for ever.
+    fn start_keepalive(&self, adapter: &mut dyn Adapter) {
+        let interval_ms = u32::from(self.settings.keepalive_s) * 1000;
+        if let Err(refusal) = adapter.start_timer(Timer::Keepalive, interval_ms) {
+            adapter.log(Level::Warn, &format!("cannot start the keepalive of {interval_ms} ms: {refusal}"));
+        }
+    }
+
+    fn on_frame(&mut self, adapter: &mut dyn Adapter, raw: &[u8]) {
+        if matches!(self.phase, Phase::Closing) {
+            return;
+        }
+        let content = wire::open(raw);
+        let parsed = content.as_ref().map_err(|malformed| *malformed).and_then(|content| Header::parse(content));
+        let (header, body) = match parsed {
+            Ok(parsed) => parsed,
+            Err(malformed) => {
+                return self.faults.report(adapter, &format!("frame of {} bytes refused: {malformed}", raw.len()));
+            }
+        };
+        if !self.admit(adapter, &header) {
+            return;
+        }
+        if header.body_length != body.len() {
+            // The checksum holds, so the terminal meant it; but where its fields lie is anybody's guess.
+            let malformed = Malformed::Length { declared: header.body_length, found: body.len() };
+            let verdict = self.pass_on(adapter, &header, body, Some(malformed));
+            return self.answer(adapter, &header, body, verdict);
+        }
+        let Some(part) = header.part else { return self.on_message(adapter, &header, body) };
+        let now_ms = adapter.now_ms();
+        let Self { assembler, faults, .. } = self;
+        match assembler.push(&header, part, body, now_ms, |dropped| faults.report(adapter, &dropped.to_string())) {
+            Outcome::Whole(body) => self.on_message(adapter, &header, &body),
+            // Each sub-package is a frame of its own to the terminal, which sends it again if nobody answers.
+            Outcome::Kept => self.answer_generally(adapter, &header, Verdict::Done),
+            Outcome::Refused => self.answer_generally(adapter, &header, Verdict::Failed),
+        }
+    }
+
+    /// Publishes JSON on `jt808/<phone>/<kind>`. QoS 1: a terminal forgets what it has been told is taken.
+    fn publish(&mut self, adapter: &mut dyn Adapter, kind: &str, json: &str) -> Verdict {
+        let Phase::Known { phone, .. } = &self.phase else { return Verdict::Failed };
+        let topic = format!("jt808/{phone}/{kind}");
+        match adapter.publish(&topic, Qos::AtLeastOnce, json.as_bytes()) {
+            Ok(()) => Verdict::Done,
+            Err(refusal) => {
+                self.faults.report(adapter, &format!("cannot publish on {topic}: {refusal}"));
+                Verdict::Failed
+            }
+        }
+    }
+
+    /// Gives a message the answer that the standard has for it.
+    fn answer(&mut self, adapter: &mut dyn Adapter, header: &Header, body: &[u8], verdict: Verdict) {
+        match (message::answer(header.id), verdict) {
+            (Answer::Time, Verdict::Done) => {
+                let now_s = i64::try_from(adapter.now_ms() / 1000).unwrap_or(i64::MAX);
+                self.send(adapter, &header.address, 0x8004, &time::to_bcd(now_s));
+            }
+            (Answer::Multimedia, Verdict::Done) if let Some(number) = body.get(..4) => {
+                self.send(adapter, &header.address, 0x8800, number);
+            }
+            (Answer::Unsupported, Verdict::Done) => self.answer_generally(adapter, header, Verdict::Unsupported),
+            (_, verdict) => self.answer_generally(adapter, header, verdict),
+        }
+    }
+
+    /// The general answer, unless the message is an answer itself.
+    fn answer_generally(&mut self, adapter: &mut dyn Adapter, header: &Header, verdict: Verdict) {
+        if message::answer(header.id) != Answer::Nothing {
+            self.downlink.general_answer(header, verdict, |frame| send(adapter, frame));
+        }
+    }
+
+    fn send(&mut self, adapter: &mut dyn Adapter, to: &Address, id: u16, body: &[u8]) -> Sent {
+        self.downlink.message(to, id, body, |frame| send(adapter, frame))
+    }
+
+    fn close(&mut self, adapter: &mut dyn Adapter) {
+        self.phase = Phase::Closing;
+        if let Err(refusal) = adapter.close() {
+            adapter.log(Level::Debug, &format!("cannot close: {refusal}"));
+        }
+    }
+}
+
+fn send(adapter: &mut dyn Adapter, frame: &[u8]) {
+    if let Err(refusal) = adapter.send(frame) {
+        adapter.log(Level::Warn, &format!("cannot send a frame of {} bytes: {refusal}", frame.len()));
+    }
+}
