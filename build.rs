@@ -1,7 +1,9 @@
-//! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs.
+//! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs, and lists the recorded
+//! conversations that `polygate demo` carries with it.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use prost::Message;
@@ -15,5 +17,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out_dir.join("exproto.bin"), descriptors.encode_to_vec())?;
     // Payloads as `Bytes`: a message is taken out of the HTTP/2 frame without a copy.
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    fs::write(out_dir.join("demo_conversations.rs"), demo_conversations()?)?;
     Ok(())
+}
+
+/// A Rust expression: name and text of every conversation, in the order of their names.
+fn demo_conversations() -> Result<String, Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let folder = Path::new("examples/conversations/jt808");
+    println!("cargo:rerun-if-changed={}", folder.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root.join(folder))? {
+        let name = entry?.file_name().into_string().map_err(|name| format!("{name:?} is not UTF-8"))?;
+        if name.ends_with(".conversation") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut list = "&[\n".to_owned();
+    for name in names {
+        let file = root.join(folder).join(&name);
+        println!("cargo:rerun-if-changed={}", file.display());
+        writeln!(list, "    ({name:?}, include_str!({file:?})),")?;
+    }
+    list.push_str("]\n");
+    Ok(list)
 }

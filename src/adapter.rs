@@ -314,15 +314,14 @@ impl Adapter {
         raw_publish(&self.services.pubsub, topic, qos, payload).await
     }
 
-    /// The message as the handler is to see it: without the mountpoint.
-    pub fn unmount(&self, mut message: Message) -> Message {
+    /// Makes of a message what the handler is to see: its topic without the mountpoint.
+    pub fn unmount(&self, message: &mut Message) {
         if let Some(client) = &self.client {
             let name = client.mount.unmount(&message.topic);
             if name.len() != message.topic.len() {
                 message.topic = name.to_owned();
             }
         }
-        message
     }
 
     fn check_open(&self) -> Result<(), Refused> {

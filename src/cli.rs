@@ -1,3 +1,84 @@
-//! The command line: one file for each subcommand.
+//! The command line: one file a subcommand.
 
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::telemetry::{LogFormat, start_log};
+
+pub mod check;
+pub mod completions;
+pub mod demo;
 pub mod replay;
+pub mod serve;
+
+/// One gate for every device protocol, in any language.
+///
+/// Devices speak their own protocols over TCP; your handler, a WebAssembly component or a gRPC server, turns
+/// bytes into messages; polygate does the rest.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = "Start with: polygate demo")]
+pub struct Cli {
+    /// How log lines on stderr are written
+    #[arg(long, global = true, value_enum, default_value_t, env = "POLYGATE_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// What is logged: a level, or a list such as "info,polygate::guest=debug"
+    #[arg(long, global = true, default_value = "info", env = "POLYGATE_LOG", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Check(check::Args),
+    Demo(demo::Args),
+    Replay(replay::Args),
+    Completions(completions::Args),
+    Man(completions::ManArgs),
+}
+
+/// The definition of the command line, for completions and the man page.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the command that argv asks for. Exit code 0: fine, 1: what was asked failed, 2: wrong usage.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = start_log(cli.log_format, &cli.log) {
+        eprintln!("polygate: {}", crate::handler::chain(&error));
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("polygate: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve::run(args).await,
+            Command::Check(args) => match check::run(&args, &mut io::stdout(), &mut io::stderr()) {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("polygate: cannot write the result: {error}");
+                    ExitCode::FAILURE
+                }
+            },
+            Command::Demo(args) => demo::run(args).await,
+            Command::Replay(args) => match replay::run(args).await {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("polygate: {}", crate::handler::chain(&error));
+                    error.exit_code()
+                }
+            },
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => completions::run_man(&args),
+        }
+    })
+}

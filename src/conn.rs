@@ -210,6 +210,13 @@ pub struct Message {
     pub timestamp_ms: u64,
 }
 
+impl Message {
+    /// What it counts against a bound of bytes: topic and payload.
+    pub fn weight(&self) -> usize {
+        self.topic.len() + self.payload.len()
+    }
+}
+
 /// What a connection reports to its handler.
 #[derive(Clone, Debug)]
 pub enum Event {

@@ -1,10 +1,8 @@
 //! The task that owns one connection: its socket, its handler's side, its queues, its end.
 //!
-//! One event is at its handler at a time; what else happens waits in [`Waiting`], in order. While bytes
-//! wait up to their bound the socket is not read; a message that finds no room is shed and counted. The
-//! task ends when the peer, the handler, a deadline or the operator ends the connection, always in the same
-//! order: no more reading, what was read goes to the handler, what was sent is flushed, the socket closes,
-//! the handler gets `OnSocketClosed`.
+//! It begins when the peer is accepted and ends when the peer, the handler, a deadline or the operator ends it.
+//! It never drops bytes of the stream, and never holds more than its bounds.
+#![doc = include_str!("connection/LIFECYCLE.md")]
 
 use std::future::poll_fn;
 use std::io;
@@ -18,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use crate::adapter::{Adapter, Services};
-use crate::conn::table::{Entered, Mail, Mailbox, Mails, Table};
+use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
 use crate::dispatch::Chain;
 use crate::handler::{Attached, CallError, grpc};
@@ -28,7 +26,7 @@ mod state;
 mod waiting;
 
 pub use state::{Phase, State, Timeouts};
-pub use waiting::{Bounds, Shed, Waiting};
+pub use waiting::Waiting;
 
 use state::Due;
 
@@ -52,8 +50,10 @@ pub struct Options {
     pub connections_max: usize,
     /// The spans that end a connection.
     pub timeouts: Timeouts,
-    /// What may wait for the handler.
-    pub bounds: Bounds,
+    /// Bytes of the stream that may wait for the handler; one read, of at most 64 KiB, may go over it.
+    pub inbound_bytes_max: usize,
+    /// Messages that may wait for the handler.
+    pub messages: MessageBounds,
     /// Bytes that may wait for the socket.
     pub outbound_bytes_max: usize,
 }
@@ -104,7 +104,7 @@ impl Connections {
         let id = shared.ids.next();
         let info = Arc::new(info);
         let (mailbox, mails) =
-            Mailbox::new(id, shared.options.bounds.messages_max, shared.metrics.messages_shed.clone());
+            Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
         let adapter = Adapter::new(
             Arc::clone(&info),
             Arc::clone(&shared.services),
@@ -116,7 +116,8 @@ impl Connections {
             attached: link.handler.attach(Box::new(adapter)),
             handler: link.metrics.clone(),
             state: State::new(now, shared.options.timeouts),
-            waiting: Waiting::new(shared.options.bounds),
+            waiting: Waiting::new(shared.options.inbound_bytes_max),
+            held: Arc::clone(mailbox.held()),
             entered: shared.table.enter(mailbox),
             mails,
             info,
@@ -140,6 +141,7 @@ pub struct Connection {
     handler: HandlerMetrics,
     state: State,
     waiting: Waiting,
+    held: Arc<Held>,
     mails: Mails,
     input: Input,
     output: Output,
@@ -252,15 +254,19 @@ impl Connection {
 
     /// The next event that waits, with its counters.
     fn pop(&mut self) -> Option<Event> {
-        let event = self.waiting.pop()?;
+        let mut event = self.waiting.pop()?;
         let metrics = &self.shared.metrics;
-        match &event {
+        match &mut event {
             Event::ReceivedBytes(bytes) => {
                 metrics.inbound_queue_bytes.dec_by(gauge(bytes.len()));
             }
             Event::ReceivedMessages(messages) => {
                 metrics.queued_messages.dec_by(gauge(messages.len()));
                 metrics.delivered.inc_by(messages.len() as u64);
+                self.held.remove(messages);
+                for message in messages {
+                    self.attached.adapter().unmount(message);
+                }
             }
             Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_) => {}
         }
@@ -474,16 +480,9 @@ impl Connection {
                 }
             }
             Mail::Deliver(message) => {
-                let message = self.attached.adapter().unmount(message);
-                let metrics = &self.shared.metrics;
-                match self.waiting.push_message(message) {
-                    Ok(()) => {
-                        metrics.queued_messages.inc();
-                    }
-                    Err(Shed) => {
-                        metrics.messages_shed.inc();
-                    }
-                }
+                // Unmounted when it is handed on: its weight must be the same until then.
+                self.shared.metrics.queued_messages.inc();
+                self.waiting.push_message(message);
             }
             Mail::End(reason) => self.state.close(reason),
         }
@@ -583,7 +582,7 @@ impl Connection {
         let metrics = &self.shared.metrics;
         metrics.inbound_queue_bytes.dec_by(gauge(self.waiting.bytes()));
         metrics.queued_messages.dec_by(gauge(self.waiting.messages()));
-        self.waiting.clear();
+        self.waiting = Waiting::new(0);
     }
 }
 

@@ -1,1 +1,7 @@
-fn main(){}
+//! argv to a subcommand, and its exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    polygate::cli::run()
+}

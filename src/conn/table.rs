@@ -4,6 +4,7 @@
 //! opened and disappears when its task ends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use prometheus_client::metrics::counter::Counter;
@@ -11,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{CloseReason, Command, ConnId, Message, Refused};
 
-/// Slots that only commands may take: deliveries leave them free, so a flood of messages cannot keep a
-/// handler from asking for something.
+/// Slots for commands, beyond those of the messages: a flood of messages cannot keep a handler from asking
+/// for something.
 const RESERVED_FOR_COMMANDS: usize = 16;
 
 /// What a connection finds in its mailbox.
@@ -26,12 +27,51 @@ pub enum Mail {
     End(CloseReason),
 }
 
+/// How many messages one connection may hold, from their delivery until its handler takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageBounds {
+    /// Messages, `1..`.
+    pub messages_max: usize,
+    /// Their topics and payloads, in bytes, `1..`.
+    pub bytes_max: usize,
+}
+
+/// The messages that a connection holds, against their bounds.
+#[derive(Debug)]
+pub struct Held {
+    bounds: MessageBounds,
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    fn add(&self, message: &Message) -> bool {
+        let below = |max: usize, more: usize| move |held: usize| held.checked_add(more).filter(|sum| *sum <= max);
+        let (messages_max, bytes_max) = (self.bounds.messages_max, self.bounds.bytes_max);
+        if self.messages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below(messages_max, 1)).is_err() {
+            return false;
+        }
+        let fits = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below(bytes_max, message.weight()));
+        if fits.is_err() {
+            self.messages.fetch_sub(1, Ordering::Relaxed);
+        }
+        fits.is_ok()
+    }
+
+    /// The handler takes these messages, or they are dropped with their connection.
+    pub fn remove(&self, messages: &[Message]) {
+        self.messages.fetch_sub(messages.len(), Ordering::Relaxed);
+        self.bytes.fetch_sub(messages.iter().map(Message::weight).sum(), Ordering::Relaxed);
+    }
+}
+
 /// The sending side of one connection's bounded queue.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
     conn: ConnId,
     // Boxed: tokio allocates slots in blocks of 32, and an idle connection pays for one block.
     slots: mpsc::Sender<Box<Mail>>,
+    held: Arc<Held>,
     sheds: Counter,
 }
 
@@ -39,12 +79,13 @@ pub struct Mailbox {
 pub type Mails = mpsc::Receiver<Box<Mail>>;
 
 impl Mailbox {
-    /// A mailbox with room for `mails_max` deliveries, `1..`, and some commands besides.
+    /// A mailbox for so many messages, and some commands besides.
     ///
-    /// `sheds` counts the messages that found it full.
-    pub fn new(conn: ConnId, mails_max: usize, sheds: Counter) -> (Self, Mails) {
-        let (slots, mails) = mpsc::channel(mails_max + RESERVED_FOR_COMMANDS);
-        (Self { conn, slots, sheds }, mails)
+    /// `sheds` counts the messages that found no room.
+    pub fn new(conn: ConnId, bounds: MessageBounds, sheds: Counter) -> (Self, Mails) {
+        let (slots, mails) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
+        let held = Held { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
+        (Self { conn, slots, held: Arc::new(held), sheds }, mails)
     }
 
     /// Whose mailbox this is.
@@ -52,20 +93,30 @@ impl Mailbox {
         self.conn
     }
 
+    /// The messages that the connection holds; its task removes those that it hands on.
+    pub fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
     /// Puts a message in; sheds it and counts it when there is no room.
     ///
     /// A message for a connection that has ended is dropped without a count: its subscriptions are
     /// ending with it.
     pub fn deliver(&self, message: Message) {
-        if self.slots.capacity() <= RESERVED_FOR_COMMANDS {
-            if !self.slots.is_closed() {
-                self.sheds.inc();
-                tracing::debug!(conn = %self.conn, topic = message.topic, "message shed: the mailbox is full");
-            }
+        if self.slots.is_closed() {
             return;
         }
-        // Between the look at the capacity and here, others may have filled it: then it is shed as well.
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.slots.try_send(Box::new(Mail::Deliver(message))) {
+        if !self.held.add(&message) {
+            self.sheds.inc();
+            tracing::debug!(conn = %self.conn, topic = message.topic, "message shed: the connection holds as many as it may");
+            return;
+        }
+        let put = self.slots.try_send(Box::new(Mail::Deliver(message)));
+        // Commands have slots of their own beyond the messages', so only many commands at once can fill it.
+        if let Err(mpsc::error::TrySendError::Full(mail) | mpsc::error::TrySendError::Closed(mail)) = put
+            && let Mail::Deliver(message) = *mail
+        {
+            self.held.remove(std::slice::from_ref(&message));
             self.sheds.inc();
         }
     }

@@ -60,7 +60,7 @@ impl TestBroker {
     pub async fn device_with_mailbox(&self, client_id: &str, mails_max: usize) -> Device {
         let sheds = Counter::default();
         let conn = ConnIds::new().unwrap().next();
-        let (mailbox, mails) = Mailbox::new(conn, mails_max, sheds.clone());
+        let (mailbox, mails) = Mailbox::new(conn, bounds, sheds.clone());
         let client = ClientInfo { client_id: client_id.to_owned(), ..ClientInfo::default() };
         let peer = PeerAddr("192.0.2.1:4711".parse().unwrap());
         let session = self.pubsub.open(Arc::new(client), peer, mailbox).await.unwrap();

@@ -67,6 +67,13 @@ pub struct BrokerUrl {
     login: Option<(String, SecretString)>,
 }
 
+/// The port of a broker, without a login.
+impl From<std::net::SocketAddr> for BrokerUrl {
+    fn from(address: std::net::SocketAddr) -> Self {
+        Self { host: address.ip().to_string(), port: address.port(), login: None }
+    }
+}
+
 impl BrokerUrl {
     /// Host name or address, an IPv6 address without brackets.
     pub fn host(&self) -> &str {

@@ -13,7 +13,7 @@ use wasmtime::component::Component;
 /// A compiled component is machine code that is run as it is found. The directory is therefore made for the
 /// gateway's own user alone, and one that others may write to is refused.
 #[derive(Clone, Debug)]
-pub struct Cache {
+pub(super) struct Cache {
     dir: PathBuf,
 }
 
@@ -73,10 +73,12 @@ impl Cache {
     pub(super) fn compiled(&self, engine: &Engine, component: &[u8]) -> Result<Component, CompileError> {
         let file = self.dir.join(file_name(engine, component));
         if file.exists() {
+            #[expect(unsafe_code, reason = "running kept machine code is what this cache is for")]
             // SAFETY: `deserialize_file` runs what it finds. The file is in a directory that `open` has found closed
             // to others, and got there by the `rename` below, whole; its name fixes the component, the compiler's
             // version and its settings.
-            match unsafe { Component::deserialize_file(engine, &file) } {
+            let kept = unsafe { Component::deserialize_file(engine, &file) };
+            match kept {
                 Ok(component) => return Ok(component),
                 Err(error) => tracing::warn!(?file, %error, "a compiled component is unusable; compiling again"),
             }

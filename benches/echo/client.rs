@@ -1,0 +1,124 @@
+//! The devices: each sends, waits for its bytes to come back, and sends again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Open connections.
+pub struct Load {
+    streams: Vec<TcpStream>,
+    payload: Arc<[u8]>,
+}
+
+/// What the devices have seen.
+pub struct Measured {
+    /// Nanoseconds of each round trip, sorted.
+    latencies_ns: Vec<u32>,
+    elapsed: Duration,
+}
+
+impl Measured {
+    pub fn round_trips(&self) -> u64 {
+        self.latencies_ns.len() as u64
+    }
+
+    /// Per second.
+    pub fn rate(&self) -> f64 {
+        self.latencies_ns.len() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    pub fn percentile_us(&self, percent: f64) -> u32 {
+        let last = self.latencies_ns.len().saturating_sub(1);
+        let index = (last as f64 * percent / 100.0).round() as usize;
+        self.latencies_ns.get(index).map_or(0, |nanoseconds| nanoseconds / 1000)
+    }
+}
+
+impl Load {
+    pub async fn open(address: SocketAddr, connections: usize, payload_bytes: usize) -> Self {
+        let payload: Arc<[u8]> = (0..payload_bytes).map(|byte| byte as u8).collect();
+        let mut streams = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            let mut stream = connect(address).await;
+            round_trip(&mut stream, &payload).await;
+            streams.push(stream);
+        }
+        Self { streams, payload }
+    }
+
+    /// Lets the server come to rest after its last answer.
+    pub async fn settle(self) -> Self {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        self
+    }
+
+    /// All devices at once, each one round trip after another.
+    pub async fn round_trips(self, span: Duration) -> (Self, Measured) {
+        let started = Instant::now();
+        let mut devices = JoinSet::new();
+        for mut stream in self.streams {
+            let payload = Arc::clone(&self.payload);
+            devices.spawn(async move {
+                let mut latencies_ns = Vec::new();
+                let mut before = Instant::now();
+                while before.duration_since(started) < span {
+                    round_trip(&mut stream, &payload).await;
+                    let after = Instant::now();
+                    latencies_ns.push(u32::try_from(after.duration_since(before).as_nanos()).unwrap_or(u32::MAX));
+                    before = after;
+                }
+                (stream, latencies_ns)
+            });
+        }
+        let (mut streams, mut latencies_ns) = (Vec::new(), Vec::new());
+        while let Some(device) = devices.join_next().await {
+            let (stream, latencies) = device.expect("a device has panicked");
+            streams.push(stream);
+            latencies_ns.extend(latencies);
+        }
+        let elapsed = started.elapsed();
+        latencies_ns.sort_unstable();
+        (Self { streams, payload: self.payload }, Measured { latencies_ns, elapsed })
+    }
+}
+
+/// Devices that connect, make one round trip and go; gives how many did so per second.
+pub async fn open_and_close(address: SocketAddr, devices: usize, payload_bytes: usize, span: Duration) -> f64 {
+    let payload: Arc<[u8]> = vec![7; payload_bytes].into();
+    let count = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..devices {
+        let (payload, count) = (Arc::clone(&payload), Arc::clone(&count));
+        tasks.spawn(async move {
+            while started.elapsed() < span {
+                let mut stream = connect(address).await;
+                round_trip(&mut stream, &payload).await;
+                // A reset: ports that linger in TIME_WAIT would be used up within seconds.
+                stream.set_zero_linger().expect("cannot set SO_LINGER");
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    tasks.join_all().await;
+    count.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).await.expect("cannot connect");
+    stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
+    stream
+}
+
+async fn round_trip(stream: &mut TcpStream, payload: &[u8]) {
+    let mut back = [0; 64 * 1024];
+    let back = &mut back[..payload.len()];
+    stream.write_all(payload).await.expect("cannot send");
+    stream.read_exact(back).await.expect("the bytes did not come back");
+    debug_assert_eq!(back, payload);
+}

@@ -1,0 +1,150 @@
+//! Round trips through the gateway beside those through a bare echo server: rate, latency, CPU and memory,
+//! measured in one run on one machine, so that the ratios mean something although the figures do not travel.
+//!
+//! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
+//! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
+
+mod client;
+mod process;
+mod server;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use client::{Load, Measured};
+use process::Server;
+
+/// Measures round trips per second, latency, CPU and memory of the gateway beside a bare echo server.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How long each row is measured
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Numbers of connections
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1000])]
+    connections: Vec<usize>,
+    /// Bytes of each round trip
+    #[arg(long, default_value_t = 64)]
+    payload_bytes: usize,
+    /// Which servers, by the beginning of their names; all when absent
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Given by cargo bench
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// This process is one of the servers
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    server: Option<Vec<String>>,
+}
+
+/// The servers under test, in the order of the table; the first is what the others are compared with.
+const SUBJECTS: [Subject; 3] = [
+    Subject { name: "bare tokio echo", kind: Kind::Bare },
+    Subject { name: "echo guest", kind: Kind::Guest },
+    Subject { name: "gRPC handler", kind: Kind::Grpc },
+];
+
+struct Subject {
+    name: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Bare,
+    Guest,
+    Grpc,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(server) = &args.server {
+        server::run(server).await;
+        return ExitCode::SUCCESS;
+    }
+    header();
+    for &connections in &args.connections {
+        let mut bare = None;
+        for subject in &SUBJECTS {
+            if !args.only.is_empty() && !args.only.iter().any(|name| subject.name.starts_with(name.as_str())) {
+                continue;
+            }
+            let row = measure(subject.kind, connections, &args).await;
+            let bare = bare.get_or_insert(row.measured.rate());
+            print(subject.name, connections, &row, *bare);
+        }
+        println!();
+    }
+    ExitCode::SUCCESS
+}
+
+struct Row {
+    measured: Measured,
+    /// CPU time of the server and what it took of memory.
+    cpu_us_per_round_trip: f64,
+    kib_per_connection: f64,
+    opened_per_second: f64,
+}
+
+/// One server, started for this row alone, so that no row inherits another's memory.
+async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
+    let handler = match kind {
+        Kind::Grpc => Some(Server::start(&["handler"]).await),
+        Kind::Bare | Kind::Guest => None,
+    };
+    let server = match (kind, &handler) {
+        (Kind::Bare, _) => Server::start(&["bare"]).await,
+        (_, None) => Server::start(&["guest"]).await,
+        (_, Some(handler)) => {
+            let gateway = Server::start(&["grpc", &handler.address().to_string()]).await;
+            handler.tell(&gateway.adapter().to_string()).await;
+            gateway
+        }
+    };
+    // The first connection pays for what is made once.
+    Load::open(server.address(), 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
+    let memory_before = server.resident_kib();
+    let load = Load::open(server.address(), connections, args.payload_bytes).await;
+    let load = load.settle().await;
+    let kib_per_connection = (server.resident_kib() - memory_before) / connections as f64;
+
+    let cpu_before = server.cpu();
+    let (load, measured) = load.round_trips(Duration::from_secs(args.seconds)).await;
+    let cpu = server.cpu() - cpu_before;
+    drop(load);
+    let opened_per_second =
+        client::open_and_close(server.address(), connections.min(100), args.payload_bytes, Duration::from_secs(args.seconds.div_ceil(2)))
+            .await;
+    Row {
+        cpu_us_per_round_trip: cpu.as_secs_f64() * 1e6 / measured.round_trips() as f64,
+        kib_per_connection,
+        opened_per_second,
+        measured,
+    }
+}
+
+fn header() {
+    println!(
+        "{:<18} {:>6} {:>11} {:>7} {:>9} {:>9} {:>9} {:>10} {:>9} {:>10}",
+        "server", "conns", "trips/s", "ratio", "p50 us", "p99 us", "p99.9 us", "CPU us", "KiB/conn", "opened/s"
+    );
+}
+
+fn print(name: &str, connections: usize, row: &Row, bare: f64) {
+    println!(
+        "{:<18} {:>6} {:>11.0} {:>7.3} {:>9} {:>9} {:>9} {:>10.2} {:>9.1} {:>10.0}",
+        name,
+        connections,
+        row.measured.rate(),
+        row.measured.rate() / bare,
+        row.measured.percentile_us(50.0),
+        row.measured.percentile_us(99.0),
+        row.measured.percentile_us(99.9),
+        row.cpu_us_per_round_trip,
+        row.kib_per_connection,
+        row.opened_per_second,
+    );
+}

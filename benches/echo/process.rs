@@ -1,0 +1,72 @@
+//! A server in a process of its own, and what the kernel says of it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::Mutex;
+
+/// A child process that has told its addresses; ends when dropped.
+pub struct Server {
+    child: Child,
+    stdin: Mutex<ChildStdin>,
+    _stdout: Lines<BufReader<ChildStdout>>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Server {
+    pub async fn start(args: &[&str]) -> Self {
+        let this = std::env::current_exe().expect("this program has no path");
+        let mut child = Command::new(this)
+            .arg("--server")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("cannot start a server");
+        let stdin = Mutex::new(child.stdin.take().expect("stdin is piped"));
+        let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let line = stdout.next_line().await.expect("cannot read").expect("the server ended at once");
+        let addresses = line.split(' ').map(|address| address.parse().expect("no address")).collect();
+        Self { child, stdin, _stdout: stdout, addresses }
+    }
+
+    /// Where devices or, for a handler, the gateway connect.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The gateway's adapter.
+    pub fn adapter(&self) -> SocketAddr {
+        self.addresses[1]
+    }
+
+    /// A line for the server's stdin.
+    pub async fn tell(&self, line: &str) {
+        self.stdin.lock().await.write_all(format!("{line}\n").as_bytes()).await.expect("the server is gone");
+    }
+
+    fn proc(&self, file: &str) -> String {
+        let pid = self.child.id().expect("the server is gone");
+        fs::read_to_string(format!("/proc/{pid}/{file}")).expect("cannot read /proc")
+    }
+
+    /// Resident memory.
+    pub fn resident_kib(&self) -> f64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("no VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("no number")
+    }
+
+    /// CPU time so far, of all threads, in steps of 10 ms.
+    pub fn cpu(&self) -> Duration {
+        let stat = self.proc("stat");
+        let (_, fields) = stat.rsplit_once(") ").expect("no stat");
+        let ticks: u64 = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("no number")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+}

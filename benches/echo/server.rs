@@ -1,0 +1,116 @@
+//! The servers, each run in a process of its own: a bare echo, the gateway, a gRPC handler.
+
+use std::io::{self, BufRead};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use polygate::config::Config;
+use polygate::exproto::proto;
+use polygate::gateway::Gateway;
+use proto::connection_adapter_client::ConnectionAdapterClient;
+use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Server};
+use tonic::{Request, Response, Status};
+
+/// Prints its addresses on one line and serves until it is killed.
+pub async fn run(args: &[String]) {
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["bare"] => bare().await,
+        ["guest"] => {
+            let component = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/dist/echo.wasm");
+            gateway(&format!("kind = \"wasm\"\ncomponent = {component:?}\nsettings = {{ mode = \"raw\" }}")).await;
+        }
+        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\"")).await,
+        ["handler"] => handler().await,
+        _ => panic!("no such server: {args:?}"),
+    }
+}
+
+async fn bare() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("cannot bind");
+    println!("{}", listener.local_addr().expect("no address"));
+    loop {
+        let (mut stream, _) = listener.accept().await.expect("cannot accept");
+        tokio::spawn(async move {
+            stream.set_nodelay(true)?;
+            let mut buffer = vec![0; 4096];
+            loop {
+                let count = stream.read(&mut buffer).await?;
+                if count == 0 {
+                    return io::Result::Ok(());
+                }
+                stream.write_all(&buffer[..count]).await?;
+            }
+        });
+    }
+}
+
+async fn gateway(handler: &str) {
+    let dir = tempfile::tempdir().expect("no temporary directory");
+    let text = format!(
+        "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n\
+         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n",
+        dir.path()
+    );
+    let (config, _) = Config::parse(&text, dir.path(), "bench.toml").expect("the configuration has faults");
+    let gateway = Gateway::start(config).await.expect("cannot start");
+    let bound = gateway.bound();
+    println!("{} {}", bound.listener("l").expect("no listener"), bound.adapter.expect("no adapter"));
+    std::future::pending::<()>().await;
+}
+
+/// Sends every chunk of bytes back by the adapter, whose address comes on stdin.
+async fn handler() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("cannot bind");
+    println!("{}", listener.local_addr().expect("no address"));
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).expect("no adapter");
+    let adapter: SocketAddr = line.trim().parse().expect("no adapter");
+    let channel = Channel::from_shared(format!("http://{adapter}")).expect("no url").connect_lazy();
+    let echo = Echo { adapter: Arc::new(ConnectionAdapterClient::new(channel)) };
+    Server::builder()
+        .add_service(ConnectionUnaryHandlerServer::new(echo))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .await
+        .expect("the handler ended");
+}
+
+struct Echo {
+    adapter: Arc<ConnectionAdapterClient<Channel>>,
+}
+
+type Answer = Result<Response<proto::EmptySuccess>, Status>;
+
+fn done() -> Answer {
+    Ok(Response::new(proto::EmptySuccess {}))
+}
+
+#[tonic::async_trait]
+impl ConnectionUnaryHandler for Echo {
+    async fn on_socket_created(&self, _: Request<proto::SocketCreatedRequest>) -> Answer {
+        done()
+    }
+
+    async fn on_socket_closed(&self, _: Request<proto::SocketClosedRequest>) -> Answer {
+        done()
+    }
+
+    async fn on_received_bytes(&self, request: Request<proto::ReceivedBytesRequest>) -> Answer {
+        let proto::ReceivedBytesRequest { conn, bytes } = request.into_inner();
+        let mut adapter = ConnectionAdapterClient::clone(&self.adapter);
+        // A device that has gone meanwhile is no fault of the handler's.
+        drop(adapter.send(proto::SendBytesRequest { conn, bytes }).await?);
+        done()
+    }
+
+    async fn on_timer_timeout(&self, _: Request<proto::TimerTimeoutRequest>) -> Answer {
+        done()
+    }
+
+    async fn on_received_messages(&self, _: Request<proto::ReceivedMessagesRequest>) -> Answer {
+        done()
+    }
+}

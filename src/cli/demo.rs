@@ -1,0 +1,218 @@
+//! `polygate demo`: the tour.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::conversation::play::witness::{self, Watch};
+use crate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
+use crate::conversation::{Action, Conversation};
+use crate::gateway::{Bound, Gateway};
+use crate::handler::chain;
+
+mod positions;
+
+use positions::Position;
+
+/// The guest of the tour, so that there is nothing to build or install first.
+const COMPONENT: &[u8] = include_bytes!("../../guests/dist/jt808.wasm");
+
+/// The configuration of the tour; free ports, so it runs beside anything else.
+const CONFIG: &str = include_str!("demo/demo.toml");
+
+/// Recorded terminals: name and text of each conversation.
+const CONVERSATIONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/demo_conversations.rs"));
+
+/// Terminals that are connected at the same time.
+const TERMINALS_AT_ONCE: usize = 4;
+
+/// Positions that wait to be printed.
+const POSITIONS_WAITING_MAX: usize = 1024;
+
+/// How long the last positions may be on their way.
+const LAST_POSITIONS: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to let the tour's MQTT clients in.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The tour: recorded trackers in, positions over MQTT out, nothing to install.
+///
+/// Starts a gateway with the embedded broker and the JT/T 808 guest on free loopback ports, replays recorded
+/// trackers against it and prints the positions as an MQTT client gets them. Then it goes on serving, and
+/// says how to connect a device and an MQTT client.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  polygate demo")]
+pub struct Args {
+    /// End after the replay instead of going on serving
+    #[arg(long)]
+    once: bool,
+}
+
+/// Why the tour could not be given.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot make a temporary directory")]
+    Dir(#[source] io::Error),
+    #[error("the tour's own configuration is wrong:\n{0}")]
+    Config(crate::config::Faults),
+    #[error(transparent)]
+    Start(#[from] crate::gateway::StartError),
+    #[error("the tour's own conversations are wrong")]
+    Conversations(#[from] crate::conversation::Faults),
+    #[error(transparent)]
+    Witness(#[from] crate::conversation::play::WitnessError),
+    #[error(transparent)]
+    Positions(#[from] positions::SubscribeError),
+    #[error("the gateway has no port for {0}")]
+    NoPort(&'static str),
+    #[error("cannot write to stdout")]
+    Output(#[source] io::Error),
+}
+
+/// Exit code 0 when every recorded terminal was served and every position arrived, else 1.
+pub async fn run(args: Args) -> ExitCode {
+    match tour(args).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("polygate: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn tour(args: Args) -> Result<ExitCode, Error> {
+    let dir = TempDir::with_prefix("polygate-demo-").map_err(Error::Dir)?;
+    let config = configure(dir.path())?;
+    let gateway = Gateway::start(config).await?;
+    let bound = gateway.bound().clone();
+    let listener = bound.listener("trackers").ok_or(Error::NoPort("devices"))?;
+    let broker = bound.broker.ok_or(Error::NoPort("MQTT"))?;
+
+    let conversations = conversations()?;
+    let expected = conversations.iter().map(positions_in).sum();
+    let positions = positions::subscribe(broker, POSITIONS_WAITING_MAX, BROKER_TIMEOUT).await?;
+    let witness = Witness::connect(
+        &broker_url(broker),
+        "",
+        Watch::Topics(witness::topics(&conversations)),
+        BROKER_TIMEOUT,
+    )
+    .await?;
+
+    println!("{} recorded trackers now connect to {listener}; their positions, as an MQTT client gets them:\n", conversations.len());
+    let progress = progress_bar(conversations.len() as u64);
+    let printing = tokio::spawn(print_positions(positions, progress.clone(), expected));
+    let failures = replay(&conversations, listener, &witness, &progress).await;
+    let arrived = printing.await.unwrap_or(Ok(0)).map_err(Error::Output)?;
+    progress.finish_and_clear();
+    witness.close(BROKER_TIMEOUT).await;
+
+    println!("\n{} trackers replayed, {arrived} of {expected} positions arrived over MQTT.", conversations.len());
+    for failure in &failures {
+        println!("not as recorded: {failure}");
+    }
+    let fine = failures.is_empty() && arrived == expected;
+    if !args.once {
+        explain(&bound, listener, broker, dir.path());
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::warn!(%error, "cannot wait for Ctrl-C");
+        }
+    }
+    gateway.stop().await;
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes the guest and its configuration, as a user would have them, and reads them as a user's.
+fn configure(dir: &Path) -> Result<Config, Error> {
+    std::fs::write(dir.join("jt808.wasm"), COMPONENT).map_err(Error::Dir)?;
+    std::fs::write(dir.join("polygate.toml"), CONFIG).map_err(Error::Dir)?;
+    let (config, _) = Config::load(&dir.join("polygate.toml")).map_err(Error::Config)?;
+    Ok(config)
+}
+
+fn conversations() -> Result<Vec<Conversation>, Error> {
+    CONVERSATIONS.iter().map(|(name, text)| Ok(Conversation::parse(*name, text)?)).collect()
+}
+
+fn broker_url(broker: SocketAddr) -> BrokerUrl {
+    BrokerUrl::from(broker)
+}
+
+/// Positions that a conversation publishes.
+fn positions_in(conversation: &Conversation) -> usize {
+    let is_position = |action: &Action| matches!(action, Action::Publish(message) if message.topic.ends_with("/location"));
+    conversation.steps().filter(|(_, step)| is_position(&step.action)).count()
+}
+
+/// Plays all conversations, some at a time; gives what did not go as recorded.
+async fn replay(
+    conversations: &[Conversation],
+    listener: SocketAddr,
+    witness: &Witness,
+    progress: &ProgressBar,
+) -> Vec<String> {
+    let to = GatewayAddr::from(listener);
+    let options = Options::default();
+    let (to, options) = (&to, &options);
+    stream::iter(conversations)
+        .map(|conversation| async move {
+            let played = play(conversation, to, Some(witness), options, |_| {}).await;
+            progress.inc(1);
+            played.err().map(|error| format!("{}: {}", conversation.name(), chain(&error)))
+        })
+        .buffer_unordered(TERMINALS_AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect()
+        .await
+}
+
+/// Prints positions until all that are expected have come, or no more do; gives their number.
+async fn print_positions(
+    mut positions: mpsc::Receiver<Position>,
+    progress: ProgressBar,
+    expected: usize,
+) -> io::Result<usize> {
+    let mut arrived = 0;
+    while arrived < expected {
+        // While terminals are still connecting there is no hurry.
+        let patience = if progress.position() < progress.length().unwrap_or(0) { Duration::MAX } else { LAST_POSITIONS };
+        match tokio::time::timeout(patience.min(Duration::from_secs(60)), positions.recv()).await {
+            Ok(Some(position)) => {
+                arrived += 1;
+                progress.suspend(|| writeln!(io::stdout(), "{position}"))?;
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(arrived)
+}
+
+fn progress_bar(length: u64) -> ProgressBar {
+    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
+    match ProgressStyle::with_template("{bar:40} {pos} of {len} trackers") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn explain(bound: &Bound, listener: SocketAddr, broker: SocketAddr, dir: &Path) {
+    let (host, port) = (broker.ip(), broker.port());
+    println!("\nThe gateway goes on serving until Ctrl-C.\n");
+    println!("  a device            point a JT/T 808 terminal at {listener}, or replay one:");
+    println!("                      polygate replay examples/conversations/jt808/tour.conversation --to tcp://{listener} --mqtt mqtt://{broker}");
+    println!("  an MQTT client      mosquitto_sub -h {host} -p {port} -t 'jt808/#' -v");
+    println!("  a command           mosquitto_pub -h {host} -p {port} -t jt808/13800138000/command -m '{{\"type\":\"query_position\"}}'");
+    if let Some(admin) = bound.admin {
+        println!("  metrics             curl http://{admin}/metrics");
+    }
+    println!("  its configuration   {}", dir.join("polygate.toml").display());
+}

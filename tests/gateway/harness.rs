@@ -1,0 +1,233 @@
+//! What the tests of the gateway share: a real gateway on free ports, real handlers, real peers.
+
+pub mod certificates;
+pub mod echo_device;
+pub mod mqtt;
+pub mod peer;
+pub mod scripted_handler;
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use polygate::config::Config;
+use polygate::gateway::Gateway;
+use tempfile::TempDir;
+
+use peer::RawPeer;
+use scripted_handler::ScriptedHandler;
+
+/// How long a test waits for what must happen. Long, because the machine may be busy; nothing that works
+/// comes near it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A guest of guests/dist.
+pub fn guest(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm")
+}
+
+/// What a gateway under test is made from: text of a configuration file, so the tests go the user's way.
+pub struct Setup {
+    gateway: String,
+    data_dir: Option<String>,
+    adapter: String,
+    admin: String,
+    auth: String,
+    handlers: String,
+    listener: String,
+    more: String,
+    bind: &'static str,
+}
+
+impl Setup {
+    fn new(handlers: String) -> Self {
+        Self {
+            gateway: String::new(),
+            data_dir: None,
+            adapter: String::new(),
+            admin: String::new(),
+            auth: "allow_anonymous = true\n".to_owned(),
+            handlers,
+            listener: String::new(),
+            more: String::new(),
+            bind: "tcp://127.0.0.1:0",
+        }
+    }
+
+    /// One listener whose handler is a guest.
+    pub fn guest(name: &str) -> Self {
+        Self::new(format!("[handlers.h]\nkind = \"wasm\"\ncomponent = {:?}\n", guest(name)))
+    }
+
+    /// One listener whose handler is a gRPC server.
+    pub fn grpc(handler: &ScriptedHandler) -> Self {
+        Self::grpc_at(&handler.url())
+    }
+
+    /// One listener whose handler is to be at this url.
+    pub fn grpc_at(url: &str) -> Self {
+        Self::new(format!("[handlers.h]\nkind = \"grpc\"\nurl = {url:?}\n"))
+    }
+
+    /// One listener whose handler has several servers.
+    pub fn grpc_many(urls: &[String]) -> Self {
+        Self::new(format!("[handlers.h]\nkind = \"grpc\"\nurls = {urls:?}\n"))
+    }
+
+    /// More keys of the handler.
+    pub fn handler(mut self, keys: &str) -> Self {
+        writeln!(self.handlers, "{keys}").unwrap();
+        self
+    }
+
+    /// More keys of the listener.
+    pub fn listener(mut self, keys: &str) -> Self {
+        writeln!(self.listener, "{keys}").unwrap();
+        self
+    }
+
+    /// More keys of the gateway.
+    pub fn gateway(mut self, keys: &str) -> Self {
+        writeln!(self.gateway, "{keys}").unwrap();
+        self
+    }
+
+    /// Where compiled components are kept, instead of in a directory of its own.
+    pub fn data_dir(mut self, key: &str) -> Self {
+        self.data_dir = Some(key.to_owned());
+        self
+    }
+
+    /// More keys of the admin port.
+    pub fn admin(mut self, keys: &str) -> Self {
+        writeln!(self.admin, "{keys}").unwrap();
+        self
+    }
+
+    /// More keys of the adapter.
+    pub fn adapter(mut self, keys: &str) -> Self {
+        writeln!(self.adapter, "{keys}").unwrap();
+        self
+    }
+
+    /// The authentication's keys and tables, instead of letting everybody in.
+    pub fn auth(mut self, keys: &str) -> Self {
+        self.auth = keys.to_owned();
+        self
+    }
+
+    /// More tables.
+    pub fn more(mut self, tables: &str) -> Self {
+        writeln!(self.more, "{tables}").unwrap();
+        self
+    }
+
+    /// Where the listener binds, instead of an IPv4 loopback port.
+    pub fn bind(mut self, bind: &'static str) -> Self {
+        self.bind = bind;
+        self
+    }
+
+    /// Starts it.
+    pub async fn start(self) -> GatewayUnderTest {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", dir.path().join("data")));
+        let text = format!(
+            "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
+             [admin]\nbind = \"127.0.0.1:0\"\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
+             [listeners.l]\nbind = {:?}\nhandlers = [\"h\"]\n{}\n{}",
+            self.gateway,
+            self.adapter,
+            self.admin,
+            self.auth,
+            self.handlers,
+            self.bind,
+            self.listener,
+            self.more,
+        );
+        let (config, _) = Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        let gateway = Gateway::start(config).await.unwrap();
+        GatewayUnderTest { gateway: Some(gateway), _dir: dir }
+    }
+}
+
+/// A running gateway with a directory of its own.
+pub struct GatewayUnderTest {
+    gateway: Option<Gateway>,
+    _dir: TempDir,
+}
+
+impl GatewayUnderTest {
+    fn gateway(&self) -> &Gateway {
+        self.gateway.as_ref().unwrap()
+    }
+
+    /// Where devices connect.
+    pub fn listener(&self) -> SocketAddr {
+        self.gateway().bound().listener("l").unwrap()
+    }
+
+    /// Where devices of another listener connect.
+    pub fn listener_named(&self, name: &str) -> SocketAddr {
+        self.gateway().bound().listener(name).unwrap()
+    }
+
+    /// Where gRPC handlers call.
+    pub fn adapter(&self) -> SocketAddr {
+        self.gateway().bound().adapter.unwrap()
+    }
+
+    /// Where MQTT clients connect.
+    pub fn broker(&self) -> SocketAddr {
+        self.gateway().bound().broker.unwrap()
+    }
+
+    /// The admin port.
+    pub fn admin(&self) -> SocketAddr {
+        self.gateway().bound().admin.unwrap()
+    }
+
+    /// Live connections.
+    pub fn connections(&self) -> usize {
+        self.gateway().connections().len()
+    }
+
+    /// A device.
+    pub async fn connect(&self) -> RawPeer {
+        RawPeer::connect(self.listener()).await
+    }
+
+    /// The value of a metric's first line that begins with `line`, for example
+    /// `polygate_closes_total{listener="l",reason="peer_closed"}`; 0 when there is none yet.
+    pub fn metric(&self, line: &str) -> f64 {
+        let page = self.gateway().telemetry().render().unwrap();
+        let value = page.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn metric_reaches(&self, line: &str, value: f64) {
+        eventually(&format!("{line} reaches {value}"), || self.metric(line) == value).await;
+    }
+
+    /// Stops it; gives the number of connections that had to be cut off.
+    pub async fn stop(mut self) -> usize {
+        self.gateway.take().unwrap().stop().await
+    }
+}
+
+/// Waits until something holds that no socket tells of.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+/// Waits for what must come.
+pub async fn within<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, coming).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}

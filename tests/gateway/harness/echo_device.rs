@@ -1,0 +1,75 @@
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::peer::RawPeer;
+use super::within;
+
+/// A device that speaks the JSON protocol of the echo handlers: one object a write, no delimiter.
+pub struct EchoDevice {
+    peer: RawPeer,
+    buffer: Vec<u8>,
+}
+
+impl EchoDevice {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self { peer: RawPeer::connect(address).await, buffer: Vec::new() }
+    }
+
+    /// Connects and says who it is, with success.
+    pub async fn login(address: SocketAddr, client_id: &str) -> Self {
+        let mut device = Self::connect(address).await;
+        device.send(&json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}})).await;
+        assert_eq!(device.receive().await, json!({"type": 2, "code": 0}));
+        device
+    }
+
+    pub fn peer(&mut self) -> &mut RawPeer {
+        &mut self.peer
+    }
+
+    pub async fn send(&mut self, object: &Value) {
+        self.peer.send(object.to_string()).await;
+    }
+
+    /// Sends, and gives the answer.
+    pub async fn ask(&mut self, object: Value) -> Value {
+        self.send(&object).await;
+        self.receive().await
+    }
+
+    pub async fn publish(&mut self, topic: &str, payload: &str) -> Value {
+        self.ask(json!({"type": 3, "topic": topic, "qos": 0, "payload": payload})).await
+    }
+
+    pub async fn subscribe(&mut self, filter: &str) -> Value {
+        self.ask(json!({"type": 5, "topic": filter, "qos": 1})).await
+    }
+
+    /// The next object.
+    pub async fn receive(&mut self) -> Value {
+        within("an object from the gateway", async {
+            loop {
+                let mut objects = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Value>();
+                if let Some(Ok(object)) = objects.next() {
+                    let used = objects.byte_offset();
+                    self.buffer.drain(..used);
+                    return object;
+                }
+                let bytes = self.peer.read_some().await.unwrap();
+                assert!(!bytes.is_empty(), "closed while an object was awaited; so far {:?}", self.buffer);
+                self.buffer.extend_from_slice(&bytes);
+            }
+        })
+        .await
+    }
+
+    pub fn reset(self) {
+        self.peer.reset();
+    }
+
+    pub async fn expect_closed(&mut self) {
+        assert!(self.buffer.is_empty(), "unexpected {:?}", String::from_utf8_lossy(&self.buffer));
+        self.peer.expect_closed().await;
+    }
+}

@@ -1,0 +1,10 @@
+//! The gateway as a whole: real devices, real handlers of both kinds, a real broker. One module a promise.
+
+mod harness;
+
+mod echo;
+mod grpc_handler;
+mod observability;
+mod pubsub;
+mod tcp;
+mod wasm_handler;

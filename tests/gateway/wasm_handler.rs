@@ -1,0 +1,131 @@
+//! What a guest can rely on, and what it cannot do to others.
+
+use serde_json::json;
+
+use crate::harness::echo_device::EchoDevice;
+use crate::harness::peer::RawPeer;
+use crate::harness::{GatewayUnderTest, Setup};
+
+/// Two devices on one guest: one makes it misbehave with `trigger`; the other goes on as if nothing happened.
+async fn misbehaves(guest: &str, keys: &str, trigger: &str) -> (GatewayUnderTest, RawPeer) {
+    let gateway = Setup::guest(guest).handler(keys).start().await;
+    let mut bystander = gateway.connect().await;
+    let mut culprit = gateway.connect().await;
+    for peer in [&mut bystander, &mut culprit] {
+        peer.send("before").await;
+        peer.expect("before").await;
+    }
+    culprit.send(trigger).await;
+    for number in 0..100 {
+        let text = format!("during {number}");
+        bystander.send(&text).await;
+        bystander.expect(&text).await;
+    }
+    let mut next = gateway.connect().await;
+    next.send("after").await;
+    next.expect("after").await;
+    (gateway, culprit)
+}
+
+async fn failed(gateway: &GatewayUnderTest, kind: &str) {
+    let line = format!("polygate_handler_failures_total{{listener=\"l\",handler=\"h\",kind=\"{kind}\"}}");
+    gateway.metric_reaches(&line, 1.0).await;
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_failed\"}", 1.0).await;
+}
+
+/// A trap ends the connection that caused it, and no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap() {
+    let (gateway, mut culprit) = misbehaves("trap", "", "trap").await;
+    culprit.expect_closed().await;
+    failed(&gateway, "fault").await;
+}
+
+/// An endless loop ends with the event's CPU time; until then it yields to the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_loop() {
+    let (gateway, mut culprit) = misbehaves("forever", "event_timeout = \"200ms\"", "forever").await;
+    culprit.expect_closed().await;
+    failed(&gateway, "timeout").await;
+}
+
+/// More loops than worker threads still leave room for the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_endless_loops() {
+    let gateway = Setup::guest("forever").handler("event_timeout = \"300ms\"").start().await;
+    let mut bystander = gateway.connect().await;
+    let mut culprits = Vec::new();
+    for _ in 0..10 {
+        let mut culprit = gateway.connect().await;
+        culprit.send("forever").await;
+        culprits.push(culprit);
+    }
+    for number in 0..20 {
+        let text = format!("during {number}");
+        bystander.send(&text).await;
+        bystander.expect(&text).await;
+    }
+    for mut culprit in culprits {
+        culprit.expect_closed().await;
+    }
+}
+
+/// A guest that takes ever more memory is stopped at its limit; the gauges return.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hoard() {
+    let (gateway, mut culprit) = misbehaves("hoard", "memory_max = \"4MiB\"", "hoard").await;
+    culprit.expect_closed().await;
+    failed(&gateway, "fault").await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 2.0).await;
+}
+
+/// A recursion without end is a trap and not the end of the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_recursion() {
+    let (gateway, mut culprit) = misbehaves("recurse", "", "recurse").await;
+    culprit.expect_closed().await;
+    failed(&gateway, "fault").await;
+}
+
+/// A guest that sends without end is refused at the bound of the queue, and the gateway's memory stays bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_bytes() {
+    let (gateway, mut culprit) = misbehaves("flood", "event_timeout = \"300ms\"", "flood").await;
+    let received = culprit.receive_to_end().await.len();
+    assert!(received < 8 << 20, "{received} bytes were queued");
+    gateway.metric_reaches("polygate_connections{listener=\"l\"}", 2.0).await;
+}
+
+/// A core module with component metadata is as good as a component.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_is_compiled_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = format!("data_dir = {:?}", dir.path());
+    let compiled = || std::fs::read_dir(dir.path().join("components")).unwrap().count();
+    for _ in 0..2 {
+        let gateway = Setup::guest("echo").data_dir(&key).start().await;
+        EchoDevice::login(gateway.listener(), "device-1").await;
+        assert_eq!(compiled(), 1);
+        gateway.stop().await;
+    }
+}
+
+/// A device whose JSON is cut anywhere, or comes with the next object, gets the same answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_are_cut_anywhere() {
+    let gateway = Setup::guest("echo").start().await;
+    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    let objects = format!(
+        "{}{}",
+        json!({"type": 3, "topic": "up", "qos": 0, "payload": "a}{\"b"}),
+        json!({"type": 5, "topic": "dn", "qos": 0})
+    );
+    for cut in 0..=objects.len() {
+        let (head, tail) = objects.split_at(cut);
+        device.peer().send(head).await;
+        tokio::task::yield_now().await;
+        device.peer().send(tail).await;
+        assert_eq!(device.receive().await, json!({"type": 4, "code": 0}), "cut at {cut}");
+        assert_eq!(device.receive().await, json!({"type": 6, "code": 0}), "cut at {cut}");
+    }
+}
