@@ -45,12 +45,26 @@ pub enum What {
     Filter,
 }
 
-impl fmt::Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl What {
+    /// As MQTT calls it.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Name => "topic name",
             Self::Filter => "topic filter",
-        })
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Malformed {
+    /// The error without what it was meant to be, for those who say that themselves.
+    pub fn why(&self) -> String {
+        format!("{}: {}", Shown(&self.text), self.fault)
     }
 }
 

@@ -5,7 +5,7 @@ use polygate::conn::QoS;
 use polygate::pubsub::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Client, TestBroker, Version, soon};
+use crate::harness::{Client, Connect, TestBroker, Version, soon};
 use polygate::auth::Options as AuthOptions;
 
 /// A device that does not read: its mailbox stays at its bound, and what did not fit is counted.
@@ -53,6 +53,19 @@ async fn a_flooded_mqtt_client_sheds_and_counts() {
     client.subscribe("other").await;
     publisher.publish("other", "fine").await;
     assert_eq!(client.payload().await, "fine");
+}
+
+/// A client that takes small packets only does not get the large ones, and keeps its connection.
+#[tokio::test]
+async fn a_message_larger_than_a_client_takes_is_left_out() {
+    let broker = TestBroker::start().await;
+    let connect = Connect { packet_bytes_max: Some(100), ..Connect::default() };
+    let mut client = Client::connect_with(Version::V5, broker.addr(), "c", connect).await.unwrap();
+    client.subscribe("a").await;
+    broker.publish_as_gateway("a", &"x".repeat(100)).await.unwrap();
+    broker.publish_as_gateway("a", &"x".repeat(60)).await.unwrap();
+    assert_eq!(client.payload().await.len(), 60);
+    assert_eq!(broker.broker.counters().client_oversize.get(), 1);
 }
 
 /// A device has as many subscriptions as it may have, and a payload is as large as it may be.

@@ -58,9 +58,11 @@ impl TestBroker {
     }
 
     pub async fn device_with_mailbox(&self, client_id: &str, mails_max: usize) -> Device {
-        let sheds = Counter::default();
-        let conn = ConnIds::new().unwrap().next();
-        let (mailbox, mails) = Mailbox::new(conn, mails_max, sheds.clone());
+        self.open(client_id, Connection::new(mails_max)).await
+    }
+
+    pub async fn open(&self, client_id: &str, connection: Connection) -> Device {
+        let Connection { mailbox, mails, sheds } = connection;
         let client = ClientInfo { client_id: client_id.to_owned(), ..ClientInfo::default() };
         let peer = PeerAddr("192.0.2.1:4711".parse().unwrap());
         let session = self.pubsub.open(Arc::new(client), peer, mailbox).await.unwrap();
@@ -90,6 +92,21 @@ fn secret_hash() -> SecretString {
 
 pub fn rule(effect: Effect, action: Action, client: &str, topic: &str) -> Rule {
     Rule { effect, action, clients: vec![client.to_owned()], usernames: None, topics: vec![topic.to_owned()] }
+}
+
+/// What a connection has before its device has authenticated.
+pub struct Connection {
+    mailbox: Mailbox,
+    mails: Mails,
+    sheds: Counter,
+}
+
+impl Connection {
+    pub fn new(mails_max: usize) -> Self {
+        let sheds = Counter::default();
+        let (mailbox, mails) = Mailbox::new(ConnIds::new().unwrap().next(), mails_max, sheds.clone());
+        Self { mailbox, mails, sheds }
+    }
 }
 
 /// A device's session and the mailbox of its connection.
@@ -184,6 +201,8 @@ pub struct Connect<'a> {
     pub user: Option<(&'a str, &'a str)>,
     pub will: Option<&'a str>,
     pub keeps_session: bool,
+    /// MQTT 5.0 only.
+    pub packet_bytes_max: Option<u32>,
 }
 
 impl Drop for Client {
@@ -347,19 +366,17 @@ fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
 
 fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::UnboundedSender<Got>) -> Started {
     use rumqttc::v5::mqttbytes::QoS;
-    use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
+    use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill, Packet};
     use rumqttc::v5::{Event, MqttOptions};
 
     let mut options = MqttOptions::new(client_id, addr.ip().to_string(), addr.port());
     options.set_clean_start(!connect.keeps_session);
     options.set_outgoing_inflight_upper_limit(16);
-    if connect.keeps_session {
-        let properties = rumqttc::v5::mqttbytes::v5::ConnectProperties {
-            session_expiry_interval: Some(3_600),
-            ..rumqttc::v5::mqttbytes::v5::ConnectProperties::new()
-        };
-        options.set_connect_properties(properties);
-    }
+    options.set_connect_properties(ConnectProperties {
+        session_expiry_interval: connect.keeps_session.then_some(3_600),
+        max_packet_size: connect.packet_bytes_max,
+        ..ConnectProperties::new()
+    });
     if let Some((username, password)) = connect.user {
         options.set_credentials(username, password);
     }
