@@ -175,6 +175,9 @@ mod tests {
         let error = Error::TooManySubscriptions { subscriptions_max: 3 };
         assert_eq!(Refused::from(error).to_string(), "the client's list of subscriptions is full (3 entries)");
         assert_eq!(Refused::from(Error::Replaced), Refused::Gone);
-        assert_eq!(Refused::from(Error::Stopped).to_string(), "the broker did not take it: the broker has been stopped");
+        assert_eq!(
+            Refused::from(Error::Stopped).to_string(),
+            "the broker did not take it: the broker has been stopped"
+        );
     }
 }

@@ -89,10 +89,7 @@ async fn limits_are_reached_and_said() {
     assert_eq!(publish(1_000).await, Ok(()));
     assert_eq!(publish(1_001).await, Err(Error::PayloadTooLarge { bytes: 1_001, bytes_max: 1_000 }));
     for topic in ["", "a/+", "a/#", "a\0"] {
-        assert!(matches!(
-            device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await,
-            Err(Error::Topic(_))
-        ));
+        assert!(matches!(device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await, Err(Error::Topic(_))));
     }
     for filter in ["", "a/#/b", "$share/g", "a+"] {
         assert!(matches!(device.session.subscribe(filter, QoS::AtMostOnce).await, Err(Error::Topic(_))));

@@ -39,11 +39,8 @@ impl TestBroker {
 
     pub async fn with(auth: AuthOptions, adjust: impl FnOnce(&mut Options)) -> Self {
         let auth = Auth::new(auth).unwrap();
-        let mut options = Options {
-            node: "gw-test".to_owned(),
-            bind: Some("127.0.0.1:0".parse().unwrap()),
-            ..Options::default()
-        };
+        let mut options =
+            Options { node: "gw-test".to_owned(), bind: Some("127.0.0.1:0".parse().unwrap()), ..Options::default() };
         adjust(&mut options);
         let broker = Broker::start(options, auth.clone()).await.unwrap();
         Self { pubsub: PubSub::Embedded(broker.clone()), broker, auth }
@@ -84,9 +81,8 @@ fn secret_hash() -> SecretString {
     use argon2::{Argon2, CustomizedPasswordHasher, Params, PasswordHash};
 
     let params = Params::new(8, 1, 1, None).unwrap();
-    let hash: PasswordHash = Argon2::default()
-        .hash_password_customized(b"secret", b"salt salt salt s", None, Some(19), params)
-        .unwrap();
+    let hash: PasswordHash =
+        Argon2::default().hash_password_customized(b"secret", b"salt salt salt s", None, Some(19), params).unwrap();
     hash.to_string().into()
 }
 
@@ -184,7 +180,7 @@ pub const BOTH: [Version; 2] = [Version::V3, Version::V5];
 /// A real MQTT client.
 pub struct Client {
     client: AnyClient,
-    got: mpsc::UnboundedReceiver<Got>,
+    got: mpsc::Receiver<Got>,
     /// What came while the test waited for something else.
     earlier: VecDeque<Got>,
     task: tokio::task::JoinHandle<()>,
@@ -223,7 +219,7 @@ impl Client {
         client_id: &str,
         connect: Connect<'_>,
     ) -> Result<Self, String> {
-        let (sender, got) = mpsc::unbounded_channel();
+        let (sender, got) = mpsc::channel(1_024);
         let (client, task) = match version {
             Version::V3 => start_v3(addr, client_id, connect, sender),
             Version::V5 => start_v5(addr, client_id, connect, sender),
@@ -328,7 +324,7 @@ impl Client {
 
 type Started = (AnyClient, tokio::task::JoinHandle<()>);
 
-fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::UnboundedSender<Got>) -> Started {
+fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::Sender<Got>) -> Started {
     use rumqttc::{Event, LastWill, MqttOptions, Packet, QoS};
 
     let mut options = MqttOptions::new(client_id, addr.ip().to_string(), addr.port());
@@ -356,7 +352,7 @@ fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
                 Err(error) => Got::Ended(error.to_string()),
             };
             let last = matches!(got, Got::Ended(_));
-            if sender.send(got).is_err() || last {
+            if sender.send(got).await.is_err() || last {
                 return;
             }
         }
@@ -364,7 +360,7 @@ fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
     (AnyClient::V3(client), task)
 }
 
-fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::UnboundedSender<Got>) -> Started {
+fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::Sender<Got>) -> Started {
     use rumqttc::v5::mqttbytes::QoS;
     use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill, Packet};
     use rumqttc::v5::{Event, MqttOptions};
@@ -400,7 +396,7 @@ fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
                 Err(error) => Got::Ended(error.to_string()),
             };
             let last = matches!(got, Got::Ended(_));
-            if sender.send(got).is_err() || last {
+            if sender.send(got).await.is_err() || last {
                 return;
             }
         }

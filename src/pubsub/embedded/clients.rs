@@ -169,7 +169,8 @@ impl Clients {
         let wanted = places(&publish.payload, self.places);
         let Ok(permit) = client.places.clone().try_acquire_many_owned(wanted) else {
             self.counters.client_sheds.inc();
-            tracing::debug!(client_id = %outgoing.client_id(), topic = %publish.topic, "message shed: the queue is full");
+            let client_id = outgoing.client_id();
+            tracing::debug!(%client_id, topic = %publish.topic, "message shed: the queue is full");
             return;
         };
         let mut publish = publish.clone();
@@ -196,7 +197,8 @@ impl Clients {
         // MQTT 5.0 §3.1.2.11.4: such a message is discarded; rmqtt would end the connection over it.
         if client.packet_bytes_max.is_some_and(|bytes_max| packet_bytes(&publish) > bytes_max.get() as usize) {
             self.counters.client_oversize.inc();
-            tracing::debug!(client_id = %client.id.client_id, topic = %publish.topic, "message larger than the client takes");
+            let client_id = &client.id.client_id;
+            tracing::debug!(%client_id, topic = %publish.topic, "message larger than the client takes");
             return;
         }
         publish.payload = Bytes::from_owner(Waiting { payload: publish.payload.clone(), _permit: permit });
@@ -266,6 +268,7 @@ mod tests {
     use futures::StreamExt;
     use prometheus_client::metrics::counter::Counter;
 
+    #[allow(clippy::disallowed_methods, reason = "rmqtt's sessions have such a channel, and the bound is proved on it")]
     fn client(places: usize) -> (Clients, rmqtt::types::Rx, Arc<ClientSubscription>, Counter) {
         let counters = Counters::default();
         let sheds = counters.client_sheds.clone();

@@ -228,9 +228,7 @@ impl Hub {
         let mut found = Found::default();
         // MQTT 5.0 §3.8.3.1, No Local: not back to the very session that it came from.
         let wanted = |subscription: &ClientSubscription| match publication.origin {
-            Origin::Client(from, _) => {
-                !(subscription.options.no_local() == Some(true) && subscription.id == from.id)
-            }
+            Origin::Client(from, _) => !(subscription.options.no_local() == Some(true) && subscription.id == from.id),
             Origin::Local(_) => true,
         };
         let routes = self.routes.read();
