@@ -15,7 +15,7 @@ use crate::auth::{Auth, Credentials, Password};
 use crate::conn::table::Mailbox;
 use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, QoS, Refused, Timer};
 use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
-use crate::pubsub::{self, PubSub, Session};
+use crate::pubsub::{PubSub, Session};
 use crate::telemetry::ListenerMetrics;
 
 mod outbound;
@@ -218,7 +218,7 @@ impl Adapter {
             .pubsub
             .open(Arc::clone(&info), self.info.peer, self.mailbox.clone())
             .await
-            .map_err(refused_by_broker)?;
+            .map_err(Refused::from)?;
         tracing::info!(
             conn = %self.conn,
             client_id = info.client_id,
@@ -274,7 +274,7 @@ impl Adapter {
         if !services.auth.allows_publish(&client.info.client_id, &client.info.username, &topic) {
             return Err(Refused::Denied(Denied::Publish { topic: topic.into_owned() }));
         }
-        client.session.publish(&topic, qos, payload).await.map_err(refused_by_broker)?;
+        client.session.publish(&topic, qos, payload).await.map_err(Refused::from)?;
         services.metrics.published.inc();
         Ok(())
     }
@@ -290,7 +290,7 @@ impl Adapter {
         if !services.auth.allows_subscribe(&client.info.client_id, &client.info.username, &filter) {
             return Err(Refused::Denied(Denied::Subscribe { filter: filter.into_owned() }));
         }
-        client.session.subscribe(&filter, qos).await.map_err(refused_by_broker)
+        client.session.subscribe(&filter, qos).await.map_err(Refused::from)
     }
 
     /// Ends a subscription; none is fine.
@@ -302,7 +302,7 @@ impl Adapter {
     pub async fn unsubscribe(&self, filter: &str) -> Result<(), Refused> {
         let (client, _) = self.client("Unsubscribe")?;
         let filter = client.mount.filter(filter).map_err(malformed)?;
-        client.session.unsubscribe(&filter).await.map_err(refused_by_broker)
+        client.session.unsubscribe(&filter).await.map_err(Refused::from)
     }
 
     /// Publishes on no connection's behalf: no mountpoint, no rules.
@@ -344,21 +344,7 @@ impl Adapter {
 /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
 pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
     check_name(topic).map_err(malformed)?;
-    pubsub.publish_as_gateway(topic, qos, payload).await.map_err(refused_by_broker)
-}
-
-/// A broker that refuses for the request's sake says so; everything else is the broker's own.
-fn refused_by_broker(error: pubsub::Error) -> Refused {
-    match error {
-        pubsub::Error::Topic(error) => malformed(error),
-        pubsub::Error::PayloadTooLarge { .. } => Refused::Malformed { what: "payload", why: error.to_string() },
-        pubsub::Error::TooManySubscriptions { subscriptions_max } => Refused::Full {
-            what: "the client's list of subscriptions",
-            limit: format!("{subscriptions_max} filters"),
-        },
-        pubsub::Error::Replaced => Refused::Gone,
-        pubsub::Error::Stopped => Refused::Broker(error.to_string()),
-    }
+    pubsub.publish_as_gateway(topic, qos, payload).await.map_err(Refused::from)
 }
 
 fn malformed(malformed: Malformed) -> Refused {

@@ -233,9 +233,11 @@ impl Auth {
 
 impl Policy {
     fn new(options: Options) -> Result<Self, OptionsError> {
-        let rules = options.rules.iter().enumerate().map(|(index, rule)| {
-            CheckedRule::new(rule).map_err(|fault| OptionsError::Rule { rule: index, fault })
-        });
+        let rules = options
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(index, rule)| CheckedRule::new(rule).map_err(|fault| OptionsError::Rule { rule: index, fault }));
         Ok(Self {
             allow_anonymous: options.allow_anonymous,
             rules: rules.collect::<Result<_, _>>()?,

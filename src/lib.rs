@@ -7,6 +7,8 @@
 
 
 
+#![warn(missing_docs, unreachable_pub)]
+
 pub mod cli;
 
 pub mod gateway;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::table::Mailbox;
-use crate::conn::{ClientInfo, PeerAddr, QoS};
+use crate::conn::{ClientInfo, PeerAddr, QoS, Refused};
 
 pub mod embedded;
 pub mod topic;
@@ -61,6 +61,20 @@ pub enum Error {
     /// The broker has been stopped.
     #[error("the broker has been stopped")]
     Stopped,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Topic(malformed) => Self::Malformed { what: malformed.what.name(), why: malformed.why() },
+            Error::PayloadTooLarge { .. } => Self::Malformed { what: "payload", why: error.to_string() },
+            Error::TooManySubscriptions { subscriptions_max } => {
+                Self::Full { what: "the client's list of subscriptions", limit: format!("{subscriptions_max} entries") }
+            }
+            Error::Replaced => Self::Gone,
+            Error::Stopped => Self::Broker(error.to_string()),
+        }
+    }
 }
 
 impl PubSub {
@@ -125,7 +139,8 @@ impl Session {
         }
     }
 
-    /// Ends a subscription; does nothing when there is none.
+    /// Ends a subscription; does nothing when there is none. A message that is being passed on at this
+    /// very moment may still arrive.
     ///
     /// # Errors
     ///
@@ -136,10 +151,33 @@ impl Session {
         }
     }
 
-    /// Ends the session and all of its subscriptions; when this returns, no message arrives any more.
+    /// Ends the session and all of its subscriptions. A message that is being passed on at this very
+    /// moment may still arrive.
     pub async fn close(self) {
         match self {
             Self::Embedded(session) => drop(session),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handler's author reads each thing once.
+    #[test]
+    fn a_refusal_says_what_came_and_what_was_expected() {
+        let error = Error::from(topic::parse_filter("a/#/b").unwrap_err());
+        assert_eq!(error.to_string(), r##"topic filter "a/#/b": "#" is allowed only at the end"##);
+        assert_eq!(Refused::from(error).to_string(), r##"topic filter: "a/#/b": "#" is allowed only at the end"##);
+        let error = Error::PayloadTooLarge { bytes: 11, bytes_max: 10 };
+        assert_eq!(Refused::from(error).to_string(), "payload: the payload has 11 bytes, and 10 are allowed");
+        let error = Error::TooManySubscriptions { subscriptions_max: 3 };
+        assert_eq!(Refused::from(error).to_string(), "the client's list of subscriptions is full (3 entries)");
+        assert_eq!(Refused::from(Error::Replaced), Refused::Gone);
+        assert_eq!(
+            Refused::from(Error::Stopped).to_string(),
+            "the broker did not take it: the broker has been stopped"
+        );
     }
 }

@@ -95,9 +95,8 @@ pub(super) mod tests {
     pub(crate) fn hash(password: &str) -> String {
         let params = Params::new(8, 1, 1, None).unwrap();
         let salt = b"salt salt salt s";
-        let hash: phc::PasswordHash = Argon2::default()
-            .hash_password_customized(password.as_bytes(), salt, None, Some(19), params)
-            .unwrap();
+        let hash: phc::PasswordHash =
+            Argon2::default().hash_password_customized(password.as_bytes(), salt, None, Some(19), params).unwrap();
         hash.to_string()
     }
 

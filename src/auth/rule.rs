@@ -159,10 +159,13 @@ impl CheckedRule {
 
 impl Topic {
     fn new(place: usize, text: &str) -> Result<Self, RuleFault> {
-        let template = Template::parse(text, PLACEHOLDERS).map_err(|fault| RuleFault::Template { topic: place, fault })?;
+        let template =
+            Template::parse(text, PLACEHOLDERS).map_err(|fault| RuleFault::Template { topic: place, fault })?;
         let shape = template.shape();
         match topic::parse_filter(&shape) {
-            Err(fault) => Err(RuleFault::Malformed { topic: place, fault: Malformed { text: text.to_owned(), ..fault } }),
+            Err(fault) => {
+                Err(RuleFault::Malformed { topic: place, fault: Malformed { text: text.to_owned(), ..fault } })
+            }
             Ok(parsed) if parsed.group.is_some() => Err(RuleFault::Share { topic: place, text: text.to_owned() }),
             Ok(_) if shape == text => Ok(Self::Fixed(shape.into())),
             Ok(_) => Ok(Self::PerClient(template)),
@@ -250,8 +253,17 @@ mod tests {
     fn a_rule_that_could_never_work_is_refused() {
         let fault = |topic: &str| checked(Effect::Allow, &["a", topic]).unwrap_err().to_string();
         assert_eq!(fault("a/#/b"), r##"topics[1]: topic filter "a/#/b": "#" is allowed only at the end"##);
-        assert_eq!(fault("$share/g/a"), r#"topics[1]: "$share/g/a" is a shared subscription, and the filter alone is expected"#);
-        assert_eq!(fault("${peerhost}"), r#"topics[1]: "${peerhost}" is not known here; there are ${clientid} and ${username}"#);
-        assert_eq!(checked(Effect::Allow, &[]).unwrap_err().to_string(), "topics is empty, and at least one entry is required");
+        assert_eq!(
+            fault("$share/g/a"),
+            r#"topics[1]: "$share/g/a" is a shared subscription, and the filter alone is expected"#
+        );
+        assert_eq!(
+            fault("${peerhost}"),
+            r#"topics[1]: "${peerhost}" is not known here; there are ${clientid} and ${username}"#
+        );
+        assert_eq!(
+            checked(Effect::Allow, &[]).unwrap_err().to_string(),
+            "topics is empty, and at least one entry is required"
+        );
     }
 }

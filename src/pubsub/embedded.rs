@@ -99,6 +99,8 @@ pub enum StartError {
 pub struct Counters {
     /// Messages shed because they found an MQTT client's queue full.
     pub client_sheds: Counter,
+    /// Messages not sent to an MQTT 5.0 client because it takes no packet as large as theirs.
+    pub client_oversize: Counter,
     /// Messages of MQTT clients that a rule denied to publish, or whose topic is malformed.
     pub publishes_denied: Counter,
     /// Subscriptions of MQTT clients that a rule denied, or whose filter is malformed.

@@ -45,12 +45,26 @@ pub enum What {
     Filter,
 }
 
-impl fmt::Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl What {
+    /// As MQTT calls it.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Name => "topic name",
             Self::Filter => "topic filter",
-        })
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Malformed {
+    /// The error without what it was meant to be, for those who say that themselves.
+    pub fn why(&self) -> String {
+        format!("{}: {}", Shown(&self.text), self.fault)
     }
 }
 
@@ -229,6 +243,9 @@ pub fn matches(filter: &str, name: &str) -> bool {
 }
 
 /// Whether every topic name that `specific` matches is matched by `general` too.
+///
+/// Here and in [`overlaps`] the empty text counts as a name, although nobody can publish to it: so "/#" and
+/// "+" overlap.
 pub fn covers(general: &str, specific: &str) -> bool {
     if specific.starts_with('$') && starts_with_wildcard(general) {
         return false;
@@ -291,7 +308,10 @@ mod tests {
 
         let name = |text: &str| check_name(text).unwrap_err().to_string();
         assert_eq!(name("a/+"), r##"topic name "a/+": "+" is allowed only in a topic filter"##);
-        assert_eq!(name(&"x".repeat(65_536)).len(), "topic name \"\"…: it has 65536 bytes, and 65535 are allowed".len() + 100);
+        assert_eq!(
+            name(&"x".repeat(65_536)).len(),
+            "topic name \"\"…: it has 65536 bytes, and 65535 are allowed".len() + 100
+        );
         assert_eq!(check_name(&"/".repeat(128)).unwrap_err().fault, Fault::TooDeep { levels: 129 });
     }
 
@@ -333,7 +353,7 @@ mod tests {
     }
 
     /// Every name of up to five levels over a small alphabet: enough to tell any two filters of up to
-    /// four levels apart, because "c" occurs in no filter.
+    /// four levels apart, because "c" occurs in no filter. The empty name is among them.
     fn names() -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         let mut deepest = vec![String::new()];
@@ -345,7 +365,7 @@ mod tests {
                     next.push(name);
                 }
             }
-            all.extend(next.iter().filter(|name| !name.is_empty()).cloned());
+            all.extend(next.iter().cloned());
             deepest = next;
         }
         all

@@ -5,7 +5,7 @@ use polygate::conn::QoS;
 use polygate::pubsub::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Client, TestBroker, Version, soon};
+use crate::harness::{Client, Connect, TestBroker, Version, soon};
 use polygate::auth::Options as AuthOptions;
 
 /// A device that does not read: its mailbox stays at its bound, and what did not fit is counted.
@@ -55,6 +55,19 @@ async fn a_flooded_mqtt_client_sheds_and_counts() {
     assert_eq!(client.payload().await, "fine");
 }
 
+/// A client that takes small packets only does not get the large ones, and keeps its connection.
+#[tokio::test]
+async fn a_message_larger_than_a_client_takes_is_left_out() {
+    let broker = TestBroker::start().await;
+    let connect = Connect { packet_bytes_max: Some(100), ..Connect::default() };
+    let mut client = Client::connect_with(Version::V5, broker.addr(), "c", connect).await.unwrap();
+    client.subscribe("a").await;
+    broker.publish_as_gateway("a", &"x".repeat(100)).await.unwrap();
+    broker.publish_as_gateway("a", &"x".repeat(60)).await.unwrap();
+    assert_eq!(client.payload().await.len(), 60);
+    assert_eq!(broker.broker.counters().client_oversize.get(), 1);
+}
+
 /// A device has as many subscriptions as it may have, and a payload is as large as it may be.
 #[tokio::test]
 async fn limits_are_reached_and_said() {
@@ -76,10 +89,7 @@ async fn limits_are_reached_and_said() {
     assert_eq!(publish(1_000).await, Ok(()));
     assert_eq!(publish(1_001).await, Err(Error::PayloadTooLarge { bytes: 1_001, bytes_max: 1_000 }));
     for topic in ["", "a/+", "a/#", "a\0"] {
-        assert!(matches!(
-            device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await,
-            Err(Error::Topic(_))
-        ));
+        assert!(matches!(device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await, Err(Error::Topic(_))));
     }
     for filter in ["", "a/#/b", "$share/g", "a+"] {
         assert!(matches!(device.session.subscribe(filter, QoS::AtMostOnce).await, Err(Error::Topic(_))));

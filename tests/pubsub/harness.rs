@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polygate::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
-use polygate::conn::table::{Mail, Mailbox, Mails};
+use polygate::conn::table::{Held, Mail, Mailbox, Mails, MessageBounds};
 use polygate::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
 use polygate::pubsub::embedded::{Broker, Options};
 use polygate::pubsub::{Error, PubSub, Session};
@@ -39,11 +39,8 @@ impl TestBroker {
 
     pub async fn with(auth: AuthOptions, adjust: impl FnOnce(&mut Options)) -> Self {
         let auth = Auth::new(auth).unwrap();
-        let mut options = Options {
-            node: "gw-test".to_owned(),
-            bind: Some("127.0.0.1:0".parse().unwrap()),
-            ..Options::default()
-        };
+        let mut options =
+            Options { node: "gw-test".to_owned(), bind: Some("127.0.0.1:0".parse().unwrap()), ..Options::default() };
         adjust(&mut options);
         let broker = Broker::start(options, auth.clone()).await.unwrap();
         Self { pubsub: PubSub::Embedded(broker.clone()), broker, auth }
@@ -57,14 +54,17 @@ impl TestBroker {
         self.device_with_mailbox(client_id, 64).await
     }
 
-    pub async fn device_with_mailbox(&self, client_id: &str, mails_max: usize) -> Device {
-        let sheds = Counter::default();
-        let conn = ConnIds::new().unwrap().next();
-        let (mailbox, mails) = Mailbox::new(conn, bounds, sheds.clone());
+    pub async fn device_with_mailbox(&self, client_id: &str, messages_max: usize) -> Device {
+        self.open(client_id, Connection::new(messages_max)).await
+    }
+
+    pub async fn open(&self, client_id: &str, connection: Connection) -> Device {
+        let Connection { mailbox, mails, sheds } = connection;
+        let held = Arc::clone(mailbox.held());
         let client = ClientInfo { client_id: client_id.to_owned(), ..ClientInfo::default() };
         let peer = PeerAddr("192.0.2.1:4711".parse().unwrap());
         let session = self.pubsub.open(Arc::new(client), peer, mailbox).await.unwrap();
-        Device { session, mails, sheds }
+        Device { session, mails, held, sheds }
     }
 
     pub async fn publish_as_gateway(&self, topic: &str, payload: &str) -> Result<(), Error> {
@@ -82,9 +82,8 @@ fn secret_hash() -> SecretString {
     use argon2::{Argon2, CustomizedPasswordHasher, Params, PasswordHash};
 
     let params = Params::new(8, 1, 1, None).unwrap();
-    let hash: PasswordHash = Argon2::default()
-        .hash_password_customized(b"secret", b"salt salt salt s", None, Some(19), params)
-        .unwrap();
+    let hash: PasswordHash =
+        Argon2::default().hash_password_customized(b"secret", b"salt salt salt s", None, Some(19), params).unwrap();
     hash.to_string().into()
 }
 
@@ -92,10 +91,27 @@ pub fn rule(effect: Effect, action: Action, client: &str, topic: &str) -> Rule {
     Rule { effect, action, clients: vec![client.to_owned()], usernames: None, topics: vec![topic.to_owned()] }
 }
 
+/// What a connection has before its device has authenticated.
+pub struct Connection {
+    mailbox: Mailbox,
+    mails: Mails,
+    sheds: Counter,
+}
+
+impl Connection {
+    pub fn new(messages_max: usize) -> Self {
+        let sheds = Counter::default();
+        let bounds = MessageBounds { messages_max, bytes_max: 1 << 30 };
+        let (mailbox, mails) = Mailbox::new(ConnIds::new().unwrap().next(), bounds, sheds.clone());
+        Self { mailbox, mails, sheds }
+    }
+}
+
 /// A device's session and the mailbox of its connection.
 pub struct Device {
     pub session: Session,
     pub mails: Mails,
+    held: Arc<Held>,
     pub sheds: Counter,
 }
 
@@ -114,7 +130,10 @@ impl Device {
 
     pub async fn message(&mut self) -> Message {
         match *soon("a message for the device", self.mails.recv()).await.unwrap() {
-            Mail::Deliver(message) => message,
+            Mail::Deliver(message) => {
+                self.held.remove(std::slice::from_ref(&message));
+                message
+            }
             other => panic!("expected a message, got {other:?}"),
         }
     }
@@ -167,7 +186,7 @@ pub const BOTH: [Version; 2] = [Version::V3, Version::V5];
 /// A real MQTT client.
 pub struct Client {
     client: AnyClient,
-    got: mpsc::UnboundedReceiver<Got>,
+    got: mpsc::Receiver<Got>,
     /// What came while the test waited for something else.
     earlier: VecDeque<Got>,
     task: tokio::task::JoinHandle<()>,
@@ -184,6 +203,8 @@ pub struct Connect<'a> {
     pub user: Option<(&'a str, &'a str)>,
     pub will: Option<&'a str>,
     pub keeps_session: bool,
+    /// MQTT 5.0 only.
+    pub packet_bytes_max: Option<u32>,
 }
 
 impl Drop for Client {
@@ -204,7 +225,7 @@ impl Client {
         client_id: &str,
         connect: Connect<'_>,
     ) -> Result<Self, String> {
-        let (sender, got) = mpsc::unbounded_channel();
+        let (sender, got) = mpsc::channel(1_024);
         let (client, task) = match version {
             Version::V3 => start_v3(addr, client_id, connect, sender),
             Version::V5 => start_v5(addr, client_id, connect, sender),
@@ -309,7 +330,7 @@ impl Client {
 
 type Started = (AnyClient, tokio::task::JoinHandle<()>);
 
-fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::UnboundedSender<Got>) -> Started {
+fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::Sender<Got>) -> Started {
     use rumqttc::{Event, LastWill, MqttOptions, Packet, QoS};
 
     let mut options = MqttOptions::new(client_id, addr.ip().to_string(), addr.port());
@@ -337,7 +358,7 @@ fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
                 Err(error) => Got::Ended(error.to_string()),
             };
             let last = matches!(got, Got::Ended(_));
-            if sender.send(got).is_err() || last {
+            if sender.send(got).await.is_err() || last {
                 return;
             }
         }
@@ -345,21 +366,19 @@ fn start_v3(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
     (AnyClient::V3(client), task)
 }
 
-fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::UnboundedSender<Got>) -> Started {
+fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mpsc::Sender<Got>) -> Started {
     use rumqttc::v5::mqttbytes::QoS;
-    use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
+    use rumqttc::v5::mqttbytes::v5::{ConnectProperties, LastWill, Packet};
     use rumqttc::v5::{Event, MqttOptions};
 
     let mut options = MqttOptions::new(client_id, addr.ip().to_string(), addr.port());
     options.set_clean_start(!connect.keeps_session);
     options.set_outgoing_inflight_upper_limit(16);
-    if connect.keeps_session {
-        let properties = rumqttc::v5::mqttbytes::v5::ConnectProperties {
-            session_expiry_interval: Some(3_600),
-            ..rumqttc::v5::mqttbytes::v5::ConnectProperties::new()
-        };
-        options.set_connect_properties(properties);
-    }
+    options.set_connect_properties(ConnectProperties {
+        session_expiry_interval: connect.keeps_session.then_some(3_600),
+        max_packet_size: connect.packet_bytes_max,
+        ..ConnectProperties::new()
+    });
     if let Some((username, password)) = connect.user {
         options.set_credentials(username, password);
     }
@@ -383,7 +402,7 @@ fn start_v5(addr: SocketAddr, client_id: &str, connect: Connect<'_>, sender: mps
                 Err(error) => Got::Ended(error.to_string()),
             };
             let last = matches!(got, Got::Ended(_));
-            if sender.send(got).is_err() || last {
+            if sender.send(got).await.is_err() || last {
                 return;
             }
         }

@@ -2,6 +2,7 @@
 
 mod access;
 mod bounds;
+mod cost;
 mod exchange;
 mod harness;
 mod sessions;

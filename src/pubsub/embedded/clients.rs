@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use prometheus_client::metrics::counter::Counter;
 use rmqtt::codec::v5::PublishProperties;
 use rmqtt::types::{
     ClientId, CodecPublish, From, Id, Message as ToSession, Publish, QoS as WireQoS, SubscriptionOptions, Tx,
@@ -19,6 +18,8 @@ use rmqtt::types::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::conn::QoS;
+
+use super::Counters;
 
 /// Places beside the queue's: for what lies in the channel before the client's task takes it out, and
 /// for what is sent and not acknowledged. With them the session's own queue fills first, which knows
@@ -38,13 +39,15 @@ pub(super) const NODE: rmqtt::types::NodeId = 1;
 pub(super) struct Clients {
     by_id: DashMap<ClientId, Arc<Client>>,
     places: usize,
-    sheds: Counter,
+    counters: Counters,
 }
 
 /// One MQTT client's session.
 struct Client {
     id: Id,
     tx: Tx,
+    /// The largest packet that it takes (MQTT 5.0 §3.1.2.11.4).
+    packet_bytes_max: Option<NonZeroU32>,
     online: AtomicBool,
     places: Arc<Semaphore>,
     retained_places: Arc<Semaphore>,
@@ -97,8 +100,9 @@ impl Outgoing {
 }
 
 impl Clients {
-    pub(super) fn new(queue_max: usize, sheds: Counter) -> Self {
-        Self { by_id: DashMap::new(), places: queue_max + PLACES_BESIDE_QUEUE, sheds }
+    pub(super) fn new(queue_max: usize, counters: Counters) -> Self {
+        let places = queue_max.saturating_add(PLACES_BESIDE_QUEUE).min(Semaphore::MAX_PERMITS);
+        Self { by_id: DashMap::new(), places, counters }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -111,9 +115,10 @@ impl Clients {
     }
 
     /// Enters the session of a client that has connected.
-    pub(super) fn enter(&self, id: Id, tx: Tx) {
+    pub(super) fn enter(&self, id: Id, tx: Tx, packet_bytes_max: Option<NonZeroU32>) {
         let client = Client {
             tx,
+            packet_bytes_max,
             online: AtomicBool::new(true),
             places: Arc::new(Semaphore::new(self.places)),
             retained_places: Arc::new(Semaphore::new(RETAINED_PLACES)),
@@ -163,8 +168,9 @@ impl Clients {
         let Some(client) = self.get(outgoing.client_id()) else { return };
         let wanted = places(&publish.payload, self.places);
         let Ok(permit) = client.places.clone().try_acquire_many_owned(wanted) else {
-            self.sheds.inc();
-            tracing::debug!(client_id = %outgoing.client_id(), topic = %publish.topic, "message shed: the queue is full");
+            self.counters.client_sheds.inc();
+            let client_id = outgoing.client_id();
+            tracing::debug!(%client_id, topic = %publish.topic, "message shed: the queue is full");
             return;
         };
         let mut publish = publish.clone();
@@ -175,7 +181,7 @@ impl Clients {
         if !outgoing.subscription_ids.is_empty() {
             publish.properties.get_or_insert_default().subscription_ids = outgoing.subscription_ids;
         }
-        client.forward(from.clone(), publish, permit);
+        self.forward(&client, from.clone(), publish, permit);
     }
 
     /// Sends a retained message to a client when it has a place for it.
@@ -183,18 +189,41 @@ impl Clients {
         let Some(client) = self.get(client_id) else { return };
         let wanted = places(&publish.payload, RETAINED_PLACES);
         if let Ok(permit) = client.retained_places.clone().acquire_many_owned(wanted).await {
-            client.forward(from, publish, permit);
+            self.forward(&client, from, publish, permit);
+        }
+    }
+
+    fn forward(&self, client: &Client, from: From, mut publish: Publish, permit: OwnedSemaphorePermit) {
+        // MQTT 5.0 §3.1.2.11.4: such a message is discarded; rmqtt would end the connection over it.
+        if client.packet_bytes_max.is_some_and(|bytes_max| packet_bytes(&publish) > bytes_max.get() as usize) {
+            self.counters.client_oversize.inc();
+            let client_id = &client.id.client_id;
+            tracing::debug!(%client_id, topic = %publish.topic, "message larger than the client takes");
+            return;
+        }
+        publish.payload = Bytes::from_owner(Waiting { payload: publish.payload.clone(), _permit: permit });
+        if client.tx.unbounded_send(ToSession::Forward(from, publish)).is_err() {
+            tracing::trace!(client_id = %client.id.client_id, "message for a session that has ended");
         }
     }
 }
 
-impl Client {
-    fn forward(&self, from: From, mut publish: Publish, permit: OwnedSemaphorePermit) {
-        publish.payload = Bytes::from_owner(Waiting { payload: publish.payload.clone(), _permit: permit });
-        if self.tx.unbounded_send(ToSession::Forward(from, publish)).is_err() {
-            tracing::trace!(client_id = %self.id.client_id, "message for a session that has ended");
-        }
-    }
+/// The size of a message's MQTT 5.0 packet, a few bytes too large at most: lengths that vary in size are
+/// taken for their largest.
+fn packet_bytes(publish: &Publish) -> usize {
+    // Fixed header 5, topic length 2, packet id 2, length of properties 4.
+    let frame = 13 + publish.topic.len() + publish.payload.len();
+    let Some(properties) = &publish.properties else { return frame };
+    // Payload format 2, expiry 5, alias 3; the others have an identifier and a length of 3 together.
+    let text = |text: &Option<rmqtt::types::TopicName>| text.as_ref().map_or(0, |text| text.len() + 3);
+    let user: usize = properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 5).sum();
+    frame
+        + 10
+        + text(&properties.content_type)
+        + text(&properties.response_topic)
+        + properties.correlation_data.as_ref().map_or(0, |data| data.len() + 3)
+        + properties.subscription_ids.len() * 5
+        + user
 }
 
 /// A payload that holds its place until nobody needs it any more.
@@ -237,13 +266,16 @@ pub(super) fn local_publish(from: &str, topic: &str, qos: QoS, payload: &Bytes) 
 mod tests {
     use super::*;
     use futures::StreamExt;
+    use prometheus_client::metrics::counter::Counter;
 
+    #[allow(clippy::disallowed_methods, reason = "rmqtt's sessions have such a channel, and the bound is proved on it")]
     fn client(places: usize) -> (Clients, rmqtt::types::Rx, Arc<ClientSubscription>, Counter) {
-        let sheds = Counter::default();
-        let clients = Clients { by_id: DashMap::new(), places, sheds: sheds.clone() };
+        let counters = Counters::default();
+        let sheds = counters.client_sheds.clone();
+        let clients = Clients { by_id: DashMap::new(), places, counters };
         let (tx, rx) = futures::channel::mpsc::unbounded();
         let id = Id::from(NODE, "c".into());
-        clients.enter(id.clone(), Tx::new(tx));
+        clients.enter(id.clone(), Tx::new(tx), None);
         (clients, rx, Arc::new(ClientSubscription { id, options: SubscriptionOptions::default() }), sheds)
     }
 

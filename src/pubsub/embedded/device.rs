@@ -36,12 +36,7 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn open(
-        hub: &Arc<Hub>,
-        client: &ClientInfo,
-        peer: PeerAddr,
-        mailbox: Mailbox,
-    ) -> Result<Self, Error> {
+    pub(super) fn open(hub: &Arc<Hub>, client: &ClientInfo, peer: PeerAddr, mailbox: Mailbox) -> Result<Self, Error> {
         let device = Arc::new(Device {
             serial: hub.next_serial(),
             client_id: client.client_id.as_str().into(),

@@ -38,7 +38,7 @@ use shared::HubShared;
 const LISTENER: u16 = 1;
 
 /// Messages sent to a client and not acknowledged; MQTT 5.0 calls it Receive Maximum.
-const INFLIGHT_MAX: NonZeroU16 = NonZeroU16::new(128).unwrap();
+const INFLIGHT_MAX: NonZeroU16 = NonZeroU16::MIN.saturating_add(127);
 
 /// Topic aliases of one MQTT 5.0 client, each way.
 const TOPIC_ALIASES_MAX: u16 = 64;

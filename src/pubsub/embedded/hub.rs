@@ -105,7 +105,7 @@ impl Hub {
             routes: RwLock::new(Routes::new()),
             retained: RwLock::new(Retained::new(limits)),
             devices: DashMap::new(),
-            clients: Clients::new(options.client_queue_max, counters.client_sheds.clone()),
+            clients: Clients::new(options.client_queue_max, counters.clone()),
             counters,
             payload_bytes_max: options.packet_bytes_max as usize,
             subscriptions_max: options.subscriptions_max,
@@ -228,9 +228,7 @@ impl Hub {
         let mut found = Found::default();
         // MQTT 5.0 §3.8.3.1, No Local: not back to the very session that it came from.
         let wanted = |subscription: &ClientSubscription| match publication.origin {
-            Origin::Client(from, _) => {
-                !(subscription.options.no_local() == Some(true) && subscription.id == from.id)
-            }
+            Origin::Client(from, _) => !(subscription.options.no_local() == Some(true) && subscription.id == from.id),
             Origin::Local(_) => true,
         };
         let routes = self.routes.read();
@@ -309,7 +307,7 @@ impl Hub {
         let kept = self.retained.write().set(topic, message, payload_bytes, expires, now);
         if kept == Kept::Full {
             self.counters.retained_refused.inc();
-            tracing::warn!(topic, "retained message not kept: the store is full");
+            tracing::debug!(topic, "retained message not kept: the store is full");
         }
     }
 

@@ -126,7 +126,9 @@ impl<V> Retained<V> {
         let filter: Vec<&str> = filter.split('/').collect();
         let mut from = match from {
             Some(Cursor(from)) => from,
-            None => filter.iter().take_while(|level| !is_wildcard(level)).copied().collect::<Vec<_>>().join("\0").into(),
+            None => {
+                filter.iter().take_while(|level| !is_wildcard(level)).copied().collect::<Vec<_>>().join("\0").into()
+            }
         };
         for _ in 0..PAGE_STEPS {
             let (key, entry) = self.messages.range::<str, _>((Bound::Included(&*from), Bound::Unbounded)).next()?;
@@ -273,7 +275,8 @@ mod tests {
             for topic in &topics {
                 retained.set(topic, topic.clone(), 1, None, now);
             }
-            let mut expected: Vec<String> = topics.iter().filter(|name| topic::matches(&filter, name)).cloned().collect();
+            let mut expected: Vec<String> = topics.clone();
+            expected.retain(|name| topic::matches(&filter, name));
             expected.sort_by_key(|topic| key(topic));
             expected.dedup();
             prop_assert_eq!(all(&retained, &filter, now), expected);

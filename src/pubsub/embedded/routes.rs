@@ -155,17 +155,12 @@ impl<K: Eq + Hash + Clone, T> Routes<K, T> {
             if subscribers.each.get(key).is_some_and(&meant) {
                 return subscribers.each.remove(key);
             }
-            let index =
-                subscribers.groups.iter().position(|group| group.members.get(key).is_some_and(&meant))?;
+            let index = subscribers.groups.iter().position(|group| group.members.get(key).is_some_and(&meant))?;
             subscribers.remove_from_group(index, key)
         })
     }
 
-    fn remove_from(
-        &mut self,
-        filter: &str,
-        remove: impl FnOnce(&mut Subscribers<K, T>) -> Option<T>,
-    ) -> Option<T> {
+    fn remove_from(&mut self, filter: &str, remove: impl FnOnce(&mut Subscribers<K, T>) -> Option<T>) -> Option<T> {
         let (levels, open) = split(filter);
         let mut path = vec![(ROOT, "")];
         let mut buffer = Vec::new();

@@ -150,7 +150,10 @@ mod tests {
         assert_eq!(error("m-${clientid}"), r#""m-${clientid}" must end with "/""#);
         assert_eq!(error("$SYS/"), r#""$SYS/" must not begin with "$""#);
         assert_eq!(error("a/+/"), r##"topic name "a/+/": "+" is allowed only in a topic filter"##);
-        assert_eq!(error("${host}/"), r#""${host}" is not known here; there are ${clientid}, ${username} and ${peerhost}"#);
+        assert_eq!(
+            error("${host}/"),
+            r#""${host}" is not known here; there are ${clientid}, ${username} and ${peerhost}"#
+        );
     }
 
     #[test]

@@ -245,9 +245,15 @@ mod tests {
     #[test]
     fn faults_are_found_when_the_template_is_read() {
         let error = |text| Template::parse(text, ALL).unwrap_err().to_string();
-        assert_eq!(error("a/${client}/"), r#""${client}" is not known here; there are ${clientid}, ${username} and ${peerhost}"#);
+        assert_eq!(
+            error("a/${client}/"),
+            r#""${client}" is not known here; there are ${clientid}, ${username} and ${peerhost}"#
+        );
         assert_eq!(error("a/${clientid/"), r#""${" at byte 2 has no "}""#);
-        assert_eq!(error("${clientid}${username}/"), r#"the level "${clientid}${username}" has two placeholders, and one is allowed"#);
+        assert_eq!(
+            error("${clientid}${username}/"),
+            r#"the level "${clientid}${username}" has two placeholders, and one is allowed"#
+        );
         assert!(Template::parse("a$b/{x}", ALL).is_ok());
     }
 

@@ -40,8 +40,9 @@ impl Entry for HubEntry {
     }
 
     async fn set(&mut self, session: Session, tx: Tx) -> Result<()> {
+        let packet_bytes_max = session.connect_info().await?.max_packet_size();
         self.entry.set(session, tx.clone()).await?;
-        self.hub.clients().enter(self.entry.id(), tx);
+        self.hub.clients().enter(self.entry.id(), tx, packet_bytes_max);
         Ok(())
     }
 

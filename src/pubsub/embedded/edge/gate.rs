@@ -116,6 +116,7 @@ fn identity(session: &Session) -> (&str, &str) {
 
 #[async_trait]
 impl Handler for Gate {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "rmqtt has hooks for everything, and the gate stands at five")]
     async fn hook(&self, parameter: &Parameter, _last: Option<HookResult>) -> ReturnType {
         let result = match parameter {
             Parameter::ClientAuthenticate(connect) => HookResult::AuthResult(self.authenticate(connect).await),
@@ -133,7 +134,8 @@ impl Handler for Gate {
                 self.hub.counters().client_sheds.inc();
                 return (true, None);
             }
-            // What else is dropped has been refused above, has expired, or belonged to a session's end.
+            // Messages dropped for other reasons have been refused above, or have expired, or their
+            // session has ended.
             _ => return (true, None),
         };
         (false, Some(result))
