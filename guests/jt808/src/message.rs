@@ -152,10 +152,7 @@ fn decoded<'a>(header: &Header, body: &'a [u8], timezone_min: i16) -> Option<Dec
         0x0104 => parameters(body),
         0x0107 => attributes(version, body).map(Decoded::Attributes),
         0x0702 => driver(version, body, timezone_min).map(Decoded::Driver),
-        0x0900 => body
-            .split_first()
-            .map(|(kind, data)| Decoded::Transparent { kind: *kind, data })
-            .ok_or(Malformed::Leftover(0)),
+        0x0900 => transparent(body),
         _ => return None,
     }
     .ok()
@@ -176,6 +173,11 @@ fn parameters(body: &[u8]) -> Result<Decoded<'_>, Malformed> {
         .collect::<Result<_, Malformed>>()?;
     reader.finish()?;
     Ok(Decoded::Parameters(parameters))
+}
+
+fn transparent(body: &[u8]) -> Result<Decoded<'_>, Malformed> {
+    let mut reader = Reader(body);
+    Ok(Decoded::Transparent { kind: reader.u8("kind")?, data: reader.0 })
 }
 
 fn attributes(version: Version, body: &[u8]) -> Result<Attributes<'_>, Malformed> {

@@ -180,12 +180,14 @@ impl Terminal {
     /// The general answer, unless the message is an answer itself.
     fn answer_generally(&mut self, adapter: &mut dyn Adapter, header: &Header, verdict: Verdict) {
         if message::answer(header.id) != Answer::Nothing {
-            self.downlink.general_answer(header, verdict, |frame| send(adapter, frame));
+            let Self { downlink, faults, .. } = self;
+            downlink.general_answer(header, verdict, |frame| send(adapter, faults, frame));
         }
     }
 
     fn send(&mut self, adapter: &mut dyn Adapter, to: &Address, id: u16, body: &[u8]) -> Sent {
-        self.downlink.message(to, id, body, |frame| send(adapter, frame))
+        let Self { downlink, faults, .. } = self;
+        downlink.message(to, id, body, |frame| send(adapter, faults, frame))
     }
 
     fn close(&mut self, adapter: &mut dyn Adapter) {
@@ -196,8 +198,9 @@ impl Terminal {
     }
 }
 
-fn send(adapter: &mut dyn Adapter, frame: &[u8]) {
+/// A frame that does not go out is the peer's fault too: it does not read.
+fn send(adapter: &mut dyn Adapter, faults: &mut Faults, frame: &[u8]) {
     if let Err(refusal) = adapter.send(frame) {
-        adapter.log(Level::Warn, &format!("cannot send a frame of {} bytes: {refusal}", frame.len()));
+        faults.report(adapter, &format!("cannot send a frame of {} bytes: {refusal}", frame.len()));
     }
 }

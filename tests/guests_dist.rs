@@ -1,0 +1,90 @@
+//! The components under guests/dist are the ones that the sources beside them make, and ask for nothing but the adapter.
+//!
+//! What a digest covers is written at the head of guests/pack/src/sources.rs; here it is computed a second time, since that
+//! crate belongs to another workspace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+use wasmtime::{Config, Engine};
+
+/// A guest was changed, and not built again.
+#[test]
+fn components_are_not_stale() {
+    let recorded = read("guests/dist/SOURCES.sha256");
+    let current: String = guests().iter().map(|(name, folder)| format!("{}  {name}.wasm\n", sources(folder))).collect();
+    assert_eq!(recorded, current, "guests/dist was built from other sources; run guests/build and commit guests/dist");
+}
+
+/// A component was built, and its file was not committed, or another one was.
+#[test]
+fn components_are_the_ones_that_were_built() {
+    let recorded = read("guests/dist/SHA256SUMS");
+    let current: String = guests().iter().map(|(name, _)| format!("{}  {name}.wasm\n", sha256(&component(name)))).collect();
+    assert_eq!(recorded, current, "guests/dist has a file that guests/build did not make; run it and commit guests/dist");
+}
+
+/// No guest needs WASI or anything else from outside; all of them are handlers.
+#[test]
+fn components_import_the_adapter_alone() {
+    let engine = Engine::new(Config::new().concurrency_support(false)).unwrap();
+    for (name, _) in guests() {
+        let component = Component::new(&engine, component(&name)).unwrap();
+        let interfaces = component.component_type();
+        let imports: Vec<_> = interfaces.imports(&engine).map(|(import, _)| import.to_owned()).collect();
+        assert!(imports.iter().all(|import| import.starts_with("polygate:handler/")), "{name} imports {imports:?}");
+        let exports: Vec<_> = interfaces.exports(&engine).map(|(export, _)| export.to_owned()).collect();
+        assert_eq!(exports, ["polygate:handler/handler@0.1.0"], "{name}");
+    }
+}
+
+/// Name and folder of every crate under guests/ that becomes a component, by name.
+fn guests() -> Vec<(String, PathBuf)> {
+    let folders = ["guests", "guests/misbehaving"].map(|parent| list(&root().join(parent))).concat();
+    let is_guest = |folder: &PathBuf| fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("cdylib"));
+    let name = |folder: PathBuf| (folder.file_name().unwrap().to_str().unwrap().to_owned(), folder);
+    let mut guests: Vec<_> = folders.into_iter().filter(is_guest).map(name).collect();
+    guests.sort();
+    guests
+}
+
+/// The digest of a guest's sources.
+fn sources(folder: &Path) -> String {
+    let (guests, sdk) = (root().join("guests"), root().join("guests/sdk"));
+    let mut files = vec![guests.join("Cargo.toml"), guests.join("Cargo.lock"), guests.join(".cargo/config.toml")];
+    files.extend([folder.join("Cargo.toml"), sdk.join("Cargo.toml")]);
+    files.extend([folder.join("src"), sdk.join("src"), root().join("wit")].iter().flat_map(|folder| walk(folder)));
+    let line = |file: &PathBuf| {
+        let path: Vec<_> = file.strip_prefix(root()).unwrap().iter().map(|part| part.to_str().unwrap()).collect();
+        format!("{}\0{}\n", path.join("/"), sha256(&fs::read(file).unwrap()))
+    };
+    let mut lines: Vec<String> = files.iter().map(line).collect();
+    lines.sort();
+    sha256(lines.concat().as_bytes())
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    list(folder).into_iter().flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+fn list(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn component(name: &str) -> Vec<u8> {
+    fs::read(root().join(format!("guests/dist/{name}.wasm"))).unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}; run guests/build"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
