@@ -1,0 +1,127 @@
+//! `polygate check`: is this configuration valid, and what would it run?
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::config::{Config, Warning};
+
+/// Checks a configuration file: finds every fault at once, with its line, its key, what was found and what
+/// was expected.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  polygate check -c polygate.toml")]
+pub struct Args {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Runs the command: what would run goes to `stdout`, faults go to `stderr` with exit code 1.
+///
+/// # Errors
+///
+/// When nobody takes the output.
+pub fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io::Result<ExitCode> {
+    match Config::load(&args.config) {
+        Ok((config, warnings)) => {
+            write!(stdout, "{}", summary(&args.config.display().to_string(), &config, &warnings))?;
+            stdout.flush()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(faults) => {
+            writeln!(stderr, "{faults}")?;
+            stderr.flush()?;
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// What the file makes of the gateway, for people.
+fn summary(file: &str, config: &Config, warnings: &[Warning]) -> String {
+    let mut lines: Vec<[String; 2]> =
+        vec![["node".to_owned(), config.node.to_string()], ["data".to_owned(), config.data_dir.display().to_string()]];
+    if let Some(adapter) = &config.adapter {
+        lines.push([
+            "adapter".to_owned(),
+            format!("{}{}", adapter.bind, if adapter.tls.is_some() { ", TLS" } else { "" }),
+        ]);
+    }
+    if let Some(admin) = &config.admin {
+        lines.push(["admin".to_owned(), admin.bind.to_string()]);
+    }
+    let mqtt = config.broker.bind.map_or_else(|| "no MQTT port".to_owned(), |bind| format!("MQTT clients on {bind}"));
+    lines.push(["broker".to_owned(), format!("embedded, {mqtt}")]);
+    for listener in &config.listeners {
+        let chain: Vec<&str> = listener.handlers.iter().map(AsRef::as_ref).collect();
+        let name = format!("listener {}", listener.socket.name);
+        lines.push([name, format!("{} -> {}", listener.socket.bind, chain.join(", "))]);
+    }
+    let width = lines.iter().map(|[name, _]| name.len()).max().unwrap_or(0);
+    let mut text = format!("{file} is valid\n");
+    for [name, value] in &lines {
+        text.push_str(&format!("  {name:width$}  {value}\n"));
+    }
+    for warning in warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> (bool, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("polygate.toml");
+        std::fs::write(&config, text).unwrap();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = run(&Args { config }, &mut stdout, &mut stderr).unwrap();
+        let told = |bytes| String::from_utf8(bytes).unwrap().replace(&format!("{}/", dir.path().display()), "");
+        (code == ExitCode::SUCCESS, told(stdout), told(stderr))
+    }
+
+    #[test]
+    fn a_valid_file_is_summed_up_on_stdout() {
+        let (fine, stdout, stderr) = check(
+            r#"
+            gateway.node = "gw-1"
+            admin.bind = "127.0.0.1:9180"
+            broker.bind = "127.0.0.1:1883"
+            [handlers.one]
+            kind = "grpc"
+            url = "http://127.0.0.1:9001"
+            [handlers.two]
+            kind = "grpc"
+            url = "http://127.0.0.1:9002"
+            [listeners.trackers]
+            bind = "tcp://0.0.0.0:7993"
+            handlers = ["one", "two"]
+            [listeners.meters]
+            bind = "tcp://0.0.0.0:7994"
+            handlers = ["two"]
+            "#,
+        );
+        assert!(fine && stderr.is_empty());
+        let expected = r#"polygate.toml is valid
+  node               gw-1
+  data               polygate-data
+  adapter            127.0.0.1:9100
+  admin              127.0.0.1:9180
+  broker             embedded, MQTT clients on 127.0.0.1:1883
+  listener trackers  tcp://0.0.0.0:7993 -> one, two
+  listener meters    tcp://0.0.0.0:7994 -> two
+warning: line 13, listeners.trackers.handlers: only the first handler serves; behind it there is "two"
+"#;
+        assert_eq!(stdout, expected);
+    }
+
+    #[test]
+    fn faults_go_to_stderr() {
+        let (fine, stdout, stderr) = check("gateway.nod = 1\n");
+        assert!(!fine && stdout.is_empty());
+        let expected =
+            "polygate.toml has 1 fault:\n  line 1  gateway.nod   is not a key of [gateway]; did you mean \"node\"?\n";
+        assert_eq!(stderr, expected);
+    }
+}

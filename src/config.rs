@@ -1,0 +1,133 @@
+//! What the gateway is to be: checked settings, made of each module's own options.
+//!
+//! [`file`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
+//! way, with its line and its key. Nothing below this floor sees a [`Config`]: the gateway takes it apart
+//! and hands out the options.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pubsub::topic::Mountpoint;
+use crate::{admin, auth, connection, exproto, handler, listener, pubsub};
+
+mod check;
+mod fault;
+pub mod file;
+mod findings;
+mod form;
+mod nearest;
+mod outside;
+mod place;
+mod read;
+mod warning;
+
+pub use fault::{Fault, Faults, Unreadable};
+pub use place::{Place, Spot};
+pub use warning::{Advice, Warning};
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of this node, in `Message.node`.
+    pub node: Arc<str>,
+    /// What the gateway keeps, such as compiled components.
+    pub data_dir: PathBuf,
+    /// How long connections may take to end when the gateway stops.
+    pub drain_timeout: Duration,
+    /// The `ConnectionAdapter` service; absent when no handler speaks gRPC and none is asked for.
+    pub adapter: Option<exproto::service::Options>,
+    /// Health and metrics; absent for none.
+    pub admin: Option<admin::Options>,
+    /// The embedded broker.
+    pub broker: pubsub::embedded::Options,
+    /// Who may authenticate, publish and subscribe.
+    pub auth: auth::Options,
+    /// The handlers, in the order of the file.
+    pub handlers: Vec<Handler>,
+    /// The listeners, in the order of the file.
+    pub listeners: Vec<Listener>,
+}
+
+/// A handler of either kind.
+#[derive(Clone, Debug)]
+pub enum Handler {
+    /// A gRPC server that speaks ExProto.
+    Grpc(handler::grpc::Options),
+    /// A guest.
+    Wasm(handler::wasm::Options),
+}
+
+impl Handler {
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Grpc(options) => &options.name,
+            Self::Wasm(options) => &options.name,
+        }
+    }
+}
+
+/// A listener and what its connections get.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The socket.
+    pub socket: listener::Options,
+    /// The connections' bounds.
+    pub connection: connection::Options,
+    /// Put in front of the devices' topics.
+    pub mountpoint: Mountpoint,
+    /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
+    pub handlers: Vec<Arc<str>>,
+}
+
+/// What a configuration file refers to outside of itself.
+#[derive(Clone, Copy)]
+pub struct Outside<'a> {
+    /// What paths in the file are relative to.
+    pub base_dir: &'a Path,
+    /// The value of an environment variable.
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl std::fmt::Debug for Outside<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outside").field("base_dir", &self.base_dir).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. Paths in it are relative to its directory.
+    ///
+    /// It reads the files that the configuration names, so it belongs on a blocking thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Faults`], all of them at once.
+    pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), Faults> {
+        let file = path.display().to_string();
+        match outside::read_text(path, outside::CONFIG_BYTES_MAX) {
+            Ok(text) => Self::parse(&text, path.parent().unwrap_or(Path::new("")), &file),
+            Err(why) => Err(Faults::Unreadable { file, why }),
+        }
+    }
+
+    /// Checks the text of a file that is called `file_name` in faults and lies in `base_dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`Faults`], all of them at once.
+    pub fn parse(text: &str, base_dir: &Path, file_name: &str) -> Result<(Self, Vec<Warning>), Faults> {
+        Self::parse_with(text, file_name, Outside { base_dir, env: &|name| std::env::var_os(name) })
+    }
+
+    /// As [`parse`](Self::parse), with the environment as an argument.
+    ///
+    /// # Errors
+    ///
+    /// [`Faults`], all of them at once.
+    pub fn parse_with(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Self, Vec<Warning>), Faults> {
+        check::check(text, file_name, outside)
+    }
+}

@@ -1,0 +1,96 @@
+//! From the file to a [`Config`]: finds every fault, with its line and its key.
+//!
+//! All parts are read before any is asked for its value, so a fault in one hides none in another; what
+//! depends on two parts is looked at as soon as those two are there.
+
+use std::collections::BTreeSet;
+
+use toml::de::DeTable;
+
+use super::fault::{Fault, Faults};
+use super::file;
+use super::findings::{Findings, Told};
+use super::read::Table;
+use super::warning::{Advice, Warning};
+use super::{Config, Outside};
+
+mod access;
+mod binds;
+mod grpc;
+mod guest;
+mod handlers;
+mod listeners;
+mod services;
+
+use binds::Binds;
+
+/// Checks the text of a configuration file.
+pub(super) fn check(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Config, Vec<Warning>), Faults> {
+    let findings = Findings::new(text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let config = match syntax(&findings, &errors) {
+        Ok(()) => config(&Table::root(&findings, document.get_ref()), outside),
+        // What was understood of a broken file is not what its writer meant.
+        Err(told) => Err(told),
+    };
+    findings.conclude(file_name, config)
+}
+
+/// Records what is no TOML: the first of each line, because the others mostly follow from it.
+fn syntax(findings: &Findings<'_>, errors: &[toml::de::Error]) -> Result<(), Told> {
+    let mut lines = BTreeSet::new();
+    let mut result = Ok(());
+    for error in errors {
+        let place = findings.column(error.span().map_or(0, |span| span.start));
+        if lines.insert(place.line) {
+            // Not the error's whole text, which quotes the line: a secret may stand in it.
+            result = Err(findings.fault(place, Fault::Syntax(error.message().to_owned())));
+        }
+    }
+    result
+}
+
+fn config(root: &Table<'_>, outside: Outside<'_>) -> Result<Config, Told> {
+    root.admit(&[&file::ROOT], &[]);
+    let mut binds = Binds::default();
+
+    let handlers = handlers::read(root, outside);
+    let gateway = services::gateway(root, outside);
+    let adapter = services::adapter(root, outside, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
+    let admin = services::admin(root, outside, &mut binds);
+    let broker = services::broker(root, &mut binds);
+    let auth = access::read(root, outside);
+    let listeners = listeners::read(root, &mut binds, handlers.as_ref().ok());
+    binds.check(root);
+
+    if let (Ok(broker), Ok(auth)) = (&broker, &auth)
+        && let Some(bind) = broker.bind
+        && !bind.ip().is_loopback()
+        && auth.anonymous_by_default()
+    {
+        warn_of_open_broker(root);
+    }
+    let (gateway, adapter, admin, broker, auth) = (gateway?, adapter?, admin?, broker?, auth?);
+    let (handlers, listeners) = (handlers?, listeners?);
+    if listeners.is_empty() {
+        root.warn_at("listeners", Advice::NoListener);
+    }
+    handlers.warn_of_unused(&listeners);
+    Ok(Config {
+        broker: crate::pubsub::embedded::Options { node: gateway.node.to_string(), ..broker },
+        node: gateway.node,
+        data_dir: gateway.data_dir,
+        drain_timeout: gateway.drain_timeout,
+        adapter,
+        admin,
+        auth: auth.into_options(),
+        handlers: handlers.into_options()?,
+        listeners,
+    })
+}
+
+fn warn_of_open_broker(root: &Table<'_>) {
+    if let Some(Ok(broker)) = root.item("broker").map(|broker| broker.table()) {
+        broker.warn_at("bind", Advice::BrokerOpen);
+    }
+}

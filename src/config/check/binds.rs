@@ -1,0 +1,75 @@
+//! No two sockets on one address.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::fault::Fault;
+use crate::config::place::Place;
+use crate::config::read::Table;
+
+/// Every address that is to be bound.
+#[derive(Debug, Default)]
+pub(super) struct Binds(Vec<Bound>);
+
+#[derive(Debug)]
+struct Bound {
+    place: Place,
+    address: SocketAddr,
+    /// As the user wrote it.
+    shown: String,
+}
+
+impl Binds {
+    pub(super) fn add(&mut self, place: Place, address: SocketAddr, shown: String) {
+        self.0.push(Bound { place, address, shown });
+    }
+
+    /// Records each address that one before it has taken.
+    pub(super) fn check(mut self, root: &Table<'_>) {
+        // The later one is told, wherever the parts were read.
+        self.0.sort_by_key(|bound| bound.place.line);
+        for (index, bound) in self.0.iter().enumerate() {
+            let first = self.0.iter().take(index).find(|first| overlap(first.address, bound.address));
+            if let Some(first) = first {
+                let other = match first.place.line {
+                    Some(line) => format!("{} in line {line}", first.place.spot),
+                    None => format!("{}, by default", first.place.spot),
+                };
+                root.fault_in(bound.place.clone(), Fault::Taken { bind: bound.shown.clone(), other });
+            }
+        }
+    }
+}
+
+/// Whether only one of two TCP sockets can have its address. A wildcard takes the port of every address of
+/// its family, and `[::]` that of IPv4 too, as long as nobody sets `IPV6_V6ONLY`.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() != 0 && one.port() == other.port() && (a == b || takes(a, b) || takes(b, a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_take_all_addresses() {
+        for (one, other, expected) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.1:2", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("[::]:1", "127.0.0.1:1", true),
+            ("[::]:1", "0.0.0.0:1", true),
+            ("[::]:1", "[::1]:1", true),
+            ("[::1]:1", "127.0.0.1:1", false),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", true),
+        ] {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(overlap(one, other), expected, "{one} {other}");
+            assert_eq!(overlap(other, one), expected, "{other} {one}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `[listeners.NAME]`.
+
+use std::sync::Arc;
+
+use super::binds::Binds;
+use super::handlers::{Handlers, check_name};
+use crate::config::Listener;
+use crate::config::fault::Fault;
+use crate::config::file::listener as keys;
+use crate::config::findings::Told;
+use crate::config::read::{Named, Table};
+use crate::config::warning::Advice;
+use crate::conn::table::MessageBounds;
+use crate::connection::{Options, Timeouts};
+use crate::listener;
+use crate::pubsub::topic::Mountpoint;
+
+/// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
+/// not looked up.
+pub(super) fn read(
+    root: &Table<'_>,
+    binds: &mut Binds,
+    handlers: Option<&Handlers<'_>>,
+) -> Result<Vec<Listener>, Told> {
+    let Some(item) = root.item(keys::SECTION.key) else {
+        return Ok(Vec::new());
+    };
+    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers)).collect();
+    listeners.into_iter().collect()
+}
+
+fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) -> Result<Listener, Told> {
+    let checked = check_name(named.key, &named.item);
+    let table = named.item.section(&keys::ONE)?;
+    let bind = table.get(&keys::BIND);
+    if let Ok(bind) = bind {
+        binds.add(table.place("bind"), bind.address, bind.to_string());
+    }
+    let chain = chain(&table, handlers);
+    let mountpoint = table.get(&keys::MOUNTPOINT).and_then(|text| {
+        Mountpoint::parse(&text).map_err(|error| table.fault_at("mountpoint", Fault::Mountpoint(error)))
+    });
+    let idle = table.get(&keys::IDLE_TIMEOUT);
+    let write = table.get(&keys::WRITE_TIMEOUT);
+    let connections_max = table.get(&keys::CONNECTIONS_MAX);
+    let backlog = table.get(&keys::BACKLOG);
+    let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
+    let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
+    let messages_max = table.get(&keys::MESSAGES_MAX);
+    let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
+    checked?;
+    let name: Arc<str> = named.key.into();
+    Ok(Listener {
+        socket: listener::Options { name: Arc::clone(&name), bind: bind?, backlog: backlog? },
+        connection: Options {
+            listener: name,
+            connections_max: connections_max? as usize,
+            timeouts: Timeouts { idle: idle?, write: write? },
+            inbound_bytes_max: inbound_bytes_max?,
+            messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
+            outbound_bytes_max: outbound_bytes_max?,
+        },
+        mountpoint: mountpoint?,
+        handlers: chain?,
+    })
+}
+
+/// The names of a listener's handlers.
+fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<str>>, Told> {
+    let written = table.get(&keys::HANDLERS)?;
+    let mut chain: Vec<(Arc<str>, String)> = Vec::new();
+    let mut result = Ok(());
+    for placed in written {
+        let name = placed.value;
+        let fault = if let Some((_, first)) = chain.iter().find(|(known, _)| **known == *name) {
+            Fault::Twice { found: name, first: first.clone() }
+        } else if let Some(handlers) = handlers
+            && !handlers.names().any(|known| known == name)
+        {
+            Fault::NoHandler { name, known: handlers.names().map(str::to_owned).collect() }
+        } else {
+            chain.push((name.into(), placed.place.spot.to_string()));
+            continue;
+        };
+        result = Err(table.fault_in(placed.place, fault));
+    }
+    result?;
+    let chain: Vec<Arc<str>> = chain.into_iter().map(|(name, _)| name).collect();
+    if let [_, rest @ ..] = chain.as_slice()
+        && !rest.is_empty()
+    {
+        table.warn_at("handlers", Advice::FirstServes { rest: rest.iter().map(|name| name.to_string()).collect() });
+    }
+    Ok(chain)
+}

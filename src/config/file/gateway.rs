@@ -1,0 +1,36 @@
+//! `[gateway]`.
+
+use std::time::Duration;
+
+use crate::config::file::{Section, Shape};
+use crate::config::form::{FilePath, Key, Optional, Otherwise, Span, Text};
+
+pub(in crate::config) static SECTION: Section = Section {
+    key: "gateway",
+    title: "[gateway]",
+    about: "The process as a whole.",
+    shape: Shape::Once,
+    entries: &[&NODE, &DATA_DIR, &DRAIN_TIMEOUT],
+};
+
+pub(in crate::config) static NODE: Key<Text, Optional> = Key {
+    name: "node",
+    form: Text { expected: "a name such as \"gw-1\"", bytes: 1..=255 },
+    presence: Optional("the host name"),
+    about: "the name of this gateway, in `Message.node`",
+};
+
+pub(in crate::config) static DATA_DIR: Key<FilePath, Otherwise<String>> = Key {
+    name: "data_dir",
+    form: FilePath,
+    presence: Otherwise(|| "polygate-data".to_owned()),
+    about: "directory of what the gateway keeps, such as compiled components; made when it is absent; nobody else may \
+            write to it",
+};
+
+pub(in crate::config) static DRAIN_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+    name: "drain_timeout",
+    form: Span(Duration::ZERO..=Duration::from_secs(3600)),
+    presence: Otherwise(|| Duration::from_secs(30)),
+    about: "how long connections may take to end when the gateway stops",
+};

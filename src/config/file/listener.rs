@@ -1,0 +1,107 @@
+//! `[listeners.NAME]`.
+
+use std::time::Duration;
+
+use crate::config::file::{Section, Shape};
+use crate::config::form::{BindForm, Count, Key, List, Otherwise, Required, Size, Span, Text};
+
+pub(in crate::config) static SECTION: Section =
+    Section { key: "listeners", title: "[listeners.NAME]", about: "", shape: Shape::Named, entries: &[] };
+
+/// One of them.
+pub(in crate::config) static ONE: Section = Section {
+    key: "listeners",
+    title: "[listeners.NAME]",
+    about: "A bound address that accepts devices.",
+    shape: Shape::Named,
+    entries: &[
+        &BIND,
+        &HANDLERS,
+        &MOUNTPOINT,
+        &IDLE_TIMEOUT,
+        &WRITE_TIMEOUT,
+        &CONNECTIONS_MAX,
+        &BACKLOG,
+        &INBOUND_MAX,
+        &OUTBOUND_MAX,
+        &MESSAGES_MAX,
+        &MESSAGES_BYTES_MAX,
+    ],
+};
+
+/// Longest timeout of a connection: a peer that is silent for a day is gone.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(in crate::config) static BIND: Key<BindForm, Required> =
+    Key { name: "bind", form: BindForm, presence: Required, about: "where it accepts; port 0 lets the system choose" };
+
+pub(in crate::config) static HANDLERS: Key<List<Text>, Required> = Key {
+    name: "handlers",
+    form: List { of: Text { expected: "a handler's name", bytes: 0..=64 }, one: "handler" },
+    presence: Required,
+    about: "names of handlers; the first serves",
+};
+
+pub(in crate::config) static MOUNTPOINT: Key<Text, Otherwise<String>> = Key {
+    name: "mountpoint",
+    form: Text { expected: "a mountpoint such as \"trackers/${clientid}/\"", bytes: 0..=4096 },
+    presence: Otherwise(String::new),
+    about: "put in front of the topics of its devices, and taken off on delivery; ends with `/`; may use `${clientid}`, \
+            `${username}` and `${peerhost}`",
+};
+
+pub(in crate::config) static IDLE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+    name: "idle_timeout",
+    form: Span(Duration::from_millis(1)..=TIMEOUT_MAX),
+    presence: Otherwise(|| Duration::from_secs(30)),
+    about: "how long a new peer may take to send its first byte",
+};
+
+pub(in crate::config) static WRITE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+    name: "write_timeout",
+    form: Span(Duration::from_millis(1)..=TIMEOUT_MAX),
+    presence: Otherwise(|| Duration::from_secs(15)),
+    about: "how long bytes may wait for a peer that takes none; then the connection ends",
+};
+
+pub(in crate::config) static CONNECTIONS_MAX: Key<Count, Otherwise<u32>> = Key {
+    name: "connections_max",
+    form: Count(1..=100_000_000),
+    presence: Otherwise(|| 1_000_000),
+    about: "connections at a time; more peers wait in the backlog",
+};
+
+pub(in crate::config) static BACKLOG: Key<Count, Otherwise<u32>> = Key {
+    name: "backlog",
+    form: Count(1..=65_535),
+    presence: Otherwise(|| 1024),
+    about: "peers that the kernel keeps until they are accepted; `net.core.somaxconn` bounds it too",
+};
+
+pub(in crate::config) static INBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
+    name: "inbound_max",
+    form: Size(1 << 10..=64 << 20),
+    presence: Otherwise(|| 64 << 10),
+    about: "bytes of one connection that may wait for its handler; at this many its socket is not read",
+};
+
+pub(in crate::config) static OUTBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
+    name: "outbound_max",
+    form: Size(4 << 10..=1 << 30),
+    presence: Otherwise(|| 1 << 20),
+    about: "bytes of one connection that may wait for its socket; at this many another `Send` is refused",
+};
+
+pub(in crate::config) static MESSAGES_MAX: Key<Count, Otherwise<u32>> = Key {
+    name: "messages_max",
+    form: Count(1..=1_000_000),
+    presence: Otherwise(|| 1000),
+    about: "messages of one connection, from their delivery until its handler takes them; more are shed and counted",
+};
+
+pub(in crate::config) static MESSAGES_BYTES_MAX: Key<Size, Otherwise<usize>> = Key {
+    name: "messages_bytes_max",
+    form: Size(1 << 10..=1 << 30),
+    presence: Otherwise(|| 1 << 20),
+    about: "topic and payload bytes of those messages; a message that does not fit is shed and counted",
+};

@@ -1,0 +1,61 @@
+//! What works and is probably not meant.
+
+use std::fmt;
+
+use super::place::{Place, ThereAre};
+
+/// Something that the operator should know about a valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub advice: Advice,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.place.line {
+            write!(f, "line {line}, ")?;
+        }
+        write!(f, "{}: {}", self.place.spot, self.advice)
+    }
+}
+
+/// The warnings there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// No device could connect.
+    NoListener,
+    /// A handler that no listener names.
+    HandlerUnused,
+    /// A chain of more than one handler.
+    FirstServes {
+        /// The handlers behind the first.
+        rest: Vec<String>,
+    },
+    /// The adapter can be reached from elsewhere, and callers need no certificate.
+    AdapterOpen,
+    /// The broker can be reached from elsewhere, and clients need no name, which the file does not say.
+    BrokerOpen,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoListener => f.write_str("there is no listener, so no device can connect"),
+            Self::HandlerUnused => f.write_str("no listener uses this handler"),
+            Self::FirstServes { rest } => {
+                write!(f, "only the first handler serves; behind it {}", ThereAre(rest))
+            }
+            Self::AdapterOpen => f.write_str(
+                "not a loopback address: whoever reaches it can command every connection; \
+                 tls.client_ca_file demands a certificate",
+            ),
+            Self::BrokerOpen => f.write_str(
+                "not a loopback address: whoever reaches it can publish and subscribe; \
+                 configure auth.users, or say auth.allow_anonymous = true",
+            ),
+        }
+    }
+}

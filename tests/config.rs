@@ -1,0 +1,456 @@
+//! The configuration: what is accepted and what it becomes, what is refused and in which words.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use polygate::config::{Advice, Config, Faults, Handler, Outside, Warning};
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+
+/// "secret", with parameters that cost next to nothing.
+const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$3+oP1qKlyJ4YtBGvnjCIBA0OdNqSpNyvOpZGE0rShXQ";
+
+/// Each file in tests/fixtures/bad has exactly the faults that are written beside it, and no secret in them.
+#[test]
+fn faults_are_told_in_these_words() {
+    let dir = root().join("tests/fixtures/bad");
+    let mut files: Vec<PathBuf> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    assert!(files.len() > 10);
+    let mut wrong = Vec::new();
+    for file in files {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let report = match parse(&fs::read_to_string(&file).unwrap(), name, &dir) {
+            Ok(_) => "is valid\n".to_owned(),
+            Err(faults) => format!("{faults}\n"),
+        };
+        assert!(!report.contains("s3cr3t"), "{report}");
+        let expected = file.with_extension("txt");
+        if std::env::var_os("UPDATE_FIXTURES").is_some() {
+            fs::write(expected, report).unwrap();
+        } else if fs::read_to_string(expected).unwrap_or_default() != report {
+            wrong.push(report);
+        }
+    }
+    assert!(wrong.is_empty(), "set UPDATE_FIXTURES to accept:\n{}", wrong.join("\n"));
+}
+
+/// An empty file runs a gateway on defaults, which no device can reach.
+#[test]
+fn everything_has_a_default() {
+    let (config, warnings) = good("");
+    assert!(!config.node.is_empty());
+    assert_eq!(config.data_dir, Path::new("/base/polygate-data"));
+    assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    assert!(config.adapter.is_none() && config.admin.is_none() && config.broker.bind.is_none());
+    assert!(config.auth.allow_anonymous);
+    assert_eq!(advice(&warnings), [Advice::NoListener]);
+}
+
+#[test]
+fn a_listener_gets_what_the_file_says() {
+    let (config, _) = good(
+        r#"
+        [handlers.h]
+        kind = "grpc"
+        url = "http://handler.example:9001"
+
+        [listeners.defaults]
+        bind = "tcp://127.0.0.1:1001"
+        handlers = ["h"]
+
+        [listeners.all]
+        bind = "tcp://[::1]:1002"
+        handlers = ["h"]
+        mountpoint = "m/${clientid}/"
+        idle_timeout = "1m 30s"
+        write_timeout = "500ms"
+        connections_max = 1_000
+        backlog = 0x10
+        inbound_max = "2KB"
+        outbound_max = "1.5MiB"
+        messages_max = 7
+        messages_bytes_max = "4096"
+        "#,
+    );
+    let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
+    assert_eq!(defaults.socket.backlog, 1024);
+    assert_eq!(defaults.connection.connections_max, 1_000_000);
+    assert_eq!(defaults.connection.timeouts.idle, Duration::from_secs(30));
+    assert_eq!(defaults.connection.timeouts.write, Duration::from_secs(15));
+    assert_eq!(defaults.connection.inbound_bytes_max, 64 << 10);
+    assert_eq!(defaults.connection.messages.messages_max, 1000);
+    assert_eq!(defaults.connection.messages.bytes_max, 1 << 20);
+    assert_eq!(defaults.connection.outbound_bytes_max, 1 << 20);
+
+    assert_eq!((&*all.socket.name, &*all.connection.listener), ("all", "all"));
+    assert_eq!(all.socket.bind.to_string(), "tcp://[::1]:1002");
+    assert_eq!(all.socket.backlog, 16);
+    assert_eq!(all.connection.connections_max, 1000);
+    assert_eq!(all.connection.timeouts.idle, Duration::from_secs(90));
+    assert_eq!(all.connection.timeouts.write, Duration::from_millis(500));
+    assert_eq!(all.connection.inbound_bytes_max, 2000);
+    assert_eq!(all.connection.messages.messages_max, 7);
+    assert_eq!(all.connection.messages.bytes_max, 4096);
+    assert_eq!(all.connection.outbound_bytes_max, 3 << 19);
+    assert_eq!(all.handlers, ["h".into()]);
+}
+
+#[test]
+fn a_grpc_handler_gets_what_the_file_says_and_brings_the_adapter() {
+    let (config, _) = good(
+        r#"
+        [handlers.b]
+        kind = "grpc"
+        url = "http://127.0.0.1:9001"
+
+        [handlers.a]
+        kind = "grpc"
+        urls = ["https://a.example:9001", "https://b.example"]
+        service = "ConnectionHandler"
+        call_timeout = "2s"
+        channels = 3
+        tls.server_name = "handler.example"
+
+        [listeners.l]
+        bind = "tcp://127.0.0.1:0"
+        handlers = ["b", "a"]
+        "#,
+    );
+    let [Handler::Grpc(b), Handler::Grpc(a)] = config.handlers.as_slice() else { panic!("two handlers, as written") };
+    assert_eq!((&*b.name, b.channels, b.call_timeout), ("b", 2, Duration::from_secs(10)));
+    assert_eq!(b.service, polygate::handler::grpc::Service::Auto);
+    assert_eq!((&*a.name, a.channels, a.call_timeout), ("a", 3, Duration::from_secs(2)));
+    assert_eq!(a.service, polygate::handler::grpc::Service::Streaming);
+    assert_eq!(a.urls.len(), 2);
+    assert_eq!(a.tls.as_ref().unwrap().server_name.as_deref(), Some("handler.example"));
+    assert_eq!(config.adapter.unwrap().bind, SocketAddr::from((Ipv4Addr::LOCALHOST, 9100)));
+}
+
+#[test]
+fn a_guest_gets_what_the_file_says_and_needs_no_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("guest.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+    let text = r#"
+        [handlers.defaults]
+        kind = "wasm"
+        component = "guest.wasm"
+
+        [handlers.all]
+        kind = "wasm"
+        component = "./guest.wasm"
+        isolation = "connection"
+        memory_max = "64KiB"
+        event_timeout = "10ms"
+        settings = { timezone = "+08:00", "any key" = "" }
+        "#;
+    let (config, warnings) = parse(text, "t.toml", dir.path()).unwrap();
+    let [Handler::Wasm(defaults), Handler::Wasm(all)] = config.handlers.as_slice() else { panic!("two guests") };
+    assert_eq!(defaults.component, dir.path().join("guest.wasm"));
+    assert_eq!((defaults.memory_bytes_max, defaults.event_timeout), (16 << 20, Duration::from_secs(1)));
+    assert_eq!((all.memory_bytes_max, all.event_timeout), (65_536, Duration::from_millis(10)));
+    assert_eq!(all.settings["timezone"], "+08:00");
+    assert_eq!(all.settings["any key"], "");
+    assert!(config.adapter.is_none());
+    assert_eq!(advice(&warnings), [Advice::NoListener, Advice::HandlerUnused, Advice::HandlerUnused]);
+}
+
+/// With users, nobody else gets in unless the file says so.
+#[test]
+fn users_end_anonymity() {
+    let user = format!("[[auth.users]]\nusername = \"u\"\npassword_hash = \"{HASH}\"\n");
+    assert!(!good(&user).0.auth.allow_anonymous);
+    assert!(good(&format!("auth.allow_anonymous = true\n{}", user)).0.auth.allow_anonymous);
+    assert!(!good("auth.allow_anonymous = false").0.auth.allow_anonymous);
+}
+
+#[test]
+fn rules_keep_their_order_and_default_to_all_clients() {
+    let (config, _) = good(
+        r##"
+        [[auth.rules]]
+        effect = "allow"
+        action = "subscribe"
+        usernames = ["admin-*"]
+        topics = ["d/${clientid}/#"]
+
+        [[auth.rules]]
+        effect = "deny"
+        action = "all"
+        clients = ["a", "b*"]
+        topics = ["#"]
+        "##,
+    );
+    let [first, second] = config.auth.rules.as_slice() else { panic!("two rules") };
+    assert_eq!(first.clients, ["*"]);
+    assert_eq!(first.usernames.as_deref(), Some(["admin-*".to_owned()].as_slice()));
+    assert_eq!(second.clients, ["a", "b*"]);
+    assert_eq!(second.usernames, None);
+}
+
+/// From the environment or a file, without the line break at its end; and nobody sees it.
+#[test]
+fn secrets_come_from_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("token"), "s3cr3t-s3cr3t-s3cr3t\n").unwrap();
+    let token = |written: &str| {
+        let text = format!("[admin]\nbind = \"0.0.0.0:9180\"\ntoken = {written}\n");
+        let (config, _) = parse(&text, "t.toml", dir.path()).unwrap();
+        assert!(!format!("{config:?}").contains("s3cr3t"));
+        config.admin.unwrap().token.unwrap().expose_secret().to_owned()
+    };
+    assert_eq!(token(r#"{ file = "token" }"#), "s3cr3t-s3cr3t-s3cr3t");
+    assert_eq!(token(r#"{ env = "TOKEN" }"#), "s3cr3t-of-the-environment");
+    assert_eq!(token(r#""s3cr3t-of-the-file-itself""#), "s3cr3t-of-the-file-itself");
+}
+
+#[test]
+fn open_ports_are_warned_of() {
+    let of = |text: &str| {
+        let mut advice = advice(&good(text).1);
+        advice.retain(|advice| *advice != Advice::NoListener);
+        advice
+    };
+    assert_eq!(of("adapter.bind = '0.0.0.0:9100'"), [Advice::AdapterOpen]);
+    assert_eq!(of("adapter.bind = '[::1]:9100'"), []);
+    assert_eq!(of("broker.bind = '0.0.0.0:1883'"), [Advice::BrokerOpen]);
+    assert_eq!(of("broker.bind = '0.0.0.0:1883'\nauth.allow_anonymous = true"), []);
+    assert_eq!(of("broker.bind = '127.0.0.1:1883'"), []);
+}
+
+#[test]
+fn a_warning_says_where() {
+    let text = "[handlers.spare]\nkind = 'grpc'\nurl = 'http://h:1'\n[handlers.used]\nkind = 'grpc'\nurl = 'http://h:2'\n\
+                [listeners.l]\nbind = 'tcp://127.0.0.1:1'\nhandlers = ['used', 'spare']\n\
+                [handlers.idle]\nkind = 'grpc'\nurl = 'http://h:3'\n";
+    let told: Vec<String> = good(text).1.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            r#"line 9, listeners.l.handlers: only the first handler serves; behind it there is "spare""#,
+            "line 10, handlers.idle: no listener uses this handler",
+        ]
+    );
+}
+
+/// The examples are valid, whoever has built the guests or not.
+#[test]
+fn the_examples_are_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let (examples, guests) = (dir.path().join("examples"), dir.path().join("guests/dist"));
+    fs::create_dir_all(&examples).unwrap();
+    fs::create_dir_all(&guests).unwrap();
+    fs::write(guests.join("jt808.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+    for name in ["polygate.toml", "grpc.toml", "wasm.toml"] {
+        let copy = examples.join(name);
+        fs::copy(root().join("examples").join(name), &copy).unwrap();
+        let (config, warnings) = Config::load(&copy).unwrap_or_else(|faults| panic!("{faults}"));
+        assert!(!config.listeners.is_empty());
+        assert!(warnings.is_empty(), "{name}: {warnings:?}");
+    }
+}
+
+/// Each line of the sample that is commented out is valid too, and where it shows a default, changes nothing.
+#[test]
+fn the_lines_of_the_sample_are_true() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in [
+        ("gw.pem", "-----BEGIN CERTIFICATE-----"),
+        ("gw.key", "-----BEGIN PRIVATE KEY-----"),
+        ("handlers-ca.pem", "-----BEGIN CERTIFICATE-----"),
+        ("handler-ca.pem", "-----BEGIN CERTIFICATE-----"),
+        ("admin.token", "0123456789abcdef\n"),
+        ("jt808.wasm", "\0asm"),
+    ] {
+        fs::write(dir.path().join(name), content).unwrap();
+    }
+    let sample = fs::read_to_string(root().join("examples/polygate.toml")).unwrap();
+    let sample = sample.replace("../guests/dist/", "");
+    let (plain, _) = parse(&sample, "polygate.toml", dir.path()).unwrap();
+
+    // A comment that looks like a key or a table is one; `urls` excludes `url`, and tls needs https.
+    let is_key = |line: &str| {
+        line.strip_prefix("# ").is_some_and(|rest| {
+            rest.starts_with('[') || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+        })
+    };
+    let full: Vec<&str> = sample
+        .lines()
+        .filter(|line| !line.starts_with("url = "))
+        .map(|line| if is_key(line) { &line[2..] } else { line })
+        .collect();
+    let full = full.join("\n").replace("http://10.", "https://10.");
+    assert!(full.lines().count() > 60 && !full.lines().any(is_key));
+    let (full, _) = parse(&full, "polygate.toml", dir.path()).unwrap_or_else(|faults| panic!("{faults}"));
+
+    assert_eq!(format!("{:?}", full.listeners), format!("{:?}", plain.listeners));
+    assert_eq!(full.data_dir, plain.data_dir);
+    assert_eq!(full.drain_timeout, plain.drain_timeout);
+    assert_eq!(full.broker.retained_bytes_max, plain.broker.retained_bytes_max);
+    assert_eq!(full.broker.session_expiry_max, plain.broker.session_expiry_max);
+    assert_eq!(full.auth.users.len(), 1);
+    assert!(full.adapter.unwrap().tls.unwrap().client_ca_pem.is_some());
+}
+
+/// The reference in docs/ has the tables that the keys themselves give.
+#[test]
+fn the_reference_is_true() {
+    let file = root().join("docs/configuration.md");
+    let page = fs::read_to_string(&file).unwrap();
+    let tables = polygate::config::file::reference();
+    let (head, _) = page.split_once("## `[gateway]`").expect("the tables begin with those of [gateway]");
+    let wanted = format!("{head}{}", tables.trim_end().to_owned() + "\n");
+    if std::env::var_os("UPDATE_FIXTURES").is_some() {
+        fs::write(file, wanted).unwrap();
+    } else {
+        let differing = page.lines().zip(wanted.lines()).find(|(is, wanted)| is != wanted);
+        assert_eq!(differing, None, "set UPDATE_FIXTURES to accept");
+        assert_eq!(page.lines().count(), wanted.lines().count(), "set UPDATE_FIXTURES to accept");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = |name: &str| Config::load(&dir.path().join(name)).unwrap_err().to_string();
+    assert!(told("none.toml").ends_with("none.toml cannot be read: no such file"));
+    fs::write(dir.path().join("latin1.toml"), b"node = \"\xe9\"").unwrap();
+    assert!(told("latin1.toml").ends_with("latin1.toml cannot be read: is not text in UTF-8"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever the text is, there is a configuration or a report with at least one line.
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        verdict(&text);
+    }
+
+    /// TOML of the right words in the wrong places.
+    #[test]
+    fn no_table_panics(lines in prop::collection::vec(line(), 0..20)) {
+        verdict(&lines.join("\n"));
+    }
+
+    /// The sample with a piece cut out, doubled or written over.
+    #[test]
+    fn no_mutation_panics(at in any::<prop::sample::Index>(), length in 0usize..40, put in ".{0,8}", twice in any::<bool>()) {
+        let sample = fs::read_to_string(root().join("examples/polygate.toml")).unwrap();
+        let chars: Vec<char> = sample.chars().collect();
+        let begin = at.index(chars.len());
+        let end = (begin + length).min(chars.len());
+        let again: String = if twice { chars[begin..end].iter().collect() } else { String::new() };
+        let text: String = chars[..begin].iter().collect::<String>() + &put + &again + &chars[end..].iter().collect::<String>();
+        verdict(&text);
+    }
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let table = prop::sample::select(vec![
+        "gateway",
+        "adapter",
+        "adapter.tls",
+        "admin",
+        "broker",
+        "auth",
+        "auth.users",
+        "auth.rules",
+        "handlers.a",
+        "handlers.a.tls",
+        "handlers.b",
+        "listeners.a",
+        "listeners.b",
+        "handlers",
+        "listeners",
+        "secrets",
+    ]);
+    let key = prop::sample::select(vec![
+        "node",
+        "bind",
+        "token",
+        "kind",
+        "users",
+        "rules",
+        "url",
+        "urls",
+        "tls",
+        "component",
+        "isolation",
+        "settings",
+        "handlers",
+        "mountpoint",
+        "idle_timeout",
+        "memory_max",
+        "backlog",
+        "effect",
+        "topics",
+        "password_hash",
+        "username",
+    ]);
+    let value = prop_oneof![
+        "\"[a-z0-9:/.$ {}#+]{0,20}\"",
+        prop::sample::select(vec![
+            "\"wasm\"",
+            "\"grpc\"",
+            "\"tcp://0.0.0.0:1\"",
+            "\"http://h:1\"",
+            "[\"a\"]",
+            "[\"a\", \"b\"]",
+            "{ env = \"X\" }",
+            "{ file = \"/\" }",
+            "1",
+            "-1",
+            "1e9",
+            "true",
+            "[]",
+            "{}",
+            "[[1]]",
+            "\"18446744073709551615s 1000ms\"",
+            "\"99999999999EiB\"",
+            "1979-05-27",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    prop_oneof![
+        table.clone().prop_map(|table| format!("[{table}]")),
+        table.prop_map(|table| format!("[[{table}]]")),
+        (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+    ]
+}
+
+fn verdict(text: &str) {
+    if let Err(faults) = parse(text, "t.toml", Path::new("/base")) {
+        let Faults::Found { faults: list, .. } = &faults else { panic!("the text was there") };
+        assert!(!list.is_empty());
+        assert_eq!(faults.to_string().lines().count(), list.len() + 1, "{faults}");
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn parse(text: &str, name: &str, base_dir: &Path) -> Result<(Config, Vec<Warning>), Faults> {
+    let env = |name: &str| {
+        Some(OsString::from(match name {
+            "TOKEN" => "s3cr3t-of-the-environment".to_owned(),
+            "EMPTY" => String::new(),
+            "HASH_OF_ARGON2I" => HASH.replace("argon2id", "argon2i"),
+            "DASHBOARD_HASH" => HASH.to_owned(),
+            _ => return None,
+        }))
+    };
+    Config::parse_with(text, name, Outside { base_dir, env: &env })
+}
+
+fn good(text: &str) -> (Config, Vec<Warning>) {
+    parse(text, "t.toml", Path::new("/base")).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+fn advice(warnings: &[Warning]) -> Vec<Advice> {
+    warnings.iter().map(|warning| warning.advice.clone()).collect()
+}
