@@ -71,12 +71,7 @@ struct Client {
 
 impl Adapter {
     /// The operations of a connection that was just accepted. `mailbox` gets its messages.
-    pub fn new(
-        info: Arc<ConnInfo>,
-        services: Arc<Services>,
-        mailbox: Mailbox,
-        outbound_bytes_max: usize,
-    ) -> Self {
+    pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound_bytes_max: usize) -> Self {
         Self {
             conn: mailbox.conn(),
             info,
@@ -182,11 +177,7 @@ impl Adapter {
     /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when the client id or the user name
     /// does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
     /// [`Refused::Broker`] when the broker does not take the client.
-    pub async fn authenticate(
-        &mut self,
-        client: ClientInfo,
-        password: Option<SecretString>,
-    ) -> Result<(), Refused> {
+    pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(client) = &self.client {
             return Err(Refused::AlreadyAuthenticated { client_id: client.info.client_id.clone() });
@@ -205,11 +196,8 @@ impl Adapter {
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
         let password = password.as_ref().map(Password::from);
-        let credentials = Credentials {
-            client_id: &client.client_id,
-            username: &client.username,
-            password: password.as_ref(),
-        };
+        let credentials =
+            Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
         self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
 
         let info = Arc::new(client);

@@ -56,8 +56,7 @@ pub async fn serve(options: Options, telemetry: Telemetry, drain: Drain) -> Resu
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route_layer(middleware::from_fn_with_state(shared.clone(), require_token));
-    let router =
-        Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
+    let router = Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
     tokio::spawn(async move {
         let stopped = async move { drain.ended().await };
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {

@@ -103,8 +103,7 @@ impl Connections {
         let now = Instant::now();
         let id = shared.ids.next();
         let info = Arc::new(info);
-        let (mailbox, mails) =
-            Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
+        let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
         let adapter = Adapter::new(
             Arc::clone(&info),
             Arc::clone(&shared.services),
@@ -180,6 +179,8 @@ enum Happening {
     /// Bytes have been read and wait; or the input has ended.
     Read,
     WriteFailed(io::Error),
+    /// The queue to the peer is full no more.
+    Room,
     /// What waited for the socket has been written.
     Flushed,
     /// The alarm has rung.
@@ -344,8 +345,13 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        let was_full = self.attached.adapter().outbound().is_full();
         if let Err(error) = self.poll_write(socket, cx) {
             return Poll::Ready(Happening::WriteFailed(error));
+        }
+        if was_full && !self.attached.adapter().outbound().is_full() {
+            // An event may have waited for nothing else.
+            return Poll::Ready(Happening::Room);
         }
         if until == Until::Flushed && self.attached.adapter().outbound().is_empty() {
             return Poll::Ready(Happening::Flushed);
@@ -366,9 +372,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open
-            && matches!(self.input, Input::Open)
-            && self.waiting.has_room_for_bytes()
+        *self.state.phase() == Phase::Open && matches!(self.input, Input::Open) && self.waiting.has_room_for_bytes()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -449,7 +453,7 @@ impl Connection {
             }
             // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
             Happening::Mail(None) => self.state.close(CloseReason::Draining),
-            Happening::Read | Happening::Flushed => {}
+            Happening::Read | Happening::Room | Happening::Flushed => {}
             Happening::WriteFailed(error) => self.handle_broken(socket_error(&error)),
             Happening::Alarm => {
                 self.alarm = None;

@@ -11,6 +11,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::task::JoinHandle;
 
 use crate::adapter::Services;
+use crate::admin;
 use crate::auth::{self, Auth};
 use crate::config::{self, Config};
 use crate::conn::table::Table;
@@ -24,7 +25,6 @@ use crate::listener::{self, Listener};
 use crate::pubsub::{PubSub, embedded};
 use crate::serve::serve;
 use crate::telemetry::Telemetry;
-use crate::admin;
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
@@ -127,9 +127,9 @@ impl Gateway {
     ///
     /// [`StartError`], with the first thing that did not work.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        choose_crypto_provider();
         let Config { node, data_dir, drain_timeout, adapter, admin, broker, auth, handlers, listeners } = config;
-        std::fs::create_dir_all(&data_dir)
-            .map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
+        std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
         let table = Table::default();
@@ -228,10 +228,8 @@ impl Gateway {
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
             while asked.next().await.is_some() {}
         };
-        let (_, left) = tokio::join!(
-            tokio::time::timeout(self.drain_timeout, ending),
-            self.drain.finished(self.drain_timeout)
-        );
+        let (_, left) =
+            tokio::join!(tokio::time::timeout(self.drain_timeout, ending), self.drain.finished(self.drain_timeout));
         if left > 0 {
             tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
         }
@@ -239,6 +237,13 @@ impl Gateway {
         self.broker.shutdown().await;
         tracing::info!("stopped");
         left
+    }
+}
+
+/// Two of rustls' providers are compiled in, because some dependency brings ring along, so one must be named.
+fn choose_crypto_provider() {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::trace!("this process has chosen its TLS provider before");
     }
 }
 

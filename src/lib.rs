@@ -5,8 +5,6 @@
 //!
 //! The modules, from the top of the house to its ground floor. Imports point down.
 
-
-
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod cli;

@@ -18,8 +18,7 @@ mod log;
 pub use log::{LogFormat, start_log};
 
 /// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
-const EVENT_SECONDS: [f64; 12] =
-    [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
+const EVENT_SECONDS: [f64; 12] = [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
@@ -347,8 +346,7 @@ impl HandlerMetrics {
 
     /// Counts an event that the handler did not handle.
     pub fn failed(&self, kind: &'static str) {
-        let label =
-            FailureLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), kind };
+        let label = FailureLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), kind };
         self.failures.get_or_create(&label).inc();
     }
 

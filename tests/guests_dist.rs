@@ -22,8 +22,12 @@ fn components_are_not_stale() {
 #[test]
 fn components_are_the_ones_that_were_built() {
     let recorded = read("guests/dist/SHA256SUMS");
-    let current: String = guests().iter().map(|(name, _)| format!("{}  {name}.wasm\n", sha256(&component(name)))).collect();
-    assert_eq!(recorded, current, "guests/dist has a file that guests/build did not make; run it and commit guests/dist");
+    let current: String =
+        guests().iter().map(|(name, _)| format!("{}  {name}.wasm\n", sha256(&component(name)))).collect();
+    assert_eq!(
+        recorded, current,
+        "guests/dist has a file that guests/build did not make; run it and commit guests/dist"
+    );
 }
 
 /// No guest needs WASI or anything else from outside; all of them are handlers.
@@ -43,7 +47,8 @@ fn components_import_the_adapter_alone() {
 /// Name and folder of every crate under guests/ that becomes a component, by name.
 fn guests() -> Vec<(String, PathBuf)> {
     let folders = ["guests", "guests/misbehaving"].map(|parent| list(&root().join(parent))).concat();
-    let is_guest = |folder: &PathBuf| fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("cdylib"));
+    let is_guest =
+        |folder: &PathBuf| fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("cdylib"));
     let name = |folder: PathBuf| (folder.file_name().unwrap().to_str().unwrap().to_owned(), folder);
     let mut guests: Vec<_> = folders.into_iter().filter(is_guest).map(name).collect();
     guests.sort();

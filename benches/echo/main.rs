@@ -115,9 +115,13 @@ async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
     let (load, measured) = load.round_trips(Duration::from_secs(args.seconds)).await;
     let cpu = server.cpu() - cpu_before;
     drop(load);
-    let opened_per_second =
-        client::open_and_close(server.address(), connections.min(100), args.payload_bytes, Duration::from_secs(args.seconds.div_ceil(2)))
-            .await;
+    let opened_per_second = client::open_and_close(
+        server.address(),
+        connections.min(100),
+        args.payload_bytes,
+        Duration::from_secs(args.seconds.div_ceil(2)),
+    )
+    .await;
     Row {
         cpu_us_per_round_trip: cpu.as_secs_f64() * 1e6 / measured.round_trips() as f64,
         kib_per_connection,

@@ -99,15 +99,14 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     let conversations = conversations()?;
     let expected = conversations.iter().map(positions_in).sum();
     let positions = positions::subscribe(broker, POSITIONS_WAITING_MAX, BROKER_TIMEOUT).await?;
-    let witness = Witness::connect(
-        &broker_url(broker),
-        "",
-        Watch::Topics(witness::topics(&conversations)),
-        BROKER_TIMEOUT,
-    )
-    .await?;
+    let witness =
+        Witness::connect(&broker_url(broker), "", Watch::Topics(witness::topics(&conversations)), BROKER_TIMEOUT)
+            .await?;
 
-    println!("{} recorded trackers now connect to {listener}; their positions, as an MQTT client gets them:\n", conversations.len());
+    println!(
+        "{} recorded trackers now connect to {listener}; their positions, as an MQTT client gets them:\n",
+        conversations.len()
+    );
     let progress = progress_bar(conversations.len() as u64);
     let printing = tokio::spawn(print_positions(positions, progress.clone(), expected));
     let failures = replay(&conversations, listener, &witness, &progress).await;
@@ -148,7 +147,8 @@ fn broker_url(broker: SocketAddr) -> BrokerUrl {
 
 /// Positions that a conversation publishes.
 fn positions_in(conversation: &Conversation) -> usize {
-    let is_position = |action: &Action| matches!(action, Action::Publish(message) if message.topic.ends_with("/location"));
+    let is_position =
+        |action: &Action| matches!(action, Action::Publish(message) if message.topic.ends_with("/location"));
     conversation.steps().filter(|(_, step)| is_position(&step.action)).count()
 }
 
@@ -183,7 +183,8 @@ async fn print_positions(
     let mut arrived = 0;
     while arrived < expected {
         // While terminals are still connecting there is no hurry.
-        let patience = if progress.position() < progress.length().unwrap_or(0) { Duration::MAX } else { LAST_POSITIONS };
+        let patience =
+            if progress.position() < progress.length().unwrap_or(0) { Duration::MAX } else { LAST_POSITIONS };
         match tokio::time::timeout(patience.min(Duration::from_secs(60)), positions.recv()).await {
             Ok(Some(position)) => {
                 arrived += 1;
@@ -208,9 +209,13 @@ fn explain(bound: &Bound, listener: SocketAddr, broker: SocketAddr, dir: &Path) 
     let (host, port) = (broker.ip(), broker.port());
     println!("\nThe gateway goes on serving until Ctrl-C.\n");
     println!("  a device            point a JT/T 808 terminal at {listener}, or replay one:");
-    println!("                      polygate replay examples/conversations/jt808/tour.conversation --to tcp://{listener} --mqtt mqtt://{broker}");
+    println!(
+        "                      polygate replay examples/conversations/jt808/tour.conversation --to tcp://{listener} --mqtt mqtt://{broker}"
+    );
     println!("  an MQTT client      mosquitto_sub -h {host} -p {port} -t 'jt808/#' -v");
-    println!("  a command           mosquitto_pub -h {host} -p {port} -t jt808/13800138000/command -m '{{\"type\":\"query_position\"}}'");
+    println!(
+        "  a command           mosquitto_pub -h {host} -p {port} -t jt808/13800138000/command -m '{{\"type\":\"query_position\"}}'"
+    );
     if let Some(admin) = bound.admin {
         println!("  metrics             curl http://{admin}/metrics");
     }

@@ -133,7 +133,11 @@ impl Adapter {
         mailbox.ask(command?).await
     }
 
-    fn answer(&self, operation: &'static str, result: Result<(), Refused>) -> Result<Response<proto::CodeResponse>, Status> {
+    fn answer(
+        &self,
+        operation: &'static str,
+        result: Result<(), Refused>,
+    ) -> Result<Response<proto::CodeResponse>, Status> {
         let code = result.as_ref().map_or_else(proto::ResultCode::from, |()| proto::ResultCode::Success);
         self.telemetry.adapter_called(operation, code.as_str_name());
         if let Err(refused) = &result {

@@ -125,8 +125,7 @@ pub struct Host {
     linker: Arc<Linker<GuestState>>,
     cache: cache::Cache,
     ceiling: Ceiling,
-    /// Ends the clock when the last clone is dropped.
-    _ticker: Arc<Ticker>,
+    ticker: Arc<Ticker>,
 }
 
 impl std::fmt::Debug for Host {
@@ -159,7 +158,7 @@ impl Host {
             linker: Arc::new(linker),
             cache,
             ceiling: Ceiling::of_this_system(),
-            _ticker: Arc::new(ticker),
+            ticker: Arc::new(ticker),
         })
     }
 
@@ -188,11 +187,9 @@ impl Host {
             why,
         })?;
         let component = self.cache.compiled(&self.engine, &encoded).map_err(|error| match error {
-            cache::CompileError::Compile(error) => LoadError::Compile {
-                handler: Arc::clone(&handler),
-                path: path.clone(),
-                why: format!("{error:#}"),
-            },
+            cache::CompileError::Compile(error) => {
+                LoadError::Compile { handler: Arc::clone(&handler), path: path.clone(), why: format!("{error:#}") }
+            }
             cache::CompileError::Cache(error) => LoadError::Cache(error),
         })?;
         self.check_exports(&component, &handler, &path)?;
@@ -201,10 +198,22 @@ impl Host {
             .instantiate_pre(&component)
             .and_then(ConnectionHandlerPre::new)
             .map_err(|error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
-        Ok(Handler(Arc::new(Shared { options, engine: self.engine.clone(), pre, metrics, ceiling: self.ceiling.clone() })))
+        Ok(Handler(Arc::new(Shared {
+            options,
+            engine: self.engine.clone(),
+            pre,
+            metrics,
+            ceiling: self.ceiling.clone(),
+            _ticker: Arc::clone(&self.ticker),
+        })))
     }
 
-    fn check_exports(&self, component: &Component, handler: &Arc<str>, path: &std::path::Path) -> Result<(), LoadError> {
+    fn check_exports(
+        &self,
+        component: &Component,
+        handler: &Arc<str>,
+        path: &std::path::Path,
+    ) -> Result<(), LoadError> {
         let ty = component.component_type();
         let names: Vec<String> = ty.exports(&self.engine).map(|(name, _)| name.to_owned()).collect();
         if names.iter().any(|name| name == HANDLER_INTERFACE) {
@@ -249,6 +258,8 @@ struct Shared {
     pre: ConnectionHandlerPre<GuestState>,
     metrics: InstanceMetrics,
     ceiling: Ceiling,
+    /// The clock runs as long as there is a guest whose time it bounds, also without its host.
+    _ticker: Arc<Ticker>,
 }
 
 impl Handler {

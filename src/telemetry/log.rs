@@ -1,4 +1,4 @@
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -41,7 +41,8 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let quiet = if filter.contains("rmqtt") { String::new() } else { ",rmqtt=warn".to_owned() };
     let parsed = EnvFilter::try_new(format!("{filter}{quiet}"))
         .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
-    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
+    let colours = io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr).with_ansi(colours);
     match format {
         LogFormat::Text => log.with_target(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),

@@ -298,7 +298,10 @@ async fn messages_are_batched() {
     let topics: Vec<_> = messages.iter().map(|message| message.topic.as_str()).collect();
     assert_eq!(topics, (0..10).map(|number| format!("dn/{number}")).collect::<Vec<_>>());
     let first = &messages[0];
-    assert_eq!((first.node.as_str(), first.from.as_str(), first.qos, first.payload.as_ref()), ("test", "app", 1, &b"0"[..]));
+    assert_eq!(
+        (first.node.as_str(), first.from.as_str(), first.qos, first.payload.as_ref()),
+        ("test", "app", 1, &b"0"[..])
+    );
     assert_eq!(first.id.len(), 32);
     assert!(first.timestamp > 1_700_000_000_000);
 }
@@ -364,9 +367,7 @@ async fn call_timeout() {
     let reason = handler.next_closed().await;
     assert!(reason.starts_with("{shutdown,{error,{on_received_bytes,"), "{reason}");
     assert!(reason.contains("no answer within 200 ms"), "{reason}");
-    gateway
-        .metric_reaches("polygate_handler_failures_total{listener=\"l\",handler=\"h\",kind=\"timeout\"}", 1.0)
-        .await;
+    gateway.metric_reaches("polygate_handler_failures_total{listener=\"l\",handler=\"h\",kind=\"timeout\"}", 1.0).await;
 }
 
 /// Every kind of failure has its name.
@@ -395,7 +396,9 @@ async fn failures_are_told_apart() {
 /// that has been started since, without a restart of the gateway.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_may_come_later_and_be_restarted() {
-    let port = quiet().await.port();
+    let handler = quiet().await;
+    let port = handler.port();
+    handler.kill().await;
     let gateway = Setup::grpc_at(&format!("http://localhost:{port}")).start().await;
     let mut peer = gateway.connect().await;
     peer.expect_closed().await;
@@ -463,11 +466,14 @@ async fn health_and_reflection() {
     let address = format!("http://{}", gateway.adapter());
     let channel = tonic::transport::Channel::from_shared(address).unwrap().connect().await.unwrap();
     let service = "emqx.exproto.v1.ConnectionAdapter".to_owned();
-    let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: service.clone() }).await.unwrap();
+    let answer =
+        HealthClient::new(channel.clone()).check(HealthCheckRequest { service: service.clone() }).await.unwrap();
     assert_eq!(answer.into_inner().status(), health_check_response::ServingStatus::Serving);
 
-    let request =
-        ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
     let answers = ServerReflectionClient::new(channel)
         .server_reflection_info(futures::stream::iter([request]))
         .await
@@ -495,10 +501,11 @@ async fn the_adapter_asks_for_a_certificate() {
     let tls = tonic::transport::ClientTlsConfig::new()
         .ca_certificate(tonic::transport::Certificate::from_pem(std::fs::read(&ca).unwrap()))
         .domain_name("localhost");
-    let endpoint =
-        tonic::transport::Channel::from_shared(format!("https://{}", gateway.adapter())).unwrap().tls_config(tls).unwrap();
-    let mut client =
-        proto::connection_adapter_client::ConnectionAdapterClient::new(endpoint.connect_lazy());
+    let endpoint = tonic::transport::Channel::from_shared(format!("https://{}", gateway.adapter()))
+        .unwrap()
+        .tls_config(tls)
+        .unwrap();
+    let mut client = proto::connection_adapter_client::ConnectionAdapterClient::new(endpoint.connect_lazy());
     let call = client.close(proto::CloseSocketRequest { conn: String::new() });
     assert!(tokio::time::timeout(Duration::from_secs(10), call).await.unwrap().is_err());
 }

@@ -137,16 +137,10 @@ impl Setup {
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
              [admin]\nbind = \"127.0.0.1:0\"\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
              [listeners.l]\nbind = {:?}\nhandlers = [\"h\"]\n{}\n{}",
-            self.gateway,
-            self.adapter,
-            self.admin,
-            self.auth,
-            self.handlers,
-            self.bind,
-            self.listener,
-            self.more,
+            self.gateway, self.adapter, self.admin, self.auth, self.handlers, self.bind, self.listener, self.more,
         );
-        let (config, _) = Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        let (config, _) =
+            Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
         let gateway = Gateway::start(config).await.unwrap();
         GatewayUnderTest { gateway: Some(gateway), _dir: dir }
     }

@@ -35,7 +35,20 @@ async fn exchange_with_mosquitto(gateway: &GatewayUnderTest) {
 
     for (version, qos) in [("311", "0"), ("5", "1"), ("5", "2")] {
         let published = Command::new("mosquitto_pub")
-            .args(["-h", "127.0.0.1", "-p", &port, "-V", version, "-q", qos, "-t", "device-1/dn", "-m", "to the device"])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port,
+                "-V",
+                version,
+                "-q",
+                qos,
+                "-t",
+                "device-1/dn",
+                "-m",
+                "to the device",
+            ])
             .status()
             .await
             .unwrap();
@@ -144,9 +157,7 @@ async fn users() {
         .auth(&format!("allow_anonymous = false\n[[auth.users]]\nusername = \"u\"\npassword_hash = {hash:?}\n"))
         .start()
         .await;
-    let connect = |username: &str, password: &str| {
-        json!({"type": 1, "clientinfo": {"clientid": "d", "username": username}, "password": password})
-    };
+    let connect = |username: &str, password: &str| json!({"type": 1, "clientinfo": {"clientid": "d", "username": username}, "password": password});
     for (username, password, code) in [("u", "right", 0), ("u", "wrong", 1), ("x", "right", 1), ("", "", 1)] {
         let mut device = EchoDevice::connect(gateway.listener()).await;
         assert_eq!(device.ask(connect(username, password)).await, json!({"type": 2, "code": code}), "{username}");

@@ -93,7 +93,8 @@ async fn what_was_sent_before_a_close_arrives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn back_pressure() {
     const BYTES: usize = 16 << 20;
-    let gateway = raw_echo().start().await;
+    // Longer than any test waits: what goes on does so because there is room again, not because a deadline rang.
+    let gateway = raw_echo().listener("write_timeout = \"10m\"").start().await;
     let peer = gateway.connect().await;
     let (mut read, mut write) = peer.into_stream().into_split();
     let sent: Vec<u8> = (0..BYTES).map(|byte| (byte / 7) as u8).collect();
@@ -128,8 +129,10 @@ async fn a_peer_that_does_not_read_is_ended() {
         if let Event::Bytes(_) = callback.event {
             // Far more than the buffers on the way hold.
             for _ in 0..64 {
-                let request =
-                    polygate::exproto::proto::SendBytesRequest { conn: callback.conn.clone(), bytes: vec![0; 1 << 20].into() };
+                let request = polygate::exproto::proto::SendBytesRequest {
+                    conn: callback.conn.clone(),
+                    bytes: vec![0; 1 << 20].into(),
+                };
                 if calls.send(request).await.code != 0 {
                     break;
                 }

@@ -6,8 +6,16 @@ use crate::harness::echo_device::EchoDevice;
 use crate::harness::peer::RawPeer;
 use crate::harness::{GatewayUnderTest, Setup};
 
+/// A gateway on which one device has misbehaved.
+struct Misbehaved {
+    gateway: GatewayUnderTest,
+    culprit: RawPeer,
+    /// Two that were not harmed, and are still connected.
+    _others: [RawPeer; 2],
+}
+
 /// Two devices on one guest: one makes it misbehave with `trigger`; the other goes on as if nothing happened.
-async fn misbehaves(guest: &str, keys: &str, trigger: &str) -> (GatewayUnderTest, RawPeer) {
+async fn misbehaves(guest: &str, keys: &str, trigger: &str) -> Misbehaved {
     let gateway = Setup::guest(guest).handler(keys).start().await;
     let mut bystander = gateway.connect().await;
     let mut culprit = gateway.connect().await;
@@ -24,7 +32,7 @@ async fn misbehaves(guest: &str, keys: &str, trigger: &str) -> (GatewayUnderTest
     let mut next = gateway.connect().await;
     next.send("after").await;
     next.expect("after").await;
-    (gateway, culprit)
+    Misbehaved { gateway, culprit, _others: [bystander, next] }
 }
 
 async fn failed(gateway: &GatewayUnderTest, kind: &str) {
@@ -36,7 +44,7 @@ async fn failed(gateway: &GatewayUnderTest, kind: &str) {
 /// A trap ends the connection that caused it, and no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trap() {
-    let (gateway, mut culprit) = misbehaves("trap", "", "trap").await;
+    let Misbehaved { gateway, mut culprit, _others } = misbehaves("trap", "", "trap").await;
     culprit.expect_closed().await;
     failed(&gateway, "fault").await;
 }
@@ -44,7 +52,8 @@ async fn a_trap() {
 /// An endless loop ends with the event's CPU time; until then it yields to the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endless_loop() {
-    let (gateway, mut culprit) = misbehaves("forever", "event_timeout = \"200ms\"", "forever").await;
+    let Misbehaved { gateway, mut culprit, _others } =
+        misbehaves("forever", "event_timeout = \"200ms\"", "forever").await;
     culprit.expect_closed().await;
     failed(&gateway, "timeout").await;
 }
@@ -73,7 +82,7 @@ async fn many_endless_loops() {
 /// A guest that takes ever more memory is stopped at its limit; the gauges return.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hoard() {
-    let (gateway, mut culprit) = misbehaves("hoard", "memory_max = \"4MiB\"", "hoard").await;
+    let Misbehaved { gateway, mut culprit, _others } = misbehaves("hoard", "memory_max = \"4MiB\"", "hoard").await;
     culprit.expect_closed().await;
     failed(&gateway, "fault").await;
     gateway.metric_reaches("polygate_instances{handler=\"h\"}", 2.0).await;
@@ -82,7 +91,7 @@ async fn a_hoard() {
 /// A recursion without end is a trap and not the end of the gateway.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endless_recursion() {
-    let (gateway, mut culprit) = misbehaves("recurse", "", "recurse").await;
+    let Misbehaved { gateway, mut culprit, _others } = misbehaves("recurse", "", "recurse").await;
     culprit.expect_closed().await;
     failed(&gateway, "fault").await;
 }
@@ -90,7 +99,7 @@ async fn an_endless_recursion() {
 /// A guest that sends without end is refused at the bound of the queue, and the gateway's memory stays bounded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_bytes() {
-    let (gateway, mut culprit) = misbehaves("flood", "event_timeout = \"300ms\"", "flood").await;
+    let Misbehaved { gateway, mut culprit, _others } = misbehaves("flood", "event_timeout = \"300ms\"", "flood").await;
     let received = culprit.receive_to_end().await.len();
     assert!(received < 8 << 20, "{received} bytes were queued");
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 2.0).await;

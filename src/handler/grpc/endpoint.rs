@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tonic::client::Grpc;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
@@ -19,11 +20,16 @@ use crate::handler::CallError;
 /// How long a connection to a handler may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// HTTP/2 pings; more frequent ones make Go servers answer `too_many_pings`.
+/// HTTP/2 pings while a call is in flight; more frequent ones make servers answer `too_many_pings`, and so
+/// do pings without calls: servers built on gRPC's C core hang up after four of them by default. A connection
+/// that is idle is watched by TCP's own keepalive instead.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a ping may take to be answered before the connection counts as lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection may be idle before TCP asks whether the other side is still there.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Window of one call, in bytes: an event with a full read and its answer fit without a wait.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -135,7 +141,7 @@ impl Endpoint {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .keep_alive_while_idle(true)
+            .keep_alive_while_idle(false)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if url.scheme_str() == Some("https") {
@@ -234,6 +240,8 @@ async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<T
     let connected = async {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(PING_TIMEOUT);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
     };
     match connected.await {

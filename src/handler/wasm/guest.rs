@@ -55,8 +55,7 @@ impl std::fmt::Debug for Guest {
 impl Guest {
     pub(super) fn new(shared: Arc<Shared>, adapter: Box<Adapter>) -> Self {
         let limit = MemoryLimit::new(shared.options.memory_bytes_max, shared.metrics.clone());
-        let state =
-            GuestState { adapter, limit, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
+        let state = GuestState { adapter, limit, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limit);
         store.epoch_deadline_callback(limits::on_tick);

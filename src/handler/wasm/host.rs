@@ -76,8 +76,7 @@ impl adapter::Host for GuestState {
         interval_ms: u32,
     ) -> Result<(), types::ErrorCode> {
         let interval = Duration::from_millis(interval_ms.into());
-        let result =
-            self.adapter_of(conn).and_then(|adapter| adapter.start_timer(Timer::from(timer), interval));
+        let result = self.adapter_of(conn).and_then(|adapter| adapter.start_timer(Timer::from(timer), interval));
         self.answer("start_timer", result)
     }
 
@@ -96,12 +95,7 @@ impl adapter::Host for GuestState {
         self.apply(conn, Command::Publish { topic, qos: qos.into(), payload: Bytes::from(payload) }).await
     }
 
-    async fn subscribe(
-        &mut self,
-        conn: types::Conn,
-        filter: String,
-        qos: types::Qos,
-    ) -> Result<(), types::ErrorCode> {
+    async fn subscribe(&mut self, conn: types::Conn, filter: String, qos: types::Qos) -> Result<(), types::ErrorCode> {
         self.apply(conn, Command::Subscribe { filter, qos: qos.into() }).await
     }
 
@@ -109,12 +103,7 @@ impl adapter::Host for GuestState {
         self.apply(conn, Command::Unsubscribe { filter }).await
     }
 
-    async fn raw_publish(
-        &mut self,
-        topic: String,
-        qos: types::Qos,
-        payload: Vec<u8>,
-    ) -> Result<(), types::ErrorCode> {
+    async fn raw_publish(&mut self, topic: String, qos: types::Qos, payload: Vec<u8>) -> Result<(), types::ErrorCode> {
         let result = self.adapter.raw_publish(&topic, qos.into(), Bytes::from(payload)).await;
         self.answer("raw_publish", result)
     }

@@ -11,6 +11,8 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new() -> Self {
+        // The gateway would choose it, but a test's own server may be first.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test authority");
@@ -27,7 +29,8 @@ impl Certificates {
     /// Signs a certificate for this host name; gives the files of the certificate and its key.
     pub fn sign(&self, host: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &*self.issuer).unwrap();
+        let certificate =
+            CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &*self.issuer).unwrap();
         let files = (self.dir.path().join(format!("{host}.pem")), self.dir.path().join(format!("{host}.key")));
         std::fs::write(&files.0, certificate.pem()).unwrap();
         std::fs::write(&files.1, key.serialize_pem()).unwrap();

@@ -19,7 +19,9 @@ impl EchoDevice {
     /// Connects and says who it is, with success.
     pub async fn login(address: SocketAddr, client_id: &str) -> Self {
         let mut device = Self::connect(address).await;
-        device.send(&json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}})).await;
+        device
+            .send(&json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}}))
+            .await;
         assert_eq!(device.receive().await, json!({"type": 2, "code": 0}));
         device
     }

@@ -11,13 +11,13 @@ use proto::connection_handler_server::{ConnectionHandler, ConnectionHandlerServe
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::within;
+use super::{PATIENCE, within};
 
 /// Which service the server has, and in which manner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +49,14 @@ pub enum Event {
 type Answer = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 type Script = Arc<dyn Fn(Callback, Calls) -> Answer + Send + Sync>;
 
-/// A real ExProto server, whose behaviour is a closure.
+/// A real ExProto server, whose behaviour is a closure. It dies when it is dropped.
 pub struct ScriptedHandler {
     address: SocketAddr,
     scheme: &'static str,
     calls: Calls,
     seen: mpsc::Receiver<Callback>,
-    server: JoinHandle<()>,
+    /// Its own, so that its end is the end of every connection it has, as for a process.
+    runtime: Option<Runtime>,
 }
 
 /// How a server is reached.
@@ -83,7 +84,9 @@ impl ScriptedHandler {
     where
         F: Future<Output = Result<(), Status>> + Send + 'static,
     {
-        let listener = TcpListener::bind(("127.0.0.1", transport.port)).await.unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind(("127.0.0.1", transport.port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (see, seen) = mpsc::channel(65_536);
         let calls = Calls { adapter: watch::channel(None).0.into() };
@@ -103,13 +106,16 @@ impl ScriptedHandler {
         }
         let router = match serves {
             Serves::Unary => server.add_service(ConnectionUnaryHandlerServer::new(service)),
-            Serves::Streaming | Serves::UnaryConnectionHandler => server.add_service(ConnectionHandlerServer::new(service)),
+            Serves::Streaming | Serves::UnaryConnectionHandler => {
+                server.add_service(ConnectionHandlerServer::new(service))
+            }
         };
-        let server = tokio::spawn(async move {
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
             router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await.unwrap();
         });
         let scheme = if transport.tls.is_some() { "https" } else { "http" };
-        Self { address, scheme, calls, seen, server }
+        Self { address, scheme, calls, seen, runtime: Some(runtime) }
     }
 
     /// A server that speaks the JSON echo protocol.
@@ -175,11 +181,18 @@ impl ScriptedHandler {
         }
     }
 
-    /// Kills the server with its connections.
-    pub async fn kill(self) {
-        self.server.abort();
-        let aborted = self.server.await;
-        assert!(aborted.is_err_and(|error| error.is_cancelled()));
+    /// Kills the server with its connections, and returns when its port is free.
+    pub async fn kill(mut self) {
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+    }
+}
+
+impl Drop for ScriptedHandler {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -244,7 +257,9 @@ struct Service {
 
 impl Service {
     async fn handle(&self, callback: Callback) -> Result<Response<proto::EmptySuccess>, Status> {
-        self.see.try_send(callback.clone()).unwrap();
+        if self.see.try_send(callback.clone()).is_err() {
+            return Err(Status::aborted("the test is over"));
+        }
         (self.script)(callback, self.calls.clone()).await?;
         Ok(Response::new(proto::EmptySuccess {}))
     }
