@@ -104,7 +104,7 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
             .await?;
 
     println!(
-        "{} recorded trackers now connect to {listener}; their positions, as an MQTT client gets them:\n",
+        "{} recorded connections of trackers now come to {listener}; their positions, as an MQTT client gets them:\n",
         conversations.len()
     );
     let progress = progress_bar(conversations.len() as u64);
@@ -114,7 +114,7 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     progress.finish_and_clear();
     witness.close(BROKER_TIMEOUT).await;
 
-    println!("\n{} trackers replayed, {arrived} of {expected} positions arrived over MQTT.", conversations.len());
+    println!("\n{} connections replayed, {arrived} of {expected} positions arrived over MQTT.", conversations.len());
     for failure in &failures {
         println!("not as recorded: {failure}");
     }
@@ -199,7 +199,7 @@ async fn print_positions(
 fn progress_bar(length: u64) -> ProgressBar {
     let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(length), target);
-    match ProgressStyle::with_template("{bar:40} {pos} of {len} trackers") {
+    match ProgressStyle::with_template("{bar:40} {pos} of {len} connections") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

@@ -4,6 +4,7 @@ mod harness;
 
 mod echo;
 mod grpc_handler;
+mod jt808;
 mod observability;
 mod pubsub;
 mod tcp;
