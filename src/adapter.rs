@@ -154,7 +154,6 @@ impl Adapter {
                 limit: format!("{} bytes", self.outbound.bytes_max()),
             });
         }
-        self.services.metrics.outbound_queue_bytes.inc_by(gauge(bytes.len()));
         self.outbound.push(bytes);
         Ok(())
     }
@@ -337,8 +336,4 @@ pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes)
 
 fn malformed(malformed: Malformed) -> Refused {
     Refused::Malformed { what: "topic", why: malformed.to_string() }
-}
-
-fn gauge(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

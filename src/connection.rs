@@ -125,6 +125,7 @@ impl Connections {
             alarm: None,
             received_bytes: 0,
             sent_bytes: 0,
+            shown: Shown { shared: Arc::clone(&shared), inbound: 0, outbound: 0, messages: 0 },
             shared,
             _permit: permit,
         }
@@ -147,6 +148,7 @@ pub struct Connection {
     alarm: Option<Alarm>,
     received_bytes: u64,
     sent_bytes: u64,
+    shown: Shown,
     entered: Entered,
     _permit: Permit,
 }
@@ -171,6 +173,38 @@ enum Output {
 struct Alarm {
     sleep: Pin<Box<Sleep>>,
     rings: Instant,
+}
+
+/// What the gauges have been told of this connection's queues; taken back when it ends, however it does.
+#[derive(Debug)]
+struct Shown {
+    shared: Arc<Shared>,
+    inbound: usize,
+    outbound: usize,
+    messages: usize,
+}
+
+impl Shown {
+    fn show(&mut self, inbound: usize, outbound: usize, messages: usize) {
+        let metrics = &self.shared.metrics;
+        let gauges = [
+            (&metrics.inbound_queue_bytes, &mut self.inbound, inbound),
+            (&metrics.outbound_queue_bytes, &mut self.outbound, outbound),
+            (&metrics.queued_messages, &mut self.messages, messages),
+        ];
+        for (gauge, shown, now) in gauges {
+            if *shown != now {
+                gauge.inc_by(as_gauge(now) - as_gauge(*shown));
+                *shown = now;
+            }
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.show(0, 0, 0);
+    }
 }
 
 /// What the task is woken for.
@@ -258,18 +292,14 @@ impl Connection {
         let mut event = self.waiting.pop()?;
         let metrics = &self.shared.metrics;
         match &mut event {
-            Event::ReceivedBytes(bytes) => {
-                metrics.inbound_queue_bytes.dec_by(gauge(bytes.len()));
-            }
             Event::ReceivedMessages(messages) => {
-                metrics.queued_messages.dec_by(gauge(messages.len()));
                 metrics.delivered.inc_by(messages.len() as u64);
                 self.held.remove(messages);
                 for message in messages {
                     self.attached.adapter().unmount(message);
                 }
             }
-            Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_) => {}
+            Event::ReceivedBytes(_) | Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_) => {}
         }
         Some(event)
     }
@@ -365,10 +395,18 @@ impl Connection {
         if self.may_read() && self.poll_read(socket, cx).is_ready() {
             return Poll::Ready(Happening::Read);
         }
+        self.show_fill();
         match &mut self.alarm {
             Some(alarm) => alarm.sleep.as_mut().poll(cx).map(|()| Happening::Alarm),
             None => Poll::Pending,
         }
+    }
+
+    /// Brings the gauges up to date when the task comes to rest: what passes through the queues at once is
+    /// not worth their cost.
+    fn show_fill(&mut self) {
+        let outbound = self.attached.adapter().outbound().bytes();
+        self.shown.show(self.waiting.bytes(), outbound, self.waiting.messages());
     }
 
     fn may_read(&self) -> bool {
@@ -392,7 +430,6 @@ impl Connection {
                     self.state.handle_received(Instant::now());
                     self.received_bytes += bytes.len() as u64;
                     self.shared.metrics.received_bytes.inc_by(bytes.len() as u64);
-                    self.shared.metrics.inbound_queue_bytes.inc_by(gauge(bytes.len()));
                     self.waiting.push_bytes(bytes);
                 }
                 Poll::Ready(Err(error)) => self.input = Input::Ended(socket_error(&error)),
@@ -408,7 +445,6 @@ impl Connection {
             return Ok(());
         }
         if self.output == Output::Broken {
-            self.shared.metrics.outbound_queue_bytes.dec_by(gauge(outbound.bytes()));
             outbound.clear();
             return Ok(());
         }
@@ -417,8 +453,14 @@ impl Connection {
             if outbound.is_empty() {
                 break Ok(());
             }
-            let (slices, count) = outbound.slices();
-            match Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]) {
+            let written = match outbound.only() {
+                Some(bytes) => Pin::new(&mut *socket).poll_write(cx, bytes),
+                None => {
+                    let (slices, count) = outbound.slices();
+                    Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count])
+                }
+            };
+            match written {
                 Poll::Pending => break Ok(()),
                 Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(taken)) => {
@@ -432,7 +474,6 @@ impl Connection {
         if taken_in_all > 0 {
             self.sent_bytes += taken_in_all as u64;
             self.shared.metrics.sent_bytes.inc_by(taken_in_all as u64);
-            self.shared.metrics.outbound_queue_bytes.dec_by(gauge(taken_in_all));
         }
         self.state.handle_written(Instant::now(), taken_in_all > 0, some_wait);
         result
@@ -485,7 +526,6 @@ impl Connection {
             }
             Mail::Deliver(message) => {
                 // Unmounted when it is handed on: its weight must be the same until then.
-                self.shared.metrics.queued_messages.inc();
                 self.waiting.push_message(message);
             }
             Mail::End(reason) => self.state.close(reason),
@@ -546,7 +586,8 @@ impl Connection {
         let adapter = self.attached.adapter();
         let client_id = adapter.client_id().map(str::to_owned);
         adapter.end();
-        self.forget_waiting();
+        self.waiting = Waiting::new(0);
+        self.show_fill();
         tracing::info!(
             conn = %self.conn(),
             listener = %self.shared.options.listener,
@@ -579,14 +620,6 @@ impl Connection {
             self.handler.undelivered(name);
             tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
         }
-    }
-
-    /// What waits reaches nobody any more; its gauges go with it.
-    fn forget_waiting(&mut self) {
-        let metrics = &self.shared.metrics;
-        metrics.inbound_queue_bytes.dec_by(gauge(self.waiting.bytes()));
-        metrics.queued_messages.dec_by(gauge(self.waiting.messages()));
-        self.waiting = Waiting::new(0);
     }
 }
 
@@ -632,6 +665,6 @@ fn socket_error(error: &io::Error) -> CloseReason {
     })
 }
 
-fn gauge(count: usize) -> i64 {
+fn as_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

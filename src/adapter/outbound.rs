@@ -9,7 +9,9 @@ const SLICES_MAX: usize = 16;
 /// Bytes that wait for the peer's socket, in order.
 #[derive(Debug)]
 pub struct Outbound {
-    pieces: VecDeque<Bytes>,
+    /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
+    first: Bytes,
+    more: VecDeque<Bytes>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -17,7 +19,7 @@ pub struct Outbound {
 impl Outbound {
     /// Nothing waits. At `bytes_max` it is full; the piece that reaches the bound may go over it.
     pub fn new(bytes_max: usize) -> Self {
-        Self { pieces: VecDeque::new(), bytes: 0, bytes_max }
+        Self { first: Bytes::new(), more: VecDeque::new(), bytes: 0, bytes_max }
     }
 
     /// Whether nothing waits.
@@ -42,17 +44,27 @@ impl Outbound {
 
     /// Queues a piece. The caller asked [`Outbound::is_full`] before.
     pub fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
-            self.bytes += piece.len();
-            self.pieces.push_back(piece);
+        if piece.is_empty() {
+            return;
         }
+        self.bytes += piece.len();
+        if self.first.is_empty() {
+            self.first = piece;
+        } else {
+            self.more.push_back(piece);
+        }
+    }
+
+    /// The oldest bytes, when there is nothing behind them: for a plain write.
+    pub fn only(&self) -> Option<&[u8]> {
+        self.more.is_empty().then_some(&*self.first)
     }
 
     /// The oldest bytes, for a vectored write.
     pub fn slices(&self) -> ([IoSlice<'_>; SLICES_MAX], usize) {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+        for (slice, piece) in slices.iter_mut().zip(std::iter::once(&self.first).chain(&self.more)) {
             *slice = IoSlice::new(piece);
             count += 1;
         }
@@ -62,21 +74,24 @@ impl Outbound {
     /// The socket took this many bytes.
     pub fn advance(&mut self, mut taken: usize) {
         self.bytes -= taken;
-        while let Some(first) = self.pieces.front_mut() {
-            if taken < first.len() {
-                first.advance(taken);
-                return;
+        while taken >= self.first.len() {
+            taken -= self.first.len();
+            match self.more.pop_front() {
+                Some(next) => self.first = next,
+                None => {
+                    // An idle connection keeps no memory for what once waited.
+                    self.clear();
+                    return;
+                }
             }
-            taken -= first.len();
-            self.pieces.pop_front();
         }
-        // An idle connection keeps no memory for what once waited.
-        self.pieces = VecDeque::new();
+        self.first.advance(taken);
     }
 
     /// Drops what waits: the socket is broken.
     pub fn clear(&mut self) {
-        self.pieces = VecDeque::new();
+        self.first = Bytes::new();
+        self.more = VecDeque::new();
         self.bytes = 0;
     }
 }

@@ -11,7 +11,10 @@ use crate::conn::{Event, Message, Timer};
 /// Neighbours of one kind are merged, so what waited for a busy handler reaches it as one event.
 #[derive(Debug)]
 enum Waits {
-    Bytes(BytesMut),
+    /// One read, as most are handed on.
+    Read(Bytes),
+    /// Several.
+    Reads(BytesMut),
     Messages(Vec<Message>),
     Timer(Timer),
 }
@@ -20,6 +23,8 @@ enum Waits {
 #[derive(Debug)]
 pub struct Waiting {
     bytes_max: usize,
+    /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
+    first: Option<Waits>,
     queue: VecDeque<Waits>,
     bytes: usize,
     messages: usize,
@@ -29,12 +34,12 @@ impl Waiting {
     /// Nothing waits. At `bytes_max` bytes of the stream the socket is not to be read; the read that reaches
     /// the bound may go over it.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, queue: VecDeque::new(), bytes: 0, messages: 0 }
+        Self { bytes_max, first: None, queue: VecDeque::new(), bytes: 0, messages: 0 }
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.first.is_none()
     }
 
     /// Bytes of the stream that wait.
@@ -55,44 +60,68 @@ impl Waiting {
     /// The next bytes of the stream. The caller asked [`Waiting::has_room_for_bytes`] before it read them.
     pub fn push_bytes(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();
-        match self.queue.back_mut() {
-            Some(Waits::Bytes(last)) => last.extend_from_slice(bytes),
-            _ => self.queue.push_back(Waits::Bytes(BytesMut::from(bytes))),
+        match self.last() {
+            Some(Waits::Reads(last)) => last.extend_from_slice(bytes),
+            Some(last @ Waits::Read(_)) => {
+                let mut reads = BytesMut::with_capacity(2 * bytes.len());
+                if let Waits::Read(read) = last {
+                    reads.extend_from_slice(read);
+                }
+                reads.extend_from_slice(bytes);
+                *last = Waits::Reads(reads);
+            }
+            _ => self.push(Waits::Read(Bytes::copy_from_slice(bytes))),
         }
     }
 
     /// A message of a subscription.
     pub fn push_message(&mut self, message: Message) {
         self.messages += 1;
-        match self.queue.back_mut() {
+        match self.last() {
             Some(Waits::Messages(last)) => last.push(message),
-            _ => self.queue.push_back(Waits::Messages(vec![message])),
+            _ => self.push(Waits::Messages(vec![message])),
         }
     }
 
     /// A timer ran out.
     pub fn push_timer(&mut self, timer: Timer) {
-        self.queue.push_back(Waits::Timer(timer));
+        self.push(Waits::Timer(timer));
     }
 
     /// Takes the oldest event.
     pub fn pop(&mut self) -> Option<Event> {
-        let event = match self.queue.pop_front()? {
-            Waits::Bytes(bytes) => {
-                self.bytes -= bytes.len();
-                Event::ReceivedBytes(Bytes::from(bytes))
-            }
+        let first = self.first.take()?;
+        self.first = self.queue.pop_front();
+        if self.queue.is_empty() && self.queue.capacity() > 0 {
+            // An idle connection keeps no memory for what once waited.
+            self.queue = VecDeque::new();
+        }
+        Some(match first {
+            Waits::Read(bytes) => self.bytes_event(bytes),
+            Waits::Reads(bytes) => self.bytes_event(bytes.freeze()),
             Waits::Messages(messages) => {
                 self.messages -= messages.len();
                 Event::ReceivedMessages(messages)
             }
             Waits::Timer(timer) => Event::TimerTimeout(timer),
-        };
-        if self.queue.is_empty() {
-            // An idle connection keeps no memory for what once waited.
-            self.queue = VecDeque::new();
+        })
+    }
+
+    fn bytes_event(&mut self, bytes: Bytes) -> Event {
+        self.bytes -= bytes.len();
+        Event::ReceivedBytes(bytes)
+    }
+
+    fn last(&mut self) -> Option<&mut Waits> {
+        self.queue.back_mut().or(self.first.as_mut())
+    }
+
+    fn push(&mut self, waits: Waits) {
+        if self.first.is_none() {
+            self.first = Some(waits);
+        } else {
+            self.queue.push_back(waits);
         }
-        Some(event)
     }
 }
 
