@@ -106,10 +106,10 @@ async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
     };
     // The first connection pays for what is made once.
     Load::open(server.address(), 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
-    let memory_before = server.resident_kib();
+    let memory_before = server.memory_kib();
     let load = Load::open(server.address(), connections, args.payload_bytes).await;
     let load = load.settle().await;
-    let kib_per_connection = (server.resident_kib() - memory_before) / connections as f64;
+    let kib_per_connection = (server.memory_kib() - memory_before) / connections as f64;
 
     let cpu_before = server.cpu();
     let (load, measured) = load.round_trips(Duration::from_secs(args.seconds)).await;

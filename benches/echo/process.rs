@@ -55,10 +55,11 @@ impl Server {
         fs::read_to_string(format!("/proc/{pid}/{file}")).expect("cannot read /proc")
     }
 
-    /// Resident memory.
-    pub fn resident_kib(&self) -> f64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("no VmRSS");
+    /// Memory that is this process's own: resident pages, those that are shared counted by their share. All
+    /// instances of a guest share the pages of its image that they have not written to.
+    pub fn memory_kib(&self) -> f64 {
+        let rollup = self.proc("smaps_rollup");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("no Pss");
         line.trim().trim_end_matches(" kB").parse().expect("no number")
     }
 

@@ -1,4 +1,6 @@
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use wasmtime::{Store, Trap};
@@ -82,9 +84,15 @@ impl Guest {
         // Until the call has returned: a future that is dropped leaves a guest stopped in its middle.
         self.failed = true;
         let timeout = self.begin_event();
-        let result = match tokio::time::timeout(timeout + WAITING_MAX, self.enter(event)).await {
-            Ok(result) => result,
-            Err(_) => Err(CallError::Timeout(timeout + WAITING_MAX)),
+        let result = {
+            let mut entered = pin!(self.enter(event));
+            // Most events are over when they are first polled; a timer would cost them more than the rest of this.
+            match futures::poll!(entered.as_mut()) {
+                Poll::Ready(result) => result,
+                Poll::Pending => tokio::time::timeout(timeout + WAITING_MAX, entered)
+                    .await
+                    .unwrap_or(Err(CallError::Timeout(timeout + WAITING_MAX))),
+            }
         };
         self.failed = result.is_err();
         result
