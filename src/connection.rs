@@ -562,10 +562,11 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         loop {
-            match self.happening(socket, Until::Flushed).await {
-                Happening::Flushed => break,
-                happening => self.handle(happening).await,
+            let happening = self.happening(socket, Until::Flushed).await;
+            if matches!(happening, Happening::Flushed) {
+                break;
             }
+            self.handle(happening).await;
         }
         let Phase::Closing(reason) = self.state.phase().clone() else {
             return CloseReason::Draining;
@@ -650,6 +651,7 @@ fn hears_the_rest(reason: &CloseReason) -> bool {
 }
 
 /// A socket's error in the words of errno(3), which ExProto handlers know.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the operating system's errors have no end")]
 fn socket_error(error: &io::Error) -> CloseReason {
     use io::ErrorKind::{
         BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut, WriteZero,

@@ -6,7 +6,14 @@ pub mod service;
 use crate::conn::{self, ClientInfo, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 
 /// What `proto/exproto.proto` says, as prost and tonic generate it.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod proto {
     tonic::include_proto!("emqx.exproto.v1");
 

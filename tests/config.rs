@@ -1,5 +1,11 @@
 //! The configuration: what is accepted and what it becomes, what is refused and in which words.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that gets something else than it expects fails"
+)]
+
 use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

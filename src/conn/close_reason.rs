@@ -79,7 +79,15 @@ impl fmt::Display for CloseReason {
         match self {
             Self::SocketError(errno) => write!(f, "socket_error ({errno})"),
             Self::HandlerFailed { event, error } => write!(f, "handler_failed ({event}: {error})"),
-            other => f.write_str(other.name()),
+            Self::PeerClosed
+            | Self::WriteTimedOut
+            | Self::IdleTimedOut
+            | Self::KeepaliveExpired
+            | Self::HandlerAsked
+            | Self::Replaced
+            | Self::Kicked
+            | Self::Expired
+            | Self::Draining => f.write_str(self.name()),
         }
     }
 }

@@ -129,8 +129,8 @@ async fn bless_rewrites_the_file() {
     let file = write(&directory, "new.conversation", "# asks\n> 0102\n");
     let bless = ["--bless", "--quiet", "100ms"];
     let shown = |path: &Path, word: &str| format!("{}  {word}\n", path.display());
-    assert_eq!(replayed(&[file.clone()], &to, &bless).await.unwrap(), (true, shown(&file, "recorded")));
+    assert_eq!(replayed(std::slice::from_ref(&file), &to, &bless).await.unwrap(), (true, shown(&file, "recorded")));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "# asks\n> 0102\n< 0102\n");
-    assert_eq!(replayed(&[file.clone()], &to, &bless).await.unwrap(), (true, shown(&file, "unchanged")));
+    assert_eq!(replayed(std::slice::from_ref(&file), &to, &bless).await.unwrap(), (true, shown(&file, "unchanged")));
     assert!(replayed(&[file], &to, &[]).await.unwrap().0);
 }

@@ -199,9 +199,8 @@ async fn subscribe(
         });
         let lost = |error: rumqttc::v5::ClientError| WitnessError::Lost(error.to_string());
         client.subscribe_many(packet).await.map_err(lost)?;
-        let codes = wait_for(events, &mut early, broker, |packet| match packet {
-            Packet::SubAck(ack) => Some(ack.return_codes.clone()),
-            _ => None,
+        let codes = wait_for(events, &mut early, broker, |packet| {
+            if let Packet::SubAck(ack) = packet { Some(ack.return_codes.clone()) } else { None }
         });
         for (topic, code) in names.iter().zip(codes.await?) {
             if !matches!(code, SubscribeReasonCode::Success(_)) {

@@ -134,7 +134,12 @@ fn the_end_is_compared_too() {
         run.done();
         then(&mut run).and_then(|()| advance(&mut run)).map_err(|mismatch| mismatch.to_string())
     };
-    let by = |closer: Closer| move |run: &mut Run<'_>| -> Result<(), Mismatch> { Ok(run.handle_closed(closer)) };
+    let by = |closer: Closer| {
+        move |run: &mut Run<'_>| -> Result<(), Mismatch> {
+            run.handle_closed(closer);
+            Ok(())
+        }
+    };
     assert_eq!(outcome(&by(Closer::Keepalive)).unwrap(), "end");
     assert_eq!(outcome(&by(Closer::Gateway)).unwrap(), "end");
     assert_eq!(

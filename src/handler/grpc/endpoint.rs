@@ -169,7 +169,7 @@ impl Endpoint {
     {
         let service = match self.service {
             Service::Auto => self.found.get(),
-            known => known,
+            known @ (Service::Unary | Service::Streaming) => known,
         };
         let status = match service {
             Service::Unary => self.send(method.unary, request).await,

@@ -14,10 +14,12 @@ pub(super) fn classify(status: &Status) -> CallError {
         return CallError::Unavailable(chain(status.source().unwrap_or(status)));
     }
     let text = || format!("{:?}: {}", status.code(), status.message());
-    match status.code() {
-        Code::Unavailable => CallError::Unavailable(text()),
-        Code::Unimplemented => CallError::Unfit(text()),
-        _ => CallError::Fault(text()),
+    if status.code() == Code::Unavailable {
+        CallError::Unavailable(text())
+    } else if status.code() == Code::Unimplemented {
+        CallError::Unfit(text())
+    } else {
+        CallError::Fault(text())
     }
 }
 

@@ -144,7 +144,7 @@ impl Guest {
         self.store.data_mut().permit = Some(permit);
         shared.pre.instantiate_async(&mut self.store).await.map_err(|error| match self.failure(&error) {
             CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
-            other => other,
+            other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,
         })
     }
 

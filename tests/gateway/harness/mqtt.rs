@@ -43,18 +43,15 @@ impl MqttClient {
         let (message, messages) = mpsc::channel(65_536);
         tokio::spawn(async move {
             while let Ok(event) = events.poll().await {
-                match event {
-                    Event::Incoming(Packet::Publish(publish)) => {
-                        if message.send(publish).await.is_err() {
-                            break;
-                        }
-                    }
+                let told = match event {
+                    Event::Incoming(Packet::Publish(publish)) => message.send(publish).await.is_ok(),
                     Event::Incoming(Packet::SubAck(_) | Packet::PubAck(_) | Packet::UnsubAck(_)) => {
-                        if ack.send(()).await.is_err() {
-                            break;
-                        }
+                        ack.send(()).await.is_ok()
                     }
-                    _ => {}
+                    _ => true,
+                };
+                if !told {
+                    break;
                 }
             }
         });

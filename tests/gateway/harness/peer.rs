@@ -22,11 +22,6 @@ impl RawPeer {
         within("the socket to take bytes", self.0.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Sends what the socket takes without waiting for the other side to read.
-    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
     /// The next bytes, exactly these.
     pub async fn expect(&mut self, bytes: impl AsRef<[u8]>) {
         let expected = bytes.as_ref();

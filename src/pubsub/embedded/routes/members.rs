@@ -12,6 +12,7 @@ const MAPPED_FROM: usize = 16;
 #[derive(Debug)]
 pub(super) struct Members<K, T> {
     list: Vec<(K, T)>,
+    #[expect(clippy::box_collection, reason = "most lists have no map, and there may be millions of them")]
     places: Option<Box<HashMap<K, usize>>>,
     turn: AtomicUsize,
 }
