@@ -1,6 +1,6 @@
 //! What the gateway is to be: checked settings, made of each module's own options.
 //!
-//! [`file`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
+//! [`mod@file`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
 //! way, with its line and its key. Nothing below this floor sees a [`Config`]: the gateway takes it apart
 //! and hands out the options.
 

@@ -85,8 +85,8 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timer_wait: Option<Duration>,
 
-    /// The broker behind the gateway, mqtt://[user:password@]host[:port]: to check "publish" lines and to publish "deliver"
-    /// lines. With it, a conversation is played by one connection at a time
+    /// The broker behind the gateway, mqtt://USER:PASSWORD@HOST:PORT (login and port may be left out): to check "publish"
+    /// lines and to publish "deliver" lines. With it, a conversation is played by one connection at a time
     #[arg(long, value_name = "URL", env = "POLYGATE_REPLAY_MQTT", hide_env_values = true)]
     pub mqtt: Option<BrokerUrl>,
 

@@ -1,8 +1,8 @@
 //! The broker inside of the process.
 //!
-//! Devices are entries in our own index, [`routes`]: no task, no channel and no MQTT session for each of
+//! Devices are entries in our own index, `routes`: no task, no channel and no MQTT session for each of
 //! them. rmqtt serves the MQTT port; its clients' subscriptions live in the same index, and its messages
-//! take the same way as the devices', through the [`hub`]. So a share can have both kinds of members, and
+//! take the same way as the devices', through the `hub`. So a share can have both kinds of members, and
 //! a device and an MQTT client with one client id never meet.
 //!
 //! Owns: the index, the retained messages, the MQTT port. Ends with [`Broker::shutdown`]. Keeps nothing
