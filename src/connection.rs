@@ -337,7 +337,6 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        self.set_alarm();
         poll_fn(|cx| self.poll_happening(socket, until, cx)).await
     }
 
@@ -365,6 +364,8 @@ impl Connection {
         if self.may_read() && self.poll_read(socket, cx).is_ready() {
             return Poll::Ready(Happening::Read);
         }
+        // Last, because what could not be written a moment ago has a deadline since then.
+        self.set_alarm();
         match &mut self.alarm {
             Some(alarm) => alarm.sleep.as_mut().poll(cx).map(|()| Happening::Alarm),
             None => Poll::Pending,

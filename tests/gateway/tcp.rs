@@ -151,6 +151,20 @@ async fn a_peer_that_does_not_read_is_ended() {
     gateway.metric_reaches("polygate_outbound_queue_bytes{listener=\"l\"}", 0.0).await;
 }
 
+/// The same when nothing else happens on the connection: its deadline is set by the write that did not go through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_is_ended_in_silence() {
+    let mut handler = ScriptedHandler::start(Serves::Unary, |_, _| async { Ok(()) }).await;
+    let gateway = Setup::grpc(&handler).listener("write_timeout = \"300ms\"\nidle_timeout = \"10m\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let _peer = gateway.connect().await;
+    let conn = handler.next_created().await;
+    // Far more than the buffers on the way hold.
+    handler.calls().send_ok(&conn, vec![0; 15 << 20]).await;
+    assert_eq!(handler.next_closed().await, "{shutdown,send_timeout}");
+    gateway.metric_reaches("polygate_outbound_queue_bytes{listener=\"l\"}", 0.0).await;
+}
+
 /// A reset ends the connection; what had been read before still reached the handler.
 #[tokio::test(flavor = "multi_thread")]
 async fn reset() {
