@@ -446,6 +446,10 @@ impl Connection {
                 self.handle_mail(*mail).await;
                 // Messages that are there already go to the handler as one event.
                 for _ in 1..MAILS_AT_ONCE {
+                    // At the bound the next command waits, whichever of them has reached it.
+                    if self.attached.adapter().outbound().is_full() {
+                        break;
+                    }
                     match self.mails.try_recv() {
                         Ok(mail) => self.handle_mail(*mail).await,
                         Err(_) => break,
