@@ -122,6 +122,7 @@ impl Connections {
             info,
             input: Input::Open,
             output: Output::Open,
+            had_mail: false,
             alarm: None,
             received_bytes: 0,
             sent_bytes: 0,
@@ -144,6 +145,8 @@ pub struct Connection {
     mails: Mails,
     input: Input,
     output: Output,
+    /// The last thing that happened was a mail.
+    had_mail: bool,
     alarm: Option<Alarm>,
     received_bytes: u64,
     sent_bytes: u64,
@@ -355,10 +358,15 @@ impl Connection {
         if until == Until::Flushed && self.attached.adapter().outbound().is_empty() {
             return Poll::Ready(Happening::Flushed);
         }
+        // After a mail it is the socket's turn: a flood of messages must not keep the device from being heard.
+        if std::mem::take(&mut self.had_mail) && self.may_read() && self.poll_read(socket, cx).is_ready() {
+            return Poll::Ready(Happening::Read);
+        }
         // While the peer's queue is full its handler waits with the next command, instead of being refused.
         if !self.attached.adapter().outbound().is_full()
             && let Poll::Ready(mail) = self.mails.poll_recv(cx)
         {
+            self.had_mail = true;
             return Poll::Ready(Happening::Mail(mail));
         }
         if self.may_read() && self.poll_read(socket, cx).is_ready() {
