@@ -470,6 +470,10 @@ impl Connection {
             Happening::WriteFailed(error) => self.handle_broken(socket_error(&error)),
             Happening::Alarm => {
                 self.alarm = None;
+                if !self.waiting.has_room_for_bytes() {
+                    // The socket is not read while its handler is behind: the silence is ours, not the peer's.
+                    self.state.handle_received(Instant::now());
+                }
                 match self.state.handle_timeout(Instant::now()) {
                     Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
                     Some(Due::Write) => self.handle_broken(CloseReason::WriteTimedOut),

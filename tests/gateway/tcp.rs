@@ -165,6 +165,36 @@ async fn a_peer_that_does_not_read_is_ended_in_silence() {
     gateway.metric_reaches("polygate_outbound_queue_bytes{listener=\"l\"}", 0.0).await;
 }
 
+/// A device that goes on sending while its handler is behind is not taken for silent, although nobody reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn keepalive_does_not_count_while_the_socket_is_not_read() {
+    let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
+        if let Event::Bytes(bytes) = callback.event {
+            if bytes == "slow" {
+                let timer =
+                    polygate::exproto::proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
+                assert_eq!(calls.start_timer(timer).await.code, 0);
+                // Longer than one and a half intervals.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            calls.send_ok(&callback.conn, bytes).await;
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).listener("inbound_max = \"1KiB\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    peer.send("slow").await;
+    gateway.metric_reaches("polygate_adapter_calls_total{operation=\"StartTimer\",code=\"SUCCESS\"}", 1.0).await;
+    let much = "m".repeat(2048);
+    peer.send(&much).await;
+    peer.expect("slow").await;
+    peer.expect(&much).await;
+    peer.send("still here").await;
+    peer.expect("still here").await;
+}
+
 /// A reset ends the connection; what had been read before still reached the handler.
 #[tokio::test(flavor = "multi_thread")]
 async fn reset() {
