@@ -158,6 +158,8 @@ pub struct Connection {
 #[derive(Debug)]
 enum Input {
     Open,
+    /// The peer has reset the stream, as a write has found out; what it had sent before can still be read.
+    Reset(CloseReason),
     Ended(CloseReason),
 }
 
@@ -248,7 +250,7 @@ impl Connection {
             if self.waiting.is_empty() {
                 match (self.state.phase(), &self.input) {
                     (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
-                    (Phase::Open, Input::Open) => {}
+                    (Phase::Open, Input::Open | Input::Reset(_)) => {}
                 }
             }
             let happening = self.happening(socket, Until::AnythingHappens).await;
@@ -381,7 +383,7 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open && matches!(self.input, Input::Open) && self.waiting.has_room_for_bytes()
+        *self.state.phase() == Phase::Open && !matches!(self.input, Input::Ended(_)) && self.waiting.has_room_for_bytes()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -393,9 +395,7 @@ impl Connection {
             let mut read = ReadBuf::new(buffer);
             match Pin::new(socket).poll_read(cx, &mut read) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if read.filled().is_empty() => {
-                    self.input = Input::Ended(CloseReason::PeerClosed);
-                }
+                Poll::Ready(Ok(())) if read.filled().is_empty() => self.end_input(CloseReason::PeerClosed),
                 Poll::Ready(Ok(())) => {
                     let bytes = read.filled();
                     self.state.handle_received(Instant::now());
@@ -404,10 +404,18 @@ impl Connection {
                     self.shared.metrics.inbound_queue_bytes.inc_by(gauge(bytes.len()));
                     self.waiting.push_bytes(bytes);
                 }
-                Poll::Ready(Err(error)) => self.input = Input::Ended(socket_error(&error)),
+                Poll::Ready(Err(error)) => self.end_input(socket_error(&error)),
             }
             Poll::Ready(())
         })
+    }
+
+    /// Nothing more can be read; a reset that was known before is the reason.
+    fn end_input(&mut self, reason: CloseReason) {
+        self.input = match std::mem::replace(&mut self.input, Input::Open) {
+            Input::Open => Input::Ended(reason),
+            Input::Reset(reason) | Input::Ended(reason) => Input::Ended(reason),
+        };
     }
 
     /// Writes what the socket takes now.
@@ -467,7 +475,14 @@ impl Connection {
             // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
             Happening::Mail(None) => self.state.close(CloseReason::Draining),
             Happening::Read | Happening::Room | Happening::Flushed => {}
-            Happening::WriteFailed(error) => self.handle_broken(socket_error(&error)),
+            Happening::WriteFailed(error) => {
+                self.output = Output::Broken;
+                if matches!(self.input, Input::Open) && is_reset(&error) {
+                    self.input = Input::Reset(socket_error(&error));
+                } else {
+                    self.end_input(socket_error(&error));
+                }
+            }
             Happening::Alarm => {
                 self.alarm = None;
                 if !self.waiting.has_room_for_bytes() {
@@ -476,18 +491,13 @@ impl Connection {
                 }
                 match self.state.handle_timeout(Instant::now()) {
                     Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
-                    Some(Due::Write) => self.handle_broken(CloseReason::WriteTimedOut),
+                    Some(Due::Write) => {
+                        self.output = Output::Broken;
+                        self.end_input(CloseReason::WriteTimedOut);
+                    }
                     Some(Due::Idle) | None => {}
                 }
             }
-        }
-    }
-
-    /// The socket takes nothing more: what waits for it is lost, what was read still goes to the handler.
-    fn handle_broken(&mut self, reason: CloseReason) {
-        self.output = Output::Broken;
-        if matches!(self.input, Input::Open) {
-            self.input = Input::Ended(reason);
         }
     }
 
@@ -631,6 +641,12 @@ fn hears_the_rest(reason: &CloseReason) -> bool {
         | CloseReason::Kicked
         | CloseReason::Expired => false,
     }
+}
+
+/// Whether a failed write tells that the stream is over both ways, so that reading comes to its end too.
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 /// A socket's error in the words of errno(3), which ExProto handlers know.

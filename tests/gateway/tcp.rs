@@ -1,9 +1,11 @@
 //! What the gateway promises a TCP peer, whatever its handler.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 use crate::harness::echo_device::EchoDevice;
 use crate::harness::peer::RawPeer;
@@ -212,6 +214,49 @@ async fn reset() {
     }
     device.reset();
     assert_eq!(handler.next_closed().await, "{shutdown,econnreset}");
+}
+
+/// What a device sent before a reset is handled, also when an answer to it found the stream broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_before_a_reset_are_handled() {
+    let release = Arc::new(Notify::new());
+    let mut handler = ScriptedHandler::start(Serves::Unary, {
+        let release = Arc::clone(&release);
+        move |callback, calls| {
+            let release = Arc::clone(&release);
+            async move {
+                if matches!(&callback.event, Event::Bytes(bytes) if bytes == "first") {
+                    release.notified().await;
+                    calls.send_ok(&callback.conn, "too late").await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).listener("inbound_max = \"1KiB\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    handler.next_created().await;
+    peer.send("first").await;
+    handler.next().await;
+    // The first part fills the queue, so the second is still in the socket when the stream breaks.
+    peer.send([b'a'; 2048]).await;
+    gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", 2048.0).await;
+    peer.send([b'b'; 2048]).await;
+    peer.reset();
+    release.notify_one();
+
+    let mut got = Vec::new();
+    let reason = loop {
+        match handler.next().await.event {
+            Event::Bytes(bytes) => got.extend_from_slice(&bytes),
+            Event::Closed(reason) => break reason,
+            other => panic!("unexpected {other:?}"),
+        }
+    };
+    assert_eq!(got, [[b'a'; 2048], [b'b'; 2048]].concat());
+    assert_eq!(reason, "{shutdown,econnreset}");
 }
 
 /// IPv6 peers are served, and shown as such.
