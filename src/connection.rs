@@ -122,6 +122,7 @@ impl Connections {
             info,
             input: Input::Open,
             output: Output::Open,
+            had_mail: false,
             alarm: None,
             received_bytes: 0,
             sent_bytes: 0,
@@ -145,6 +146,8 @@ pub struct Connection {
     mails: Mails,
     input: Input,
     output: Output,
+    /// The last thing that happened was a mail.
+    had_mail: bool,
     alarm: Option<Alarm>,
     received_bytes: u64,
     sent_bytes: u64,
@@ -157,6 +160,8 @@ pub struct Connection {
 #[derive(Debug)]
 enum Input {
     Open,
+    /// The peer has reset the stream, as a write has found out; what it had sent before can still be read.
+    Reset(CloseReason),
     Ended(CloseReason),
 }
 
@@ -164,6 +169,8 @@ enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
     Open,
+    /// We have ended our side.
+    Ended,
     Broken,
 }
 
@@ -243,7 +250,7 @@ impl Connection {
         self.state.close(reason);
         let reason = self.finish(&mut socket).await;
         self.tell_closed(reason).await;
-        if matches!((&self.input, self.output), (Input::Open, Output::Open)) {
+        if matches!((&self.input, self.output), (Input::Open, Output::Ended)) {
             linger(&mut socket).await;
         }
     }
@@ -279,7 +286,7 @@ impl Connection {
             if self.waiting.is_empty() {
                 match (self.state.phase(), &self.input) {
                     (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
-                    (Phase::Open, Input::Open) => {}
+                    (Phase::Open, Input::Open | Input::Reset(_)) => {}
                 }
             }
             let happening = self.happening(socket, Until::AnythingHappens).await;
@@ -347,6 +354,7 @@ impl Connection {
     {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
+            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
             tokio::select! {
                 biased;
                 done = &mut call => return done,
@@ -357,8 +365,31 @@ impl Connection {
                     // The handler waits for the peer to take its bytes; that wait has its own timeout.
                     deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
                 }
-                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+                happening = self.happening(socket, until) => match happening {
+                    Happening::Flushed => self.end_output(socket).await,
+                    happening => self.handle(happening).await,
+                },
             }
+        }
+    }
+
+    /// Whether the peer is to see the end although a callback still runs: it was asked for or forced, and
+    /// what was read before does not matter any more.
+    fn is_to_end_at_once(&mut self) -> bool {
+        if self.attached.adapter().close_asked() {
+            self.state.close(CloseReason::HandlerAsked);
+        }
+        self.output == Output::Open && matches!(self.state.phase(), Phase::Closing(reason) if !hears_the_rest(reason))
+    }
+
+    /// Ends our side of the stream, once.
+    async fn end_output<S: AsyncWrite + Unpin>(&mut self, socket: &mut S) {
+        if self.output != Output::Open {
+            return;
+        }
+        self.output = Output::Ended;
+        if let Err(error) = socket.shutdown().await {
+            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
         }
     }
 
@@ -367,7 +398,6 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        self.set_alarm();
         poll_fn(|cx| self.poll_happening(socket, until, cx)).await
     }
 
@@ -386,16 +416,23 @@ impl Connection {
         if until == Until::Flushed && self.attached.adapter().outbound().is_empty() {
             return Poll::Ready(Happening::Flushed);
         }
+        // After a mail it is the socket's turn: a flood of messages must not keep the device from being heard.
+        if std::mem::take(&mut self.had_mail) && self.may_read() && self.poll_read(socket, cx).is_ready() {
+            return Poll::Ready(Happening::Read);
+        }
         // While the peer's queue is full its handler waits with the next command, instead of being refused.
         if !self.attached.adapter().outbound().is_full()
             && let Poll::Ready(mail) = self.mails.poll_recv(cx)
         {
+            self.had_mail = true;
             return Poll::Ready(Happening::Mail(mail));
         }
         if self.may_read() && self.poll_read(socket, cx).is_ready() {
             return Poll::Ready(Happening::Read);
         }
         self.show_fill();
+        // Last, because what could not be written a moment ago has a deadline since then.
+        self.set_alarm();
         match &mut self.alarm {
             Some(alarm) => alarm.sleep.as_mut().poll(cx).map(|()| Happening::Alarm),
             None => Poll::Pending,
@@ -410,7 +447,9 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open && matches!(self.input, Input::Open) && self.waiting.has_room_for_bytes()
+        *self.state.phase() == Phase::Open
+            && !matches!(self.input, Input::Ended(_))
+            && self.waiting.has_room_for_bytes()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -422,9 +461,7 @@ impl Connection {
             let mut read = ReadBuf::new(buffer);
             match Pin::new(socket).poll_read(cx, &mut read) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if read.filled().is_empty() => {
-                    self.input = Input::Ended(CloseReason::PeerClosed);
-                }
+                Poll::Ready(Ok(())) if read.filled().is_empty() => self.end_input(CloseReason::PeerClosed),
                 Poll::Ready(Ok(())) => {
                     let bytes = read.filled();
                     self.state.handle_received(Instant::now());
@@ -432,10 +469,18 @@ impl Connection {
                     self.shared.metrics.received_bytes.inc_by(bytes.len() as u64);
                     self.waiting.push_bytes(bytes);
                 }
-                Poll::Ready(Err(error)) => self.input = Input::Ended(socket_error(&error)),
+                Poll::Ready(Err(error)) => self.end_input(socket_error(&error)),
             }
             Poll::Ready(())
         })
+    }
+
+    /// Nothing more can be read; a reset that was known before is the reason.
+    fn end_input(&mut self, reason: CloseReason) {
+        self.input = match std::mem::replace(&mut self.input, Input::Open) {
+            Input::Open => Input::Ended(reason),
+            Input::Reset(reason) | Input::Ended(reason) => Input::Ended(reason),
+        };
     }
 
     /// Writes what the socket takes now.
@@ -444,7 +489,7 @@ impl Connection {
         if outbound.is_empty() {
             return Ok(());
         }
-        if self.output == Output::Broken {
+        if self.output != Output::Open {
             outbound.clear();
             return Ok(());
         }
@@ -486,6 +531,10 @@ impl Connection {
                 self.handle_mail(*mail).await;
                 // Messages that are there already go to the handler as one event.
                 for _ in 1..MAILS_AT_ONCE {
+                    // At the bound the next command waits, whichever of them has reached it.
+                    if self.attached.adapter().outbound().is_full() {
+                        break;
+                    }
                     match self.mails.try_recv() {
                         Ok(mail) => self.handle_mail(*mail).await,
                         Err(_) => break,
@@ -495,23 +544,29 @@ impl Connection {
             // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
             Happening::Mail(None) => self.state.close(CloseReason::Draining),
             Happening::Read | Happening::Room | Happening::Flushed => {}
-            Happening::WriteFailed(error) => self.handle_broken(socket_error(&error)),
+            Happening::WriteFailed(error) => {
+                self.output = Output::Broken;
+                if matches!(self.input, Input::Open) && is_reset(&error) {
+                    self.input = Input::Reset(socket_error(&error));
+                } else {
+                    self.end_input(socket_error(&error));
+                }
+            }
             Happening::Alarm => {
                 self.alarm = None;
+                if !self.waiting.has_room_for_bytes() {
+                    // The socket is not read while its handler is behind: the silence is ours, not the peer's.
+                    self.state.handle_received(Instant::now());
+                }
                 match self.state.handle_timeout(Instant::now()) {
                     Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
-                    Some(Due::Write) => self.handle_broken(CloseReason::WriteTimedOut),
+                    Some(Due::Write) => {
+                        self.output = Output::Broken;
+                        self.end_input(CloseReason::WriteTimedOut);
+                    }
                     Some(Due::Idle) | None => {}
                 }
             }
-        }
-    }
-
-    /// The socket takes nothing more: what waits for it is lost, what was read still goes to the handler.
-    fn handle_broken(&mut self, reason: CloseReason) {
-        self.output = Output::Broken;
-        if matches!(self.input, Input::Open) {
-            self.input = Input::Ended(reason);
         }
     }
 
@@ -571,9 +626,7 @@ impl Connection {
         let Phase::Closing(reason) = self.state.phase().clone() else {
             return CloseReason::Draining;
         };
-        if let Err(error) = socket.shutdown().await {
-            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
-        }
+        self.end_output(socket).await;
         reason
     }
 
@@ -648,6 +701,12 @@ fn hears_the_rest(reason: &CloseReason) -> bool {
         | CloseReason::Kicked
         | CloseReason::Expired => false,
     }
+}
+
+/// Whether a failed write tells that the stream is over both ways, so that reading comes to its end too.
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 /// A socket's error in the words of errno(3), which ExProto handlers know.

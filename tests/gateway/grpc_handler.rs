@@ -116,6 +116,27 @@ async fn adapter_calls_are_served_during_a_callback() {
     peer.expect("done").await;
 }
 
+/// Sends made at once, without waiting for one another's answers, wait for a slow peer together; none is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn sends_at_once_wait_for_the_peer() {
+    const SENDS: usize = 12;
+    const BYTES: usize = 1 << 20;
+    let mut handler = quiet().await;
+    let gateway = Setup::grpc(&handler).listener("outbound_max = \"4KiB\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    let conn = handler.next_created().await;
+    let calls = handler.calls();
+    let sends = (0..SENDS).map(|_| calls.send_ok(&conn, vec![7; BYTES]));
+    let ((), received) = tokio::join!(
+        async {
+            futures::future::join_all(sends).await;
+        },
+        peer.receive(SENDS * BYTES)
+    );
+    assert!(received.iter().all(|byte| *byte == 7));
+}
+
 /// The codes of EXPROTO's table, one by one.
 #[tokio::test(flavor = "multi_thread")]
 async fn result_codes() {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polygate::config::Config;
+use polygate::conn::table::Mailbox;
 use polygate::gateway::Gateway;
 use tempfile::TempDir;
 
@@ -187,6 +188,12 @@ impl GatewayUnderTest {
         self.gateway().connections().len()
     }
 
+    /// The mailbox of the only connection.
+    pub fn mailbox(&self) -> Mailbox {
+        let [mailbox] = &self.gateway().connections().all()[..] else { panic!("not one connection") };
+        mailbox.clone()
+    }
+
     /// A device.
     pub async fn connect(&self) -> RawPeer {
         RawPeer::connect(self.listener()).await
@@ -203,6 +210,11 @@ impl GatewayUnderTest {
     /// Waits until a metric has a value.
     pub async fn metric_reaches(&self, line: &str, value: f64) {
         eventually(&format!("{line} reaches {value}"), || self.metric(line) == value).await;
+    }
+
+    /// Waits until a metric is greater than a value.
+    pub async fn metric_exceeds(&self, line: &str, value: f64) {
+        eventually(&format!("{line} exceeds {value}"), || self.metric(line) > value).await;
     }
 
     /// Stops it; gives the number of connections that had to be cut off.

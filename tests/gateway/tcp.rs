@@ -1,9 +1,11 @@
 //! What the gateway promises a TCP peer, whatever its handler.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 use crate::harness::echo_device::EchoDevice;
 use crate::harness::peer::RawPeer;
@@ -89,6 +91,36 @@ async fn what_was_sent_before_a_close_arrives() {
     }
 }
 
+/// A device sees the end when its handler asks for it, not when the callback that asked returns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_does_not_wait_for_the_callback() {
+    let release = Arc::new(Notify::new());
+    let mut handler = ScriptedHandler::start(Serves::Unary, {
+        let release = Arc::clone(&release);
+        move |callback, calls| {
+            let release = Arc::clone(&release);
+            async move {
+                if matches!(callback.event, Event::Bytes(_)) {
+                    calls.send_ok(&callback.conn, "refused").await;
+                    let close = polygate::exproto::proto::CloseSocketRequest { conn: callback.conn.clone() };
+                    assert_eq!(calls.close(close).await.code, 0);
+                    release.notified().await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    peer.send("hello").await;
+    assert_eq!(peer.receive_to_end().await, b"refused");
+    assert_eq!(gateway.connections(), 1, "the callback still runs");
+    release.notify_one();
+    assert_eq!(handler.next_closed().await, "{shutdown,normal}");
+}
+
 /// A peer that sends much and reads nothing is not read any more; when it reads, it gets every byte in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn back_pressure() {
@@ -151,6 +183,50 @@ async fn a_peer_that_does_not_read_is_ended() {
     gateway.metric_reaches("polygate_outbound_queue_bytes{listener=\"l\"}", 0.0).await;
 }
 
+/// The same when nothing else happens on the connection: its deadline is set by the write that did not go through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_is_ended_in_silence() {
+    let mut handler = ScriptedHandler::start(Serves::Unary, |_, _| async { Ok(()) }).await;
+    let gateway = Setup::grpc(&handler).listener("write_timeout = \"300ms\"\nidle_timeout = \"10m\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let _peer = gateway.connect().await;
+    let conn = handler.next_created().await;
+    // Far more than the buffers on the way hold.
+    handler.calls().send_ok(&conn, vec![0; 15 << 20]).await;
+    assert_eq!(handler.next_closed().await, "{shutdown,send_timeout}");
+    gateway.metric_reaches("polygate_outbound_queue_bytes{listener=\"l\"}", 0.0).await;
+}
+
+/// A device that goes on sending while its handler is behind is not taken for silent, although nobody reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn keepalive_does_not_count_while_the_socket_is_not_read() {
+    let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
+        if let Event::Bytes(bytes) = callback.event {
+            if bytes == "slow" {
+                let timer =
+                    polygate::exproto::proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
+                assert_eq!(calls.start_timer(timer).await.code, 0);
+                // Longer than one and a half intervals.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            calls.send_ok(&callback.conn, bytes).await;
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).listener("inbound_max = \"1KiB\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    peer.send("slow").await;
+    gateway.metric_reaches("polygate_adapter_calls_total{operation=\"StartTimer\",code=\"SUCCESS\"}", 1.0).await;
+    let much = "m".repeat(2048);
+    peer.send(&much).await;
+    peer.expect("slow").await;
+    peer.expect(&much).await;
+    peer.send("still here").await;
+    peer.expect("still here").await;
+}
+
 /// A reset ends the connection; what had been read before still reached the handler.
 #[tokio::test(flavor = "multi_thread")]
 async fn reset() {
@@ -168,6 +244,49 @@ async fn reset() {
     }
     device.reset();
     assert_eq!(handler.next_closed().await, "{shutdown,econnreset}");
+}
+
+/// What a device sent before a reset is handled, also when an answer to it found the stream broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_before_a_reset_are_handled() {
+    let release = Arc::new(Notify::new());
+    let mut handler = ScriptedHandler::start(Serves::Unary, {
+        let release = Arc::clone(&release);
+        move |callback, calls| {
+            let release = Arc::clone(&release);
+            async move {
+                if matches!(&callback.event, Event::Bytes(bytes) if bytes == "first") {
+                    release.notified().await;
+                    calls.send_ok(&callback.conn, "too late").await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).listener("inbound_max = \"1KiB\"").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    handler.next_created().await;
+    peer.send("first").await;
+    handler.next().await;
+    // The first part fills the queue, so the second is still in the socket when the stream breaks.
+    peer.send([b'a'; 2048]).await;
+    gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", 2048.0).await;
+    peer.send([b'b'; 2048]).await;
+    peer.reset();
+    release.notify_one();
+
+    let mut got = Vec::new();
+    let reason = loop {
+        match handler.next().await.event {
+            Event::Bytes(bytes) => got.extend_from_slice(&bytes),
+            Event::Closed(reason) => break reason,
+            other => panic!("unexpected {other:?}"),
+        }
+    };
+    assert_eq!(got, [[b'a'; 2048], [b'b'; 2048]].concat());
+    assert_eq!(reason, "{shutdown,econnreset}");
 }
 
 /// IPv6 peers are served, and shown as such.

@@ -1,5 +1,10 @@
 //! What a guest can rely on, and what it cannot do to others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use polygate::conn::{Message, QoS};
 use serde_json::json;
 
 use crate::harness::echo_device::EchoDevice;
@@ -103,6 +108,45 @@ async fn a_flood_of_bytes() {
     let received = culprit.receive_to_end().await.len();
     assert!(received < 8 << 20, "{received} bytes were queued");
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 2.0).await;
+}
+
+/// More messages than the guest can take do not keep the device from being heard.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_messages_does_not_silence_the_device() {
+    let gateway = Setup::guest("trap").listener("messages_bytes_max = \"4MiB\"").start().await;
+    let mut peer = gateway.connect().await;
+    peer.send("before").await;
+    peer.expect("before").await;
+
+    let mailbox = gateway.mailbox();
+    let over = Arc::new(AtomicBool::new(false));
+    let floods = [(); 2].map(|()| {
+        let (mailbox, over) = (mailbox.clone(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            let message = Message {
+                node: "test".into(),
+                id: String::new(),
+                qos: QoS::AtMostOnce,
+                from: "test".to_owned(),
+                topic: "dn".to_owned(),
+                payload: Bytes::from_static(&[0; 8192]),
+                timestamp_ms: 0,
+            };
+            while !over.load(Ordering::Relaxed) {
+                mailbox.deliver(message.clone());
+            }
+        })
+    });
+    gateway.metric_exceeds("polygate_sheds_total{listener=\"l\",reason=\"messages_full\"}", 1000.0).await;
+    for number in 0..100 {
+        let text = format!("during {number}");
+        peer.send(&text).await;
+        peer.expect(&text).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    for flood in floods {
+        flood.join().unwrap();
+    }
 }
 
 /// A core module with component metadata is as good as a component.
