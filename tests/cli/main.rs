@@ -1,0 +1,14 @@
+//! The program as people run it: its exit codes, what it prints, its log, and signals.
+//!
+//! Every gateway here is a child process on ports that the system chose, which its log names. It is killed with the test
+//! that started it.
+
+mod program;
+
+mod checking;
+mod helping;
+mod replaying;
+mod secrets;
+mod serving;
+mod starting;
+mod stopping;
