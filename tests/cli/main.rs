@@ -3,6 +3,8 @@
 //! Every gateway here is a child process on ports that the system chose, which its log names. It is killed with the test
 //! that started it.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot go on without ends it")]
+
 mod program;
 
 mod checking;

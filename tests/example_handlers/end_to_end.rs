@@ -166,7 +166,7 @@ impl Relay {
                     let target = (*targets.wait_for(Option::is_some).await.unwrap()).unwrap();
                     // A side that ends or fails ends the other: both sockets are closed when this returns.
                     if let Ok(mut far) = TcpStream::connect(target).await {
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                        drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
                     }
                 });
             }
