@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::handler::chain;
 use crate::telemetry::{LogFormat, start_log};
 
 pub mod check;
@@ -18,13 +19,34 @@ pub mod serve;
 /// Devices speak their own protocols over TCP; your handler, a WebAssembly component or a gRPC server, turns
 /// bytes into messages; polygate does the rest.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, after_help = "Start with: polygate demo")]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "Start with:\n  polygate demo\n\nExit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"
+)]
 pub struct Cli {
     /// How log lines on stderr are written
-    #[arg(long, global = true, value_enum, default_value_t, env = "POLYGATE_LOG_FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "POLYGATE_LOG_FORMAT",
+        value_name = "FORMAT",
+        help_heading = "Log",
+        display_order = 1000
+    )]
     log_format: LogFormat,
-    /// What is logged: a level, or a list such as "info,polygate::guest=debug"
-    #[arg(long, global = true, default_value = "info", env = "POLYGATE_LOG", value_name = "FILTER")]
+    /// What is logged: off, error, warn, info, debug or trace, or a list such as "info,polygate::guest=debug"
+    #[arg(
+        long,
+        global = true,
+        default_value = "info",
+        env = "POLYGATE_LOG",
+        value_name = "FILTER",
+        help_heading = "Log",
+        display_order = 1000
+    )]
     log: String,
     #[command(subcommand)]
     command: Command,
@@ -50,23 +72,23 @@ pub fn definition() -> clap::Command {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(cli.log_format, &cli.log) {
-        eprintln!("polygate: {}", crate::handler::chain(&error));
+        eprintln!("polygate: {}", chain(&error));
         return ExitCode::from(2);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("polygate: cannot start the runtime: {error}");
+            eprintln!("polygate: cannot start the runtime: {}", chain(&error));
             return ExitCode::FAILURE;
         }
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args).await,
+            Command::Serve(args) => serve::run(args, cli.log_format).await,
             Command::Check(args) => match check::run(&args, &mut io::stdout(), &mut io::stderr()) {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: cannot write the result: {error}");
+                    eprintln!("polygate: cannot write the result: {}", chain(&error));
                     ExitCode::FAILURE
                 }
             },
@@ -74,12 +96,15 @@ pub fn run() -> ExitCode {
             Command::Replay(args) => match replay::run(args).await {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: {}", crate::handler::chain(&error));
+                    eprintln!("polygate: {}", chain(&error));
                     error.exit_code()
                 }
             },
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => completions::run_man(&args),
         }
-    })
+    });
+    // A guest that is still being compiled would hold up the end for as long as that takes.
+    runtime.shutdown_background();
+    code
 }

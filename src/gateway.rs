@@ -161,7 +161,11 @@ impl Gateway {
             let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
             bound.adapter = Some(service.serve(options, drain.clone()).await?);
         }
+        if let Some(options) = admin {
+            bound.admin = Some(admin::serve(options, telemetry.clone(), drain.clone()).await?);
+        }
 
+        // Everything is bound: from here on nothing can fail, so no device is accepted only to be let down.
         let mut accept_loops = Vec::with_capacity(sockets.len());
         for (socket, chain, metrics, options) in sockets {
             let address = socket.local_addr();
@@ -182,9 +186,6 @@ impl Gateway {
             let connections =
                 Connections::new(options.connection, Arc::clone(&ids), table.clone(), services, chain, metrics);
             accept_loops.push(tokio::spawn(serve(socket, connections, drain.clone())));
-        }
-        if let Some(options) = admin {
-            bound.admin = Some(admin::serve(options, telemetry.clone(), drain.clone()).await?);
         }
         tracing::info!(
             %node,

@@ -95,11 +95,11 @@ impl CallError {
 }
 
 /// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = words(error);
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
+        let cause_text = words(cause);
         // Some libraries repeat their cause in their own text.
         if !text.contains(&cause_text) {
             text.push_str(": ");
@@ -108,4 +108,15 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// An error's own text. The system's errors lose their numbers, which say nothing to people, and their capital.
+fn words(error: &(dyn Error + 'static)) -> String {
+    let text = error.to_string();
+    let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let Some(reason) = number.and_then(|number| text.strip_suffix(&format!(" (os error {number})"))) else {
+        return text;
+    };
+    let mut characters = reason.chars();
+    characters.next().into_iter().flat_map(char::to_lowercase).chain(characters).collect()
 }

@@ -74,11 +74,10 @@ pub struct Options {
 
 /// Why a listener could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot bind listener {listener:?} on {bind}{hint}")]
+#[error("cannot bind listener {listener:?} on {bind}")]
 pub struct BindError {
     listener: Arc<str>,
     bind: Bind,
-    hint: &'static str,
     #[source]
     source: io::Error,
 }
@@ -86,8 +85,9 @@ pub struct BindError {
 impl BindError {
     fn new(options: &Options, source: io::Error) -> Self {
         let low = options.bind.address.port() < 1024 && source.kind() == io::ErrorKind::PermissionDenied;
-        let hint = if low { " (ports below 1024 need CAP_NET_BIND_SERVICE)" } else { "" };
-        Self { listener: Arc::clone(&options.name), bind: options.bind, hint, source }
+        let hint = "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)";
+        let source = if low { io::Error::new(source.kind(), hint) } else { source };
+        Self { listener: Arc::clone(&options.name), bind: options.bind, source }
     }
 }
 

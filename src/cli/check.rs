@@ -4,15 +4,19 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ValueHint;
+
 use crate::config::{Config, Warning};
 
-/// Checks a configuration file: finds every fault at once, with its line, its key, what was found and what
-/// was expected.
+/// Checks a configuration file and finds every fault at once
+///
+/// Each fault is told with its line, its key, what was found and what was expected. Of a file without faults, says what it
+/// would run, and warns of what works and is probably not meant. Exits with 0 when the file is valid, with 1 when it is not.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate check -c polygate.toml")]
 pub struct Args {
-    /// The configuration file.
-    #[arg(short, long, value_name = "FILE")]
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
 }
 

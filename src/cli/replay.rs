@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{ValueEnum, ValueHint};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use crate::conversation::play::{
 };
 use crate::conversation::run::Replies;
 use crate::conversation::{Conversation, ReadError};
+use crate::handler::chain;
 
 mod record;
 mod report;
@@ -44,11 +45,11 @@ const RESULTS_MAX: usize = 256;
 /// follows it, and the first failures. Exits with 0 when all went well, 1 when any failed, 2 for wrong usage.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
-    after_help = "Example:\n  polygate replay examples/conversations/jt808/*.conversation --to tcp://127.0.0.1:7993 --connections 20 --rate 100/s"
+    after_help = "Examples:\n  polygate replay night.conversation --to tcp://127.0.0.1:7993\n  polygate replay *.conversation --to tcp://127.0.0.1:7993 --connections 20 --rate 100/s"
 )]
 pub struct Args {
     /// Files with one conversation each
-    #[arg(value_name = "CONVERSATION", required = true)]
+    #[arg(value_name = "CONVERSATION", required = true, value_hint = ValueHint::FilePath)]
     pub conversations: Vec<PathBuf>,
 
     /// The gateway's listener: tcp://host:port
@@ -125,7 +126,7 @@ impl From<ComparedReplies> for Replies {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(told).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// More connections than conversations, with a broker.
     #[error(
@@ -332,18 +333,6 @@ impl Replay {
             tokio::time::sleep_until(self.begun + after.min(crate::conversation::OFFSET_MAX)).await;
         }
     }
-}
-
-/// An error with its causes, on one line.
-fn told(error: &impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {

@@ -3,27 +3,37 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ValueHint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::handler::chain;
+use crate::telemetry::LogFormat;
 
-/// Runs the gateway until SIGTERM or SIGINT, then drains.
+/// Runs the gateway until SIGTERM or SIGINT, then drains
+///
+/// To drain is to accept no more devices, tell the handlers of the end of each connection and write what was sent,
+/// for as long as `drain_timeout` allows. A second signal ends the process at once. Exits with 0 after a clean stop, with 1
+/// when the gateway could not start or connections had to be cut off.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate serve -c /etc/polygate/polygate.toml")]
 pub struct Args {
-    /// The configuration
-    #[arg(short, long, value_name = "FILE")]
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
 }
 
 /// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
-pub async fn run(args: Args) -> ExitCode {
+pub async fn run(args: Args, log_format: LogFormat) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
         Err(faults) => {
-            eprintln!("{faults}");
+            match log_format {
+                LogFormat::Text => eprintln!("{faults}"),
+                // Whoever reads JSON reads nothing else, so there the report is one line of the log.
+                LogFormat::Json => tracing::error!("{faults}"),
+            }
             return ExitCode::FAILURE;
         }
     };
@@ -46,7 +56,10 @@ async fn serve_until_stopped(config: Config) -> Result<usize, Box<dyn std::error
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let gateway = tokio::select! {
         started = Gateway::start(config) => started?,
-        () = either(&mut terminate, &mut interrupt) => return Ok(0),
+        () = either(&mut terminate, &mut interrupt) => {
+            tracing::info!("stopped before the gateway had started");
+            return Ok(0);
+        }
     };
     either(&mut terminate, &mut interrupt).await;
     tokio::select! {

@@ -1,7 +1,10 @@
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter, ParseError};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -26,26 +29,134 @@ pub enum LogError {
     },
     /// Another log is running in this process.
     #[error("a log is running already")]
-    Running(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Running(#[source] TryInitError),
 }
+
+/// The crates of the embedded broker's library; each target below them begins with this.
+const BROKER_LIBRARY: &str = "rmqtt";
 
 /// Starts writing the log to stderr.
 ///
-/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. The embedded broker's own lines are
-/// let through from `warn` on unless the filter names `rmqtt`.
+/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. The lines of the embedded broker's
+/// library are let through from `warn` on, or from `info` on when the filter names `rmqtt`; never below, because
+/// there the library writes down the packets of MQTT clients, with passwords and payloads.
 ///
 /// # Errors
 ///
 /// [`LogError`], when the filter is malformed or a log is running already.
 pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let quiet = if filter.contains("rmqtt") { String::new() } else { ",rmqtt=warn".to_owned() };
-    let parsed = EnvFilter::try_new(format!("{filter}{quiet}"))
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
     let colours = io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr).with_ansi(colours);
+    // Who reads stderr may go away first; saying so on stderr would end the task that wanted to log.
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours).log_internal_errors(false);
+    let log = tracing_subscriber::registry().with(chosen(filter)?).with(FilterFn::new(holds_no_packets));
     match format {
-        LogFormat::Text => log.with_target(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Text => log.with(lines.with_target(false)).try_init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     }
-    .map_err(LogError::Running)
+    .map_err(LogError::Running)?;
+    if asks_for_packets(filter) {
+        // Under the library's name, so that a filter which lets nothing else through shows it too.
+        tracing::warn!(
+            target: BROKER_LIBRARY,
+            "lines of {BROKER_LIBRARY} are logged from info on: below, they hold the passwords of MQTT clients"
+        );
+    }
+    Ok(())
+}
+
+/// What the user wants to see, with the broker's library kept quiet unless it is named.
+fn chosen(filter: &str) -> Result<EnvFilter, LogError> {
+    let quiet = if filter.contains(BROKER_LIBRARY) { "" } else { ",rmqtt=warn" };
+    EnvFilter::try_new(format!("{filter}{quiet}"))
+        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+}
+
+/// Whether a line is not one of those in which the broker's library writes packets down.
+fn holds_no_packets(line: &Metadata<'_>) -> bool {
+    *line.level() <= Level::INFO || !line.target().starts_with(BROKER_LIBRARY)
+}
+
+/// Whether a filter names the broker's library with a level below `info`, or with none, which means all.
+fn asks_for_packets(filter: &str) -> bool {
+    let directives = filter.split(',').map(str::trim).filter(|directive| directive.starts_with(BROKER_LIBRARY));
+    directives
+        .map(|directive| directive.rsplit_once('=').map_or("trace", |(_, level)| level))
+        .any(|level| level.parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    /// Where the lines of a log under test go.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The messages that a filter lets through.
+    fn logged(filter: &str) -> Vec<String> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let text = fmt::layer().without_time().with_target(false).with_level(false).with_ansi(false);
+        let log = tracing_subscriber::registry()
+            .with(chosen(filter).unwrap())
+            .with(FilterFn::new(holds_no_packets))
+            .with(text.with_writer(move || writer.clone()));
+        with_default(log, || {
+            tracing::debug!(target: "polygate::connection", "connection debug");
+            tracing::trace!(target: "rmqtt::v5", "rmqtt trace");
+            tracing::debug!(target: "rmqtt_codec::v5", "rmqtt_codec debug");
+            tracing::info!(target: "rmqtt::server", "rmqtt info");
+            tracing::warn!(target: "rmqtt::session", "rmqtt warn");
+        });
+        let lines = lines.0.lock().unwrap();
+        String::from_utf8_lossy(&lines).lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// No filter brings out the lines with packets in them.
+    #[test]
+    fn packets_are_never_logged() {
+        assert_eq!(logged("info"), ["rmqtt warn"]);
+        assert_eq!(logged("trace"), ["connection debug", "rmqtt warn"]);
+        assert_eq!(logged("polygate=debug,rmqtt=info"), ["connection debug", "rmqtt info", "rmqtt warn"]);
+        for filter in ["rmqtt", "rmqtt=trace", "rmqtt::v5=trace,rmqtt=debug", "trace,rmqtt_codec=5,rmqtt=5", "rmqtt[x]"]
+        {
+            let lines = logged(filter);
+            assert!(
+                !lines.iter().any(|line| line.ends_with("trace") || line.ends_with("rmqtt_codec debug")),
+                "{lines:?}"
+            );
+        }
+    }
+
+    /// Who asks for them is told; who does not is not.
+    #[test]
+    fn asking_for_packets_is_noticed() {
+        for filter in ["rmqtt", "rmqtt=debug", "info, rmqtt::v5=trace", "rmqtt_net=TRACE", "rmqtt=5"] {
+            assert!(asks_for_packets(filter), "{filter}");
+        }
+        for filter in ["info", "trace", "rmqtt=info", "rmqtt=off", "rmqtt=3", "polygate::rmqtt=trace", ""] {
+            assert!(!asks_for_packets(filter), "{filter}");
+        }
+    }
+
+    /// A filter that is none is refused with its text.
+    #[test]
+    fn a_malformed_filter_is_refused() {
+        let error = chosen("polygate=loud").unwrap_err();
+        assert!(error.to_string().starts_with("log filter \"polygate=loud\" is not of the form"), "{error}");
+    }
 }

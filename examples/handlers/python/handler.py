@@ -131,13 +131,8 @@ async def serve(register):
     )
     arguments = arguments.parse_args()
 
-    server = grpc.aio.server(options=[
-        # Two processes on one port would each get some of a connection's calls: let the second fail instead.
-        ("grpc.so_reuseport", 0),
-        # The gateway pings a quiet connection every minute; grpcio's own bound is every five, else it hangs up.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-    ])
+    # Two processes on one port would each get some of a connection's calls: let the second fail instead.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     # Connects at the first call: handler and gateway may start in any order, and either may be restarted.
     async with grpc.aio.insecure_channel(arguments.adapter) as channel:
         register(rpc.ConnectionAdapterStub(channel), server)

@@ -1,6 +1,6 @@
-//! Turns the built guests into components under `dist/`, and tells whether they are stale. `../build` runs it.
+//! Turns the built guests into components, and tells whether those under `dist/` are stale. `../build` runs it.
 //!
-//! Owns the folder `dist/`: the components, `SOURCES.sha256` (which sources each was built from, see [`sources`]) and
+//! Owns the folder that it writes, which is `dist/` unless another is asked for: the components, `SOURCES.sha256` (which sources each was built from, see [`sources`]) and
 //! `SHA256SUMS` (what `sha256sum -c` wants). Never builds: that is cargo's work, and finds its result under `target/`.
 
 mod component;
@@ -27,30 +27,33 @@ fn run() -> Result<()> {
     let guests = manifest.parent().context("expected a workspace around this crate")?;
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["write"] => write(guests),
+        ["write", out] => write(guests, Path::new(out)),
         ["check"] => check(guests),
-        other => bail!("expected \"write\" or \"check\", found {other:?}"),
+        other => bail!("expected \"write\" and a directory, or \"check\", found {other:?}"),
     }
 }
 
-/// Makes a component of each guest that cargo has built.
-fn write(guests: &Path) -> Result<()> {
+/// Makes a component of each guest that cargo has built, in a directory that is made when it is absent.
+fn write(guests: &Path, out: &Path) -> Result<()> {
     let built = guests.join("target/wasm32-unknown-unknown/release");
-    let dist = guests.join("dist");
-    fs::create_dir_all(&dist)?;
+    fs::create_dir_all(out).with_context(|| format!("making the directory {}", out.display()))?;
     let (mut digests, mut sums) = (String::new(), String::new());
     for guest in sources::guests(guests)? {
         let file = format!("{}.wasm", guest.name);
         let module = fs::read(built.join(&file)).with_context(|| format!("reading {file}, which cargo builds"))?;
         let component = component::from_module(&module).with_context(|| format!("making a component of {file}"))?;
-        fs::write(dist.join(&file), &component)?;
+        keep(out, &file, &component)?;
         digests += &format!("{}  {file}\n", sources::digest(guests, &guest)?);
         sums += &format!("{}  {file}\n", sources::sha256(&component));
-        println!("{:>8} bytes  dist/{file}", component.len());
+        println!("{:>8} bytes  {file}", component.len());
     }
-    fs::write(dist.join("SOURCES.sha256"), digests)?;
-    fs::write(dist.join("SHA256SUMS"), sums)?;
-    Ok(())
+    keep(out, "SOURCES.sha256", digests.as_bytes())?;
+    keep(out, "SHA256SUMS", sums.as_bytes())
+}
+
+fn keep(out: &Path, file: &str, contents: &[u8]) -> Result<()> {
+    let path = out.join(file);
+    fs::write(&path, contents).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Fails when a component is missing, was built from other sources, or is not the one that was built.

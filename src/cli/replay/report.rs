@@ -6,8 +6,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tokio::task::JoinError;
 
-use super::told;
 use crate::conversation::play::{PlayError, Played};
+use crate::handler::chain;
 
 /// How many different failures are explained.
 const FAILURES_MAX: usize = 5;
@@ -58,7 +58,7 @@ impl Report {
                 self.sent_bytes += played.sent_bytes;
                 self.received_bytes += played.received_bytes;
             }
-            Err(error) => self.count_failure(format!("{name}: {}", told(&error))),
+            Err(error) => self.count_failure(format!("{name}: {}", chain(&error))),
         }
     }
 

@@ -1,17 +1,7 @@
-//! The handlers in examples/ keep the promises of examples/handlers/README.md.
-//!
-//! A stand-in for the gateway starts each of them as a child process, plays devices to it, and writes down what it asks
-//! of the adapter. Nothing here waits for a moment to pass: a callback is answered after the calls made inside it.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::wildcard_enum_match_arm,
-    reason = "a test that gets something else than it expects fails"
-)]
+//! What each handler asks of the adapter, to the call: a stand-in for the gateway plays devices to it and writes down what
+//! it asks for. Nothing here waits for a moment to pass: a callback is answered after the calls made inside it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,12 +11,12 @@ use polygate::exproto::proto::connection_adapter_server::{ConnectionAdapter, Con
 use polygate::exproto::proto::connection_handler_client::ConnectionHandlerClient;
 use polygate::exproto::proto::connection_unary_handler_client::ConnectionUnaryHandlerClient;
 use polygate::exproto::proto::*;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
+
+use crate::example::{Example, Process};
 
 #[tokio::test]
 async fn rust() {
@@ -203,46 +193,6 @@ fn sent(text: &str) -> Call {
     Call::Send(text.as_bytes().to_vec())
 }
 
-/// A program under examples/.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Example {
-    Rust,
-    Python,
-    PythonStreaming,
-    Node,
-}
-
-impl Example {
-    fn command(self) -> Command {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let handlers = repository.join("examples/handlers");
-        let venv = repository.join("target/examples/venv/bin/python");
-        let setup = "examples/handlers/setup";
-        let (program, script) = match self {
-            Self::Rust => {
-                // Cargo puts a test under deps/ and the examples beside it.
-                let deps = std::env::current_exe().unwrap();
-                let example = deps.ancestors().nth(2).unwrap().join("examples/handler");
-                return Command::new(present(example, "cargo build --example handler"));
-            }
-            Self::Python => (present(venv, setup), "python/handler.py"),
-            Self::PythonStreaming => (present(venv, setup), "python/streaming.py"),
-            Self::Node => {
-                present(handlers.join("node/node_modules"), setup);
-                (PathBuf::from("node"), "node/handler.js")
-            }
-        };
-        let mut command = Command::new(program);
-        command.arg(handlers.join(script));
-        command
-    }
-}
-
-fn present(path: PathBuf, maker: &str) -> PathBuf {
-    assert!(path.exists(), "{} is missing: run {maker}", path.display());
-    path
-}
-
 /// What a handler asked of the adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
@@ -261,7 +211,7 @@ struct Gateway {
     channel: Channel,
     callbacks: Callbacks,
     connections: AtomicU32,
-    _handler: Child,
+    _handler: Process,
 }
 
 impl Gateway {
@@ -272,20 +222,8 @@ impl Gateway {
         let served = Server::builder().add_service(ConnectionAdapterServer::new(adapter.clone()));
         let service = tokio::spawn(async move { served.serve_with_incoming(incoming).await.unwrap() });
 
-        let mut handler = example
-            .command()
-            .args(["--listen", "127.0.0.1:0", "--adapter", &url])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(handler.stdout.take().unwrap()).lines();
-        let line = tokio::time::timeout(Duration::from_secs(60), stdout.next_line()).await.unwrap().unwrap();
-        let line = line.expect("the handler ended without saying where it listens");
-        let address =
-            line.strip_prefix("listening on ").unwrap_or_else(|| panic!("expected the address, found {line:?}"));
-
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let handler = Process::start(example, &url).await;
+        let endpoint = Endpoint::from_shared(format!("http://{}", handler.address)).unwrap();
         let channel = endpoint.timeout(Duration::from_secs(10)).connect().await.unwrap();
         let callbacks = match example {
             Example::PythonStreaming => Callbacks::Streaming(ConnectionHandlerClient::new(channel.clone())),

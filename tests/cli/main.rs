@@ -1,0 +1,20 @@
+//! The program as people run it: its exit codes, what it prints, its log, and signals.
+//!
+//! Every gateway here is a child process on ports that the system chose, which its log names. It is killed with the test
+//! that started it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that gets something else than it expects fails"
+)]
+
+mod program;
+
+mod checking;
+mod helping;
+mod replaying;
+mod secrets;
+mod serving;
+mod starting;
+mod stopping;

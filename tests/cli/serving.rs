@@ -1,0 +1,106 @@
+//! The life of a gateway from its first line of the log to its last.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::program::{Device, Setup, messages};
+
+/// The log tells the whole story in order; each line is one JSON object, and there is nothing else on stderr.
+#[tokio::test]
+async fn the_story_in_json() {
+    let mut serving = Setup::echo().served().await;
+    let mut device = Device::connect(serving.listener()).await;
+    device.says("hello").await;
+    device.gets("hello").await;
+
+    serving.signal(Signal::TERM);
+    serving.line("stopping").await;
+    device.is_closed().await;
+    let address = serving.listener();
+    let (code, log) = serving.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    assert_eq!(
+        messages(&log),
+        [
+            "settings read",
+            "engine for guests ready",
+            "handlers ready",
+            "MQTT port open",
+            "accepting",
+            "started",
+            "stopping",
+            "closed",
+            "stopped"
+        ]
+    );
+
+    let field = |message: &str, field: &str| {
+        let lines = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.into_iter().find(|line| line["message"] == message).unwrap()[field].clone()
+    };
+    assert_eq!(field("accepting", "listener"), "l");
+    assert_eq!(field("started", "node"), "test");
+    assert_eq!(field("stopping", "connections"), 1);
+    assert_eq!(field("closed", "received_bytes"), 5);
+    assert_eq!(field("closed", "sent_bytes"), 5);
+    assert_eq!(field("closed", "reason"), "draining");
+}
+
+/// For people: a line has a time, a level, the message and its fields, without colours where no terminal is.
+#[tokio::test]
+async fn the_story_in_text() {
+    let mut serving = Setup::echo().serve(&[]);
+    serving.text(" INFO started node=test adapter=127.0.0.1:").await;
+    let (code, log) = serving.stop().await;
+    assert_eq!(code, Some(0));
+    let told: Vec<&str> = log
+        .iter()
+        .map(|line| {
+            assert!(!line.contains('\x1b'), "{line:?}");
+            let (time, rest) = line.split_once(' ').unwrap();
+            assert!(time.ends_with('Z'), "{line}");
+            rest.trim_start().strip_prefix("INFO ").unwrap_or_else(|| panic!("{line}"))
+        })
+        .collect();
+    for (line, begins) in told.iter().zip([
+        "settings read config=",
+        "engine for guests ready instances_max=",
+        "handlers ready handlers=1",
+        "MQTT port open addr=127.0.0.1:",
+        "accepting listener=l transport=tcp address=127.0.0.1:",
+        "started node=test adapter=127.0.0.1:",
+        "stopping connections=0",
+        "stopped",
+    ]) {
+        assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
+    }
+    assert_eq!(told.len(), 8, "{told:#?}");
+}
+
+/// A log that nobody reads any more ends no connection and no gateway.
+#[tokio::test]
+async fn a_broken_log_harms_nobody() {
+    let mut serving = Setup::echo().served().await;
+    serving.close_stderr().await;
+    for _ in 0..2 {
+        let mut device = Device::connect(serving.listener()).await;
+        device.says("hello").await;
+        device.gets("hello").await;
+    }
+    assert_eq!(serving.stop().await.0, Some(0));
+}
+
+/// What works and is probably not meant is told at the start, as a warning.
+#[tokio::test]
+async fn warnings_are_logged() {
+    let setup = Setup::new(
+        "[handlers.a]\nkind = \"grpc\"\nurl = \"http://127.0.0.1:9\"\n[handlers.b]\nkind = \"grpc\"\n\
+         url = \"http://127.0.0.1:9\"\n[adapter]\nbind = \"127.0.0.1:0\"\n\
+         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"a\", \"b\"]\n",
+    );
+    let (code, log) = setup.served().await.stop().await;
+    assert_eq!(code, Some(0));
+    let warning = "line 15, listeners.l.handlers: only the first handler serves; behind it there is \"b\"";
+    assert_eq!(messages(&log)[0], warning);
+}
