@@ -114,7 +114,7 @@ async fn bad_files_are_told_at_once() {
     let error = replayed(&[bad, none], &to, &[]).await.unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains("bad.conversation has 1 fault:") && text.contains("none.conversation: No such file"),
+        text.contains("bad.conversation has 1 fault:") && text.contains("none.conversation: no such file"),
         "{text}"
     );
     assert_eq!(error.exit_code(), ExitCode::FAILURE);
