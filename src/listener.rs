@@ -145,6 +145,27 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::chain;
+
+    /// What the operator reads is one sentence, and a low port says what it needs.
+    #[test]
+    fn a_refused_address_is_one_sentence() {
+        let told = |port: u16, number: i32| {
+            let bind = Bind { transport: Transport::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
+            let options = Options { name: "modbus".into(), bind, backlog: 1 };
+            chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
+        };
+        let denied = rustix::io::Errno::ACCESS.raw_os_error();
+        assert_eq!(
+            told(502, denied),
+            "cannot bind listener \"modbus\" on tcp://0.0.0.0:502: permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)"
+        );
+        assert_eq!(told(7993, denied), "cannot bind listener \"modbus\" on tcp://0.0.0.0:7993: permission denied");
+        assert_eq!(
+            told(502, rustix::io::Errno::ADDRINUSE.raw_os_error()),
+            "cannot bind listener \"modbus\" on tcp://0.0.0.0:502: address already in use"
+        );
+    }
 
     /// The written form is read back, and what is not of the form is refused.
     #[test]
