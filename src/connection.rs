@@ -167,6 +167,8 @@ enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
     Open,
+    /// We have ended our side.
+    Ended,
     Broken,
 }
 
@@ -214,7 +216,7 @@ impl Connection {
         self.state.close(reason);
         let reason = self.finish(&mut socket).await;
         self.tell_closed(reason).await;
-        if matches!((&self.input, self.output), (Input::Open, Output::Open)) {
+        if matches!((&self.input, self.output), (Input::Open, Output::Ended)) {
             linger(&mut socket).await;
         }
     }
@@ -322,6 +324,7 @@ impl Connection {
     {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
+            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
             tokio::select! {
                 biased;
                 done = &mut call => return done,
@@ -332,8 +335,31 @@ impl Connection {
                     // The handler waits for the peer to take its bytes; that wait has its own timeout.
                     deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
                 }
-                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+                happening = self.happening(socket, until) => match happening {
+                    Happening::Flushed => self.end_output(socket).await,
+                    happening => self.handle(happening).await,
+                },
             }
+        }
+    }
+
+    /// Whether the peer is to see the end although a callback still runs: it was asked for or forced, and
+    /// what was read before does not matter any more.
+    fn is_to_end_at_once(&mut self) -> bool {
+        if self.attached.adapter().close_asked() {
+            self.state.close(CloseReason::HandlerAsked);
+        }
+        self.output == Output::Open && matches!(self.state.phase(), Phase::Closing(reason) if !hears_the_rest(reason))
+    }
+
+    /// Ends our side of the stream, once.
+    async fn end_output<S: AsyncWrite + Unpin>(&mut self, socket: &mut S) {
+        if self.output != Output::Open {
+            return;
+        }
+        self.output = Output::Ended;
+        if let Err(error) = socket.shutdown().await {
+            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
         }
     }
 
@@ -383,7 +409,9 @@ impl Connection {
     }
 
     fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open && !matches!(self.input, Input::Ended(_)) && self.waiting.has_room_for_bytes()
+        *self.state.phase() == Phase::Open
+            && !matches!(self.input, Input::Ended(_))
+            && self.waiting.has_room_for_bytes()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -424,7 +452,7 @@ impl Connection {
         if outbound.is_empty() {
             return Ok(());
         }
-        if self.output == Output::Broken {
+        if self.output != Output::Open {
             self.shared.metrics.outbound_queue_bytes.dec_by(gauge(outbound.bytes()));
             outbound.clear();
             return Ok(());
@@ -557,9 +585,7 @@ impl Connection {
         let Phase::Closing(reason) = self.state.phase().clone() else {
             return CloseReason::Draining;
         };
-        if let Err(error) = socket.shutdown().await {
-            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
-        }
+        self.end_output(socket).await;
         reason
     }
 

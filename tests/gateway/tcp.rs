@@ -91,6 +91,36 @@ async fn what_was_sent_before_a_close_arrives() {
     }
 }
 
+/// A device sees the end when its handler asks for it, not when the callback that asked returns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_does_not_wait_for_the_callback() {
+    let release = Arc::new(Notify::new());
+    let mut handler = ScriptedHandler::start(Serves::Unary, {
+        let release = Arc::clone(&release);
+        move |callback, calls| {
+            let release = Arc::clone(&release);
+            async move {
+                if matches!(callback.event, Event::Bytes(_)) {
+                    calls.send_ok(&callback.conn, "refused").await;
+                    let close = polygate::exproto::proto::CloseSocketRequest { conn: callback.conn.clone() };
+                    assert_eq!(calls.close(close).await.code, 0);
+                    release.notified().await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = gateway.connect().await;
+    peer.send("hello").await;
+    assert_eq!(peer.receive_to_end().await, b"refused");
+    assert_eq!(gateway.connections(), 1, "the callback still runs");
+    release.notify_one();
+    assert_eq!(handler.next_closed().await, "{shutdown,normal}");
+}
+
 /// A peer that sends much and reads nothing is not read any more; when it reads, it gets every byte in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn back_pressure() {
