@@ -25,6 +25,9 @@ pub use outbound::Outbound;
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
 
+/// Longest name of a client, a user or a protocol, in bytes: MQTT's longest string (3.1.1 §1.5.3).
+const NAME_BYTES_MAX: usize = 65_535;
+
 /// What the adapters of one listener share.
 #[derive(Clone, Debug)]
 pub struct Services {
@@ -173,8 +176,8 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when the client id or the user name
-    /// does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
+    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or the client id
+    /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
     /// [`Refused::Broker`] when the broker does not take the client.
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
         self.check_open()?;
@@ -183,6 +186,17 @@ impl Adapter {
         }
         if client.client_id.is_empty() {
             return Err(Refused::Missing { what: "clientinfo.clientid" });
+        }
+        for (what, name) in [
+            ("clientinfo.clientid", &client.client_id),
+            ("clientinfo.username", &client.username),
+            ("clientinfo.proto_name", &client.proto_name),
+            ("clientinfo.proto_ver", &client.proto_ver),
+        ] {
+            if name.len() > NAME_BYTES_MAX {
+                let why = format!("expected at most {NAME_BYTES_MAX} bytes, got {}", name.len());
+                return Err(Refused::Malformed { what, why });
+            }
         }
         let identity = Identity {
             client_id: &client.client_id,

@@ -164,6 +164,13 @@ pub struct ClientInfo {
     pub username: String,
 }
 
+impl ClientInfo {
+    /// What it counts against a bound of bytes.
+    pub fn weight(&self) -> usize {
+        self.proto_name.len() + self.proto_ver.len() + self.client_id.len() + self.username.len()
+    }
+}
+
 /// MQTT's quality of service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -299,6 +306,17 @@ pub enum Command {
 }
 
 impl Command {
+    /// What it counts against a bound of bytes: the parts whose size the caller decides.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Send(bytes) => bytes.len(),
+            Self::Authenticate { client, .. } => client.weight(),
+            Self::Publish { topic, payload, .. } => topic.len() + payload.len(),
+            Self::Subscribe { filter, .. } | Self::Unsubscribe { filter } => filter.len(),
+            Self::Close | Self::StartTimer { .. } | Self::StopTimer(_) => 0,
+        }
+    }
+
     /// The operation's name in logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -8,23 +8,48 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{CloseReason, Command, ConnId, Message, Refused};
 
+/// Bytes of the commands that one mailbox holds; who asks for more waits until there is room. It is the largest
+/// request that the adapter takes, so any one fits.
+const COMMAND_BYTES_MAX: usize = 16 << 20;
+
+/// What a command counts at least. It bounds their number, and covers what a small one holds beside its bytes.
+const COMMAND_BYTES_MIN: usize = 16 << 10;
+
 /// Slots for commands, beyond those of the messages: a flood of messages cannot keep a handler from asking
-/// for something.
-const RESERVED_FOR_COMMANDS: usize = 16;
+/// for something. As many as the room for commands lets in, and some for the ends that are asked for.
+const RESERVED_FOR_COMMANDS: usize = COMMAND_BYTES_MAX / COMMAND_BYTES_MIN + 16;
 
 /// What a connection finds in its mailbox.
 #[derive(Debug)]
 pub enum Mail {
     /// A handler asks for something and waits for the answer.
-    Ask(Command, oneshot::Sender<Result<(), Refused>>),
+    Ask(Command, Reply),
     /// A message for one of the connection's subscriptions.
     Deliver(Message),
     /// End the connection, in order: flush, tell the handler, close.
     End(CloseReason),
+}
+
+/// Where the answer to a command goes. The command holds its room in the mailbox until then.
+#[derive(Debug)]
+pub struct Reply {
+    answer: oneshot::Sender<Result<(), Refused>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    /// Answers.
+    ///
+    /// # Errors
+    ///
+    /// The answer, when nobody waits for it any more.
+    pub fn send(self, answer: Result<(), Refused>) -> Result<(), Result<(), Refused>> {
+        self.answer.send(answer)
+    }
 }
 
 /// How many messages one connection may hold, from their delivery until its handler takes them.
@@ -72,6 +97,8 @@ pub struct Mailbox {
     // Boxed: tokio allocates slots in blocks of 32, and an idle connection pays for one block.
     slots: mpsc::Sender<Box<Mail>>,
     held: Arc<Held>,
+    /// For commands, in bytes.
+    room: Arc<Semaphore>,
     sheds: Counter,
 }
 
@@ -85,7 +112,8 @@ impl Mailbox {
     pub fn new(conn: ConnId, bounds: MessageBounds, sheds: Counter) -> (Self, Mails) {
         let (slots, mails) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
         let held = Held { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
-        (Self { conn, slots, held: Arc::new(held), sheds }, mails)
+        let room = Arc::new(Semaphore::new(COMMAND_BYTES_MAX));
+        (Self { conn, slots, held: Arc::new(held), room, sheds }, mails)
     }
 
     /// Whose mailbox this is.
@@ -121,16 +149,22 @@ impl Mailbox {
         }
     }
 
-    /// Asks for something and waits until the connection has answered.
+    /// Asks for something and waits until the connection has answered; before that, for room. Commands keep
+    /// the order in which they were asked.
     ///
     /// # Errors
     ///
     /// [`Refused::Full`] when the mailbox is full, [`Refused::Gone`] when the connection ends first, else
     /// what the operation itself says.
     pub async fn ask(&self, command: Command) -> Result<(), Refused> {
-        let (reply, answer) = oneshot::channel();
-        match self.slots.try_send(Box::new(Mail::Ask(command, reply))) {
-            Ok(()) => answer.await.unwrap_or(Err(Refused::Gone)),
+        let weight = command.weight().clamp(COMMAND_BYTES_MIN, COMMAND_BYTES_MAX);
+        // Clamped to what fits into 32 bits; the semaphore is never closed.
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(weight as u32).await else {
+            return Err(Refused::Gone);
+        };
+        let (answer, answered) = oneshot::channel();
+        match self.slots.try_send(Box::new(Mail::Ask(command, Reply { answer, _room: room }))) {
+            Ok(()) => answered.await.unwrap_or(Err(Refused::Gone)),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Refused::Gone),
             Err(mpsc::error::TrySendError::Full(_)) => Err(Refused::Full {
                 what: "the connection's mailbox",
@@ -197,5 +231,61 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.table.0.remove(&self.conn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use bytes::Bytes;
+    use futures::poll;
+
+    use super::*;
+
+    fn mailbox() -> (Mailbox, Mails) {
+        let bounds = MessageBounds { messages_max: 1, bytes_max: 1 };
+        Mailbox::new(ConnId::from_u64(1), bounds, Counter::default())
+    }
+
+    fn answer(mail: Box<Mail>) {
+        let Mail::Ask(_, reply) = *mail else { panic!("not a command") };
+        reply.send(Ok(())).unwrap();
+    }
+
+    /// Commands wait outside when there is no room for their bytes, and are told when the connection has ended.
+    #[tokio::test]
+    async fn commands_are_bounded_by_their_bytes() {
+        let (mailbox, mut mails) = mailbox();
+        let large = || Command::Send(Bytes::from(vec![0; COMMAND_BYTES_MAX]));
+        let (mut first, mut second, mut third) =
+            (pin!(mailbox.ask(large())), pin!(mailbox.ask(Command::Close)), pin!(mailbox.ask(large())));
+        assert!(poll!(&mut first).is_pending());
+        assert!(poll!(&mut second).is_pending());
+        assert!(poll!(&mut third).is_pending());
+        assert_eq!(mails.len(), 1);
+
+        answer(mails.recv().await.unwrap());
+        assert_eq!(first.await, Ok(()));
+        assert!(poll!(&mut second).is_pending());
+        assert!(poll!(&mut third).is_pending());
+        assert_eq!(mails.len(), 1, "the last does not fit beside the one before it");
+
+        drop(mails);
+        assert_eq!(second.await, Err(Refused::Gone));
+        assert_eq!(third.await, Err(Refused::Gone));
+    }
+
+    /// Many small commands find room at once, however many messages there are.
+    #[tokio::test]
+    async fn many_small_commands_fit() {
+        let (mailbox, mut mails) = mailbox();
+        let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(Command::Close)).collect();
+        let (answers, ()) = tokio::join!(futures::future::join_all(asked), async {
+            for _ in 0..1000 {
+                answer(mails.recv().await.unwrap());
+            }
+        });
+        assert!(answers.iter().all(Result::is_ok));
     }
 }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
@@ -26,6 +27,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Largest request, in bytes: a `Send` of a few megabytes in one piece, which some handlers make.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// Payloads from this many bytes on stay in the buffer of their request, which has at least 8 KiB.
+const SHARED_FROM: usize = 8 << 10;
 
 /// Where the adapter listens and how.
 #[derive(Clone, Debug)]
@@ -127,7 +131,7 @@ impl Adapter {
     async fn ask(&self, conn: &str, command: Result<Command, Refused>) -> Result<(), Refused> {
         let id = ConnId::parse(conn).ok_or_else(|| Refused::Malformed {
             what: "conn",
-            why: format!("expected 16 hexadecimal digits as the gateway gave them, got {conn:.40?}"),
+            why: format!("expected 16 hexadecimal digits as the gateway gave them, got {:?}", beginning(conn)),
         })?;
         let mailbox = self.table.get(id).ok_or(Refused::Gone)?;
         mailbox.ask(command?).await
@@ -145,6 +149,17 @@ impl Adapter {
         }
         Ok(Response::new(result.into()))
     }
+}
+
+/// As much of a caller's text as an answer repeats; the whole may have megabytes.
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(40)]
+}
+
+/// The bytes in memory of their own, when the buffer of the whole request would outlive it for a small part:
+/// what is published may be kept for long, in queues and as retained messages.
+fn owned(bytes: Bytes) -> Bytes {
+    if bytes.len() < SHARED_FROM { Bytes::copy_from_slice(&bytes) } else { bytes }
 }
 
 fn tls_config(tls: &ServerTls) -> ServerTlsConfig {
@@ -203,7 +218,7 @@ impl ConnectionAdapter for Adapter {
 
     async fn publish(&self, request: Request<proto::PublishRequest>) -> Answer {
         let proto::PublishRequest { conn, topic, qos: number, payload } = request.into_inner();
-        let command = qos(number).map(|qos| Command::Publish { topic, qos, payload });
+        let command = qos(number).map(|qos| Command::Publish { topic, qos, payload: owned(payload) });
         let result = self.ask(&conn, command).await;
         self.answer("Publish", result)
     }
@@ -224,7 +239,7 @@ impl ConnectionAdapter for Adapter {
     async fn raw_publish(&self, request: Request<proto::RawPublishRequest>) -> Answer {
         let proto::RawPublishRequest { topic, qos: number, payload } = request.into_inner();
         let result = match qos(number) {
-            Ok(qos) => adapter::raw_publish(&self.pubsub, &topic, qos, payload).await,
+            Ok(qos) => adapter::raw_publish(&self.pubsub, &topic, qos, owned(payload)).await,
             Err(refused) => Err(refused),
         };
         self.answer("RawPublish", result)

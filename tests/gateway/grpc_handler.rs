@@ -171,6 +171,9 @@ async fn result_codes() {
     // A conn that is not ours, or not any more.
     let send = |conn: &str| proto::SendBytesRequest { conn: conn.to_owned(), bytes: "x".into() };
     is(calls.send(send("nonsense")).await, ResultCode::ParamsTypeError, "nonsense");
+    let answer = calls.send(send(&"é".repeat(1 << 20))).await;
+    assert!(answer.message.len() < 200, "the refusal repeats {} bytes", answer.message.len());
+    is(answer, ResultCode::ParamsTypeError, "é");
     is(calls.send(send("00000000000000ff")).await, ResultCode::ConnProcessNotAlive, "conn");
 
     // Arguments.
@@ -180,6 +183,7 @@ async fn result_codes() {
         "clientinfo",
     );
     is(calls.authenticate(authentication(&conn, "")).await, ResultCode::RequiredParamsMissed, "clientid");
+    is(calls.authenticate(authentication(&conn, &"x".repeat(65_536))).await, ResultCode::ParamsTypeError, "65536");
     is(calls.start_timer(timer(0, 0)).await, ResultCode::ParamsTypeError, "interval");
     is(calls.start_timer(timer(7, 60)).await, ResultCode::ParamsTypeError, "7");
 

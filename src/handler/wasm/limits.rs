@@ -107,7 +107,10 @@ impl Drop for MemoryLimit {
 
 /// The limits hold for all memories and tables of the instance together.
 impl ResourceLimiter for MemoryLimit {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if is_beyond(desired, maximum) {
+            return Ok(false);
+        }
         let grown = desired.saturating_sub(current);
         let bytes = self.bytes.saturating_add(grown);
         if bytes > self.bytes_max {
@@ -119,7 +122,10 @@ impl ResourceLimiter for MemoryLimit {
         Ok(true)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if is_beyond(desired, maximum) {
+            return Ok(false);
+        }
         let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
         if elements > TABLE_ELEMENTS_MAX {
             self.exceeded = true;
@@ -128,6 +134,12 @@ impl ResourceLimiter for MemoryLimit {
         self.table_elements = elements;
         Ok(true)
     }
+}
+
+/// Whether the guest's own declaration forbids the growth. The engine asks us first, and refuses it only after we
+/// have counted it.
+fn is_beyond(desired: usize, maximum: Option<usize>) -> bool {
+    maximum.is_some_and(|maximum| desired > maximum)
 }
 
 fn gauge(bytes: usize) -> i64 {
@@ -200,6 +212,21 @@ mod tests {
         drop(first);
         assert_eq!(metrics.live.get(), 0);
         assert!(ceiling.permit(&metrics).is_some());
+    }
+
+    /// What a guest has forbidden itself is not counted: it does not get it.
+    #[test]
+    fn growth_beyond_the_guests_own_maximum_is_not_counted() {
+        let metrics = Telemetry::new().instances(&"guest".into());
+        let mut limit = MemoryLimit::new(100, metrics.clone());
+        for _ in 0..10 {
+            assert!(!limit.memory_growing(0, 30, Some(20)).unwrap());
+            assert!(!limit.table_growing(0, 30_000, Some(20)).unwrap());
+        }
+        assert!(!limit.exceeded, "the gateway has refused nothing");
+        assert_eq!(metrics.memory_bytes.get(), 0);
+        assert!(limit.memory_growing(0, 20, Some(20)).unwrap());
+        assert!(limit.table_growing(0, 20, Some(20)).unwrap());
     }
 
     /// Memory grows to the limit, not beyond, over all memories; the gauges follow and return to zero.
