@@ -365,10 +365,13 @@ impl Connection {
                     // The handler waits for the peer to take its bytes; that wait has its own timeout.
                     deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
                 }
-                happening = self.happening(socket, until) => match happening {
-                    Happening::Flushed => self.end_output(socket).await,
-                    happening => self.handle(happening).await,
-                },
+                happening = self.happening(socket, until) => {
+                    if matches!(happening, Happening::Flushed) {
+                        self.end_output(socket).await;
+                    } else {
+                        self.handle(happening).await;
+                    }
+                }
             }
         }
     }

@@ -248,8 +248,8 @@ mod tests {
         Mailbox::new(ConnId::from_u64(1), bounds, Counter::default())
     }
 
-    fn answer(mail: Box<Mail>) {
-        let Mail::Ask(_, reply) = *mail else { panic!("not a command") };
+    fn answer(mail: Mail) {
+        let Mail::Ask(_, reply) = mail else { panic!("not a command") };
         reply.send(Ok(())).unwrap();
     }
 
@@ -265,7 +265,7 @@ mod tests {
         assert!(poll!(&mut third).is_pending());
         assert_eq!(mails.len(), 1);
 
-        answer(mails.recv().await.unwrap());
+        answer(*mails.recv().await.unwrap());
         assert_eq!(first.await, Ok(()));
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
@@ -283,7 +283,7 @@ mod tests {
         let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(Command::Close)).collect();
         let (answers, ()) = tokio::join!(futures::future::join_all(asked), async {
             for _ in 0..1000 {
-                answer(mails.recv().await.unwrap());
+                answer(*mails.recv().await.unwrap());
             }
         });
         assert!(answers.iter().all(Result::is_ok));
