@@ -234,7 +234,7 @@ impl Device {
     }
 
     /// The gateway ends the stream in order, without another byte.
-    pub async fn is_closed(mut self) {
+    pub async fn expect_closed(mut self) {
         let mut bytes = Vec::new();
         within("the end of the stream", self.0.read_to_end(&mut bytes)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), "");

@@ -110,7 +110,7 @@ async fn devices_log_in(serving: &Serving) {
             device.says(format!("{{\"type\":3,\"topic\":\"a\",\"qos\":0,\"payload\":\"{PAYLOAD}\"}}")).await;
             device.gets("{\"type\":4,\"code\":0}").await;
         } else {
-            device.is_closed().await;
+            device.expect_closed().await;
         }
     }
 }

@@ -15,7 +15,7 @@ async fn the_story_in_json() {
 
     serving.signal(Signal::TERM);
     serving.line("stopping").await;
-    device.is_closed().await;
+    device.expect_closed().await;
     let address = serving.listener();
     let (code, log) = serving.ended().await;
     assert_eq!(code, Some(0));
