@@ -16,7 +16,7 @@ use crate::conn::table::Mailbox;
 use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, QoS, Refused, Timer};
 use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
 use crate::pubsub::{PubSub, Session};
-use crate::telemetry::ListenerMetrics;
+use crate::telemetry::{ListenerMetrics, PAYLOAD_LOG};
 
 mod outbound;
 
@@ -151,6 +151,7 @@ impl Adapter {
     /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
         self.check_open()?;
+        tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, ?bytes, "from the handler");
         if self.outbound.is_full() {
             return Err(Refused::Full {
                 what: "the queue of bytes to the peer",
@@ -272,6 +273,7 @@ impl Adapter {
     pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
         let (client, services) = self.client("Publish")?;
         let topic = client.mount.name(topic).map_err(malformed)?;
+        tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, %topic, ?qos, ?payload, "published by the handler");
         if !services.auth.allows_publish(&client.info.client_id, &client.info.username, &topic) {
             return Err(Refused::Denied(Denied::Publish { topic: topic.into_owned() }));
         }

@@ -20,7 +20,7 @@ use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Tab
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
 use crate::dispatch::Chain;
 use crate::handler::{Attached, CallError, grpc};
-use crate::telemetry::{HandlerMetrics, ListenerMetrics};
+use crate::telemetry::{HandlerMetrics, ListenerMetrics, PAYLOAD_LOG};
 
 mod state;
 mod waiting;
@@ -318,6 +318,7 @@ impl Connection {
     {
         let started = Instant::now();
         let name = event.name();
+        tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
         let result = match &mut self.attached {
             Attached::Wasm(guest) => guest.call(&event).await,
             Attached::Grpc { remote, .. } => {

@@ -299,6 +299,26 @@ mod tests {
         host.load(options, Telemetry::new().instances(&"guest".into()))
     }
 
+    /// A core module for this world of the guest interface, as a compiler makes it, with its component metadata.
+    fn core_module(world: &str) -> Vec<u8> {
+        let mut resolve = wit_parser::Resolve::default();
+        let (package, _) = resolve.push_dir("wit").unwrap();
+        let world = resolve.select_world(&[package], Some(world)).unwrap();
+        let mangling = wit_parser::ManglingAndAbi::Legacy(wit_parser::LiftLowerAbi::Sync);
+        let mut module = wit_component::dummy_module(&resolve, world, mangling);
+        let encoding = wit_component::StringEncoding::UTF8;
+        wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+        module
+    }
+
+    /// What a compiler makes is taken as it is: the host makes a component of it, with or without `migrate`.
+    #[test]
+    fn a_core_module_is_made_a_component() {
+        for world in ["connection-handler", "migrating-connection-handler"] {
+            assert_eq!(&**load(&core_module(world)).unwrap().name(), "guest");
+        }
+    }
+
     /// A file that is no guest is refused with the reason, whatever it is.
     #[test]
     fn what_is_no_guest_is_refused() {

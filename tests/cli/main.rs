@@ -12,6 +12,7 @@
 mod program;
 
 mod checking;
+mod demo;
 mod helping;
 mod replaying;
 mod secrets;

@@ -25,12 +25,16 @@ fn users() -> String {
     CREDENTIALS.map(|(name, ..)| user(name)).concat()
 }
 
-/// At no level does the log hold a password of a device or of an MQTT client, right or wrong, or a hash: whatever its
-/// filter, and also when the lines of the broker's library are asked for.
+/// At no level does the log hold a password of a device or of an MQTT client, right or wrong, or a hash, but where the
+/// device's bytes themselves are asked for; also when the lines of the broker's library are asked for.
 #[tokio::test]
 async fn passwords() {
-    let mut serving =
-        Setup::guest("echo", "").more(&users()).serve(&["--log-format", "json", "--log", "trace,rmqtt=trace"]);
+    let mut serving = Setup::guest("echo", "").more(&users()).serve(&[
+        "--log-format",
+        "json",
+        "--log",
+        "trace,polygate::payload=debug,rmqtt=trace",
+    ]);
     serving.line("started").await;
     devices_log_in(&serving).await;
     clients_log_in(&serving).await;
@@ -49,7 +53,8 @@ async fn passwords_over_grpc() {
         "[adapter]\nbind = \"127.0.0.1:0\"\n[handlers.h]\nkind = \"grpc\"\nurl = \"http://{taken}\"\n\
          [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n"
     );
-    let mut serving = Setup::new(&text).more(&users()).serve(&["--log-format", "json", "--log", "trace"]);
+    let mut serving =
+        Setup::new(&text).more(&users()).serve(&["--log-format", "json", "--log", "trace,polygate::payload=debug"]);
     serving.line("started").await;
 
     // Cargo puts a test under deps/ and the examples beside it.
@@ -84,6 +89,24 @@ async fn payloads() {
     clients_log_in(&serving).await;
     let log = serving.stop().await.1;
     assert!(!log.iter().any(|line| line.contains(PAYLOAD)), "{log:#?}");
+}
+
+/// Somebody who asks for what devices say gets it, to the byte.
+#[tokio::test]
+async fn payloads_when_asked_for() {
+    let mut serving = Setup::guest("echo", "").more(&users()).serve(&[
+        "--log-format",
+        "json",
+        "--log",
+        "info,polygate::payload=trace",
+    ]);
+    serving.line("started").await;
+    devices_log_in(&serving).await;
+    let log = serving.stop().await.1;
+    for what in ["to the handler", "from the handler", "published by the handler"] {
+        assert!(log.iter().any(|line| line.contains(what)), "no line says {what:?}: {log:#?}");
+    }
+    assert!(log.iter().any(|line| line.contains(PAYLOAD)), "{log:#?}");
 }
 
 async fn stopped(serving: Serving) -> Vec<String> {

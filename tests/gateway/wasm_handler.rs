@@ -149,7 +149,7 @@ async fn a_flood_of_messages_does_not_silence_the_device() {
     }
 }
 
-/// A core module with component metadata is as good as a component.
+/// The second start takes the compiled component from the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_is_compiled_once() {
     let dir = tempfile::tempdir().unwrap();
