@@ -17,6 +17,10 @@ use crate::conn::ConnId;
 /// What one printed line keeps, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
+/// What an instance may hold of the host's: streams, clocks' pollables and the like. Runtimes use a few dozen; each
+/// costs the host memory that the guest's limit does not see.
+const RESOURCES_MAX: usize = 1000;
+
 /// The WASI side of one instance.
 pub(super) struct Wasi {
     ctx: WasiCtx,
@@ -27,7 +31,9 @@ impl Wasi {
     fn new(conn: ConnId, handler: Arc<str>) -> Self {
         let log = |stream| Log { conn, handler: Arc::clone(&handler), stream };
         let ctx = WasiCtx::builder().stdout(log("stdout")).stderr(log("stderr")).build();
-        Self { ctx, table: ResourceTable::new() }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        Self { ctx, table }
     }
 }
 
@@ -96,5 +102,39 @@ impl AsyncWrite for Lines {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.end_line();
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime_wasi::sockets::WasiSocketsView;
+
+    use super::*;
+
+    impl WasiView for Wasi {
+        fn ctx(&mut self) -> WasiCtxView<'_> {
+            WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
+        }
+    }
+
+    /// Sockets are refused before they take a descriptor.
+    #[tokio::test]
+    async fn sockets_are_refused() {
+        use wasmtime_wasi::p2::bindings::sockets::network::IpAddressFamily;
+        use wasmtime_wasi::p2::bindings::sockets::{tcp_create_socket, udp_create_socket};
+
+        let mut wasi = Wasi::new(ConnId::from_u64(1), "guest".into());
+        assert!(tcp_create_socket::Host::create_tcp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).is_err());
+        assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
+    }
+
+    /// A guest that makes ever more of the host's objects comes to an end of them.
+    #[test]
+    fn resources_are_bounded() {
+        let mut wasi = Wasi::new(ConnId::from_u64(1), "guest".into());
+        for _ in 0..RESOURCES_MAX {
+            wasi.table.push(()).unwrap();
+        }
+        assert!(wasi.table.push(()).is_err());
     }
 }
