@@ -122,6 +122,7 @@ impl Connections {
             info,
             input: Input::Open,
             output: Output::Open,
+            counted: false,
             had_mail: false,
             alarm: None,
             received_bytes: 0,
@@ -145,6 +146,8 @@ pub struct Connection {
     mails: Mails,
     input: Input,
     output: Output,
+    /// It is among the live connections of the metrics.
+    counted: bool,
     /// The last thing that happened was a mail.
     had_mail: bool,
     alarm: Option<Alarm>,
@@ -210,6 +213,7 @@ impl Connection {
         let metrics = &self.shared.metrics;
         metrics.accepted.inc();
         metrics.connections.inc();
+        self.counted = true;
         tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "connected");
 
         let reason = self.serve(&mut socket).await;
@@ -611,6 +615,7 @@ impl Connection {
             %reason,
             "closed"
         );
+        self.counted = false;
         self.shared.metrics.closed(reason.name());
         self.shared.metrics.connections.dec();
 
@@ -640,6 +645,17 @@ impl Connection {
         metrics.inbound_queue_bytes.dec_by(gauge(self.waiting.bytes()));
         metrics.queued_messages.dec_by(gauge(self.waiting.messages()));
         self.waiting = Waiting::new(0);
+    }
+}
+
+/// A connection that is dropped before its end, because the drain timeout is over.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.counted {
+            tracing::info!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "cut off");
+            self.shared.metrics.closed("cut_off");
+            self.shared.metrics.connections.dec();
+        }
     }
 }
 
