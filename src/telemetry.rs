@@ -86,6 +86,7 @@ pub struct Telemetry {
     undelivered: Family<EventLabel, Counter>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
+    log_lines_shed: Family<HandlerLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
 
@@ -159,6 +160,8 @@ impl Telemetry {
             Unit::Bytes,
             instance_memory_bytes.clone(),
         );
+        let log_lines_shed = Family::default();
+        registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
         let adapter_calls = Family::default();
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
 
@@ -181,6 +184,7 @@ impl Telemetry {
             undelivered,
             instances,
             instance_memory_bytes,
+            log_lines_shed,
             adapter_calls,
         }
     }
@@ -273,6 +277,7 @@ impl Telemetry {
         InstanceMetrics {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
+            log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
         }
     }
 
@@ -357,11 +362,13 @@ impl HandlerMetrics {
     }
 }
 
-/// The gauges of one guest's instances.
+/// The gauges and counters of one guest's instances.
 #[derive(Clone, Debug)]
 pub struct InstanceMetrics {
     /// Live instances.
     pub live: Gauge,
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,
+    /// Lines that the log left out, because an instance said too many.
+    pub log_lines_shed: Counter,
 }
