@@ -419,6 +419,28 @@ async fn failures_are_told_apart() {
     }
 }
 
+/// A server that dies while it handles an event was cut off and has not failed: the two are told apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_in_a_call_is_unavailable() {
+    let mut handler = ScriptedHandler::start(Serves::Unary, |callback, _| async move {
+        if let Event::Bytes(_) = callback.event {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    let mut peer = gateway.connect().await;
+    handler.next_created().await;
+    peer.send("x").await;
+    assert!(matches!(handler.next().await.event, Event::Bytes(_)));
+    handler.kill().await;
+    peer.expect_closed().await;
+    gateway
+        .metric_reaches("polygate_handler_failures_total{listener=\"l\",handler=\"h\",kind=\"unavailable\"}", 1.0)
+        .await;
+}
+
 /// Nobody listens where the handler should be: the device is let go, and the next one finds the handler
 /// that has been started since, without a restart of the gateway.
 #[tokio::test(flavor = "multi_thread")]
