@@ -122,6 +122,7 @@ impl Connections {
             info,
             input: Input::Open,
             output: Output::Open,
+            counted: false,
             had_mail: false,
             alarm: None,
             received_bytes: 0,
@@ -146,6 +147,8 @@ pub struct Connection {
     mails: Mails,
     input: Input,
     output: Output,
+    /// It is among the live connections of the metrics.
+    counted: bool,
     /// The last thing that happened was a mail.
     had_mail: bool,
     alarm: Option<Alarm>,
@@ -244,6 +247,7 @@ impl Connection {
         let metrics = &self.shared.metrics;
         metrics.accepted.inc();
         metrics.connections.inc();
+        self.counted = true;
         tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "connected");
 
         let reason = self.serve(&mut socket).await;
@@ -657,6 +661,7 @@ impl Connection {
             %reason,
             "closed"
         );
+        self.counted = false;
         self.shared.metrics.closed(reason.name());
         self.shared.metrics.connections.dec();
 
@@ -677,6 +682,17 @@ impl Connection {
         if let Err(error) = result {
             self.handler.undelivered(name);
             tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
+        }
+    }
+}
+
+/// A connection that is dropped before its end, because the drain timeout is over.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.counted {
+            tracing::info!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "cut off");
+            self.shared.metrics.closed("cut_off");
+            self.shared.metrics.connections.dec();
         }
     }
 }

@@ -39,7 +39,7 @@ impl Drain {
         self.begun.is_cancelled()
     }
 
-    /// Says that no connection is left, or that the grace period is over.
+    /// Says that no connection is left, or that the grace period is over: tasks that still run are dropped.
     pub fn end(&self) {
         self.ended.cancel();
     }
@@ -49,12 +49,16 @@ impl Drain {
         self.ended.cancelled().await;
     }
 
-    /// Runs a task that [`Drain::finished`] waits for.
+    /// Runs a task that [`Drain::finished`] waits for; [`Drain::end`] cuts it off.
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.tasks.spawn(task);
+        let ended = self.ended.clone();
+        self.tasks.spawn(async move {
+            // Told already, by the number that `finished` gave.
+            let _cut_off: Option<()> = ended.run_until_cancelled(task).await;
+        });
     }
 
     /// Waits until all tasks have ended, at most for the grace period.

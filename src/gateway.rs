@@ -29,6 +29,9 @@ use crate::telemetry::Telemetry;
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
 
+/// How long connections that are cut off may take to notice; a guest in a loop does at its next yield.
+const CUT_OFF_END: Duration = Duration::from_secs(1);
+
 /// Why the gateway could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -157,15 +160,31 @@ impl Gateway {
             &counters.subscribes_denied,
             &counters.retained_refused,
         );
-        if let Some(options) = &adapter {
-            let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
-            bound.adapter = Some(service.serve(options, drain.clone()).await?);
-        }
-        if let Some(options) = admin {
-            bound.admin = Some(admin::serve(options, telemetry.clone(), drain.clone()).await?);
-        }
+        let ports = async {
+            let adapter = match &adapter {
+                Some(options) => {
+                    let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
+                    Some(service.serve(options, drain.clone()).await?)
+                }
+                None => None,
+            };
+            let admin = match admin {
+                Some(options) => Some(admin::serve(options, telemetry.clone(), drain.clone()).await?),
+                None => None,
+            };
+            Ok((adapter, admin))
+        };
+        (bound.adapter, bound.admin) = match ports.await {
+            Ok(ports) => ports,
+            Err(error) => {
+                drain.begin();
+                drain.end();
+                broker.shutdown().await;
+                return Err(error);
+            }
+        };
 
-        // Everything is bound: from here on nothing can fail, so no device is accepted only to be let down.
+        // From here on nothing can fail, so no device is let in only to be cut off.
         let mut accept_loops = Vec::with_capacity(sockets.len());
         for (socket, chain, metrics, options) in sockets {
             let address = socket.local_addr();
@@ -235,6 +254,9 @@ impl Gateway {
             tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
         }
         self.drain.end();
+        if left > 0 && self.drain.finished(CUT_OFF_END).await > 0 {
+            tracing::error!("connections that were cut off have not ended");
+        }
         self.broker.shutdown().await;
         tracing::info!("stopped");
         left

@@ -90,6 +90,7 @@ pub struct Telemetry {
     undelivered: Family<EventLabel, Counter>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
+    log_lines_shed: Family<HandlerLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
 
@@ -163,6 +164,8 @@ impl Telemetry {
             Unit::Bytes,
             instance_memory_bytes.clone(),
         );
+        let log_lines_shed = Family::default();
+        registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
         let adapter_calls = Family::default();
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
 
@@ -185,6 +188,7 @@ impl Telemetry {
             undelivered,
             instances,
             instance_memory_bytes,
+            log_lines_shed,
             adapter_calls,
         }
     }
@@ -277,6 +281,7 @@ impl Telemetry {
         InstanceMetrics {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
+            log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
         }
     }
 
@@ -361,11 +366,13 @@ impl HandlerMetrics {
     }
 }
 
-/// The gauges of one guest's instances.
+/// The gauges and counters of one guest's instances.
 #[derive(Clone, Debug)]
 pub struct InstanceMetrics {
     /// Live instances.
     pub live: Gauge,
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,
+    /// Lines that the log left out, because an instance said too many.
+    pub log_lines_shed: Counter,
 }

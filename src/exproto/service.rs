@@ -3,13 +3,14 @@
 //! It decodes, asks the connection through its mailbox and encodes the answer. A refusal is an answer with
 //! a code; the gRPC status is OK in all cases.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::Stream;
 use secrecy::SecretString;
-use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
@@ -24,6 +25,9 @@ use crate::telemetry::Telemetry;
 
 /// HTTP/2 pings to handlers that keep a connection open.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long an accept that failed waits: descriptors come back when connections end.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Largest request, in bytes: a `Send` of a few megabytes in one piece, which some handlers make.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
@@ -116,11 +120,10 @@ impl Adapter {
             .add_service(ConnectionAdapterServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX))
             .add_service(health_service)
             .add_service(reflection);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(async move {
             // Handlers need the adapter until the last connection has told them of its end.
             let stopped = async move { drain.ended().await };
-            if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
+            if let Err(error) = router.serve_with_incoming_shutdown(callers(listener), stopped).await {
                 tracing::error!(%error, "the adapter has stopped");
             }
         });
@@ -149,6 +152,28 @@ impl Adapter {
         }
         Ok(Response::new(result.into()))
     }
+}
+
+/// The callers that connect. An accept that fails for the machine's sake (no descriptors left) is told and tried
+/// again after a pause; tonic's own loop would try again without one, and keep a processor busy with it.
+fn callers(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    futures::stream::unfold((listener, false), |(listener, mut failing)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => match stream.set_nodelay(true) {
+                    Ok(()) => return Some((Ok(stream), (listener, false))),
+                    Err(error) => tracing::debug!(%error, "a caller was gone when it was accepted"),
+                },
+                Err(error) => {
+                    if !failing {
+                        tracing::error!(%error, "the adapter cannot accept callers; trying again");
+                    }
+                    failing = true;
+                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+                }
+            }
+        }
+    })
 }
 
 /// As much of a caller's text as an answer repeats; the whole may have megabytes.

@@ -20,6 +20,7 @@ mod cache;
 mod guest;
 mod host;
 mod limits;
+mod log;
 mod wasi;
 
 pub use cache::CacheError;

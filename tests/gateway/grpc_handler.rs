@@ -1,9 +1,11 @@
 //! What a gRPC handler can rely on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use polygate::exproto::proto;
 use proto::ResultCode;
 use tokio::sync::Notify;
@@ -13,7 +15,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response};
 
 use crate::harness::echo_device::EchoDevice;
 use crate::harness::mqtt::MqttClient;
-use crate::harness::scripted_handler::{Callback, Event, ScriptedHandler, Serves, Transport, authentication};
+use crate::harness::scripted_handler::{Callback, Event, Proxy, ScriptedHandler, Serves, Transport, authentication};
 use crate::harness::{Setup, within};
 
 /// A server that does nothing by itself.
@@ -417,6 +419,28 @@ async fn failures_are_told_apart() {
     }
 }
 
+/// A server that dies while it handles an event was cut off and has not failed: the two are told apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_in_a_call_is_unavailable() {
+    let mut handler = ScriptedHandler::start(Serves::Unary, |callback, _| async move {
+        if let Event::Bytes(_) = callback.event {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    let mut peer = gateway.connect().await;
+    handler.next_created().await;
+    peer.send("x").await;
+    assert!(matches!(handler.next().await.event, Event::Bytes(_)));
+    handler.kill().await;
+    peer.expect_closed().await;
+    gateway
+        .metric_reaches("polygate_handler_failures_total{listener=\"l\",handler=\"h\",kind=\"unavailable\"}", 1.0)
+        .await;
+}
+
 /// Nobody listens where the handler should be: the device is let go, and the next one finds the handler
 /// that has been started since, without a restart of the gateway.
 #[tokio::test(flavor = "multi_thread")]
@@ -450,6 +474,44 @@ async fn a_handler_may_come_later_and_be_restarted() {
         assert_eq!(device.publish("up", "served").await["code"], 0, "{serves:?}");
         handler.kill().await;
     }
+}
+
+/// What a proxy answers for a server that is away tells nothing of which service the server has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_not_taken_for_the_server() {
+    let away = AtomicBool::new(true);
+    let proxy: Proxy =
+        Box::new(move |_| away.swap(false, Ordering::SeqCst).then(|| StatusCode::BAD_GATEWAY.into_response()));
+    let transport = Transport { proxy: Some(proxy), ..Transport::default() };
+    let handler = ScriptedHandler::echo_on(transport, Serves::Streaming).await;
+    // One HTTP/2 connection, which outlives the refusal.
+    let gateway = Setup::grpc(&handler).handler("channels = 1").start().await;
+    handler.use_adapter(gateway.adapter());
+    gateway.connect().await.expect_closed().await;
+    gateway
+        .metric_reaches("polygate_handler_failures_total{listener=\"l\",handler=\"h\",kind=\"unavailable\"}", 1.0)
+        .await;
+    EchoDevice::login(gateway.listener(), "device-1").await;
+}
+
+/// Another server behind the same HTTP/2 connection may have the other service: it is found out again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_gone_is_looked_for_again() {
+    let replaced = Arc::new(AtomicBool::new(false));
+    let proxy: Proxy = Box::new({
+        let replaced = Arc::clone(&replaced);
+        move |path| {
+            let lacks = replaced.load(Ordering::SeqCst) && path.contains("ConnectionUnaryHandler");
+            lacks.then(|| Status::unimplemented("no such service").into_http())
+        }
+    });
+    let transport = Transport { proxy: Some(proxy), ..Transport::default() };
+    let handler = ScriptedHandler::echo_on(transport, Serves::Both).await;
+    let gateway = Setup::grpc(&handler).handler("channels = 1").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    replaced.store(true, Ordering::SeqCst);
+    assert_eq!(device.publish("up", "still served").await["code"], 0);
 }
 
 /// With more than one HTTP/2 connection, devices are spread over them.

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use polygate::config::Config;
 use polygate::conn::table::Mailbox;
-use polygate::gateway::Gateway;
+use polygate::gateway::{Gateway, StartError};
+use polygate::telemetry::Telemetry;
 use tempfile::TempDir;
 
 use peer::RawPeer;
@@ -38,7 +39,8 @@ pub struct Setup {
     handlers: String,
     listener: String,
     more: String,
-    bind: &'static str,
+    bind: String,
+    admin_bind: String,
 }
 
 impl Setup {
@@ -52,7 +54,8 @@ impl Setup {
             handlers,
             listener: String::new(),
             more: String::new(),
-            bind: "tcp://127.0.0.1:0",
+            bind: "tcp://127.0.0.1:0".to_owned(),
+            admin_bind: "127.0.0.1:0".to_owned(),
         }
     }
 
@@ -125,25 +128,44 @@ impl Setup {
     }
 
     /// Where the listener binds, instead of an IPv4 loopback port.
-    pub fn bind(mut self, bind: &'static str) -> Self {
-        self.bind = bind;
+    pub fn bind(mut self, bind: &str) -> Self {
+        self.bind = bind.to_owned();
+        self
+    }
+
+    /// Where the admin port binds, instead of an IPv4 loopback port.
+    pub fn admin_bind(mut self, bind: &str) -> Self {
+        self.admin_bind = bind.to_owned();
         self
     }
 
     /// Starts it.
     pub async fn start(self) -> GatewayUnderTest {
+        self.try_start().await.unwrap()
+    }
+
+    /// Starts it, or says why that is not possible.
+    pub async fn try_start(self) -> Result<GatewayUnderTest, StartError> {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", dir.path().join("data")));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
-             [admin]\nbind = \"127.0.0.1:0\"\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
+             [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
              [listeners.l]\nbind = {:?}\nhandlers = [\"h\"]\n{}\n{}",
-            self.gateway, self.adapter, self.admin, self.auth, self.handlers, self.bind, self.listener, self.more,
+            self.gateway,
+            self.adapter,
+            self.admin_bind,
+            self.admin,
+            self.auth,
+            self.handlers,
+            self.bind,
+            self.listener,
+            self.more,
         );
         let (config, _) =
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
-        let gateway = Gateway::start(config).await.unwrap();
-        GatewayUnderTest { gateway: Some(gateway), _dir: dir }
+        let gateway = Gateway::start(config).await?;
+        Ok(GatewayUnderTest { gateway: Some(gateway), _dir: dir })
     }
 }
 
@@ -205,6 +227,11 @@ impl GatewayUnderTest {
         let page = self.gateway().telemetry().render().unwrap();
         let value = page.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The metrics, also for after the end.
+    pub fn telemetry(&self) -> Telemetry {
+        self.gateway().telemetry().clone()
     }
 
     /// Waits until a metric has a value.

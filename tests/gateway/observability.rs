@@ -1,5 +1,6 @@
 //! What an operator sees.
 
+use polygate::gateway::StartError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -52,4 +53,15 @@ async fn admin_token() {
     assert_eq!(get(&gateway, "/metrics", "").await.0, "HTTP/1.1 401 Unauthorized");
     assert_eq!(get(&gateway, "/metrics", "authorization: Bearer wrong\r\n").await.0, "HTTP/1.1 401 Unauthorized");
     assert_eq!(get(&gateway, "/metrics", "authorization: Bearer a-token-of-the-test\r\n").await.0, "HTTP/1.1 200 OK");
+}
+
+/// A gateway that cannot start leaves nothing behind that listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_start_leaves_nothing() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let setup = Setup::guest("echo").bind(&format!("tcp://{free}"));
+    let error = setup.admin_bind(&taken.local_addr().unwrap().to_string()).try_start().await.err();
+    assert!(matches!(error, Some(StartError::Admin(_))), "{error:?}");
+    assert!(TcpStream::connect(free).await.is_err(), "the listener accepts");
 }

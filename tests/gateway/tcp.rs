@@ -324,7 +324,8 @@ async fn drain() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the listener is closed");
 }
 
-/// A stop does not wait longer than the drain timeout for a handler that hangs.
+/// A stop does not wait longer than the drain timeout for a handler that hangs; what is left then is cut off, and
+/// counted as such.
 #[tokio::test(flavor = "multi_thread")]
 async fn drain_timeout() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |callback, _| async move {
@@ -339,7 +340,14 @@ async fn drain_timeout() {
     handler.next_created().await;
     peer.send("hang").await;
     handler.next().await;
+    let telemetry = gateway.telemetry();
     assert_eq!(gateway.stop().await, 1);
+    peer.expect_closed().await;
+    let page = telemetry.render().unwrap();
+    for line in ["polygate_connections{listener=\"l\"} 0", "polygate_closes_total{listener=\"l\",reason=\"cut_off\"} 1"]
+    {
+        assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+    }
 }
 
 /// A burst of connections, more than the backlog of the accept loop: all are served.

@@ -1,7 +1,7 @@
 //! What a guest can rely on, and what it cannot do to others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use polygate::conn::{Message, QoS};
@@ -99,6 +99,36 @@ async fn an_endless_recursion() {
     let Misbehaved { gateway, mut culprit, _others } = misbehaves("recurse", "", "recurse").await;
     culprit.expect_closed().await;
     failed(&gateway, "fault").await;
+}
+
+/// A guest that logs without end fills the log only so far, and is told and counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_log_lines() {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.fetch_add(bytes.iter().filter(|byte| **byte == b'\n').count(), Ordering::Relaxed);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(move || writer.clone());
+    // Other tests of this process, if any, write there too; they say little.
+    log.try_init().unwrap();
+
+    let Misbehaved { gateway, mut culprit, _others } =
+        misbehaves("babble", "event_timeout = \"300ms\"", "babble").await;
+    culprit.expect_closed().await;
+    failed(&gateway, "timeout").await;
+    assert!(gateway.metric("polygate_guest_log_lines_shed_total{handler=\"h\"}") > 0.0);
+    let written = lines.0.load(Ordering::Relaxed);
+    assert!((100..1000).contains(&written), "{written} lines");
 }
 
 /// A guest that sends without end is refused at the bound of the queue, and the gateway's memory stays bounded.

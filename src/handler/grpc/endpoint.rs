@@ -83,6 +83,15 @@ pub(super) struct Method {
     pub(super) streaming: &'static str,
 }
 
+impl Method {
+    fn path(self, service: Service) -> &'static str {
+        match service {
+            Service::Unary | Service::Auto => self.unary,
+            Service::Streaming => self.streaming,
+        }
+    }
+}
+
 macro_rules! method {
     ($name:literal) => {
         $crate::handler::grpc::endpoint::Method {
@@ -167,39 +176,39 @@ impl Endpoint {
     where
         M: Message + Clone + 'static,
     {
-        let service = match self.service {
-            Service::Auto => self.found.get(),
-            known @ (Service::Unary | Service::Streaming) => known,
-        };
-        let status = match service {
-            Service::Unary => self.send(method.unary, request).await,
-            Service::Streaming => self.send(method.streaming, request).await,
+        let answer = match self.service {
             Service::Auto => self.find_out(method, request).await,
+            service @ (Service::Unary | Service::Streaming) => self.send(method.path(service), request).await,
         };
-        status.map_err(|status| failure::classify(&status))
+        answer.map_err(|status| failure::classify(&status))
     }
 
-    /// Tries the unary service, then the streaming one. A server without a service has not handled the
-    /// event, so asking the other one does not repeat it.
+    /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did
+    /// it. A server without a service has not handled the event, so asking the other one does not repeat it.
     async fn find_out<M>(&self, method: Method, request: M) -> Result<(), Status>
     where
         M: Message + Clone + 'static,
     {
-        match self.send(method.unary, request.clone()).await {
-            Err(status) if failure::lacks_service(&status) => {
-                let answer = self.send(method.streaming, request).await;
-                if !answer.as_ref().is_err_and(failure::lacks_service) && is_from_the_server(&answer) {
-                    self.found.set(Service::Streaming);
-                }
-                answer
+        let (service, other) = match self.found.get() {
+            Service::Streaming => (Service::Streaming, Service::Unary),
+            Service::Unary | Service::Auto => (Service::Unary, Service::Streaming),
+        };
+        let first = self.send(method.path(service), request.clone()).await;
+        let (service, answer) = if first.as_ref().is_err_and(failure::lacks_service) {
+            let second = self.send(method.path(other), request).await;
+            if second.as_ref().is_err_and(failure::lacks_service) {
+                // It has neither, or it has the first and this is its answer to the event.
+                return first;
             }
-            answer => {
-                if is_from_the_server(&answer) {
-                    self.found.set(Service::Unary);
-                }
-                answer
-            }
+            (other, second)
+        } else {
+            (service, first)
+        };
+        // A failure tells nothing: a proxy or the transport may have answered in the server's place.
+        if answer.is_ok() {
+            self.found.set(service);
         }
+        answer
     }
 
     /// One request, one answer. On the wire a stream of one message is the same as a unary call.
@@ -209,10 +218,6 @@ impl Endpoint {
         let path = PathAndQuery::from_static(path);
         client.unary(Request::new(request), path, CallCodec::<M>::default()).await.map(|_| ())
     }
-}
-
-fn is_from_the_server(answer: &Result<(), Status>) -> bool {
-    answer.as_ref().map_or_else(|status| std::error::Error::source(status).is_none(), |()| true)
 }
 
 fn tls_config(tls: Option<&ClientTls>) -> ClientTlsConfig {

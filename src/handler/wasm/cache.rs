@@ -1,7 +1,7 @@
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use wasmtime::component::Component;
 /// Compiled components, so that a restart does not compile again.
 ///
 /// A compiled component is machine code that is run as it is found. The directory is therefore made for the
-/// gateway's own user alone, and one that others may write to is refused.
+/// gateway's own user alone, and one that others own or may write to is refused.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
@@ -36,6 +36,16 @@ pub enum CacheError {
         /// Its permissions.
         mode: u32,
     },
+    /// Somebody else owns the directory, and could put machine code there at any time.
+    #[error("{dir:?} holds compiled components and belongs to user {owner}; expected the gateway's own user {user}")]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs the gateway.
+        user: u32,
+    },
     /// A compiled component could not be kept.
     #[error("cannot keep a compiled component in {file:?}")]
     Write {
@@ -58,14 +68,10 @@ pub(super) enum CompileError {
 impl Cache {
     /// Makes the directory, or takes one that is there.
     pub(super) fn open(dir: PathBuf) -> Result<Self, CacheError> {
-        use std::os::unix::fs::PermissionsExt;
-
         let failed = |source| CacheError::Dir { dir: dir.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
-        let mode = fs::metadata(&dir).map_err(failed)?.permissions().mode() & 0o777;
-        if mode & 0o022 != 0 {
-            return Err(CacheError::Writable { dir, mode });
-        }
+        let found = fs::metadata(&dir).map_err(failed)?;
+        check(&dir, found.mode() & 0o777, found.uid(), rustix::process::geteuid().as_raw())?;
         Ok(Self { dir })
     }
 
@@ -91,6 +97,18 @@ impl Cache {
     }
 }
 
+/// Whether nobody but `user` and the system's administrator can put files into the directory.
+fn check(dir: &Path, mode: u32, owner: u32, user: u32) -> Result<(), CacheError> {
+    let dir = dir.to_owned();
+    if owner != user && owner != 0 {
+        return Err(CacheError::Foreign { dir, owner, user });
+    }
+    if mode & 0o022 != 0 {
+        return Err(CacheError::Writable { dir, mode });
+    }
+    Ok(())
+}
+
 fn file_name(engine: &Engine, component: &[u8]) -> String {
     let mut compatibility = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut compatibility);
@@ -99,12 +117,23 @@ fn file_name(engine: &Engine, component: &[u8]) -> String {
     format!("{hex}-{:016x}.cwasm", compatibility.finish())
 }
 
-/// Writes beside, then renames: a reader finds the whole file or none.
+/// Writes beside, then renames: a reader finds the whole file or none, also after the power has failed.
 fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let suffix = getrandom::u64().map_err(io::Error::other)?;
     let beside = file.with_extension(format!("{suffix:016x}"));
-    fs::write(&beside, bytes)?;
-    fs::rename(&beside, file)
+    let written = File::create_new(&beside)
+        .and_then(|mut open| {
+            open.write_all(bytes)?;
+            // Without this the name may reach the disk before the bytes, and machine code is not checked when it is read.
+            open.sync_all()
+        })
+        .and_then(|()| fs::rename(&beside, file));
+    if written.is_err()
+        && let Err(error) = fs::remove_file(&beside)
+    {
+        tracing::debug!(?beside, %error, "an unfinished file is left");
+    }
+    written
 }
 
 #[cfg(test)]
@@ -132,6 +161,27 @@ mod tests {
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
         assert_ne!(fs::read(&file).unwrap(), b"broken");
         assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    /// A directory of another user is refused, whatever its mode; the administrator's is not.
+    #[test]
+    fn a_foreign_directory_is_refused() {
+        let dir = Path::new("components");
+        assert!(matches!(check(dir, 0o700, 7, 8), Err(CacheError::Foreign { owner: 7, user: 8, .. })));
+        assert!(check(dir, 0o755, 8, 8).is_ok());
+        assert!(check(dir, 0o755, 0, 8).is_ok());
+        assert!(matches!(check(dir, 0o770, 8, 8), Err(CacheError::Writable { mode: 0o770, .. })));
+    }
+
+    /// What could not be written whole leaves nothing behind.
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        // A directory at the place of the file: the last step cannot succeed.
+        let place = dir.path().join("place");
+        fs::create_dir_all(place.join("taken")).unwrap();
+        write_whole(&place, b"bytes").unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     /// A directory that others may write to is refused.

@@ -3,10 +3,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use wasmtime::{Store, Trap};
 
 use super::Shared;
 use super::limits::{self, InstancePermit, MemoryLimit, TimeUsedUp};
+use super::log::GuestLog;
 use super::wasi::Wasi;
 use crate::adapter::Adapter;
 use crate::conn::Event;
@@ -24,6 +26,8 @@ pub struct GuestState {
     pub(super) adapter: Box<Adapter>,
     pub(super) shared: Arc<Shared>,
     pub(super) limit: MemoryLimit,
+    /// Shared with the streams that WASI makes of it, which live in tasks of their own.
+    pub(super) log: Arc<Mutex<GuestLog>>,
     /// Ticks of the clock that the event in progress may still see.
     pub(super) ticks_left: u32,
     /// Made when the guest first uses WASI; most never do.
@@ -57,7 +61,11 @@ impl std::fmt::Debug for Guest {
 impl Guest {
     pub(super) fn new(shared: Arc<Shared>, adapter: Box<Adapter>) -> Self {
         let limit = MemoryLimit::new(shared.options.memory_bytes_max, shared.metrics.clone());
-        let state = GuestState { adapter, limit, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
+        let log =
+            GuestLog::new(adapter.conn(), Arc::clone(&shared.options.name), shared.metrics.log_lines_shed.clone());
+        let log = Arc::new(Mutex::new(log));
+        let state =
+            GuestState { adapter, limit, log, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limit);
         store.epoch_deadline_callback(limits::on_tick);

@@ -13,9 +13,6 @@ use secrecy::SecretString;
 /// What `random` gives at most in one call, in bytes.
 const RANDOM_BYTES_MAX: u32 = 1024;
 
-/// What one line of `log` keeps, in bytes.
-const LOG_LINE_BYTES_MAX: usize = 4096;
-
 impl types::Host for GuestState {}
 
 impl GuestState {
@@ -127,15 +124,7 @@ impl adapter::Host for GuestState {
         bytes
     }
 
-    fn log(&mut self, level: types::Level, mut text: String) {
-        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES_MAX));
-        let (conn, handler) = (self.adapter.conn(), &self.shared.options.name);
-        match level {
-            types::Level::Trace => tracing::trace!(target: "polygate::guest", %conn, %handler, "{text}"),
-            types::Level::Debug => tracing::debug!(target: "polygate::guest", %conn, %handler, "{text}"),
-            types::Level::Info => tracing::info!(target: "polygate::guest", %conn, %handler, "{text}"),
-            types::Level::Warn => tracing::warn!(target: "polygate::guest", %conn, %handler, "{text}"),
-            types::Level::Error => tracing::error!(target: "polygate::guest", %conn, %handler, "{text}"),
-        }
+    fn log(&mut self, level: types::Level, text: String) {
+        self.log.lock().line(level, &text);
     }
 }

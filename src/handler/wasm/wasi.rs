@@ -6,16 +6,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::guest::GuestState;
-use crate::conn::ConnId;
+use super::log::{GuestLog, LINE_BYTES_MAX};
+use crate::wit::types::Level;
 
-/// What one printed line keeps, in bytes.
-const LINE_BYTES_MAX: usize = 4096;
+/// What an instance may hold of the host's: streams, clocks' pollables and the like. Runtimes use a few dozen; each
+/// costs the host memory that the guest's limit does not see.
+const RESOURCES_MAX: usize = 1000;
 
 /// The WASI side of one instance.
 pub(super) struct Wasi {
@@ -24,28 +27,25 @@ pub(super) struct Wasi {
 }
 
 impl Wasi {
-    fn new(conn: ConnId, handler: Arc<str>) -> Self {
-        let log = |stream| Log { conn, handler: Arc::clone(&handler), stream };
-        let ctx = WasiCtx::builder().stdout(log("stdout")).stderr(log("stderr")).build();
-        Self { ctx, table: ResourceTable::new() }
+    fn new(log: Arc<Mutex<GuestLog>>) -> Self {
+        let ctx = WasiCtx::builder().stdout(Log(Arc::clone(&log))).stderr(Log(log)).build();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        Self { ctx, table }
     }
 }
 
 impl WasiView for GuestState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let (conn, handler) = (self.adapter.conn(), &self.shared.options.name);
-        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(conn, Arc::clone(handler))));
+        let log = &self.log;
+        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(Arc::clone(log))));
         WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
     }
 }
 
 /// A guest's standard output or standard error.
 #[derive(Clone)]
-struct Log {
-    conn: ConnId,
-    handler: Arc<str>,
-    stream: &'static str,
-}
+struct Log(Arc<Mutex<GuestLog>>);
 
 impl IsTerminal for Log {
     fn is_terminal(&self) -> bool {
@@ -68,9 +68,7 @@ struct Lines {
 impl Lines {
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            let Log { conn, handler, stream } = &self.log;
-            let text = String::from_utf8_lossy(&self.line);
-            tracing::debug!(target: "polygate::guest", %conn, %handler, stream, "{text}");
+            self.log.0.lock().line(Level::Debug, &String::from_utf8_lossy(&self.line));
             self.line.clear();
         }
     }
@@ -96,5 +94,46 @@ impl AsyncWrite for Lines {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.end_line();
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use wasmtime_wasi::sockets::WasiSocketsView;
+
+    use super::*;
+    use crate::conn::ConnId;
+
+    fn wasi() -> Wasi {
+        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), Counter::default());
+        Wasi::new(Arc::new(Mutex::new(log)))
+    }
+
+    impl WasiView for Wasi {
+        fn ctx(&mut self) -> WasiCtxView<'_> {
+            WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
+        }
+    }
+
+    /// Sockets are refused before they take a descriptor.
+    #[tokio::test]
+    async fn sockets_are_refused() {
+        use wasmtime_wasi::p2::bindings::sockets::network::IpAddressFamily;
+        use wasmtime_wasi::p2::bindings::sockets::{tcp_create_socket, udp_create_socket};
+
+        let mut wasi = wasi();
+        assert!(tcp_create_socket::Host::create_tcp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).is_err());
+        assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
+    }
+
+    /// A guest that makes ever more of the host's objects comes to an end of them.
+    #[test]
+    fn resources_are_bounded() {
+        let mut wasi = wasi();
+        for _ in 0..RESOURCES_MAX {
+            wasi.table.push(()).unwrap();
+        }
+        assert!(wasi.table.push(()).is_err());
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +29,8 @@ pub enum Serves {
     Streaming,
     /// `ConnectionHandler` as enterprise 4.2 had it: answers after the first message.
     UnaryConnectionHandler,
+    /// Both services.
+    Both,
 }
 
 /// One callback, as the server got it.
@@ -66,7 +69,12 @@ pub struct Transport {
     pub port: u16,
     /// The files of a certificate and its key, and of an authority that clients' certificates must have.
     pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
+    /// A proxy in front of the server.
+    pub proxy: Option<Proxy>,
 }
+
+/// What a proxy answers itself to a request for a path; it passes on the others.
+pub type Proxy = Box<dyn Fn(&str) -> Option<axum::response::Response> + Send + Sync>;
 
 impl ScriptedHandler {
     pub async fn start<F>(serves: Serves, script: impl Fn(Callback, Calls) -> F + Send + Sync + 'static) -> Self
@@ -104,12 +112,23 @@ impl ScriptedHandler {
                 .client_ca_root(Certificate::from_pem(read(ca)));
             server = server.tls_config(tls).unwrap();
         }
-        let router = match serves {
-            Serves::Unary => server.add_service(ConnectionUnaryHandlerServer::new(service)),
-            Serves::Streaming | Serves::UnaryConnectionHandler => {
-                server.add_service(ConnectionHandlerServer::new(service))
-            }
+        let routes = match serves {
+            Serves::Unary => Routes::new(ConnectionUnaryHandlerServer::new(service)),
+            Serves::Both => Routes::new(ConnectionUnaryHandlerServer::new(service.clone()))
+                .add_service(ConnectionHandlerServer::new(service)),
+            Serves::Streaming | Serves::UnaryConnectionHandler => Routes::new(ConnectionHandlerServer::new(service)),
         };
+        let proxy = Arc::new(transport.proxy);
+        let proxy = axum::middleware::from_fn(move |request: axum::extract::Request, next: axum::middleware::Next| {
+            let answer = proxy.as_ref().as_ref().and_then(|proxy| proxy(request.uri().path()));
+            async move {
+                match answer {
+                    Some(answer) => answer,
+                    None => next.run(request).await,
+                }
+            }
+        });
+        let router = server.add_routes(Routes::from(routes.into_axum_router().layer(proxy)));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await.unwrap();
@@ -247,6 +266,7 @@ pub fn authentication(conn: &str, client_id: &str) -> proto::AuthenticateRequest
     }
 }
 
+#[derive(Clone)]
 struct Service {
     see: mpsc::Sender<Callback>,
     calls: Calls,
