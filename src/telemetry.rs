@@ -376,3 +376,23 @@ pub struct InstanceMetrics {
     /// Lines that the log left out, because an instance said too many.
     pub log_lines_shed: Counter,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The operator's list has every metric that there is.
+    #[test]
+    fn every_metric_is_documented() {
+        let telemetry = Telemetry::new();
+        let counter = Counter::default();
+        telemetry.broker(&counter, &counter, &counter, &counter);
+        let documented = include_str!("../docs/operations.md");
+        let page = telemetry.render().unwrap();
+        let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        for (name, kind) in names {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            assert!(documented.contains(&format!("`{name}{suffix}`")), "{name}{suffix} is not in docs/operations.md");
+        }
+    }
+}

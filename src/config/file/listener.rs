@@ -89,7 +89,7 @@ pub(in crate::config) static OUTBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
     name: "outbound_max",
     form: Size(4 << 10..=1 << 30),
     presence: Otherwise(|| 1 << 20),
-    about: "bytes of one connection that may wait for its socket; at this many another `Send` is refused",
+    about: "bytes of one connection that may wait for its socket; at this many the next `Send` of a gRPC handler waits, and a guest's is refused",
 };
 
 pub(in crate::config) static MESSAGES_MAX: Key<Count, Otherwise<u32>> = Key {

@@ -1,0 +1,139 @@
+//! How a connection ends, always in the same order, and who is told.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::waking::{Happening, Until};
+use super::{Connection, Output, Phase, Waiting};
+use crate::conn::{CloseReason, Event};
+use crate::handler::{Attached, CallError};
+
+/// After our side of the stream has ended, how long the peer may take to end its own. A socket that is
+/// closed with bytes unread resets the stream, and the peer would lose the last bytes that it was sent.
+const LINGER: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// Whether the peer is to see the end although a callback still runs: it was asked for or forced, and
+    /// what was read before does not matter any more.
+    pub(super) fn is_to_end_at_once(&mut self) -> bool {
+        if self.attached.adapter().close_asked() {
+            self.state.close(CloseReason::HandlerAsked);
+        }
+        self.output == Output::Open && matches!(self.state.phase(), Phase::Closing(reason) if !hears_the_rest(reason))
+    }
+
+    /// Ends our side of the stream, once.
+    pub(super) async fn end_output<S: AsyncWrite + Unpin>(&mut self, socket: &mut S) {
+        if self.output != Output::Open {
+            return;
+        }
+        self.output = Output::Ended;
+        if let Err(error) = socket.shutdown().await {
+            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
+        }
+    }
+
+    /// Writes what waits, at most for the write timeout, and ends our side of the stream.
+    pub(super) async fn finish<S>(&mut self, socket: &mut S) -> CloseReason
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        loop {
+            let happening = self.happening(socket, Until::Flushed).await;
+            if matches!(happening, Happening::Flushed) {
+                break;
+            }
+            self.handle(happening).await;
+        }
+        let Phase::Closing(reason) = self.state.phase().clone() else {
+            return CloseReason::Draining;
+        };
+        self.end_output(socket).await;
+        reason
+    }
+
+    /// The last event and the last line of the log.
+    pub(super) async fn tell_closed(&mut self, reason: CloseReason) {
+        // Whoever asks for something from now on is told that the connection is gone, at once.
+        self.mails.close();
+        while let Ok(unanswered) = self.mails.try_recv() {
+            drop(unanswered);
+        }
+        let adapter = self.attached.adapter();
+        let client_id = adapter.client_id().map(str::to_owned);
+        adapter.end();
+        self.waiting = Waiting::new(0);
+        self.show_fill();
+        tracing::info!(
+            conn = %self.conn(),
+            listener = %self.shared.options.listener,
+            peer = %self.info.peer,
+            client_id,
+            received_bytes = self.received_bytes,
+            sent_bytes = self.sent_bytes,
+            age_ms = self.state.age(Instant::now()).as_millis() as u64,
+            %reason,
+            "closed"
+        );
+        self.counted = false;
+        self.shared.metrics.closed(reason.name());
+        self.shared.metrics.connections.dec();
+
+        let event = Event::SocketClosed(reason);
+        let name = event.name();
+        let started = Instant::now();
+        let result = match &mut self.attached {
+            Attached::Wasm(guest) => guest.call(&event).await,
+            Attached::Grpc { remote, .. } => {
+                let timeout = remote.call_timeout();
+                match tokio::time::timeout(timeout, remote.call(&event)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(CallError::Timeout(timeout)),
+                }
+            }
+        };
+        self.handler.seconds(name).observe(started.elapsed().as_secs_f64());
+        if let Err(error) = result {
+            self.handler.undelivered(name);
+            tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
+        }
+    }
+}
+
+/// A connection that is dropped before its end, because the drain timeout is over.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.counted {
+            tracing::info!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "cut off");
+            self.shared.metrics.closed("cut_off");
+            self.shared.metrics.connections.dec();
+        }
+    }
+}
+
+/// Reads and drops what the peer still sends, until it has ended its side too.
+pub(super) async fn linger<S: AsyncRead + Unpin>(socket: &mut S) {
+    let until_the_end = async { while matches!(socket.read(&mut [0; 1024]).await, Ok(1..)) {} };
+    if tokio::time::timeout(LINGER, until_the_end).await.is_err() {
+        tracing::trace!("the peer did not end its side of the stream");
+    }
+}
+
+/// Whether the handler still gets what was read before the end was decided. One that asked for the end does
+/// not want it, and one that failed cannot have it.
+pub(super) fn hears_the_rest(reason: &CloseReason) -> bool {
+    match reason {
+        CloseReason::PeerClosed
+        | CloseReason::SocketError(_)
+        | CloseReason::WriteTimedOut
+        | CloseReason::KeepaliveExpired
+        | CloseReason::Draining => true,
+        CloseReason::IdleTimedOut
+        | CloseReason::HandlerAsked
+        | CloseReason::HandlerFailed { .. }
+        | CloseReason::Replaced
+        | CloseReason::Kicked
+        | CloseReason::Expired => false,
+    }
+}
