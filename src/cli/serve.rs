@@ -40,13 +40,31 @@ pub async fn run(args: Args, log_format: LogFormat) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    tracing::info!(config = %args.config.display(), "settings read");
+    tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
     match serve_until_stopped(config).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_cut_off) => ExitCode::FAILURE,
         Err(error) => {
             tracing::error!("{}", chain(error.as_ref()));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes as many descriptors as the process may have: each device needs one, and the usual soft limit of 1,024 is there
+/// for programs that select(2). Gives the limit; `None` means that there is none.
+fn raise_descriptors_max() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return current;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit on descriptors");
+            current
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::program::{Device, Setup, messages};
+use crate::program::{Device, Setup, messages, within};
 
 /// The log tells the whole story in order; each line is one JSON object, and there is nothing else on stderr.
 #[tokio::test]
@@ -103,4 +104,27 @@ async fn warnings_are_logged() {
     assert_eq!(code, Some(0));
     let warning = "line 15, listeners.l.handlers: only the first handler serves; behind it there is \"b\"";
     assert_eq!(messages(&log)[0], warning);
+}
+
+/// A low soft limit on descriptors, as shells and old service managers set it, does not bound the devices.
+#[tokio::test]
+async fn the_descriptor_limit_is_raised() {
+    let setup = Setup::echo();
+    let script =
+        format!("ulimit -Sn 64; exec {} --log-format json serve -c {}", env!("CARGO_BIN_EXE_polygate"), setup.write());
+    let mut child = tokio::process::Command::new("bash")
+        .args(["-c", &script])
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    loop {
+        let line = within("the line with the limit", lines.next_line()).await.unwrap().expect("polygate has ended");
+        let line: Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == "settings read" {
+            assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
+            return;
+        }
+    }
 }
