@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::adapter::Services;
 use crate::admin;
@@ -28,9 +28,6 @@ use crate::telemetry::Telemetry;
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
-
-/// How long connections that are cut off may take to notice; a guest in a loop does at its next yield.
-const CUT_OFF_END: Duration = Duration::from_secs(1);
 
 /// Why the gateway could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +90,7 @@ pub struct Gateway {
     table: Table,
     telemetry: Telemetry,
     broker: embedded::Broker,
-    accept_loops: Vec<JoinHandle<()>>,
+    accept_loops: Vec<JoinHandle<JoinSet<()>>>,
     bound: Bound,
 }
 
@@ -236,27 +233,35 @@ impl Gateway {
     pub async fn stop(self) -> usize {
         tracing::info!(connections = self.table.len(), "stopping");
         self.drain.begin();
+        let mut tasks = Vec::with_capacity(self.accept_loops.len());
         for accept_loop in self.accept_loops {
             // After this, every accepted connection is in the table.
-            if tokio::time::timeout(ACCEPT_LOOPS_END, accept_loop).await.is_err() {
-                tracing::error!("an accept loop did not end");
+            match tokio::time::timeout(ACCEPT_LOOPS_END, accept_loop).await {
+                Ok(Ok(connections)) => tasks.push(connections),
+                Ok(Err(error)) => tracing::error!(%error, "an accept loop has panicked"),
+                Err(_) => tracing::error!("an accept loop did not end"),
             }
         }
-        let ending = async {
+        let asked = async {
             let mailboxes = self.table.all();
             let mut asked: FuturesUnordered<_> =
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
             while asked.next().await.is_some() {}
         };
-        let (_, left) =
-            tokio::join!(tokio::time::timeout(self.drain_timeout, ending), self.drain.finished(self.drain_timeout));
-        if left > 0 {
+        let ended = async {
+            for connections in &mut tasks {
+                while connections.join_next().await.is_some() {}
+            }
+        };
+        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(asked, ended) }).await;
+        let left = tasks.iter().map(JoinSet::len).sum();
+        if all_ended.is_err() {
             tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
         }
-        self.drain.end();
-        if left > 0 && self.drain.finished(CUT_OFF_END).await > 0 {
-            tracing::error!("connections that were cut off have not ended");
+        for mut connections in tasks {
+            connections.shutdown().await;
         }
+        self.drain.end();
         self.broker.shutdown().await;
         tracing::info!("stopped");
         left
