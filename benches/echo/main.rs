@@ -12,9 +12,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 
 use client::{Load, Measured};
 use process::Server;
+
+/// The program's own, for all servers alike.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Measures round trips per second, latency, CPU and memory of the gateway beside a bare echo server.
 #[derive(Debug, Parser)]
