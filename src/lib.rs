@@ -4,7 +4,26 @@
 //! happens; through the **adapter** the handler answers; what it publishes goes to **pubsub**.
 //!
 //! The modules, from the top of the house to its ground floor. Imports point down.
-
+//!
+//! | floor | module | what it is |
+//! | --- | --- | --- |
+//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, completions and man |
+//! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, drains |
+//! | 7 | [`config`] | checked settings, made of each module's own options; finds every fault at once |
+//! | 7 | [`admin`] | health and metrics over HTTP |
+//! | 6 | [`serve`] | the accept loop |
+//! | 6 | [`exproto::service`] | the gRPC `ConnectionAdapter` |
+//! | 5 | [`connection`] | the task that owns one connection: its queues, its deadlines, its end |
+//! | 5 | [`dispatch`] | listener to handlers |
+//! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
+//! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
+//! | 2 | [`listener`] | bind, bound address, next accepted peer |
+//! | 2 | [`pubsub`] | publish and subscribe; the embedded broker; topics, filters, mountpoints |
+//! | 2 | [`auth`] | who may authenticate, and what they may publish and subscribe |
+//! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
+//! | 1 | [`conn`] | the vocabulary of a connection; the table from its id to its mailbox |
+//! | 1 | [`conversation`] | recorded conversations: parse, print, play, record |
+//! | 0 | [`drain`], [`telemetry`] | the stop signal; the log and every metric |
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod cli;

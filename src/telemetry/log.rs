@@ -48,7 +48,7 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let colours = io::stderr().is_terminal();
     // Who reads stderr may go away first; saying so on stderr would end the task that wanted to log.
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours).log_internal_errors(false);
-    let log = tracing_subscriber::registry().with(chosen(filter)?).with(FilterFn::new(holds_no_packets));
+    let log = tracing_subscriber::registry().with(chosen(filter)?).with(quiet_library(filter));
     match format {
         LogFormat::Text => log.with(lines.with_target(false)).try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
@@ -64,16 +64,15 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     Ok(())
 }
 
-/// What the user wants to see, with the broker's library kept quiet unless it is named.
+/// What the user wants to see.
 fn chosen(filter: &str) -> Result<EnvFilter, LogError> {
-    let quiet = if filter.contains(BROKER_LIBRARY) { "" } else { ",rmqtt=warn" };
-    EnvFilter::try_new(format!("{filter}{quiet}"))
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+    EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
 }
 
-/// Whether a line is not one of those in which the broker's library writes packets down.
-fn holds_no_packets(line: &Metadata<'_>) -> bool {
-    *line.level() <= Level::INFO || !line.target().starts_with(BROKER_LIBRARY)
+/// Keeps the broker's library quiet unless it is named, and always from writing packets down.
+fn quiet_library(filter: &str) -> FilterFn<impl Fn(&Metadata<'_>) -> bool + use<>> {
+    let level_max = if filter.contains(BROKER_LIBRARY) { Level::INFO } else { Level::WARN };
+    FilterFn::new(move |line| *line.level() <= level_max || !line.target().starts_with(BROKER_LIBRARY))
 }
 
 /// Whether a filter names the broker's library with a level below `info`, or with none, which means all.
@@ -113,7 +112,7 @@ mod tests {
         let text = fmt::layer().without_time().with_target(false).with_level(false).with_ansi(false);
         let log = tracing_subscriber::registry()
             .with(chosen(filter).unwrap())
-            .with(FilterFn::new(holds_no_packets))
+            .with(quiet_library(filter))
             .with(text.with_writer(move || writer.clone()));
         with_default(log, || {
             tracing::debug!(target: "polygate::connection", "connection debug");
@@ -131,6 +130,7 @@ mod tests {
     fn packets_are_never_logged() {
         assert_eq!(logged("info"), ["rmqtt warn"]);
         assert_eq!(logged("trace"), ["connection debug", "rmqtt warn"]);
+        assert_eq!(logged("error"), [""; 0], "the library is no louder than the rest");
         assert_eq!(logged("polygate=debug,rmqtt=info"), ["connection debug", "rmqtt info", "rmqtt warn"]);
         for filter in ["rmqtt", "rmqtt=trace", "rmqtt::v5=trace,rmqtt=debug", "trace,rmqtt_codec=5,rmqtt=5", "rmqtt[x]"]
         {
