@@ -121,7 +121,25 @@ impl Setup {
     /// Starts `polygate serve`.
     pub fn serve(self, arguments: &[&str]) -> Serving {
         let file = self.write();
-        let mut child = polygate(&[&["serve", "-c", &file], arguments].concat()).spawn().unwrap();
+        let child = polygate(&[&["serve", "-c", &file], arguments].concat()).spawn().unwrap();
+        self.serving(child)
+    }
+
+    /// Starts it from a shell that has run this command, with a log in JSON.
+    pub fn serve_after(self, command: &str) -> Serving {
+        let program = env!("CARGO_BIN_EXE_polygate");
+        let script = format!("{command}; exec {program:?} --log-format json serve -c {:?}", self.write());
+        let child = Command::new("bash")
+            .args(["-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.serving(child)
+    }
+
+    fn serving(self, mut child: Child) -> Serving {
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let (line, lines) = mpsc::channel(LINES_MAX);
         let reading = tokio::spawn(async move {

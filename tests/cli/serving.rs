@@ -2,9 +2,8 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::program::{Device, Setup, messages, within};
+use crate::program::{Device, Setup, messages};
 
 /// The log tells the whole story in order; each line is one JSON object, and there is nothing else on stderr.
 #[tokio::test]
@@ -109,22 +108,30 @@ async fn warnings_are_logged() {
 /// A low soft limit on descriptors, as shells and old service managers set it, does not bound the devices.
 #[tokio::test]
 async fn the_descriptor_limit_is_raised() {
-    let setup = Setup::echo();
-    let script =
-        format!("ulimit -Sn 64; exec {} --log-format json serve -c {}", env!("CARGO_BIN_EXE_polygate"), setup.write());
-    let mut child = tokio::process::Command::new("bash")
-        .args(["-c", &script])
-        .stderr(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    loop {
-        let line = within("the line with the limit", lines.next_line()).await.unwrap().expect("polygate has ended");
-        let line: Value = serde_json::from_str(&line).unwrap();
-        if line["message"] == "settings read" {
-            assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
-            return;
-        }
+    let mut serving = Setup::echo().serve_after("ulimit -Sn 64");
+    let line = serving.line("settings read").await;
+    assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
+}
+
+/// Without descriptors left, devices wait in the backlog and the operator is told once; when some come back, it goes on.
+#[tokio::test]
+async fn descriptors_run_out_and_come_back() {
+    const DEVICES: usize = 100;
+    let mut serving = Setup::echo().serve_after("ulimit -n 64");
+    serving.line("started").await;
+    let mut devices = Vec::new();
+    for _ in 0..DEVICES {
+        devices.push(Device::connect(serving.listener()).await);
     }
+    let line = serving.line("cannot accept peers; trying again").await;
+    assert_eq!(line["level"], "ERROR");
+
+    drop(devices);
+    let mut device = Device::connect(serving.listener()).await;
+    device.says("served").await;
+    device.gets("served").await;
+    let (code, log) = serving.stop().await;
+    assert_eq!(code, Some(0));
+    let told = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
+    assert!(told < 10, "told {told} times");
 }
