@@ -49,6 +49,9 @@ async fn bare() {
 }
 
 async fn gateway(handler: &str) {
+    // A row that breaks says why.
+    let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
+    polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
     let dir = tempfile::tempdir().expect("no temporary directory");
     let text = format!(
         "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n\

@@ -29,6 +29,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// How long an accept that failed waits: descriptors come back when connections end.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Calls of one HTTP/2 connection that are served at a time; its client keeps the others back. Without a bound,
+/// thousands at once look like an attack with small frames to the HTTP/2 library, and it hangs up.
+const CALLS_IN_FLIGHT_MAX: u32 = 500;
+
+/// Window of one HTTP/2 connection, in bytes; the library's allowance for small frames is half of it.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
 /// Largest request, in bytes: a `Send` of a few megabytes in one piece, which some handlers make.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
@@ -112,7 +119,10 @@ impl Adapter {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(BindError::Reflection)?;
-        let mut server = Server::builder().http2_keepalive_interval(Some(PING_INTERVAL));
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .max_concurrent_streams(CALLS_IN_FLIGHT_MAX)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if let Some(tls) = &options.tls {
             server = server.tls_config(tls_config(tls)).map_err(BindError::Tls)?;
         }

@@ -47,8 +47,9 @@ async fn a_second_signal() {
     serving.signal(Signal::TERM);
     let (code, log) = serving.ended().await;
     assert_eq!(code, Some(1));
-    let last = messages(&log).pop().unwrap();
-    assert_eq!(last, "stopped by a second signal, before the connections had ended");
+    // The connections that it cuts off may have a line after it.
+    let told = "stopped by a second signal, before the connections had ended".to_owned();
+    assert!(messages(&log).contains(&told), "{log:#?}");
 }
 
 /// The handler takes the TCP connection, and never says a word.

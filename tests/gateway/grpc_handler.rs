@@ -514,6 +514,33 @@ async fn a_service_that_is_gone_is_looked_for_again() {
     assert_eq!(device.publish("up", "still served").await["code"], 0);
 }
 
+/// A thousand devices that speak in the same moment are all served: the calls wait for one another instead of
+/// making either HTTP/2 server take them for an attack.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_devices_at_once() {
+    let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
+        if let Event::Bytes(bytes) = callback.event {
+            calls.send_ok(&callback.conn, bytes).await;
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peers = Vec::new();
+    for _ in 0..1000 {
+        peers.push(gateway.connect().await);
+    }
+    for _ in 0..3 {
+        for peer in &mut peers {
+            peer.send("at once").await;
+        }
+        for peer in &mut peers {
+            peer.expect("at once").await;
+        }
+    }
+}
+
 /// With more than one HTTP/2 connection, devices are spread over them.
 #[tokio::test(flavor = "multi_thread")]
 async fn urls_are_balanced() {

@@ -132,7 +132,7 @@ pub(in crate::config) mod grpc {
         name: "channels",
         form: Count(1..=64),
         presence: Otherwise(|| 2),
-        about: "HTTP/2 connections for each url",
+        about: "HTTP/2 connections for each url, of at most 150 calls at a time",
     };
 
     pub(in crate::config) mod tls {

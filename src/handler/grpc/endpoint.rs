@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tonic::client::Grpc;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use tonic::{Request, Status};
@@ -30,6 +31,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection may be idle before TCP asks whether the other side is still there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Calls in flight on one HTTP/2 connection; more wait for a place. A server sees thousands of small frames at
+/// once as an attack and hangs up, which would end as many devices. With this many, h2's smallest allowance (100
+/// frames of 256 bytes, unread) is not used up; most servers bound it to 100 to 250 calls themselves.
+const CALLS_IN_FLIGHT_MAX: usize = 150;
 
 /// Window of one call, in bytes: an event with a full read and its answer fit without a wait.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -108,6 +114,7 @@ pub(super) struct Endpoint {
     channel: Channel,
     service: Service,
     found: Arc<Found>,
+    calls: Arc<Semaphore>,
 }
 
 /// What is known of the server at the other end.
@@ -168,7 +175,8 @@ impl Endpoint {
                 connect(Arc::clone(&handler), Arc::clone(&found), url)
             }
         });
-        Ok(Self { channel: endpoint.connect_with_connector_lazy(connector), service, found })
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(Self { channel, service, found, calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) })
     }
 
     /// Makes one call and waits for its end.
@@ -213,6 +221,8 @@ impl Endpoint {
 
     /// One request, one answer. On the wire a stream of one message is the same as a unary call.
     async fn send<M: Message + 'static>(&self, path: &'static str, request: M) -> Result<(), Status> {
+        // The semaphore is never closed. Waiting for a place counts as part of the call's time.
+        let _place = self.calls.acquire().await.ok();
         let mut client = Grpc::new(self.channel.clone());
         client.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
         let path = PathAndQuery::from_static(path);
