@@ -1,6 +1,6 @@
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
@@ -12,6 +12,9 @@ use crate::telemetry::ListenerMetrics;
 /// How long an accept that failed for the machine's sake waits: descriptors come back when connections end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// After this long without a failed accept, the next one is told again.
+const RECOVERED_AFTER: Duration = Duration::from_secs(10);
+
 /// Accepts TCP peers.
 #[derive(Debug)]
 pub struct TcpListener {
@@ -19,8 +22,8 @@ pub struct TcpListener {
     socket: Inner,
     local: ListenAddr,
     metrics: ListenerMetrics,
-    /// The last accept failed, and the operator was told.
-    failing: bool,
+    /// When an accept failed last.
+    failed: Option<Instant>,
 }
 
 impl TcpListener {
@@ -34,7 +37,7 @@ impl TcpListener {
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         let socket = Inner::from_std(socket.into())?;
         let local = ListenAddr(socket.local_addr()?);
-        Ok(Self { name: Arc::clone(&options.name), socket, local, metrics, failing: false })
+        Ok(Self { name: Arc::clone(&options.name), socket, local, metrics, failed: None })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
@@ -45,7 +48,6 @@ impl TcpListener {
         loop {
             match self.socket.accept().await {
                 Ok((stream, peer)) => {
-                    self.failing = false;
                     if let Some(accepted) = self.accepted(stream, PeerAddr(peer)) {
                         return accepted;
                     }
@@ -55,8 +57,8 @@ impl TcpListener {
                 }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
-                    if !self.failing {
-                        self.failing = true;
+                    // While descriptors come back one by one, some accepts succeed and others fail: told once.
+                    if self.failed.replace(Instant::now()).is_none_or(|failed| failed.elapsed() > RECOVERED_AFTER) {
                         tracing::error!(listener = %self.name, %error, "cannot accept peers; trying again");
                     }
                     tokio::time::sleep(RETRY_INTERVAL).await;
