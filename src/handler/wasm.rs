@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
 use crate::adapter::Adapter;
@@ -272,11 +272,6 @@ impl Handler {
     /// A connection's place for an instance; the instance itself is made for the first event.
     pub fn attach(&self, adapter: Box<Adapter>) -> Guest {
         Guest::new(Arc::clone(&self.0), adapter)
-    }
-
-    /// The component, ready to be instantiated.
-    pub fn instance_pre(&self) -> &InstancePre<GuestState> {
-        self.0.pre.instance_pre()
     }
 }
 

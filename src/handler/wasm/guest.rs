@@ -21,7 +21,7 @@ use crate::wit::types;
 const WAITING_MAX: Duration = Duration::from_secs(30);
 
 /// What the store of one instance holds for the host.
-pub struct GuestState {
+pub(super) struct GuestState {
     /// The connection's operations: the instance reaches them during a call, the connection between calls.
     pub(super) adapter: Box<Adapter>,
     pub(super) shared: Arc<Shared>,
