@@ -15,6 +15,7 @@ use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Tab
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
 use crate::dispatch::{Chain, Link, Membership};
 use crate::handler::Attached;
+use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
 
 mod delivery;
@@ -64,6 +65,7 @@ struct Shared {
     table: Table,
     services: Arc<Services>,
     chain: Chain,
+    taps: Taps,
     permits: Arc<Semaphore>,
     metrics: ListenerMetrics,
 }
@@ -80,10 +82,11 @@ impl Connections {
         table: Table,
         services: Services,
         chain: Chain,
+        taps: Taps,
         metrics: ListenerMetrics,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Shared { options, ids, table, services: Arc::new(services), chain, permits, metrics }))
+        Self(Arc::new(Shared { options, ids, table, services: Arc::new(services), chain, taps, permits, metrics }))
     }
 
     /// Waits until one more connection may be held.
@@ -116,6 +119,7 @@ impl Connections {
             position,
             membership,
             shadow,
+            tap: None,
             review: None,
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
@@ -150,6 +154,8 @@ pub struct Connection {
     membership: Membership,
     /// A version of the handler that is tried beside it.
     shadow: Option<Box<Shadow>>,
+    /// Somebody watches.
+    tap: Option<Box<Tap>>,
     /// Asked to look at the handler's versions, at the next moment between two events.
     review: Option<OwnedSemaphorePermit>,
     state: State,
@@ -326,6 +332,7 @@ impl Connection {
             Mail::Ask(command, reply) => {
                 let result = self.adapter.apply(command).await;
                 self.follow_timer();
+                self.show_asked();
                 if let Err(_unread) = reply.send(result) {
                     tracing::trace!(conn = %self.conn(), "the caller did not wait for the answer");
                 }

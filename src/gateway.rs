@@ -24,6 +24,7 @@ use crate::handler::{Handler, grpc, wasm};
 use crate::listener::{self, Listener};
 use crate::pubsub::{PubSub, embedded};
 use crate::serve::serve;
+use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
@@ -136,6 +137,7 @@ impl Gateway {
         let telemetry = Telemetry::new();
         let drain = Drain::new();
         let table = Table::default();
+        let taps = Taps::default();
         let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
         let auth = Auth::new(auth)?;
 
@@ -202,8 +204,15 @@ impl Gateway {
                 mountpoint: options.mountpoint,
                 metrics: metrics.clone(),
             };
-            let connections =
-                Connections::new(options.connection, Arc::clone(&ids), table.clone(), services, chain, metrics);
+            let connections = Connections::new(
+                options.connection,
+                Arc::clone(&ids),
+                table.clone(),
+                services,
+                chain,
+                taps.clone(),
+                metrics,
+            );
             accept_loops.push(tokio::spawn(serve(socket, connections, drain.clone())));
         }
         tracing::info!(

@@ -16,6 +16,7 @@
 //! | 5 | [`connection`] | the task that owns one connection: its queues, its deadlines, its end |
 //! | 5 | [`dispatch`] | listener to handlers |
 //! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
+//! | 4 | [`tap`] | watching one connection, as a conversation |
 //! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
 //! | 2 | [`listener`] | bind, bound address, next accepted peer |
 //! | 2 | [`pubsub`] | publish and subscribe; the embedded broker; topics, filters, mountpoints |
@@ -39,6 +40,7 @@ pub mod connection;
 pub mod dispatch;
 
 pub mod handler;
+pub mod tap;
 
 pub mod adapter;
 

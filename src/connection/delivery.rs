@@ -9,11 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::shadow::Compared;
 use super::waking::{Happening, Until};
 use super::{Connection, Phase, hears_the_rest};
-use crate::adapter::Journal;
+use crate::adapter::{Entry, Journal};
 use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Next, Placement, Recovery};
 use crate::handler::wasm::Desk;
 use crate::handler::{Attached, CallError, grpc};
+use crate::tap::Who;
 use crate::telemetry::PAYLOAD_LOG;
 
 impl Connection {
@@ -23,10 +24,11 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        self.show_event(&event);
         // Nearly always it is handled at once; what follows then costs nothing.
         let mut error = match self.attempt(socket, &event).await {
             Ok(()) => {
-                self.follow_with_shadow(&event).await;
+                self.settle(&event).await;
                 return Ok(());
             }
             Err(error) => error,
@@ -41,6 +43,9 @@ impl Connection {
         loop {
             let next = recovery.handle_failure(Instant::now(), &error, self.spread());
             self.tell_failure(&event, &error, next);
+            if let Some(tap) = &mut self.tap {
+                tap.gap(&format!("the handler failed ({}): {error}; next: {}", error.kind(), next.name()));
+            }
             match next {
                 Next::Hold { until } => {
                     introduced &= self.keeps_state_when_held();
@@ -68,7 +73,10 @@ impl Connection {
                 result = self.attempt(socket, &event).await;
             }
             match result {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.settle(&event).await;
+                    return Ok(());
+                }
                 Err(another) => error = another,
             }
         }
@@ -77,6 +85,8 @@ impl Connection {
     /// The last event. It is held for a handler that cannot be reached, and nothing else is tried: nobody but the
     /// handler that knows the connection has any use for its end.
     pub(super) async fn deliver_last(&mut self, event: &Event) {
+        self.show_event(event);
+        self.tap = None;
         let mut recovery = self.recovery();
         let error = loop {
             let started = Instant::now();
@@ -122,6 +132,10 @@ impl Connection {
                 self.take_back(desk);
                 if result.is_err() {
                     self.adapter.roll_back(mark);
+                    if let Some(journal) = self.adapter.journal() {
+                        // What was forgotten was not done.
+                        journal.take();
+                    }
                 }
                 result
             }
@@ -144,17 +158,64 @@ impl Connection {
         }
     }
 
+    /// Tells a watcher what has happened, and looks whether there is one.
+    fn show_event(&mut self, event: &Event) {
+        if self.tap.is_none() && self.shared.taps.are_waiting() {
+            let is_new = matches!(event, Event::SocketCreated(_));
+            let who = Who {
+                conn: self.conn(),
+                listener: &self.shared.options.listener,
+                info: &self.info,
+                client_id: self.adapter.client_id(),
+            };
+            self.tap = self.shared.taps.tap(&who, is_new);
+            if self.tap.is_some() {
+                self.adapter.keep_journal(true);
+            }
+        }
+        if let Some(tap) = &mut self.tap {
+            tap.event(event);
+        }
+    }
+
+    /// Tells a watcher what the handler has asked for outside of an event.
+    pub(super) fn show_asked(&mut self) {
+        if self.shadow.is_none()
+            && let (Some(tap), Some(journal)) = (&mut self.tap, self.adapter.journal())
+        {
+            tap.done(&journal.take().0);
+        }
+    }
+
+    /// An event is handled: tells a watcher what the handler did, and lets a version that is tried do the same.
+    async fn settle(&mut self, event: &Event) {
+        if self.tap.is_none() && self.shadow.is_none() {
+            return;
+        }
+        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
+        if let Some(tap) = &mut self.tap {
+            tap.done(&done);
+            if left_out > 0 {
+                tap.gap(&format!("{left_out} more things that the handler asked for are left out here"));
+            }
+            if tap.is_over() {
+                self.tap = None;
+                self.adapter.keep_journal(self.shadow.is_some());
+            }
+        }
+        self.follow_with_shadow(event, &done, left_out).await;
+    }
+
     /// Lets the version that is tried do what the active one has done, and compares.
-    async fn follow_with_shadow(&mut self, event: &Event) {
+    async fn follow_with_shadow(&mut self, event: &Event, done: &[Entry], left_out: u64) {
         let Some(mut shadow) = self.shadow.take() else {
             return;
         };
-        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
         if left_out > 0 || !shadow.is_wanted(&self.link().versions) {
             self.end_shadow();
             return;
         }
-        let compared = shadow.follow(event, &done).await;
+        let compared = shadow.follow(event, done).await;
         let link = self.link();
         let (conn, handler, name) = (self.conn(), link.versions.name(), event.name());
         match compared {
@@ -177,7 +238,7 @@ impl Connection {
 
     pub(super) fn end_shadow(&mut self) {
         self.shadow = None;
-        self.adapter.keep_journal(false);
+        self.adapter.keep_journal(self.tap.is_some());
     }
 
     pub(super) fn take_back(&mut self, desk: Desk) {
