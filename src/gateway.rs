@@ -291,7 +291,12 @@ async fn load_handlers(
                     Some(host) => host,
                     None => {
                         let started = wasm::Host::start(cache_dir.clone())?;
-                        tracing::info!(instances_max = started.instances_max(), "engine for guests ready");
+                        let wasm::Capacity { small, large } = started.capacity();
+                        tracing::info!(
+                            small_instances_max = small,
+                            large_instances_max = large,
+                            "engines for guests ready"
+                        );
                         host.insert(started)
                     }
                 };

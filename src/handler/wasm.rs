@@ -1,6 +1,6 @@
 //! Guests: handlers that run inside the gateway as WebAssembly components.
 //!
-//! The [`Host`] owns the engine and ends with the gateway. It loads a component once for each handler;
+//! The [`Host`] owns the engines and ends with the gateway. It loads a component once for each handler;
 //! each connection then has an instance of its own, with its own memory, so nothing that one device's bytes
 //! do to an instance reaches another. A guest can call the adapter and nothing else.
 
@@ -9,23 +9,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, Engine};
+use wasmtime::Engine;
+use wasmtime::component::Component;
 
 use crate::adapter::Adapter;
 use crate::telemetry::InstanceMetrics;
-use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerPre};
+use crate::wit::bindings::ConnectionHandlerPre;
 
 mod cache;
+mod engines;
 mod guest;
 mod host;
 mod limits;
 mod log;
+mod slab;
 mod wasi;
 
 pub use cache::CacheError;
+pub use engines::Capacity;
 pub use guest::Guest;
 
+use engines::Engines;
 use guest::GuestState;
 use limits::{Ceiling, Ticker};
 
@@ -119,13 +123,11 @@ pub enum HostError {
     Ticker(#[source] std::io::Error),
 }
 
-/// The engine that runs all guests.
+/// The engines that run all guests.
 #[derive(Clone)]
 pub struct Host {
-    engine: Engine,
-    linker: Arc<Linker<GuestState>>,
+    engines: Engines,
     cache: cache::Cache,
-    ceiling: Ceiling,
     ticker: Arc<Ticker>,
 }
 
@@ -136,36 +138,21 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Starts the engine; compiled components are kept in `cache_dir`, which only the gateway may write to.
+    /// Starts the engines; compiled components are kept in `cache_dir`, which only the gateway may write to.
     ///
     /// # Errors
     ///
     /// [`HostError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
-        let mut config = Config::new();
-        // Async interfaces of the component model are not part of the guest interface, and only being ready for
-        // them doubles the cost of a call.
-        config.concurrency_support(false);
-        config.epoch_interruption(true);
-        let engine = Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let mut linker = Linker::new(&engine);
-        ConnectionHandler::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
-            .and_then(|()| wasmtime_wasi::p2::add_to_linker_async(&mut linker))
-            .map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let ticker = Ticker::start(&engine).map_err(HostError::Ticker)?;
+        let engines = Engines::start()?;
+        let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self {
-            engine,
-            linker: Arc::new(linker),
-            cache,
-            ceiling: Ceiling::of_this_system(),
-            ticker: Arc::new(ticker),
-        })
+        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
     }
 
-    /// How many instances may live at once: what the system's limit on memory mappings allows.
-    pub fn instances_max(&self) -> usize {
-        self.ceiling.instances_max()
+    /// How many instances may live at once.
+    pub fn capacity(&self) -> Capacity {
+        self.engines.capacity()
     }
 
     /// Loads a guest: reads its file, makes a component of a core module, compiles it or takes the compiled
@@ -187,45 +174,48 @@ impl Host {
             path: path.clone(),
             why,
         })?;
-        let component = self.cache.compiled(&self.engine, &encoded).map_err(|error| match error {
+        let class = self.engines.class_of(&encoded, options.memory_bytes_max);
+        let component = self.cache.compiled(&class.engine, &encoded).map_err(|error| match error {
             cache::CompileError::Compile(error) => {
                 LoadError::Compile { handler: Arc::clone(&handler), path: path.clone(), why: format!("{error:#}") }
             }
             cache::CompileError::Cache(error) => LoadError::Cache(error),
         })?;
-        self.check_exports(&component, &handler, &path)?;
-        let pre = self
+        check_exports(&class.engine, &component, &handler, &path)?;
+        let pre = class
             .linker
             .instantiate_pre(&component)
             .and_then(ConnectionHandlerPre::new)
             .map_err(|error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
+        let instances_max = class.ceiling.instances_max();
+        tracing::info!(handler = %options.name, engine = class.name, instances_max, "guest loaded");
         Ok(Handler(Arc::new(Shared {
             options,
-            engine: self.engine.clone(),
+            engine: class.engine.clone(),
             pre,
             metrics,
-            ceiling: self.ceiling.clone(),
+            ceiling: class.ceiling.clone(),
             _ticker: Arc::clone(&self.ticker),
         })))
     }
+}
 
-    fn check_exports(
-        &self,
-        component: &Component,
-        handler: &Arc<str>,
-        path: &std::path::Path,
-    ) -> Result<(), LoadError> {
-        let ty = component.component_type();
-        let names: Vec<String> = ty.exports(&self.engine).map(|(name, _)| name.to_owned()).collect();
-        if names.iter().any(|name| name == HANDLER_INTERFACE) {
-            return Ok(());
-        }
-        Err(LoadError::NoHandler {
-            handler: Arc::clone(handler),
-            path: path.to_owned(),
-            exports: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
-        })
+fn check_exports(
+    engine: &Engine,
+    component: &Component,
+    handler: &Arc<str>,
+    path: &std::path::Path,
+) -> Result<(), LoadError> {
+    let ty = component.component_type();
+    let names: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
+    if names.iter().any(|name| name == HANDLER_INTERFACE) {
+        return Ok(());
     }
+    Err(LoadError::NoHandler {
+        handler: Arc::clone(handler),
+        path: path.to_owned(),
+        exports: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
+    })
 }
 
 /// A core module becomes a component; a component stays as it is.

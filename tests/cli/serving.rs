@@ -65,7 +65,8 @@ async fn the_story_in_text() {
         .collect();
     for (line, begins) in told.iter().zip([
         "settings read config=",
-        "engine for guests ready instances_max=",
+        "engines for guests ready small_instances_max=262144 large_instances_max=",
+        "guest loaded handler=h engine=small instances_max=262144",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
         "accepting listener=l transport=tcp address=127.0.0.1:",
@@ -75,7 +76,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(told.len(), 8, "{told:#?}");
+    assert_eq!(told.len(), 9, "{told:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.

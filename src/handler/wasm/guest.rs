@@ -143,12 +143,8 @@ impl Guest {
 
     async fn instantiate(&mut self) -> Result<ConnectionHandler, CallError> {
         let shared = Arc::clone(&self.store.data().shared);
-        let permit = shared.ceiling.permit(&shared.metrics).ok_or_else(|| {
-            CallError::Unavailable(format!(
-                "{} instances live, which is as many as this system's vm.max_map_count allows",
-                shared.ceiling.instances_max()
-            ))
-        })?;
+        let permit =
+            shared.ceiling.permit(&shared.metrics).map_err(|reached| CallError::Unavailable(reached.to_string()))?;
         self.store.data_mut().permit = Some(permit);
         shared.pre.instantiate_async(&mut self.store).await.map_err(|error| match self.failure(&error) {
             CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
