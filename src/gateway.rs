@@ -49,7 +49,7 @@ pub enum StartError {
     /// The embedded broker did not start.
     #[error(transparent)]
     Broker(#[from] embedded::StartError),
-    /// The engine for guests did not start.
+    /// The engines for guests did not start.
     #[error(transparent)]
     Host(#[from] wasm::HostError),
     /// A guest could not be loaded.

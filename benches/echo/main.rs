@@ -2,9 +2,12 @@
 //! measured in one run on one machine, so that the ratios mean something although the figures do not travel.
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
+//! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
+//! instance of its own; the administrator may go beyond the shell's limit on descriptors.
 //! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
 
 mod client;
+mod live;
 mod process;
 mod server;
 
@@ -36,6 +39,9 @@ struct Args {
     /// Which servers, by the beginning of their names; all when absent
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Numbers of devices that are connected at once, instead of the table
+    #[arg(long, value_delimiter = ',')]
+    live: Option<Vec<usize>>,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -68,6 +74,10 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(server) = &args.server {
         server::run(server).await;
+        return ExitCode::SUCCESS;
+    }
+    if let Some(live) = &args.live {
+        live::run(live, args.payload_bytes, args.seconds).await;
         return ExitCode::SUCCESS;
     }
     header();

@@ -40,9 +40,14 @@ impl Server {
         self.addresses[0]
     }
 
+    /// Where devices connect, when there are several addresses.
+    pub fn listeners(&self) -> &[SocketAddr] {
+        &self.addresses[..self.addresses.len() - 1]
+    }
+
     /// The gateway's adapter.
     pub fn adapter(&self) -> SocketAddr {
-        self.addresses[1]
+        self.addresses[self.addresses.len() - 1]
     }
 
     /// A line for the server's stdin.
@@ -61,6 +66,24 @@ impl Server {
         let rollup = self.proc("smaps_rollup");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("no Pss");
         line.trim().trim_end_matches(" kB").parse().expect("no number")
+    }
+
+    /// Page tables, which no process shares.
+    pub fn page_tables_kib(&self) -> f64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).expect("no VmPTE");
+        line.trim().trim_end_matches(" kB").parse().expect("no number")
+    }
+
+    /// What `vm.max_map_count` bounds.
+    pub fn mappings(&self) -> usize {
+        self.proc("maps").lines().count()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let pid = self.child.id().expect("the server is gone");
+        fs::read_dir(format!("/proc/{pid}/fd")).expect("cannot read /proc").count()
     }
 
     /// CPU time so far, of all threads, in steps of 10 ms.

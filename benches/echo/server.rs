@@ -15,15 +15,15 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
+use crate::live;
+
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["bare"] => bare().await,
-        ["guest"] => {
-            let component = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/dist/echo.wasm");
-            gateway(&format!("kind = \"wasm\"\ncomponent = {component:?}\nsettings = {{ mode = \"raw\" }}")).await;
-        }
-        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\"")).await,
+        ["guest"] => gateway(GUEST, 1).await,
+        ["guests"] => gateway(GUEST, live::LISTENERS).await,
+        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\""), 1).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -48,20 +48,34 @@ async fn bare() {
     }
 }
 
-async fn gateway(handler: &str) {
+/// The echo guest as a handler.
+const GUEST: &str = concat!(
+    "kind = \"wasm\"\nsettings = { mode = \"raw\" }\ncomponent = \"",
+    env!("CARGO_MANIFEST_DIR"),
+    "/guests/dist/echo.wasm\""
+);
+
+/// The gateway, listening on so many loopback addresses.
+async fn gateway(handler: &str, listeners: u8) {
     // A row that breaks says why.
     let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
     polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
     let dir = tempfile::tempdir().expect("no temporary directory");
-    let text = format!(
-        "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n\
-         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n",
+    let mut text = format!(
+        "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n",
         dir.path()
     );
+    let names: Vec<String> = (1..=listeners).map(|number| format!("l{number}")).collect();
+    for (name, last) in names.iter().zip(1..=listeners) {
+        text += &format!("[listeners.{name}]\nbind = \"tcp://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
+    }
     let (config, _) = Config::parse(&text, dir.path(), "bench.toml").expect("the configuration has faults");
     let gateway = Gateway::start(config).await.expect("cannot start");
     let bound = gateway.bound();
-    println!("{} {}", bound.listener("l").expect("no listener"), bound.adapter.expect("no adapter"));
+    for name in &names {
+        print!("{} ", bound.listener(name).expect("no listener"));
+    }
+    println!("{}", bound.adapter.expect("no adapter"));
     std::future::pending::<()>().await;
 }
 

@@ -188,7 +188,7 @@ impl Host {
             .and_then(ConnectionHandlerPre::new)
             .map_err(|error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
         let instances_max = class.ceiling.instances_max();
-        tracing::info!(handler = %options.name, engine = class.name, instances_max, "guest loaded");
+        tracing::info!(handler = %options.name, engine = %class.name, instances_max, "guest loaded");
         Ok(Handler(Arc::new(Shared {
             options,
             engine: class.engine.clone(),

@@ -24,7 +24,8 @@ async fn the_story_in_json() {
         messages(&log),
         [
             "settings read",
-            "engine for guests ready",
+            "engines for guests ready",
+            "guest loaded",
             "handlers ready",
             "MQTT port open",
             "accepting",

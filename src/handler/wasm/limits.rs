@@ -18,6 +18,17 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 /// Elements of all tables of one instance. A table holds function references; guests have a few hundred.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
+/// Core instances in one instance of a guest. Linked libraries make some: a Python guest has 38. Each takes memory of the
+/// gateway's that the guest's limit does not see.
+const CORE_INSTANCES_MAX: usize = 200;
+
+/// Tables of one instance of a guest. Libraries share one; what links them has another.
+const TABLES_MAX: usize = 100;
+
+/// Linear memories of one instance of a guest: each takes a slot or mappings, however short it is. The guests that there
+/// are have up to three.
+const MEMORIES_MAX: usize = 8;
+
 /// Mappings that one instance may take: its memory, that memory's guards, its stack and the stack's guard.
 const MAPPINGS_PER_INSTANCE: usize = 7;
 
@@ -133,6 +144,18 @@ impl ResourceLimiter for MemoryLimit {
         self.table_elements = elements;
         Ok(true)
     }
+
+    fn instances(&self) -> usize {
+        CORE_INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
 }
 
 /// Whether the guest's own declaration forbids the growth. The engine asks us first, and refuses it only after we
@@ -225,6 +248,9 @@ impl Drop for InstancePermit {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::Store;
+    use wasmtime::component::{Component, Linker};
+
     use super::*;
     use crate::telemetry::Telemetry;
 
@@ -257,6 +283,31 @@ mod tests {
         assert_eq!(metrics.memory_bytes.get(), 0);
         assert!(limit.memory_growing(0, 20, Some(20)).unwrap());
         assert!(limit.table_growing(0, 20, Some(20)).unwrap());
+    }
+
+    /// A guest that is made of too much is no instance, whichever it has too much of.
+    #[test]
+    fn parts_of_an_instance_are_bounded() {
+        let metrics = Telemetry::new().instances(&"guest".into());
+        let engine = Engine::default();
+        let instantiate = |part: &str, count: usize| {
+            let instances = "(core instance (instantiate 0))".repeat(count);
+            let text = format!("(component (core module {part}) {instances})");
+            let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+            let mut store = Store::new(&engine, MemoryLimit::new(1 << 20, metrics.clone()));
+            store.limiter(|limit| limit);
+            let made = Linker::new(&engine).instantiate(&mut store, &component);
+            made.map(drop).map_err(|error| format!("{error:#}"))
+        };
+        for (part, most, name) in [
+            ("", CORE_INSTANCES_MAX, "instance"),
+            ("(table 1 funcref)", TABLES_MAX, "table"),
+            ("(memory 1)", MEMORIES_MAX, "memory"),
+        ] {
+            assert_eq!(instantiate(part, most), Ok(()), "{part}");
+            let refused = instantiate(part, most + 1).unwrap_err();
+            assert!(refused.contains(&format!("{name} count too high at {}", most + 1)), "{part}: {refused}");
+        }
     }
 
     /// Memory grows to the limit, not beyond, over all memories; the gauges follow and return to zero.
