@@ -30,7 +30,7 @@ const SLOT_BYTES: usize = 16 << 20;
 /// kilobytes, an interpreter with its library carries megabytes.
 const DATA_BYTES_MAX: usize = 256 << 10;
 
-/// Instances on the small engine, where the system gives address space for them: 4.8 TiB of the 128 TiB that a process
+/// Instances on the small engine, where the system gives address space for them: 4.6 TiB of the 128 TiB that a process
 /// has. Twice as many were tried as the hundred thousand devices that one gateway is meant for.
 const SLOTS_MAX: usize = 1 << 18;
 
@@ -86,14 +86,12 @@ impl Engines {
         let small = match reserve(SLOTS_MAX, few, map) {
             Ok((slots, slabs)) => {
                 if slots < SLOTS_MAX {
-                    tracing::warn!(
-                        "address space is short: room for {slots} instances of small guests, not for {SLOTS_MAX}"
-                    );
+                    tracing::warn!(instances_max = slots, "address space is short: room for fewer small guests");
                 }
                 Some(Class::new("small", &mut dense(slabs), Ceiling::new(slots, Bound::Slots))?)
             }
             Err(error) => {
-                tracing::warn!("at most {few} instances of guests, for the lack of: {error}");
+                tracing::warn!(instances_max = few, %error, "no room for small guests apart: all guests take mappings");
                 None
             }
         };

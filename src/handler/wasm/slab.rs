@@ -46,12 +46,12 @@ const PAGE_TABLE_BYTES: usize = 2 << 20;
 /// memory is as large.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// What the gateway and its guests cannot live on.
+/// Why memory cannot be held in slots here.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SlabError {
     /// The system gives not that much address space: a limit of the process (`ulimit -v`), strict accounting
     /// (`vm.overcommit_memory` 2), or a small processor.
-    #[error("{bytes} bytes of address space were asked for: {source}")]
+    #[error("{bytes} bytes of address space were refused: {source}")]
     Refused {
         /// How many.
         bytes: usize,
@@ -59,10 +59,10 @@ pub(super) enum SlabError {
         source: io::Error,
     },
     /// The kernel does not know guards.
-    #[error("guards within a mapping, which Linux has from 6.13 on: {0}")]
+    #[error("the kernel has no guards within a mapping, as Linux has from 6.13 on: {0}")]
     NoGuards(#[source] io::Error),
     /// The kernel takes the calls and does something else than Linux does.
-    #[error("this kernel {0}")]
+    #[error("the kernel {0}")]
     Unfaithful(&'static str),
 }
 
@@ -177,7 +177,7 @@ impl Slab {
     /// Tries on one slot what everything here relies on.
     fn try_out(self: &Arc<Self>) -> Result<(), SlabError> {
         let page = 0..PAGE_BYTES_MAX;
-        let slot = self.take().ok_or(SlabError::Unfaithful("has no slot"))?;
+        let slot = self.take().ok_or(SlabError::Unfaithful("gives no room for a single slot"))?;
         slot.advise(page.clone(), Advice::GuardInstall).map_err(SlabError::NoGuards)?;
         if slot.advise(page.clone(), Advice::PopulateRead).is_ok() {
             return Err(SlabError::Unfaithful("lets a guarded page be read"));
