@@ -18,9 +18,13 @@ use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
 use crate::pubsub::{PubSub, Session};
 use crate::telemetry::{ListenerMetrics, PAYLOAD_LOG};
 
+mod lent;
 mod outbound;
+mod rehearsal;
 
+pub use lent::Lent;
 pub use outbound::Outbound;
+pub use rehearsal::{Operation, Rehearsal};
 
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -54,6 +58,8 @@ pub enum TimerChange {
 #[derive(Debug)]
 pub struct Adapter {
     conn: ConnId,
+    /// The id by which the handler knows the connection.
+    handler_conn: ConnId,
     info: Arc<ConnInfo>,
     services: Arc<Services>,
     mailbox: Mailbox,
@@ -62,6 +68,16 @@ pub struct Adapter {
     close_asked: bool,
     ended: bool,
     client: Option<Box<Client>>,
+    /// Its handler is a new one, which does not know that the peer has proved who it is.
+    reintroduced: bool,
+}
+
+/// How far a handler had come when an event began.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    outbound_bytes: usize,
+    timer_change: Option<TimerChange>,
+    close_asked: bool,
 }
 
 /// Who the peer has proved to be.
@@ -77,6 +93,7 @@ impl Adapter {
     pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound_bytes_max: usize) -> Self {
         Self {
             conn: mailbox.conn(),
+            handler_conn: mailbox.conn(),
             info,
             services,
             mailbox,
@@ -85,12 +102,18 @@ impl Adapter {
             close_asked: false,
             ended: false,
             client: None,
+            reintroduced: false,
         }
     }
 
     /// Whose operations these are.
     pub fn conn(&self) -> ConnId {
         self.conn
+    }
+
+    /// The id by which the handler knows the connection; another one after it was taken over from a remote handler.
+    pub fn handler_conn(&self) -> ConnId {
+        self.handler_conn
     }
 
     /// What is known of the peer.
@@ -116,6 +139,26 @@ impl Adapter {
     /// What the handler has asked of the timer since this was called last.
     pub fn take_timer_change(&mut self) -> Option<TimerChange> {
         self.timer_change.take()
+    }
+
+    /// Remembers what is collected so far.
+    pub fn mark(&self) -> Mark {
+        Mark { outbound_bytes: self.outbound.bytes(), timer_change: self.timer_change, close_asked: self.close_asked }
+    }
+
+    /// Forgets what was collected since `mark`, of an event that failed and will be delivered again. Only good while
+    /// nothing was written in between. What went to the broker stays there.
+    pub fn roll_back(&mut self, mark: Mark) {
+        self.outbound.truncate(mark.outbound_bytes);
+        self.timer_change = mark.timer_change;
+        self.close_asked = mark.close_asked;
+    }
+
+    /// Another handler, or another instance, serves the connection from now on. It may authenticate the peer again,
+    /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
+    pub fn reintroduce(&mut self, handler_conn: ConnId) {
+        self.handler_conn = handler_conn;
+        self.reintroduced = true;
     }
 
     /// The connection has ended: from now on every operation is refused as [`Refused::Gone`], and the client
@@ -173,7 +216,8 @@ impl Adapter {
         Ok(())
     }
 
-    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused.
+    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused, unless it comes from
+    /// a handler that has taken the connection over and says the same.
     ///
     /// # Errors
     ///
@@ -182,8 +226,11 @@ impl Adapter {
     /// [`Refused::Broker`] when the broker does not take the client.
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
         self.check_open()?;
-        if let Some(client) = &self.client {
-            return Err(Refused::AlreadyAuthenticated { client_id: client.info.client_id.clone() });
+        if let Some(known) = &self.client {
+            if std::mem::take(&mut self.reintroduced) && known.info.client_id == client.client_id {
+                return Ok(());
+            }
+            return Err(Refused::AlreadyAuthenticated { client_id: known.info.client_id.clone() });
         }
         if client.client_id.is_empty() {
             return Err(Refused::Missing { what: "clientinfo.clientid" });

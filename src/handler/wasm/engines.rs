@@ -18,7 +18,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
 use super::HostError;
-use super::guest::GuestState;
+use super::instance::GuestState;
 use super::limits::{Bound, Ceiling};
 use super::slab::{Memories, SlabError, Stacks};
 use crate::wit::bindings::ConnectionHandler;
