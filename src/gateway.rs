@@ -305,7 +305,9 @@ async fn load_handlers(
                 };
                 let (host, metrics) = (host.clone(), telemetry.instances(&options.name));
                 let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
-                Handler::Wasm(loading.await.map_err(StartError::Loading)??)
+                let guest = loading.await.map_err(StartError::Loading)??;
+                guest.try_out().await?;
+                Handler::Wasm(guest)
             }
         };
         let name = Arc::clone(handler.name());

@@ -127,6 +127,16 @@ pub enum LoadError {
         /// What is missing.
         why: String,
     },
+    /// No instance of it can be made.
+    #[error("handler {handler:?}: {path:?} does not start: {why}")]
+    Start {
+        /// The handler.
+        handler: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// What stops it.
+        why: CallError,
+    },
     /// The cache of compiled components cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -318,6 +328,19 @@ impl Handler {
         }
     }
 
+    /// Makes the first instance and drops it: what keeps a guest from starting at all is found before devices come, and
+    /// what wasmtime makes once for all instances, a descriptor among it, is there when descriptors have run out.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Start`].
+    pub async fn try_out(&self) -> Result<(), LoadError> {
+        let conn = ConnId::from_u64(0);
+        let tried = Instance::new(Arc::clone(&self.0), conn).try_out(conn).await;
+        let Options { name, component, .. } = &self.0.options;
+        tried.map_err(|why| LoadError::Start { handler: Arc::clone(name), path: component.clone(), why })
+    }
+
     /// Makes an instance and drops it: whether there is room for one, and whether it starts.
     ///
     /// # Errors
@@ -339,6 +362,10 @@ mod tests {
     use crate::telemetry::Telemetry;
 
     fn load(bytes: &[u8]) -> Result<Handler, LoadError> {
+        load_with(bytes, 1 << 20)
+    }
+
+    fn load_with(bytes: &[u8], memory_bytes_max: usize) -> Result<Handler, LoadError> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("guest.wasm");
         std::fs::write(&file, bytes).unwrap();
@@ -347,7 +374,7 @@ mod tests {
             name: "guest".into(),
             component: file,
             isolation: Isolation::Connection,
-            memory_bytes_max: 1 << 20,
+            memory_bytes_max,
             event_timeout: Duration::from_secs(1),
             settings: BTreeMap::new(),
         };
@@ -372,6 +399,18 @@ mod tests {
         for world in ["connection-handler", "migrating-connection-handler"] {
             assert_eq!(&**load(&core_module(world)).unwrap().name(), "guest");
         }
+    }
+
+    /// A guest of which no instance can be made is found when it is loaded, not when a device comes; one of which there
+    /// can leaves nothing behind.
+    #[tokio::test]
+    async fn a_guest_that_cannot_start_is_refused() {
+        let echo = std::fs::read("guests/dist/echo.wasm").unwrap();
+        let guest = load(&echo).unwrap();
+        guest.try_out().await.unwrap();
+        assert_eq!((guest.0.metrics.live.get(), guest.0.metrics.memory_bytes.get()), (0, 0));
+        let refused = load_with(&echo, 1).unwrap().try_out().await.unwrap_err().to_string();
+        assert!(refused.contains("does not start") && refused.contains("exceeds memory limits"), "{refused}");
     }
 
     /// A file that is no guest is refused with the reason, whatever it is.

@@ -142,6 +142,17 @@ impl Instance {
         (desk, result)
     }
 
+    /// Makes the instance, tells it nothing, and drops it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call`].
+    pub(super) async fn try_out(mut self, conn: ConnId) -> Result<(), CallError> {
+        let within = self.begin_event() + WAITING_MAX;
+        let made = tokio::time::timeout(within, self.instantiate(conn)).await;
+        made.unwrap_or(Err(CallError::Timeout(within))).map(drop)
+    }
+
     /// Starts the event's CPU time; gives it as the handler's options have it.
     fn begin_event(&mut self) -> Duration {
         let timeout = self.store.data().shared.options.event_timeout;
