@@ -3,13 +3,14 @@
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
 //! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
-//! instance of its own; the administrator may go beyond the shell's limit on descriptors.
+//! instance of its own; the administrator may go beyond the shell's limit on descriptors, and `--in-memory` needs none.
 //! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
 
 mod client;
 mod live;
 mod process;
 mod server;
+mod streams;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +43,9 @@ struct Args {
     /// Numbers of devices that are connected at once, instead of the table
     #[arg(long, value_delimiter = ',')]
     live: Option<Vec<usize>>,
+    /// With --live: streams in memory, for more devices than there may be descriptors
+    #[arg(long, requires = "live")]
+    in_memory: bool,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -77,7 +81,11 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(live) = &args.live {
-        live::run(live, args.payload_bytes, args.seconds).await;
+        if args.in_memory {
+            live::run_in_memory(live, args.payload_bytes, args.seconds).await;
+        } else {
+            live::run(live, args.payload_bytes, args.seconds).await;
+        }
         return ExitCode::SUCCESS;
     }
     header();

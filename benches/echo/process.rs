@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 pub struct Server {
     child: Child,
     stdin: Mutex<ChildStdin>,
-    _stdout: Lines<BufReader<ChildStdout>>,
+    stdout: Lines<BufReader<ChildStdout>>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -31,8 +31,8 @@ impl Server {
         let stdin = Mutex::new(child.stdin.take().expect("stdin is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let line = stdout.next_line().await.expect("cannot read").expect("the server ended at once");
-        let addresses = line.split(' ').map(|address| address.parse().expect("no address")).collect();
-        Self { child, stdin, _stdout: stdout, addresses }
+        let addresses = line.split_terminator(' ').map(|address| address.parse().expect("no address")).collect();
+        Self { child, stdin, stdout, addresses }
     }
 
     /// Where devices or, for a handler, the gateway connect.
@@ -53,6 +53,12 @@ impl Server {
     /// A line for the server's stdin.
     pub async fn tell(&self, line: &str) {
         self.stdin.lock().await.write_all(format!("{line}\n").as_bytes()).await.expect("the server is gone");
+    }
+
+    /// A line for the server's stdin, and the one that it answers.
+    pub async fn ask(&mut self, line: &str) -> String {
+        self.tell(line).await;
+        self.stdout.next_line().await.expect("cannot read").expect("the server has ended")
     }
 
     fn proc(&self, file: &str) -> String {

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use polygate::config::Config;
@@ -15,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
-use crate::live;
+use crate::{live, streams};
 
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
@@ -23,6 +24,10 @@ pub async fn run(args: &[String]) {
         ["bare"] => bare().await,
         ["guest"] => gateway(GUEST, 1).await,
         ["guests"] => gateway(GUEST, live::LISTENERS).await,
+        ["streams"] => {
+            let dir = start();
+            streams::serve(config(GUEST, 1, dir.path())).await;
+        }
         ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\""), 1).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
@@ -55,25 +60,31 @@ const GUEST: &str = concat!(
     "/guests/dist/echo.wasm\""
 );
 
-/// The gateway, listening on so many loopback addresses.
-async fn gateway(handler: &str, listeners: u8) {
+/// The log, and a directory for what a gateway keeps.
+fn start() -> tempfile::TempDir {
     // A row that breaks says why.
     let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
     polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
-    let dir = tempfile::tempdir().expect("no temporary directory");
+    tempfile::tempdir().expect("no temporary directory")
+}
+
+/// A gateway with one handler, listening on so many loopback addresses.
+fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
     let mut text = format!(
-        "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n",
-        dir.path()
+        "[gateway]\ndata_dir = {dir:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n"
     );
-    let names: Vec<String> = (1..=listeners).map(|number| format!("l{number}")).collect();
-    for (name, last) in names.iter().zip(1..=listeners) {
-        text += &format!("[listeners.{name}]\nbind = \"tcp://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
+    for last in 1..=listeners {
+        text += &format!("[listeners.l{last}]\nbind = \"tcp://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
     }
-    let (config, _) = Config::parse(&text, dir.path(), "bench.toml").expect("the configuration has faults");
-    let gateway = Gateway::start(config).await.expect("cannot start");
+    Config::parse(&text, dir, "bench.toml").expect("the configuration has faults").0
+}
+
+async fn gateway(handler: &str, listeners: u8) {
+    let dir = start();
+    let gateway = Gateway::start(config(handler, listeners, dir.path())).await.expect("cannot start");
     let bound = gateway.bound();
-    for name in &names {
-        print!("{} ", bound.listener(name).expect("no listener"));
+    for (_, address) in &bound.listeners {
+        print!("{address} ");
     }
     println!("{}", bound.adapter.expect("no adapter"));
     std::future::pending::<()>().await;
