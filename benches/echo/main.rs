@@ -55,9 +55,10 @@ struct Args {
 }
 
 /// The servers under test, in the order of the table; the first is what the others are compared with.
-const SUBJECTS: [Subject; 3] = [
+const SUBJECTS: [Subject; 4] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare },
     Subject { name: "echo guest", kind: Kind::Guest },
+    Subject { name: "echo guest, large", kind: Kind::LargeGuest },
     Subject { name: "gRPC handler", kind: Kind::Grpc },
 ];
 
@@ -70,6 +71,8 @@ struct Subject {
 enum Kind {
     Bare,
     Guest,
+    /// The same on the engine for large guests.
+    LargeGuest,
     Grpc,
 }
 
@@ -116,10 +119,11 @@ struct Row {
 async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
     let handler = match kind {
         Kind::Grpc => Some(Server::start(&["handler"]).await),
-        Kind::Bare | Kind::Guest => None,
+        Kind::Bare | Kind::Guest | Kind::LargeGuest => None,
     };
     let server = match (kind, &handler) {
         (Kind::Bare, _) => Server::start(&["bare"]).await,
+        (Kind::LargeGuest, _) => Server::start(&["large-guest"]).await,
         (_, None) => Server::start(&["guest"]).await,
         (_, Some(handler)) => {
             let gateway = Server::start(&["grpc", &handler.address().to_string()]).await;

@@ -23,6 +23,8 @@ pub async fn run(args: &[String]) {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["bare"] => bare().await,
         ["guest"] => gateway(GUEST, 1).await,
+        // Memory that no slot holds puts it there.
+        ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1).await,
         ["guests"] => gateway(GUEST, live::LISTENERS).await,
         ["streams"] => {
             let dir = start();
