@@ -20,6 +20,7 @@ use crate::telemetry::ListenerMetrics;
 mod delivery;
 mod ending;
 mod moving;
+mod shadow;
 mod state;
 mod waiting;
 mod waking;
@@ -28,6 +29,7 @@ pub use state::{Phase, State, Timeouts};
 pub use waiting::Waiting;
 
 use ending::{hears_the_rest, linger};
+use shadow::Shadow;
 use state::Due;
 use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
 
@@ -97,19 +99,23 @@ impl Connections {
         let id = shared.ids.next();
         let info = Arc::new(info);
         let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
-        let adapter = Adapter::new(
+        let mut adapter = Adapter::new(
             Arc::clone(&info),
             Arc::clone(&shared.services),
             mailbox.clone(),
             shared.options.outbound_bytes_max,
         );
         let position = shared.chain.choose();
-        let membership = shared.chain.link(position).versions.enter(id);
+        let versions = &shared.chain.link(position).versions;
+        let membership = versions.enter(id);
+        let shadow = Shadow::of(versions, id, &info);
+        adapter.keep_journal(shadow.is_some());
         Connection {
             attached: membership.version().handler().attach(id, &info),
             adapter: Lent::new(adapter),
             position,
             membership,
+            shadow,
             review: None,
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
@@ -142,6 +148,8 @@ pub struct Connection {
     position: usize,
     /// Which version of it.
     membership: Membership,
+    /// A version of the handler that is tried beside it.
+    shadow: Option<Box<Shadow>>,
     /// Asked to look at the handler's versions, at the next moment between two events.
     review: Option<OwnedSemaphorePermit>,
     state: State,

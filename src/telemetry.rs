@@ -106,6 +106,8 @@ pub struct Telemetry {
     trips: Family<HandlerLabel, Counter>,
     moved: Family<HandlerLabel, Counter>,
     pinned: Family<HandlerLabel, Counter>,
+    shadow_events: Family<HandlerLabel, Counter>,
+    shadow_differences: Family<HandlerLabel, Counter>,
     versions: Family<HandlerLabel, Gauge>,
     version_connections: Family<VersionLabel, Gauge>,
     instances: Family<HandlerLabel, Gauge>,
@@ -189,6 +191,14 @@ impl Telemetry {
             "Connections that were to go over to another version and stayed",
             pinned.clone(),
         );
+        let shadow_events = Family::default();
+        registry.register("shadow_events", "Events that a version of a handler got as a shadow", shadow_events.clone());
+        let shadow_differences = Family::default();
+        registry.register(
+            "shadow_differences",
+            "Events with which a shadow did something else than the active version",
+            shadow_differences.clone(),
+        );
         let versions = Family::default();
         registry.register("handler_versions", "Versions of a handler that hold memory", versions.clone());
         let version_connections = Family::default();
@@ -233,6 +243,8 @@ impl Telemetry {
             trips,
             moved,
             pinned,
+            shadow_events,
+            shadow_differences,
             versions,
             version_connections,
             instances,
@@ -333,6 +345,8 @@ impl Telemetry {
             trips: self.trips.get_or_create_owned(&label),
             moved: self.moved.get_or_create_owned(&label),
             pinned: self.pinned.get_or_create_owned(&label),
+            shadow_events: self.shadow_events.get_or_create_owned(&label),
+            shadow_differences: self.shadow_differences.get_or_create_owned(&label),
         }
     }
 
@@ -456,6 +470,10 @@ pub struct HealthMetrics {
     pub moved: Counter,
     /// Connections that were to go over to another version and stayed.
     pub pinned: Counter,
+    /// Events that a version got as a shadow.
+    pub shadow_events: Counter,
+    /// Those of them with which it did something else than the active version, or failed.
+    pub shadow_differences: Counter,
 }
 
 /// The gauges of one version of a handler. Its own label ends with it.

@@ -57,7 +57,22 @@ pub enum Operation {
 }
 
 impl Operation {
-    fn weight(&self) -> usize {
+    /// The operation's name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Send(_) => "send",
+            Self::Close => "close",
+            Self::Authenticate(_) => "authenticate",
+            Self::StartTimer(..) => "start_timer",
+            Self::StopTimer(_) => "stop_timer",
+            Self::Publish { .. } => "publish",
+            Self::Subscribe { .. } => "subscribe",
+            Self::Unsubscribe { .. } => "unsubscribe",
+            Self::RawPublish { .. } => "raw_publish",
+        }
+    }
+
+    pub(super) fn weight(&self) -> usize {
         ENTRY_BYTES
             + match self {
                 Self::Send(bytes) => bytes.len(),

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::shadow::Compared;
 use super::waking::{Happening, Until};
 use super::{Connection, Phase, hears_the_rest};
+use crate::adapter::Journal;
 use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Next, Placement, Recovery};
 use crate::handler::wasm::Desk;
@@ -23,9 +25,14 @@ impl Connection {
     {
         // Nearly always it is handled at once; what follows then costs nothing.
         let mut error = match self.attempt(socket, &event).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.follow_with_shadow(&event).await;
+                return Ok(());
+            }
             Err(error) => error,
         };
+        // What follows is not what a version that is tried would be compared with.
+        self.end_shadow();
         let created = Event::SocketCreated(Arc::clone(&self.info));
         let is_created = matches!(event, Event::SocketCreated(_));
         let mut recovery = self.recovery();
@@ -135,6 +142,42 @@ impl Connection {
         if let Err(error) = result {
             link.metrics.failed(error.kind());
         }
+    }
+
+    /// Lets the version that is tried do what the active one has done, and compares.
+    async fn follow_with_shadow(&mut self, event: &Event) {
+        let Some(mut shadow) = self.shadow.take() else {
+            return;
+        };
+        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
+        if left_out > 0 || !shadow.is_wanted(&self.link().versions) {
+            self.end_shadow();
+            return;
+        }
+        let compared = shadow.follow(event, &done).await;
+        let link = self.link();
+        let (conn, handler, name) = (self.conn(), link.versions.name(), event.name());
+        match compared {
+            Compared::Same => {
+                link.versions.compared(true);
+                self.shadow = Some(shadow);
+            }
+            Compared::Different(what) => {
+                link.versions.compared(false);
+                tracing::info!(%conn, %handler, event = name, "the version that is tried does something else: {what}");
+                self.shadow = Some(shadow);
+            }
+            Compared::Failed(error) => {
+                link.versions.compared(false);
+                tracing::warn!(%conn, %handler, event = name, "the version that is tried failed: {error}");
+                self.end_shadow();
+            }
+        }
+    }
+
+    pub(super) fn end_shadow(&mut self) {
+        self.shadow = None;
+        self.adapter.keep_journal(false);
     }
 
     pub(super) fn take_back(&mut self, desk: Desk) {

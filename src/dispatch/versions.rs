@@ -294,6 +294,14 @@ impl Versions {
         self.metrics.moved.inc();
     }
 
+    /// A version that is tried as a shadow did the same as the active one, or something else.
+    pub fn compared(&self, same: bool) {
+        self.metrics.shadow_events.inc();
+        if !same {
+            self.metrics.shadow_differences.inc();
+        }
+    }
+
     /// A connection was to go over to another version and could not.
     pub fn pinned(&self) {
         self.metrics.pinned.inc();

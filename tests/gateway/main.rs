@@ -9,9 +9,11 @@
 mod harness;
 
 mod echo;
+mod fallback;
 mod grpc_handler;
 mod jt808;
 mod observability;
 mod pubsub;
+mod simulation;
 mod tcp;
 mod wasm_handler;
