@@ -53,7 +53,7 @@ pub enum StartError {
     /// The embedded broker did not start.
     #[error(transparent)]
     Broker(#[from] embedded::StartError),
-    /// The engine for guests did not start.
+    /// The engines for guests did not start.
     #[error(transparent)]
     Host(#[from] wasm::HostError),
     /// A guest could not be loaded.
@@ -303,13 +303,20 @@ async fn load_handlers(
                     Some(host) => host,
                     None => {
                         let started = wasm::Host::start(cache_dir.clone())?;
-                        tracing::info!(instances_max = started.instances_max(), "engine for guests ready");
+                        let wasm::Capacity { small, large } = started.capacity();
+                        tracing::info!(
+                            small_instances_max = small,
+                            large_instances_max = large,
+                            "engines for guests ready"
+                        );
                         host.insert(started)
                     }
                 };
                 let (host, metrics) = (host.clone(), telemetry.instances(&options.name));
                 let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
-                Handler::Wasm(loading.await.map_err(StartError::Loading)??)
+                let guest = loading.await.map_err(StartError::Loading)??;
+                guest.try_out().await?;
+                Handler::Wasm(guest)
             }
         };
         let name = Arc::clone(handler.name());

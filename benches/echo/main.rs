@@ -2,11 +2,15 @@
 //! measured in one run on one machine, so that the ratios mean something although the figures do not travel.
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
+//! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
+//! instance of its own; the administrator may go beyond the shell's limit on descriptors, and `--in-memory` needs none.
 //! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
 
 mod client;
+mod live;
 mod process;
 mod server;
+mod streams;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,6 +40,12 @@ struct Args {
     /// Which servers, by the beginning of their names; all when absent
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Numbers of devices that are connected at once, instead of the table
+    #[arg(long, value_delimiter = ',')]
+    live: Option<Vec<usize>>,
+    /// With --live: streams in memory, for more devices than there may be descriptors
+    #[arg(long, requires = "live")]
+    in_memory: bool,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -45,9 +55,10 @@ struct Args {
 }
 
 /// The servers under test, in the order of the table; the first is what the others are compared with.
-const SUBJECTS: [Subject; 3] = [
+const SUBJECTS: [Subject; 4] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare },
     Subject { name: "echo guest", kind: Kind::Guest },
+    Subject { name: "echo guest, large", kind: Kind::LargeGuest },
     Subject { name: "gRPC handler", kind: Kind::Grpc },
 ];
 
@@ -60,6 +71,8 @@ struct Subject {
 enum Kind {
     Bare,
     Guest,
+    /// The same on the engine for large guests.
+    LargeGuest,
     Grpc,
 }
 
@@ -68,6 +81,14 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(server) = &args.server {
         server::run(server).await;
+        return ExitCode::SUCCESS;
+    }
+    if let Some(live) = &args.live {
+        if args.in_memory {
+            live::run_in_memory(live, args.payload_bytes, args.seconds).await;
+        } else {
+            live::run(live, args.payload_bytes, args.seconds).await;
+        }
         return ExitCode::SUCCESS;
     }
     header();
@@ -98,10 +119,11 @@ struct Row {
 async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
     let handler = match kind {
         Kind::Grpc => Some(Server::start(&["handler"]).await),
-        Kind::Bare | Kind::Guest => None,
+        Kind::Bare | Kind::Guest | Kind::LargeGuest => None,
     };
     let server = match (kind, &handler) {
         (Kind::Bare, _) => Server::start(&["bare"]).await,
+        (Kind::LargeGuest, _) => Server::start(&["large-guest"]).await,
         (_, None) => Server::start(&["guest"]).await,
         (_, Some(handler)) => {
             let gateway = Server::start(&["grpc", &handler.address().to_string()]).await;

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 pub struct Server {
     child: Child,
     stdin: Mutex<ChildStdin>,
-    _stdout: Lines<BufReader<ChildStdout>>,
+    stdout: Lines<BufReader<ChildStdout>>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -31,8 +31,8 @@ impl Server {
         let stdin = Mutex::new(child.stdin.take().expect("stdin is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let line = stdout.next_line().await.expect("cannot read").expect("the server ended at once");
-        let addresses = line.split(' ').map(|address| address.parse().expect("no address")).collect();
-        Self { child, stdin, _stdout: stdout, addresses }
+        let addresses = line.split_terminator(' ').map(|address| address.parse().expect("no address")).collect();
+        Self { child, stdin, stdout, addresses }
     }
 
     /// Where devices or, for a handler, the gateway connect.
@@ -40,14 +40,25 @@ impl Server {
         self.addresses[0]
     }
 
+    /// Where devices connect, when there are several addresses.
+    pub fn listeners(&self) -> &[SocketAddr] {
+        &self.addresses[..self.addresses.len() - 1]
+    }
+
     /// The gateway's adapter.
     pub fn adapter(&self) -> SocketAddr {
-        self.addresses[1]
+        self.addresses[self.addresses.len() - 1]
     }
 
     /// A line for the server's stdin.
     pub async fn tell(&self, line: &str) {
         self.stdin.lock().await.write_all(format!("{line}\n").as_bytes()).await.expect("the server is gone");
+    }
+
+    /// A line for the server's stdin, and the one that it answers.
+    pub async fn ask(&mut self, line: &str) -> String {
+        self.tell(line).await;
+        self.stdout.next_line().await.expect("cannot read").expect("the server has ended")
     }
 
     fn proc(&self, file: &str) -> String {
@@ -61,6 +72,24 @@ impl Server {
         let rollup = self.proc("smaps_rollup");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("no Pss");
         line.trim().trim_end_matches(" kB").parse().expect("no number")
+    }
+
+    /// Page tables, which no process shares.
+    pub fn page_tables_kib(&self) -> f64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).expect("no VmPTE");
+        line.trim().trim_end_matches(" kB").parse().expect("no number")
+    }
+
+    /// What `vm.max_map_count` bounds.
+    pub fn mappings(&self) -> usize {
+        self.proc("maps").lines().count()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let pid = self.child.id().expect("the server is gone");
+        fs::read_dir(format!("/proc/{pid}/fd")).expect("cannot read /proc").count()
     }
 
     /// CPU time so far, of all threads, in steps of 10 ms.

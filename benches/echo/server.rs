@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use polygate::config::Config;
@@ -15,15 +16,21 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
+use crate::{live, streams};
+
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["bare"] => bare().await,
-        ["guest"] => {
-            let component = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/dist/echo.wasm");
-            gateway(&format!("kind = \"wasm\"\ncomponent = {component:?}\nsettings = {{ mode = \"raw\" }}")).await;
+        ["guest"] => gateway(GUEST, 1).await,
+        // Memory that no slot holds puts it there.
+        ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1).await,
+        ["guests"] => gateway(GUEST, live::LISTENERS).await,
+        ["streams"] => {
+            let dir = start();
+            streams::serve(config(GUEST, 1, dir.path())).await;
         }
-        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\"")).await,
+        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\""), 1).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -48,20 +55,40 @@ async fn bare() {
     }
 }
 
-async fn gateway(handler: &str) {
+/// The echo guest as a handler.
+const GUEST: &str = concat!(
+    "kind = \"wasm\"\nsettings = { mode = \"raw\" }\ncomponent = \"",
+    env!("CARGO_MANIFEST_DIR"),
+    "/guests/dist/echo.wasm\""
+);
+
+/// The log, and a directory for what a gateway keeps.
+fn start() -> tempfile::TempDir {
     // A row that breaks says why.
     let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
     polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
-    let dir = tempfile::tempdir().expect("no temporary directory");
-    let text = format!(
-        "[gateway]\ndata_dir = {:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n\
-         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n",
-        dir.path()
+    tempfile::tempdir().expect("no temporary directory")
+}
+
+/// A gateway with one handler, listening on so many loopback addresses.
+fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
+    let mut text = format!(
+        "[gateway]\ndata_dir = {dir:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n"
     );
-    let (config, _) = Config::parse(&text, dir.path(), "bench.toml").expect("the configuration has faults");
-    let gateway = Gateway::start(config).await.expect("cannot start");
+    for last in 1..=listeners {
+        text += &format!("[listeners.l{last}]\nbind = \"tcp://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
+    }
+    Config::parse(&text, dir, "bench.toml").expect("the configuration has faults").0
+}
+
+async fn gateway(handler: &str, listeners: u8) {
+    let dir = start();
+    let gateway = Gateway::start(config(handler, listeners, dir.path())).await.expect("cannot start");
     let bound = gateway.bound();
-    println!("{} {}", bound.listener("l").expect("no listener"), bound.adapter.expect("no adapter"));
+    for (_, address) in &bound.listeners {
+        print!("{address} ");
+    }
+    println!("{}", bound.adapter.expect("no adapter"));
     std::future::pending::<()>().await;
 }
 

@@ -1,6 +1,6 @@
 //! Guests: handlers that run inside the gateway as WebAssembly components.
 //!
-//! The [`Host`] owns the engine and ends with the gateway. It loads a component once for each handler;
+//! The [`Host`] owns the engines and ends with the gateway. It loads a component once for each handler;
 //! each connection then has an instance of its own, with its own memory, so nothing that one device's bytes
 //! do to an instance reaches another. A guest can call the adapter and nothing else.
 
@@ -9,31 +9,35 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
-use wasmtime::{Config, Engine};
+use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre};
 
 use super::CallError;
 use crate::adapter::Rehearsal;
 use crate::conn::{CloseReason, ConnId, ConnInfo, Event};
 use crate::telemetry::InstanceMetrics;
-use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerIndices};
+use crate::wit::bindings::ConnectionHandlerIndices;
 use crate::wit::migration::MigrationIndices;
 
 mod cache;
 mod desk;
+mod engines;
 mod guest;
 mod host;
 mod instance;
 mod limits;
 mod log;
 mod shared;
+mod slab;
 mod wasi;
 
 pub use cache::CacheError;
 pub use desk::Desk;
+pub use engines::Capacity;
 pub use guest::Guest;
 pub use instance::Snapshot;
 
+use engines::Engines;
 use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
 use shared::Seats;
@@ -123,6 +127,16 @@ pub enum LoadError {
         /// What is missing.
         why: String,
     },
+    /// No instance of it can be made.
+    #[error("handler {handler:?}: {path:?} does not start: {why}")]
+    Start {
+        /// The handler.
+        handler: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// What stops it.
+        why: CallError,
+    },
     /// The cache of compiled components cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -142,13 +156,11 @@ pub enum HostError {
     Ticker(#[source] std::io::Error),
 }
 
-/// The engine that runs all guests.
+/// The engines that run all guests.
 #[derive(Clone)]
 pub struct Host {
-    engine: Engine,
-    linker: Arc<Linker<GuestState>>,
+    engines: Engines,
     cache: cache::Cache,
-    ceiling: Ceiling,
     ticker: Arc<Ticker>,
 }
 
@@ -159,36 +171,21 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Starts the engine; compiled components are kept in `cache_dir`, which only the gateway may write to.
+    /// Starts the engines; compiled components are kept in `cache_dir`, which only the gateway may write to.
     ///
     /// # Errors
     ///
     /// [`HostError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
-        let mut config = Config::new();
-        // Async interfaces of the component model are not part of the guest interface, and only being ready for
-        // them doubles the cost of a call.
-        config.concurrency_support(false);
-        config.epoch_interruption(true);
-        let engine = Engine::new(&config).map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let mut linker = Linker::new(&engine);
-        ConnectionHandler::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
-            .and_then(|()| wasmtime_wasi::p2::add_to_linker_async(&mut linker))
-            .map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let ticker = Ticker::start(&engine).map_err(HostError::Ticker)?;
+        let engines = Engines::start()?;
+        let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self {
-            engine,
-            linker: Arc::new(linker),
-            cache,
-            ceiling: Ceiling::of_this_system(),
-            ticker: Arc::new(ticker),
-        })
+        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
     }
 
-    /// How many instances may live at once: what the system's limit on memory mappings allows.
-    pub fn instances_max(&self) -> usize {
-        self.ceiling.instances_max()
+    /// How many instances may live at once.
+    pub fn capacity(&self) -> Capacity {
+        self.engines.capacity()
     }
 
     /// Loads a guest: reads its file, makes a component of a core module, compiles it or takes the compiled
@@ -210,16 +207,17 @@ impl Host {
             path: path.clone(),
             why,
         })?;
-        let component = self.cache.compiled(&self.engine, &encoded).map_err(|error| match error {
+        let class = self.engines.class_of(&encoded, options.memory_bytes_max);
+        let component = self.cache.compiled(&class.engine, &encoded).map_err(|error| match error {
             cache::CompileError::Compile(error) => {
                 LoadError::Compile { handler: Arc::clone(&handler), path: path.clone(), why: format!("{error:#}") }
             }
             cache::CompileError::Cache(error) => LoadError::Cache(error),
         })?;
-        let exports = self.exports(&component, &handler, &path)?;
+        let exports = exports(&class.engine, &component, &handler, &path)?;
         let migrates = exports.iter().any(|name| name == MIGRATE_INTERFACE);
         let link = || {
-            let pre = self.linker.instantiate_pre(&component)?;
+            let pre = class.linker.instantiate_pre(&component)?;
             let handler_exports = ConnectionHandlerIndices::new(&pre)?;
             let migration_exports = if migrates { Some(MigrationIndices::new(&pre)?) } else { None };
             Ok((pre, handler_exports, migration_exports))
@@ -230,37 +228,39 @@ impl Host {
             Isolation::Connection => None,
             Isolation::Shared(count) => Some(Seats::new(count)),
         };
+        let instances_max = class.ceiling.instances_max();
+        tracing::info!(handler = %options.name, engine = %class.name, instances_max, "guest loaded");
         Ok(Handler(Arc::new(Shared {
             options,
-            engine: self.engine.clone(),
+            engine: class.engine.clone(),
             pre,
             handler_exports,
             migration_exports,
             seats,
             metrics,
-            ceiling: self.ceiling.clone(),
+            ceiling: class.ceiling.clone(),
             _ticker: Arc::clone(&self.ticker),
         })))
     }
+}
 
-    /// What a component exports, if that makes it a handler.
-    fn exports(
-        &self,
-        component: &Component,
-        handler: &Arc<str>,
-        path: &std::path::Path,
-    ) -> Result<Vec<String>, LoadError> {
-        let ty = component.component_type();
-        let names: Vec<String> = ty.exports(&self.engine).map(|(name, _)| name.to_owned()).collect();
-        if names.iter().any(|name| name == HANDLER_INTERFACE) {
-            return Ok(names);
-        }
-        Err(LoadError::NoHandler {
-            handler: Arc::clone(handler),
-            path: path.to_owned(),
-            exports: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
-        })
+/// What a component exports, if that makes it a handler.
+fn exports(
+    engine: &Engine,
+    component: &Component,
+    handler: &Arc<str>,
+    path: &std::path::Path,
+) -> Result<Vec<String>, LoadError> {
+    let ty = component.component_type();
+    let names: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
+    if names.iter().any(|name| name == HANDLER_INTERFACE) {
+        return Ok(names);
     }
+    Err(LoadError::NoHandler {
+        handler: Arc::clone(handler),
+        path: path.to_owned(),
+        exports: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
+    })
 }
 
 /// A core module becomes a component; a component stays as it is.
@@ -328,6 +328,19 @@ impl Handler {
         }
     }
 
+    /// Makes the first instance and drops it: what keeps a guest from starting at all is found before devices come, and
+    /// what wasmtime makes once for all instances, a descriptor among it, is there when descriptors have run out.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Start`].
+    pub async fn try_out(&self) -> Result<(), LoadError> {
+        let conn = ConnId::from_u64(0);
+        let tried = Instance::new(Arc::clone(&self.0), conn).try_out(conn).await;
+        let Options { name, component, .. } = &self.0.options;
+        tried.map_err(|why| LoadError::Start { handler: Arc::clone(name), path: component.clone(), why })
+    }
+
     /// Makes an instance and drops it: whether there is room for one, and whether it starts.
     ///
     /// # Errors
@@ -349,6 +362,10 @@ mod tests {
     use crate::telemetry::Telemetry;
 
     fn load(bytes: &[u8]) -> Result<Handler, LoadError> {
+        load_with(bytes, 1 << 20)
+    }
+
+    fn load_with(bytes: &[u8], memory_bytes_max: usize) -> Result<Handler, LoadError> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("guest.wasm");
         std::fs::write(&file, bytes).unwrap();
@@ -357,7 +374,7 @@ mod tests {
             name: "guest".into(),
             component: file,
             isolation: Isolation::Connection,
-            memory_bytes_max: 1 << 20,
+            memory_bytes_max,
             event_timeout: Duration::from_secs(1),
             settings: BTreeMap::new(),
         };
@@ -382,6 +399,18 @@ mod tests {
         for world in ["connection-handler", "migrating-connection-handler"] {
             assert_eq!(&**load(&core_module(world)).unwrap().name(), "guest");
         }
+    }
+
+    /// A guest of which no instance can be made is found when it is loaded, not when a device comes; one of which there
+    /// can leaves nothing behind.
+    #[tokio::test]
+    async fn a_guest_that_cannot_start_is_refused() {
+        let echo = std::fs::read("guests/dist/echo.wasm").unwrap();
+        let guest = load(&echo).unwrap();
+        guest.try_out().await.unwrap();
+        assert_eq!((guest.0.metrics.live.get(), guest.0.metrics.memory_bytes.get()), (0, 0));
+        let refused = load_with(&echo, 1).unwrap().try_out().await.unwrap_err().to_string();
+        assert!(refused.contains("does not start") && refused.contains("exceeds memory limits"), "{refused}");
     }
 
     /// A file that is no guest is refused with the reason, whatever it is.

@@ -24,7 +24,8 @@ async fn the_story_in_json() {
         messages(&log),
         [
             "settings read",
-            "engine for guests ready",
+            "engines for guests ready",
+            "guest loaded",
             "handlers ready",
             "MQTT port open",
             "accepting",
@@ -65,7 +66,8 @@ async fn the_story_in_text() {
         .collect();
     for (line, begins) in told.iter().zip([
         "settings read config=",
-        "engine for guests ready instances_max=",
+        "engines for guests ready small_instances_max=262144 large_instances_max=",
+        "guest loaded handler=h engine=small instances_max=262144",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
         "accepting listener=l transport=tcp address=127.0.0.1:",
@@ -75,7 +77,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(told.len(), 8, "{told:#?}");
+    assert_eq!(told.len(), 9, "{told:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.
@@ -113,22 +115,45 @@ async fn the_descriptor_limit_is_raised() {
     assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
 }
 
+/// With less address space fewer instances have room, and with little of it guests take mappings; the operator is told,
+/// and devices are served.
+#[tokio::test]
+async fn address_space_is_short() {
+    const GIB_IN_KIB: u64 = 1 << 20;
+    for (gib, warning, small, engine) in [
+        (1024, "address space is short: room for fewer small guests", Some(32_768), "small"),
+        (200, "no room for small guests apart: all guests take mappings", None, "large"),
+    ] {
+        let mut serving = Setup::echo().serve_after(&format!("ulimit -v {}", gib * GIB_IN_KIB));
+        let line = serving.line(warning).await;
+        assert_eq!(line["level"], "WARN");
+        let line = serving.line("engines for guests ready").await;
+        assert_eq!(line["small_instances_max"].as_u64(), small, "{line}");
+        let line = serving.line("guest loaded").await;
+        assert_eq!((line["engine"].as_str(), &line["handler"]), (Some(engine), &"h".into()), "{line}");
+        serving.line("started").await;
+        let mut device = Device::connect(serving.listener()).await;
+        device.says("served").await;
+        device.gets("served").await;
+        assert_eq!(serving.stop().await.0, Some(0));
+    }
+}
+
 /// Without descriptors left, devices wait in the backlog and the operator is told once; when some come back, it goes on.
 #[tokio::test]
 async fn descriptors_run_out_and_come_back() {
     const DEVICES: usize = 100;
     let mut serving = Setup::echo().serve_after("ulimit -n 64");
     serving.line("started").await;
-    // The first instance of a guest takes a descriptor for the image that all others share.
-    let mut first = Device::connect(serving.listener()).await;
-    first.says("first").await;
-    first.gets("first").await;
-    let mut devices = vec![first];
+    let mut devices = Vec::new();
     for _ in 0..DEVICES {
         devices.push(Device::connect(serving.listener()).await);
     }
     let line = serving.line("cannot accept peers; trying again").await;
     assert_eq!(line["level"], "ERROR");
+    // Instances, of which this is the first, need none.
+    devices[0].says("first").await;
+    devices[0].gets("first").await;
 
     drop(devices);
     let mut device = Device::connect(serving.listener()).await;

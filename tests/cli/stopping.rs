@@ -19,7 +19,7 @@ async fn interrupted() {
 #[tokio::test]
 async fn interrupted_while_starting() {
     let mut serving = Setup::guest("jt808", "").serve(&["--log-format", "json"]);
-    serving.line("engine for guests ready").await;
+    serving.line("engines for guests ready").await;
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(0));
     // The guest may have been compiled just before the signal came.

@@ -142,6 +142,17 @@ impl Instance {
         (desk, result)
     }
 
+    /// Makes the instance, tells it nothing, and drops it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call`].
+    pub(super) async fn try_out(mut self, conn: ConnId) -> Result<(), CallError> {
+        let within = self.begin_event() + WAITING_MAX;
+        let made = tokio::time::timeout(within, self.instantiate(conn)).await;
+        made.unwrap_or(Err(CallError::Timeout(within))).map(drop)
+    }
+
     /// Starts the event's CPU time; gives it as the handler's options have it.
     fn begin_event(&mut self) -> Duration {
         let timeout = self.store.data().shared.options.event_timeout;
@@ -200,12 +211,8 @@ impl Instance {
 
     async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
         let shared = Arc::clone(&self.store.data().shared);
-        let permit = shared.ceiling.permit(&shared.metrics).ok_or_else(|| {
-            CallError::Unavailable(format!(
-                "{} instances live, which is as many as this system's vm.max_map_count allows",
-                shared.ceiling.instances_max()
-            ))
-        })?;
+        let permit =
+            shared.ceiling.permit(&shared.metrics).map_err(|reached| CallError::Unavailable(reached.to_string()))?;
         self.store.data_mut().permit = Some(permit);
         let made = async {
             let instance = shared.pre.instantiate_async(&mut self.store).await?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use wasmtime::{Engine, ResourceLimiter, StoreContextMut, UpdateDeadline};
+use wasmtime::{Engine, EngineWeak, ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use super::instance::GuestState;
 use crate::telemetry::InstanceMetrics;
@@ -17,6 +17,17 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// Elements of all tables of one instance. A table holds function references; guests have a few hundred.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
+
+/// Core instances in one instance of a guest. Linked libraries make some: a Python guest has 38. Each takes memory of the
+/// gateway's that the guest's limit does not see.
+const CORE_INSTANCES_MAX: usize = 200;
+
+/// Tables of one instance of a guest. Libraries share one; what links them has another.
+const TABLES_MAX: usize = 100;
+
+/// Linear memories of one instance of a guest: each takes a slot or mappings, however short it is. The guests that there
+/// are have up to three.
+const MEMORIES_MAX: usize = 8;
 
 /// Mappings that one instance may take: its memory, that memory's guards, its stack and the stack's guard.
 const MAPPINGS_PER_INSTANCE: usize = 7;
@@ -33,16 +44,15 @@ pub(super) struct Ticker {
 
 impl Ticker {
     /// A thread of its own, because a guest in an endless loop may hold a worker until the clock makes it yield.
-    pub(super) fn start(engine: &Engine) -> io::Result<Self> {
+    pub(super) fn start<'a>(engines: impl Iterator<Item = &'a Engine>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("guest-clock".to_owned()).spawn({
-            let (engine, stop) = (engine.weak(), Arc::clone(&stop));
+            let (engines, stop) = (engines.map(Engine::weak).collect::<Vec<_>>(), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     thread::park_timeout(TICK);
-                    match engine.upgrade() {
-                        Some(engine) => engine.increment_epoch(),
-                        None => break,
+                    for engine in engines.iter().filter_map(EngineWeak::upgrade) {
+                        engine.increment_epoch();
                     }
                 }
             }
@@ -134,6 +144,18 @@ impl ResourceLimiter for MemoryLimit {
         self.table_elements = elements;
         Ok(true)
     }
+
+    fn instances(&self) -> usize {
+        CORE_INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
 }
 
 /// Whether the guest's own declaration forbids the growth. The engine asks us first, and refuses it only after we
@@ -146,14 +168,24 @@ fn gauge(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// How many instances may live at once.
-///
-/// At the system's limit on mappings not only the next instance fails: the next allocation of the gateway
-/// itself may, and that ends the process. So the ceiling is well below.
+/// What bounds the number of instances.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bound {
+    /// The kernel's limit on a process's mappings.
+    ///
+    /// At that limit not only the next instance fails: the next allocation of the gateway itself may, and that ends
+    /// the process. So the ceiling is well below.
+    Mappings,
+    /// The slots that were reserved at the start.
+    Slots,
+}
+
+/// How many instances may live at once on one engine.
 #[derive(Clone, Debug)]
 pub(super) struct Ceiling {
     live: Arc<AtomicUsize>,
     instances_max: usize,
+    bound: Bound,
 }
 
 impl Ceiling {
@@ -162,24 +194,42 @@ impl Ceiling {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(MAPPINGS_MAX_DEFAULT);
-        Self::new(mappings_max / MAPPINGS_PER_INSTANCE)
+        Self::new(mappings_max / MAPPINGS_PER_INSTANCE, Bound::Mappings)
     }
 
-    fn new(instances_max: usize) -> Self {
-        Self { live: Arc::default(), instances_max }
+    pub(super) fn new(instances_max: usize, bound: Bound) -> Self {
+        Self { live: Arc::default(), instances_max, bound }
     }
 
     pub(super) fn instances_max(&self) -> usize {
         self.instances_max
     }
 
-    /// The right to hold one instance; `None` when there are as many as may be.
-    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Option<InstancePermit> {
+    /// The right to hold one instance; an error when there are as many as may be.
+    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Result<InstancePermit, CeilingReached> {
         let below = |live: usize| (live < self.instances_max).then_some(live + 1);
-        self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
-        metrics.live.inc();
-        Some(InstancePermit { live: Arc::clone(&self.live), metrics: metrics.clone() })
+        match self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below) {
+            Ok(_) => {
+                metrics.live.inc();
+                Ok(InstancePermit { live: Arc::clone(&self.live), metrics: metrics.clone() })
+            }
+            Err(live) => Err(match self.bound {
+                Bound::Mappings => CeilingReached::Mappings(live),
+                Bound::Slots => CeilingReached::Slots(live),
+            }),
+        }
     }
+}
+
+/// As many instances live as may; the number says how many.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CeilingReached {
+    /// Of guests that take mappings.
+    #[error("{0} instances of large guests live, which is as many as this system's vm.max_map_count allows")]
+    Mappings(usize),
+    /// Of guests that take slots.
+    #[error("{0} instances of small guests live, which is as many as there is memory reserved for")]
+    Slots(usize),
 }
 
 /// The right to hold one instance; given back when dropped.
@@ -198,6 +248,9 @@ impl Drop for InstancePermit {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::Store;
+    use wasmtime::component::{Component, Linker};
+
     use super::*;
     use crate::telemetry::Telemetry;
 
@@ -205,13 +258,16 @@ mod tests {
     #[test]
     fn instances_are_bounded() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let ceiling = Ceiling::new(1);
-        let first = ceiling.permit(&metrics).unwrap();
-        assert!(ceiling.permit(&metrics).is_none());
-        assert_eq!(metrics.live.get(), 1);
-        drop(first);
-        assert_eq!(metrics.live.get(), 0);
-        assert!(ceiling.permit(&metrics).is_some());
+        for (bound, why) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "memory reserved")] {
+            let ceiling = Ceiling::new(1, bound);
+            let first = ceiling.permit(&metrics).unwrap();
+            let reached = ceiling.permit(&metrics).unwrap_err().to_string();
+            assert!(reached.starts_with("1 instances of ") && reached.contains(why), "{reached}");
+            assert_eq!(metrics.live.get(), 1);
+            drop(first);
+            assert_eq!(metrics.live.get(), 0);
+            drop(ceiling.permit(&metrics).unwrap());
+        }
     }
 
     /// What a guest has forbidden itself is not counted: it does not get it.
@@ -227,6 +283,31 @@ mod tests {
         assert_eq!(metrics.memory_bytes.get(), 0);
         assert!(limit.memory_growing(0, 20, Some(20)).unwrap());
         assert!(limit.table_growing(0, 20, Some(20)).unwrap());
+    }
+
+    /// A guest that is made of too much is no instance, whichever it has too much of.
+    #[test]
+    fn parts_of_an_instance_are_bounded() {
+        let metrics = Telemetry::new().instances(&"guest".into());
+        let engine = Engine::default();
+        let instantiate = |part: &str, count: usize| {
+            let instances = "(core instance (instantiate 0))".repeat(count);
+            let text = format!("(component (core module {part}) {instances})");
+            let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+            let mut store = Store::new(&engine, MemoryLimit::new(1 << 20, metrics.clone()));
+            store.limiter(|limit| limit);
+            let made = Linker::new(&engine).instantiate(&mut store, &component);
+            made.map(drop).map_err(|error| format!("{error:#}"))
+        };
+        for (part, most, name) in [
+            ("", CORE_INSTANCES_MAX, "instance"),
+            ("(table 1 funcref)", TABLES_MAX, "table"),
+            ("(memory 1)", MEMORIES_MAX, "memory"),
+        ] {
+            assert_eq!(instantiate(part, most), Ok(()), "{part}");
+            let refused = instantiate(part, most + 1).unwrap_err();
+            assert!(refused.contains(&format!("{name} count too high at {}", most + 1)), "{part}: {refused}");
+        }
     }
 
     /// Memory grows to the limit, not beyond, over all memories; the gauges follow and return to zero.
