@@ -15,6 +15,7 @@ use polygate::dispatch::{Chain, Version, Versions};
 use polygate::handler::{Handler, wasm};
 use polygate::pubsub::PubSub;
 use polygate::pubsub::embedded::Broker;
+use polygate::tap::Taps;
 use polygate::telemetry::Telemetry;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -82,7 +83,7 @@ async fn connections(config: Config) -> Connections {
     let mountpoint = listener.mountpoint;
     let services = polygate::adapter::Services { auth, pubsub, mountpoint, metrics: metrics.clone() };
     let ids = Arc::new(ConnIds::new().expect("no randomness"));
-    Connections::new(listener.connection, ids, Table::default(), services, chain, metrics)
+    Connections::new(listener.connection, ids, Table::default(), services, chain, Taps::default(), metrics)
 }
 
 async fn open(

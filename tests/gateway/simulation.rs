@@ -62,7 +62,7 @@ async fn simulate(seed: u64) {
                 peer.send(&line).await;
                 sent += &line;
                 // Also without a pause, so that lines reach a handler together.
-                if sent.len() % 3 == 0 {
+                if sent.len().is_multiple_of(3) {
                     tokio::task::yield_now().await;
                 }
             }
