@@ -36,10 +36,12 @@ pub use desk::Desk;
 pub use engines::Capacity;
 pub use guest::Guest;
 pub use instance::Snapshot;
+pub use limits::EventBudget;
 
 use engines::Engines;
 use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
+use log::HandlerLog;
 use shared::Seats;
 
 /// The exported interface that makes a component a handler.
@@ -70,6 +72,8 @@ pub struct Options {
     pub memory_bytes_max: usize,
     /// CPU time of one event.
     pub event_timeout: Duration,
+    /// What one event may ask of the host.
+    pub budget: EventBudget,
     /// What the guest can read with `setting`.
     pub settings: BTreeMap<String, String>,
 }
@@ -237,6 +241,7 @@ impl Host {
             handler_exports,
             migration_exports,
             seats,
+            log: HandlerLog::new(),
             metrics,
             ceiling: class.ceiling.clone(),
             _ticker: Arc::clone(&self.ticker),
@@ -297,6 +302,8 @@ struct Shared {
     migration_exports: Option<MigrationIndices>,
     /// For a guest whose instances serve many connections.
     seats: Option<Seats>,
+    /// What all its instances may say.
+    log: HandlerLog,
     metrics: InstanceMetrics,
     ceiling: Ceiling,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.

@@ -4,7 +4,7 @@ use crate::config::Outside;
 use crate::config::file::handler::wasm;
 use crate::config::findings::Told;
 use crate::config::read::Table;
-use crate::handler::wasm::Options;
+use crate::handler::wasm::{EventBudget, Options};
 
 pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Result<Options, Told> {
     let component = table.get(&wasm::COMPONENT).and_then(|written| {
@@ -15,12 +15,20 @@ pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Resul
     let memory_bytes_max = table.get(&wasm::MEMORY_MAX);
     let event_timeout = table.get(&wasm::EVENT_TIMEOUT);
     let settings = table.get(&wasm::SETTINGS);
+    let publishes_max = table.get(&wasm::EVENT_PUBLISHES_MAX);
+    let sent_bytes_max = table.get(&wasm::EVENT_SENT_MAX);
+    let log_lines_max = table.get(&wasm::EVENT_LOG_LINES_MAX);
     Ok(Options {
         name: name.into(),
         component: component?,
         isolation: isolation?,
         memory_bytes_max: memory_bytes_max?,
         event_timeout: event_timeout?,
+        budget: EventBudget {
+            publishes_max: publishes_max?,
+            sent_bytes_max: sent_bytes_max?,
+            log_lines_max: log_lines_max?,
+        },
         settings: settings?,
     })
 }

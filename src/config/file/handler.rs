@@ -42,8 +42,8 @@ pub(in crate::config) mod wasm {
     use std::time::Duration;
 
     use crate::config::file::{Section, Shape};
-    use crate::config::form::{FilePath, IsolationForm, Key, Otherwise, Required, Size, Span, Texts};
-    use crate::handler::wasm::Isolation;
+    use crate::config::form::{Count, FilePath, IsolationForm, Key, Otherwise, Required, Size, Span, Texts};
+    use crate::handler::wasm::{EventBudget, Isolation};
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "handlers",
@@ -56,6 +56,9 @@ pub(in crate::config) mod wasm {
             &ISOLATION,
             &MEMORY_MAX,
             &EVENT_TIMEOUT,
+            &EVENT_PUBLISHES_MAX,
+            &EVENT_SENT_MAX,
+            &EVENT_LOG_LINES_MAX,
             &SETTINGS,
             &super::ON_FAILURE,
             &super::HOLD_TIMEOUT,
@@ -90,6 +93,27 @@ pub(in crate::config) mod wasm {
         form: Span(Duration::from_millis(10)..=Duration::from_secs(60)),
         presence: Otherwise(|| Duration::from_secs(1)),
         about: "CPU time of one event",
+    };
+
+    pub(in crate::config) static EVENT_PUBLISHES_MAX: Key<Count, Otherwise<u32>> = Key {
+        name: "event_publishes_max",
+        form: Count(1..=1_000_000),
+        presence: Otherwise(|| EventBudget::default().publishes_max),
+        about: "messages that one event may publish; the rest are refused as overloaded",
+    };
+
+    pub(in crate::config) static EVENT_SENT_MAX: Key<Size, Otherwise<usize>> = Key {
+        name: "event_sent_max",
+        form: Size(1024..=1 << 30),
+        presence: Otherwise(|| EventBudget::default().sent_bytes_max),
+        about: "bytes that one event may send to its device; the rest are refused as overloaded",
+    };
+
+    pub(in crate::config) static EVENT_LOG_LINES_MAX: Key<Count, Otherwise<u32>> = Key {
+        name: "event_log_lines_max",
+        form: Count(1..=10_000),
+        presence: Otherwise(|| EventBudget::default().log_lines_max),
+        about: "lines that one event may log; the rest are left out and counted",
     };
 
     pub(in crate::config) static SETTINGS: Key<Texts, Otherwise<BTreeMap<String, String>>> = Key {

@@ -52,7 +52,12 @@ impl GuestState {
 
 impl adapter::Host for GuestState {
     fn send(&mut self, conn: types::Conn, bytes: Vec<u8>) -> Result<(), types::ErrorCode> {
-        let result = self.desk(conn).and_then(|desk| desk.send(Bytes::from(bytes)));
+        // Bytes for a connection that is not this one's are not sent, and cost nothing.
+        let result = match self.desk(conn).map(|_| ()) {
+            Ok(()) => self.spent.send(bytes.len(), &self.shared.options.budget),
+            Err(refused) => Err(refused),
+        };
+        let result = result.and_then(|()| self.desk(conn)?.send(Bytes::from(bytes)));
         self.answer(conn, "send", result)
     }
 
@@ -94,6 +99,9 @@ impl adapter::Host for GuestState {
         qos: types::Qos,
         payload: Vec<u8>,
     ) -> Result<(), types::ErrorCode> {
+        if let Err(refused) = self.spent.publish(&self.shared.options.budget) {
+            return self.answer(conn, "publish", Err(refused));
+        }
         self.apply(conn, Command::Publish { topic, qos: qos.into(), payload: Bytes::from(payload) }).await
     }
 
@@ -106,6 +114,9 @@ impl adapter::Host for GuestState {
     }
 
     async fn raw_publish(&mut self, topic: String, qos: types::Qos, payload: Vec<u8>) -> Result<(), types::ErrorCode> {
+        if let Err(refused) = self.spent.publish(&self.shared.options.budget) {
+            return self.answer(0, "raw_publish", Err(refused));
+        }
         let (conn, result) = match &mut self.desk {
             Some(desk) => (desk.conn().to_u64(), desk.raw_publish(topic, qos.into(), Bytes::from(payload)).await),
             None => (0, Err(Refused::Gone)),
@@ -133,6 +144,12 @@ impl adapter::Host for GuestState {
     }
 
     fn log(&mut self, level: types::Level, text: String) {
-        self.log.lock().line(level, &text);
+        let may = self.spent.log(&self.shared.options.budget);
+        let mut log = self.log.lock();
+        if may {
+            log.line(level, &text);
+        } else {
+            log.leave_out();
+        }
     }
 }

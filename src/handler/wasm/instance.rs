@@ -10,7 +10,7 @@ use wasmtime::{Store, Trap};
 
 use super::Shared;
 use super::desk::Desk;
-use super::limits::{self, InstancePermit, MemoryLimit, TimeUsedUp};
+use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
 use super::log::GuestLog;
 use super::wasi::Wasi;
 use crate::conn::{ConnId, ConnInfo, Event};
@@ -36,6 +36,8 @@ pub(super) struct GuestState {
     pub(super) log: Arc<Mutex<GuestLog>>,
     /// Ticks of the clock that the event in progress may still see.
     pub(super) ticks_left: u32,
+    /// What the event in progress has asked for.
+    pub(super) spent: Spent,
     /// Made when the guest first uses WASI; most never do.
     pub(super) wasi: Option<Box<Wasi>>,
     permit: Option<InstancePermit>,
@@ -89,10 +91,19 @@ impl Instance {
     /// A place for an instance that speaks about `conn` first.
     pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
         let limit = MemoryLimit::new(shared.options.memory_bytes_max, shared.metrics.clone());
-        let log = GuestLog::new(conn, Arc::clone(&shared.options.name), shared.metrics.log_lines_shed.clone());
+        let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
+        let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
         let log = Arc::new(Mutex::new(log));
-        let state =
-            GuestState { desk: None, limit, log, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
+        let state = GuestState {
+            desk: None,
+            limit,
+            log,
+            ticks_left: 0,
+            spent: Spent::default(),
+            wasi: None,
+            permit: None,
+            shared: Arc::clone(&shared),
+        };
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limit);
         store.epoch_deadline_callback(limits::on_tick);
@@ -158,6 +169,7 @@ impl Instance {
         let timeout = self.store.data().shared.options.event_timeout;
         let ticks = timeout.as_millis().div_ceil(limits::TICK.as_millis());
         self.store.data_mut().ticks_left = u32::try_from(ticks).unwrap_or(u32::MAX);
+        self.store.data_mut().spent = Spent::default();
         self.store.set_epoch_deadline(1);
         timeout
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use wasmtime::{Engine, EngineWeak, ResourceLimiter, StoreContextMut, UpdateDeadline};
 
 use super::instance::GuestState;
+use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
 /// How often a running guest is looked at: it yields to others that often, and its time is counted so exactly.
@@ -34,6 +35,74 @@ const MAPPINGS_PER_INSTANCE: usize = 7;
 
 /// Mappings allowed to a process where the system does not say (the kernel's default).
 const MAPPINGS_MAX_DEFAULT: usize = 65_530;
+
+/// What one event may ask of the host. A handler that is asked for more than it should be, by a hostile device or its own
+/// fault, is refused the rest, and goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventBudget {
+    /// Messages that it may publish.
+    pub publishes_max: u32,
+    /// Bytes that it may send to the peer.
+    pub sent_bytes_max: usize,
+    /// Lines that it may log.
+    pub log_lines_max: u32,
+}
+
+impl Default for EventBudget {
+    /// Room for a read of 64 KiB that is full of the smallest frames, and then some.
+    fn default() -> Self {
+        Self { publishes_max: 10_000, sent_bytes_max: 16 << 20, log_lines_max: 100 }
+    }
+}
+
+/// What an event has asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    publishes: u32,
+    sent_bytes: usize,
+    log_lines: u32,
+}
+
+impl Spent {
+    /// One more message.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Full`].
+    pub(super) fn publish(&mut self, budget: &EventBudget) -> Result<(), Refused> {
+        let publishes_max = budget.publishes_max;
+        if self.publishes >= publishes_max {
+            return Err(Refused::Full {
+                what: "what one event may publish",
+                limit: format!("{publishes_max} messages"),
+            });
+        }
+        self.publishes += 1;
+        Ok(())
+    }
+
+    /// So many bytes more.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Full`].
+    pub(super) fn send(&mut self, bytes: usize, budget: &EventBudget) -> Result<(), Refused> {
+        let sent_bytes = self.sent_bytes.saturating_add(bytes);
+        if sent_bytes > budget.sent_bytes_max {
+            let limit = format!("{} bytes", budget.sent_bytes_max);
+            return Err(Refused::Full { what: "what one event may send", limit });
+        }
+        self.sent_bytes = sent_bytes;
+        Ok(())
+    }
+
+    /// Whether one more line may be said.
+    pub(super) fn log(&mut self, budget: &EventBudget) -> bool {
+        let may = self.log_lines < budget.log_lines_max;
+        self.log_lines += u32::from(may);
+        may
+    }
+}
 
 /// The clock that looks at running guests; ends when dropped.
 #[derive(Debug)]
@@ -253,6 +322,17 @@ mod tests {
 
     use super::*;
     use crate::telemetry::Telemetry;
+
+    /// An event gets what its budget says, to the last message, byte and line; what is too large is refused whole.
+    #[test]
+    fn an_event_has_a_budget() {
+        let budget = EventBudget { publishes_max: 2, sent_bytes_max: 10, log_lines_max: 1 };
+        let mut spent = Spent::default();
+        assert_eq!([(); 3].map(|()| spent.publish(&budget).is_ok()), [true, true, false]);
+        assert_eq!([8, 3, 2, 1].map(|bytes| spent.send(bytes, &budget).is_ok()), [true, false, true, false]);
+        assert_eq!([(); 2].map(|()| spent.log(&budget)), [true, false]);
+        assert!(spent.send(usize::MAX, &budget).is_err());
+    }
 
     /// The second instance gets no permit while the first lives, and one when it is gone.
     #[test]

@@ -1,11 +1,14 @@
 //! What a guest says, on its way to the gateway's log, and how much of it gets there.
 //!
 //! A log that is written to a terminal or a pipe is slow and its space is finite, so each instance may say so
-//! many lines and no more; what is left out is counted and told.
+//! many lines and no more, and all instances of a handler together; what is left out is counted and told. A line is a line:
+//! what would break it, or move a terminal's cursor, is escaped.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::conn::ConnId;
@@ -14,11 +17,30 @@ use crate::wit::types::Level;
 /// What one line keeps, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
-/// Lines that an instance may say at once.
-const LINES_MAX: u32 = 200;
+/// What an instance may say: a guest that reports every few frames stays below.
+const OF_AN_INSTANCE: Rate = Rate { lines_max: 200, interval: Duration::from_millis(50) };
 
-/// How soon it may say one more; a guest that reports every few frames stays below.
-const LINE_INTERVAL: Duration = Duration::from_millis(50);
+/// What all instances of a handler may say together: a thousand devices that each have a fault to tell get through, a
+/// hundred thousand would fill the disk.
+const OF_A_HANDLER: Rate = Rate { lines_max: 2000, interval: Duration::from_millis(2) };
+
+/// So many lines at once, and one more in each interval.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    lines_max: u32,
+    interval: Duration,
+}
+
+/// What all instances of one handler may still say.
+#[derive(Clone, Debug)]
+pub(super) struct HandlerLog(Arc<Mutex<Budget>>);
+
+impl HandlerLog {
+    /// Nothing is said yet.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Budget::new(OF_A_HANDLER, Instant::now()))))
+    }
+}
 
 /// One instance's way to the log.
 #[derive(Debug)]
@@ -26,13 +48,20 @@ pub(super) struct GuestLog {
     conn: ConnId,
     handler: Arc<str>,
     budget: Budget,
+    together: HandlerLog,
     shed: Counter,
 }
 
 impl GuestLog {
     /// `shed` counts the lines that are left out.
-    pub(super) fn new(conn: ConnId, handler: Arc<str>, shed: Counter) -> Self {
-        Self { conn, handler, budget: Budget::new(Instant::now()), shed }
+    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: HandlerLog, shed: Counter) -> Self {
+        Self { conn, handler, budget: Budget::new(OF_AN_INSTANCE, Instant::now()), together, shed }
+    }
+
+    /// A line is left out, because the event has said as many as it may.
+    pub(super) fn leave_out(&mut self) {
+        self.budget.left_out += 1;
+        self.shed.inc();
     }
 
     /// From now on the instance speaks about this connection.
@@ -42,7 +71,7 @@ impl GuestLog {
 
     /// One line, cut at [`LINE_BYTES_MAX`], unless the instance has said too many.
     pub(super) fn line(&mut self, level: Level, text: &str) {
-        let text = &text[..text.floor_char_boundary(LINE_BYTES_MAX)];
+        let text = one_line(&text[..text.floor_char_boundary(LINE_BYTES_MAX)]);
         macro_rules! say {
             ($level:ident) => {
                 // A line that nobody wants to see costs nothing of what may be said.
@@ -67,15 +96,17 @@ impl GuestLog {
     }
 
     fn may_say(&mut self) -> bool {
-        let may = self.budget.handle_line(Instant::now());
-        match may {
-            May::Say => {}
-            May::SayAfter(left_out) => self.tell(left_out),
-            May::NotSay => {
-                self.shed.inc();
-            }
+        let now = Instant::now();
+        let may = self.budget.handle_line(now);
+        // A line that an instance may not say takes nothing from the others.
+        if may == May::NotSay || self.together.0.lock().handle_line(now) == May::NotSay {
+            self.shed.inc();
+            return false;
         }
-        may != May::NotSay
+        if let May::SayAfter(left_out) = may {
+            self.tell(left_out);
+        }
+        true
     }
 
     fn tell(&self, left_out: u64) {
@@ -103,6 +134,7 @@ enum May {
 /// How many lines may still be said. Pure: `now` is an argument.
 #[derive(Debug)]
 struct Budget {
+    rate: Rate,
     lines: u32,
     /// When the last line was earned.
     earned: Instant,
@@ -110,19 +142,20 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(now: Instant) -> Self {
-        Self { lines: LINES_MAX, earned: now, left_out: 0 }
+    fn new(rate: Rate, now: Instant) -> Self {
+        Self { rate, lines: rate.lines_max, earned: now, left_out: 0 }
     }
 
     fn handle_line(&mut self, now: Instant) -> May {
-        let intervals = now.saturating_duration_since(self.earned).as_millis() / LINE_INTERVAL.as_millis();
+        let Rate { lines_max, interval } = self.rate;
+        let intervals = now.saturating_duration_since(self.earned).as_millis() / interval.as_millis().max(1);
         let earned = u32::try_from(intervals).unwrap_or(u32::MAX);
-        if earned >= LINES_MAX - self.lines {
-            self.lines = LINES_MAX;
+        if earned >= lines_max - self.lines {
+            self.lines = lines_max;
             self.earned = now;
         } else {
             self.lines += earned;
-            self.earned += LINE_INTERVAL * earned;
+            self.earned += interval * earned;
         }
         if self.lines == 0 {
             self.left_out += 1;
@@ -136,15 +169,57 @@ impl Budget {
     }
 }
 
+/// The text without what would end its line or steer a terminal; a tab may stay.
+fn one_line(text: &str) -> Cow<'_, str> {
+    let breaks = |character: char| character.is_control() && character != '\t';
+    if !text.contains(breaks) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().fold(String::with_capacity(text.len() + 16), |mut line, character| {
+        if breaks(character) {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+        line
+    });
+    Cow::Owned(escaped)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LINES_MAX: u32 = OF_AN_INSTANCE.lines_max;
+    const LINE_INTERVAL: Duration = OF_AN_INSTANCE.interval;
+
+    /// A guest cannot write a line that looks as if somebody else had written it, nor clear the screen.
+    #[test]
+    fn a_line_stays_one_line() {
+        assert_eq!(
+            one_line("a\n2026-01-01 ERROR polygate: x\r\u{1b}[2J\ttab é"),
+            "a\\n2026-01-01 ERROR polygate: x\\r\\u{1b}[2J\ttab é"
+        );
+        assert!(matches!(one_line("plain"), Cow::Borrowed("plain")));
+    }
+
+    /// Instances that each stay within their own bounds are bounded together.
+    #[test]
+    fn instances_are_bounded_together() {
+        let start = Instant::now();
+        let mut together = Budget::new(OF_A_HANDLER, start);
+        let said = (0..100_000).filter(|_| together.handle_line(start) != May::NotSay).count();
+        assert_eq!(said, OF_A_HANDLER.lines_max as usize);
+        let later = start + Duration::from_secs(1);
+        let said = (0..100_000).filter(|_| together.handle_line(later) != May::NotSay).count();
+        assert_eq!(said, 500);
+    }
 
     /// So many lines at once, then one an interval; what was left out is told with the next line, once.
     #[test]
     fn lines_are_bounded() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new(OF_AN_INSTANCE, start);
         for _ in 0..LINES_MAX {
             assert_eq!(budget.handle_line(start), May::Say);
         }
@@ -161,7 +236,7 @@ mod tests {
     #[test]
     fn silence_is_not_saved_up() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new(OF_AN_INSTANCE, start);
         let later = start + Duration::from_secs(100_000);
         let said = (0..10_000).filter(|_| budget.handle_line(later) != May::NotSay).count();
         assert_eq!(said, LINES_MAX as usize);
