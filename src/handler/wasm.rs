@@ -17,7 +17,7 @@ use crate::telemetry::InstanceMetrics;
 use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerPre};
 
 mod cache;
-mod component;
+pub mod component;
 mod guest;
 mod host;
 mod limits;
@@ -25,7 +25,7 @@ mod log;
 mod wasi;
 
 pub use cache::CacheError;
-pub use component::ComponentError;
+use component::ComponentError;
 pub use guest::Guest;
 
 use guest::GuestState;

@@ -10,8 +10,10 @@ mod harness;
 
 mod echo;
 mod grpc_handler;
+mod gt06;
 mod jt808;
 mod observability;
 mod pubsub;
 mod tcp;
+mod templates;
 mod wasm_handler;

@@ -62,7 +62,11 @@ pub enum ComponentError {
 }
 
 /// A core module becomes a component; everything else stays as it is, and is the compiler's to judge.
-pub(super) fn from_file(file: Vec<u8>) -> Result<Vec<u8>, ComponentError> {
+///
+/// # Errors
+///
+/// [`ComponentError`], when a core module is no handler.
+pub fn from_file(file: Vec<u8>) -> Result<Vec<u8>, ComponentError> {
     // Bytes 4 to 7 of a module are the version 1; a component has another there (Binary.md of the component model).
     if !file.starts_with(b"\0asm\x01\0\0\0") {
         return Ok(file);
