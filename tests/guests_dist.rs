@@ -20,8 +20,7 @@ use wasmtime::{Config, Engine};
 #[test]
 fn components_are_not_stale() {
     let recorded = read("guests/dist/SOURCES.sha256");
-    let current: String =
-        guests().iter().map(|guest| format!("{}  {}.wasm\n", sources(guest), guest.name)).collect();
+    let current: String = guests().iter().map(|guest| format!("{}  {}.wasm\n", sources(guest), guest.name)).collect();
     assert_eq!(recorded, current, "guests/dist was built from other sources; run guests/build and commit guests/dist");
 }
 

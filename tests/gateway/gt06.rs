@@ -44,12 +44,19 @@ fn every_frame_is_published() {
             if let Some(position) = frame.position() {
                 let near = |name: &str, degrees: f64| {
                     let found = json[name].as_f64().unwrap();
-                    assert!((found - degrees).abs() < 0.000_001, "{}: {name} {found} for {degrees}", conversation.name());
+                    assert!(
+                        (found - degrees).abs() < 0.000_001,
+                        "{}: {name} {found} for {degrees}",
+                        conversation.name()
+                    );
                 };
                 near("latitude", position.latitude);
                 near("longitude", position.longitude);
                 assert_eq!(json["time"], position.time);
-                assert_eq!([&json["speed_kmh"], &json["course_deg"]], [&Value::from(position.speed), &position.course.into()]);
+                assert_eq!(
+                    [&json["speed_kmh"], &json["course_deg"]],
+                    [&Value::from(position.speed), &position.course.into()]
+                );
                 positions_seen += 1;
             }
             frames_seen += 1;

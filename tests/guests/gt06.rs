@@ -120,7 +120,9 @@ fn logins() {
 #[test]
 fn timezone() {
     let position = b"\x1a\x05\x09\x16\x02\x03\xcf\x05\xbe\x31\xf8\x0c\x30\x65\x30\x00\x1c\x00";
-    for (timezone, time) in [("Z", "2026-05-09T22:02:03Z"), ("-03:30", "2026-05-10T01:32:03Z"), ("+8", "2026-05-09T22:02:03Z")] {
+    for (timezone, time) in
+        [("Z", "2026-05-09T22:02:03Z"), ("-03:30", "2026-05-10T01:32:03Z"), ("+8", "2026-05-09T22:02:03Z")]
+    {
         let mut terminal = GT06.connected(&[("timezone", timezone)]);
         terminal.receive(&frame(false, 0x01, b"\x01\x23\x45\x67\x89\x01\x23\x45"));
         terminal.receive(&frame(false, 0x10, position));

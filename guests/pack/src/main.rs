@@ -42,7 +42,8 @@ fn write(guests: &Path, out: &Path) -> Result<()> {
         let file = format!("{}.wasm", guest.name);
         let built = guests.join(guest.language.built()).join(&file);
         let module = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-        let component = component::from_module(&module, guest.language, &wit).with_context(|| format!("making a component of {file}"))?;
+        let component = component::from_module(&module, guest.language, &wit)
+            .with_context(|| format!("making a component of {file}"))?;
         keep(out, &file, &component)?;
         digests += &format!("{}  {file}\n", sources::digest(guests, &guest)?);
         sums += &format!("{}  {file}\n", sources::sha256(&component));

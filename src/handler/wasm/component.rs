@@ -95,31 +95,26 @@ impl Module {
     fn read(bytes: &[u8]) -> wasmparser::Result<Self> {
         let mut module = Self::default();
         for payload in wasmparser::Parser::new(0).parse_all(bytes) {
-            match payload? {
-                Payload::ImportSection(imports) => {
-                    for import in imports.into_imports() {
-                        match import?.module {
-                            WASI => module.imports_wasi = true,
-                            ADAPTER => {}
-                            other => {
-                                module.other_imports.insert(other.to_owned());
-                            }
+            let payload = payload?;
+            if let Payload::ImportSection(imports) = payload {
+                for import in imports.into_imports() {
+                    match import?.module {
+                        WASI => module.imports_wasi = true,
+                        ADAPTER => {}
+                        other => {
+                            module.other_imports.insert(other.to_owned());
                         }
                     }
                 }
-                Payload::ExportSection(exports) => {
-                    for export in exports {
-                        let export = export?;
-                        if matches!(export.kind, ExternalKind::Func | ExternalKind::Memory) {
-                            module.exports.push(export.name.to_owned());
-                        }
+            } else if let Payload::ExportSection(exports) = payload {
+                for export in exports {
+                    let export = export?;
+                    if matches!(export.kind, ExternalKind::Func | ExternalKind::Memory) {
+                        module.exports.push(export.name.to_owned());
                     }
                 }
-                Payload::CustomSection(section) => {
-                    module.has_metadata |= section.name().starts_with("component-type");
-                }
-                #[allow(clippy::wildcard_enum_match_arm, reason = "the other sections say nothing of the interface")]
-                _ => {}
+            } else if let Payload::CustomSection(section) = payload {
+                module.has_metadata |= section.name().starts_with("component-type");
             }
         }
         Ok(module)
