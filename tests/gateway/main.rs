@@ -9,11 +9,13 @@
 mod harness;
 
 mod echo;
+mod fallback;
 mod grpc_handler;
 mod gt06;
 mod jt808;
 mod observability;
 mod pubsub;
+mod simulation;
 mod tcp;
 mod templates;
 mod wasm_handler;
