@@ -251,7 +251,9 @@ fn the_examples_are_valid() {
     let (examples, guests) = (dir.path().join("examples"), dir.path().join("guests/dist"));
     fs::create_dir_all(&examples).unwrap();
     fs::create_dir_all(&guests).unwrap();
-    fs::write(guests.join("jt808.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+    for guest in ["jt808.wasm", "gt06.wasm"] {
+        fs::write(guests.join(guest), b"\0asm\x0d\0\x01\0").unwrap();
+    }
     for name in ["polygate.toml", "grpc.toml", "wasm.toml"] {
         let copy = examples.join(name);
         fs::copy(root().join("examples").join(name), &copy).unwrap();

@@ -11,7 +11,8 @@ use crate::harness::{GatewayUnderTest, Setup, guest};
 /// The kinds of handler that speak the echo protocol.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Guest,
+    /// A component of guests/dist.
+    Guest(&'static str),
     Unary,
     Streaming,
     UnaryConnectionHandler,
@@ -21,8 +22,8 @@ enum Kind {
 /// A gateway whose handler is of this kind, and the handler if it is a server.
 async fn start(kind: Kind, configure: impl FnOnce(Setup) -> Setup) -> (GatewayUnderTest, Option<ScriptedHandler>) {
     let handler = match kind {
-        Kind::Guest => {
-            let gateway = configure(Setup::guest("echo")).start().await;
+        Kind::Guest(file) => {
+            let gateway = configure(Setup::guest(file)).start().await;
             return (gateway, None);
         }
         Kind::Unary => ScriptedHandler::echo(Serves::Unary).await,
@@ -143,11 +144,11 @@ async fn lifecycle(kind: Kind) {
 }
 
 macro_rules! cases {
-    ($($kind:ident => $variant:ident),*) => {
+    ($($kind:ident => $value:expr),* $(,)?) => {
         $(mod $kind {
             use super::Kind;
 
-            cases!(@case Kind::$variant; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
+            cases!(@case $value; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
         })*
     };
     (@case $kind:expr; $($case:ident)*) => {
@@ -159,11 +160,13 @@ macro_rules! cases {
 }
 
 cases! {
-    guest => Guest,
-    grpc_unary => Unary,
-    grpc_streaming => Streaming,
-    grpc_unary_connection_handler => UnaryConnectionHandler,
-    grpc_https => Https
+    guest => Kind::Guest("echo"),
+    guest_c => Kind::Guest("echo-c"),
+    guest_go => Kind::Guest("large/echo-go"),
+    grpc_unary => Kind::Unary,
+    grpc_streaming => Kind::Streaming,
+    grpc_unary_connection_handler => Kind::UnaryConnectionHandler,
+    grpc_https => Kind::Https,
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

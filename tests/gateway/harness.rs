@@ -4,10 +4,13 @@ pub mod certificates;
 pub mod echo_device;
 pub mod mqtt;
 pub mod peer;
+pub mod recorded;
 pub mod scripted_handler;
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,9 +27,29 @@ use scripted_handler::ScriptedHandler;
 /// comes near it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A guest of guests/dist.
+/// A guest of guests/dist; those under `large/` are not committed.
 pub fn guest(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm")
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm");
+    assert!(file.exists(), "{file:?} is missing; run guests/build");
+    file
+}
+
+/// A directory for the gateway's data in which every test finds the components that another has compiled: the large
+/// guests take seconds.
+fn data_dir(of_test: &Path) -> PathBuf {
+    let data_dir = of_test.join("data");
+    let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("components");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&shared).unwrap();
+    std::fs::create_dir(&data_dir).unwrap();
+    std::os::unix::fs::symlink(shared, data_dir.join("components")).unwrap();
+    data_dir
+}
+
+/// Keeps the other tests, also those in other processes, from compiling the same large guest at the same time.
+fn one_compiles() -> File {
+    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("components.lock")).unwrap();
+    tokio::task::block_in_place(|| lock.lock()).unwrap();
+    lock
 }
 
 /// What a gateway under test is made from: text of a configuration file, so the tests go the user's way.
@@ -166,7 +189,7 @@ impl Setup {
     /// Starts it, or says why that is not possible.
     pub async fn try_start(self) -> Result<GatewayUnderTest, StartError> {
         let dir = tempfile::tempdir().unwrap();
-        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", dir.path().join("data")));
+        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", data_dir(dir.path())));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
              [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
@@ -184,6 +207,7 @@ impl Setup {
         );
         let (config, _) =
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        let _lock = text.contains("/large/").then(one_compiles);
         let gateway = Gateway::start(config).await?;
         Ok(GatewayUnderTest { gateway: Some(gateway), _dir: dir })
     }

@@ -69,7 +69,7 @@ pub(in crate::config) mod wasm {
         name: "component",
         form: FilePath,
         presence: Required,
-        about: "a component, or a core module with component metadata",
+        about: "a component, or a core module with component metadata or with exports named after `wit/handler.wit`",
     };
 
     pub(in crate::config) static ISOLATION: Key<IsolationForm, Otherwise<Isolation>> = Key {

@@ -1,0 +1,310 @@
+/* GT06 terminals of Concox and others: positions and states become JSON, texts become commands. See README.md. */
+#include "clock.h"
+#include "frame.h"
+#include "polygate.h"
+#include "polygate_json.h"
+#include "report.h"
+
+enum {
+    LOGIN = 0x01,
+    COMMAND = 0x80,
+    TIME_QUERY = 0x8a,
+    IMEI_BYTES = 8,
+    KEEPALIVE_S = 300,
+    FAULTS_WARNED_MAX = 10, /* further ones of a connection are debug lines */
+    COMMAND_MAX = BODY_MAX - 7, /* beside it: its length, a flag of four bytes, a language of two */
+    ENGLISH = 2,
+};
+
+typedef enum { SILENT, UNKNOWN, KNOWN, CLOSING } phase;
+
+struct terminal {
+    phase phase;
+    uint8_t imei_digits[2 * IMEI_BYTES];
+    size_t imei_len;
+    uint32_t keepalive_s;
+    int timezone_min;
+    uint32_t commands;
+    uint32_t faults;
+    pg_buffer held; /* the unfinished frame at the end of what was read */
+};
+
+static pg_bytes imei_of(const struct terminal *terminal) {
+    return (pg_bytes){terminal->imei_digits + sizeof terminal->imei_digits - terminal->imei_len, terminal->imei_len};
+}
+
+static void fault(struct terminal *terminal, pg_bytes what) {
+    terminal->faults += terminal->faults < UINT32_MAX;
+    pg_log(terminal->faults <= FAULTS_WARNED_MAX ? PG_WARN : PG_DEBUG, what);
+}
+
+static void failed(pg_level level, pg_bytes what, pg_error error) {
+    pg_buffer line = {0};
+    pg_add(&line, what);
+    pg_add(&line, PG(": "));
+    pg_add(&line, pg_text(pg_error_name(error)));
+    pg_log(level, pg_view(&line));
+    pg_free(&line);
+}
+
+static void send_frame(pg_conn conn, uint8_t protocol, pg_bytes body, uint16_t serial) {
+    pg_buffer frame = {0};
+    gt06_add_frame(&frame, protocol, body, serial);
+    pg_error error = pg_send(conn, pg_view(&frame));
+    if (error != PG_OK) {
+        failed(PG_WARN, PG("cannot send a frame"), error);
+    }
+    pg_free(&frame);
+}
+
+static void close_connection(pg_conn conn, struct terminal *terminal) {
+    terminal->phase = CLOSING;
+    pg_error error = pg_close(conn);
+    if (error != PG_OK) {
+        failed(PG_DEBUG, PG("cannot close"), error);
+    }
+}
+
+static void add_topic(pg_buffer *topic, const struct terminal *terminal, pg_bytes end) {
+    pg_add(topic, PG("gt06/"));
+    pg_add(topic, imei_of(terminal));
+    pg_add(topic, end);
+}
+
+static bool publish(pg_conn conn, const struct terminal *terminal, pg_bytes end, pg_bytes payload) {
+    pg_buffer topic = {0};
+    add_topic(&topic, terminal, end);
+    pg_error error = pg_publish(conn, pg_view(&topic), PG_AT_LEAST_ONCE, payload);
+    if (error != PG_OK) {
+        failed(PG_WARN, PG("cannot publish"), error);
+    }
+    pg_free(&topic);
+    return error == PG_OK;
+}
+
+/* ---- From the terminal ---- */
+
+/* Sixteen digits, of which the first is a zero that only fills the byte. False when they are no digits. */
+static bool read_imei(struct terminal *terminal, pg_bytes body) {
+    uint8_t digits[2 * IMEI_BYTES];
+    if (body.len < IMEI_BYTES) {
+        return false;
+    }
+    for (size_t at = 0; at < sizeof digits; at++) {
+        uint8_t digit = at % 2 == 0 ? body.ptr[at / 2] >> 4 : body.ptr[at / 2] & 15;
+        if (digit > 9) {
+            return false;
+        }
+        digits[at] = '0' + digit;
+    }
+    for (size_t at = 0; at < sizeof digits; at++) {
+        terminal->imei_digits[at] = digits[at];
+    }
+    terminal->imei_len = digits[0] == '0' ? sizeof digits - 1 : sizeof digits;
+    return true;
+}
+
+static void on_login(pg_conn conn, struct terminal *terminal, const gt06_frame *frame) {
+    struct terminal before = *terminal;
+    if (!read_imei(terminal, frame->body)) {
+        fault(terminal, PG("expected a login with an IMEI of 16 digits, found other bytes; closing"));
+        close_connection(conn, terminal);
+        return;
+    }
+    if (before.phase == KNOWN) {
+        if (!pg_equal(imei_of(&before), imei_of(terminal))) {
+            fault(terminal, PG("expected one terminal on a connection, found the login of another; closing"));
+            close_connection(conn, terminal);
+            return;
+        }
+        send_frame(conn, LOGIN, PG(""), frame->serial);
+        return;
+    }
+    pg_client client = {.proto_name = PG("gt06"), .proto_ver = PG("1"), .client_id = imei_of(terminal)};
+    pg_error error = pg_authenticate(conn, &client);
+    pg_buffer topic = {0};
+    add_topic(&topic, terminal, PG("/command"));
+    if (error == PG_OK && (error = pg_subscribe(conn, pg_view(&topic), PG_AT_LEAST_ONCE)) != PG_OK) {
+        failed(PG_WARN, PG("it will get no commands, since its subscription was refused"), error);
+        error = PG_OK;
+    }
+    pg_free(&topic);
+    if (error != PG_OK) {
+        failed(PG_INFO, PG("the login was refused; closing"), error);
+        close_connection(conn, terminal);
+        return;
+    }
+    terminal->phase = KNOWN;
+    send_frame(conn, LOGIN, PG(""), frame->serial);
+}
+
+static void on_report(pg_conn conn, struct terminal *terminal, const gt06_frame *frame) {
+    pg_buffer json = {0};
+    pg_bytes topic = PG("/message");
+    switch (gt06_add_report(&json, imei_of(terminal), frame, terminal->timezone_min)) {
+    case REPORT_POSITION: topic = PG("/position"); break;
+    case REPORT_STATUS: topic = PG("/status"); break;
+    case REPORT_MESSAGE: break;
+    }
+    /* Without an answer the terminal sends it again: it may come twice, and is not lost. */
+    if (publish(conn, terminal, topic, pg_view(&json)) && gt06_wants_answer(frame)) {
+        send_frame(conn, frame->protocol, PG(""), frame->serial);
+    }
+    pg_free(&json);
+}
+
+/* UTC, as the protocol has it, whatever the setting timezone says of the terminal's clock. */
+static void on_time_query(pg_conn conn, const gt06_frame *frame) {
+    uint8_t date[6];
+    clock_write((int64_t)(pg_now_ms() / 1000), date);
+    send_frame(conn, TIME_QUERY, (pg_bytes){date, sizeof date}, frame->serial);
+}
+
+static void on_frame(pg_conn conn, struct terminal *terminal, const gt06_frame *frame) {
+    if (frame->protocol == LOGIN && !frame->extended) {
+        on_login(conn, terminal, frame);
+    } else if (terminal->phase == KNOWN && frame->protocol == TIME_QUERY && !frame->extended) {
+        on_time_query(conn, frame);
+    } else if (terminal->phase == KNOWN) {
+        on_report(conn, terminal, frame);
+    } else {
+        fault(terminal, PG("expected a login before anything else; the frame is dropped"));
+    }
+}
+
+static void stray(struct terminal *terminal, size_t count) {
+    if (count > 0) {
+        pg_buffer line = {0};
+        pg_add(&line, PG("skipped "));
+        pg_add_number(&line, (int64_t)count);
+        pg_add(&line, PG(" bytes that are in no frame"));
+        fault(terminal, pg_view(&line));
+        pg_free(&line);
+    }
+}
+
+static void on_bytes(pg_conn conn, void *state, pg_bytes bytes) {
+    struct terminal *terminal = state;
+    if (terminal->phase == SILENT) {
+        /* From the first byte: before it the listener's idle timeout bounds a silent peer, and after it one that never
+         * says who it is must not stay for ever. */
+        terminal->phase = UNKNOWN;
+        pg_error error = pg_start_keepalive(conn, terminal->keepalive_s * 1000);
+        if (error != PG_OK) {
+            failed(PG_WARN, PG("cannot start the keepalive"), error);
+        }
+    }
+    pg_add(&terminal->held, bytes);
+    size_t at = 0, skipped = 0, used;
+    while (terminal->phase != CLOSING) {
+        gt06_frame frame;
+        gt06_found found = gt06_take(pg_from(pg_view(&terminal->held), at), &frame, &used);
+        if (found == FRAME_UNFINISHED) {
+            break;
+        }
+        at += used;
+        if (found == FRAME_STRAY) {
+            skipped += used;
+            continue;
+        }
+        stray(terminal, skipped);
+        skipped = 0;
+        if (found == FRAME_CORRUPT) {
+            fault(terminal, PG("a frame was refused: its checksum is wrong"));
+        } else {
+            on_frame(conn, terminal, &frame);
+        }
+    }
+    stray(terminal, skipped);
+    pg_drop(&terminal->held, terminal->phase == CLOSING ? terminal->held.len : at);
+    if (terminal->held.len == 0) {
+        pg_free(&terminal->held);
+    }
+}
+
+/* ---- To the terminal ---- */
+
+static bool is_command(pg_bytes text) {
+    for (size_t at = 0; at < text.len; at++) {
+        if (text.ptr[at] < 0x20 || text.ptr[at] > 0x7e) {
+            return false;
+        }
+    }
+    return text.len > 0 && text.len <= COMMAND_MAX;
+}
+
+static void on_message(pg_conn conn, void *state, const pg_message *message) {
+    struct terminal *terminal = state;
+    if (terminal->phase != KNOWN) {
+        return;
+    }
+    pg_buffer json = {0};
+    pg_json_open(&json, NULL, '{');
+    pg_bytes topic = PG("/command/error");
+    if (is_command(message->payload)) {
+        topic = PG("/command/sent");
+        uint32_t flag = ++terminal->commands;
+        pg_buffer body = {0};
+        pg_add_byte(&body, (uint8_t)(message->payload.len + 4));
+        pg_add_u16(&body, (uint16_t)(flag >> 16));
+        pg_add_u16(&body, (uint16_t)flag);
+        pg_add(&body, message->payload);
+        pg_add_u16(&body, ENGLISH);
+        send_frame(conn, COMMAND, pg_view(&body), (uint16_t)flag);
+        pg_free(&body);
+        pg_json_text(&json, "command", message->payload);
+        pg_json_number(&json, "flag", flag);
+    } else {
+        pg_json_text(&json, "error", PG("expected a command of 1 to 243 printable ASCII characters"));
+        pg_json_number(&json, "bytes", (int64_t)message->payload.len);
+    }
+    pg_json_close(&json, '}');
+    publish(conn, terminal, topic, pg_view(&json));
+    pg_free(&json);
+}
+
+/* ---- The connection ---- */
+
+static void read_settings(struct terminal *terminal) {
+    pg_buffer text = {0};
+    uint64_t seconds;
+    terminal->keepalive_s = KEEPALIVE_S;
+    if (pg_setting(PG("keepalive_s"), &text)) {
+        if (pg_json_read_number(pg_view(&text), &seconds) && seconds >= 1 && seconds <= 65535) {
+            terminal->keepalive_s = (uint32_t)seconds;
+        } else {
+            pg_log(PG_ERROR, PG("setting keepalive_s: expected 1 to 65535; using 300"));
+        }
+    }
+    if (pg_setting(PG("timezone"), &text) && !clock_read_timezone(pg_view(&text), &terminal->timezone_min)) {
+        pg_log(PG_ERROR, PG("setting timezone: expected \"+HH:MM\", \"-HH:MM\" or \"Z\"; using \"Z\""));
+    }
+    pg_free(&text);
+}
+
+static void on_created(pg_conn conn, void *state, const pg_conn_info *info) {
+    (void)conn, (void)info;
+    read_settings(state);
+}
+
+static void on_keepalive_timeout(pg_conn conn, void *state) {
+    (void)conn, (void)state;
+    pg_log(PG_INFO, PG("silent for one and a half times the keepalive"));
+}
+
+static void on_closed(pg_conn conn, void *state, pg_reason reason, pg_bytes words) {
+    (void)conn, (void)reason, (void)words;
+    struct terminal *terminal = state;
+    stray(terminal, terminal->held.len);
+    if (terminal->faults > FAULTS_WARNED_MAX) {
+        pg_buffer line = {0};
+        pg_add_number(&line, terminal->faults);
+        pg_add(&line, PG(" faults of this terminal in all"));
+        pg_log(PG_WARN, pg_view(&line));
+        pg_free(&line);
+    }
+    pg_free(&terminal->held);
+}
+
+PG_HANDLER(struct terminal, .on_created = on_created, .on_bytes = on_bytes, .on_message = on_message,
+           .on_keepalive_timeout = on_keepalive_timeout, .on_closed = on_closed)
