@@ -40,7 +40,9 @@ fn write(guests: &Path, out: &Path) -> Result<()> {
     let (mut digests, mut sums) = (String::new(), String::new());
     for guest in sources::guests(guests)? {
         let file = format!("{}.wasm", guest.name);
-        let module = fs::read(built.join(&file)).with_context(|| format!("reading {file}, which cargo builds"))?;
+        // Cargo writes a crate's name as Rust does.
+        let built = built.join(file.replace('-', "_"));
+        let module = fs::read(&built).with_context(|| format!("reading {}, which cargo builds", built.display()))?;
         let component = component::from_module(&module).with_context(|| format!("making a component of {file}"))?;
         keep(out, &file, &component)?;
         digests += &format!("{}  {file}\n", sources::digest(guests, &guest)?);
