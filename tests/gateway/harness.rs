@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod echo_device;
 pub mod mqtt;
 pub mod peer;
+pub mod relay;
 pub mod scripted_handler;
 
 use std::fmt::Write as _;

@@ -7,9 +7,10 @@ use polygate::conversation::play::witness::{self, Watch};
 use polygate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
 use polygate::conversation::{Action, Conversation};
 
-use crate::harness::Setup;
+use crate::harness::{GatewayUnderTest, Setup};
 
-fn recorded() -> Vec<Conversation> {
+/// The conversations of examples/.
+pub(crate) fn recorded() -> Vec<Conversation> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/conversations/jt808");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -20,12 +21,16 @@ fn recorded() -> Vec<Conversation> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_terminals() {
     let gateway = Setup::guest("jt808").handler("settings = { auth_code = \"tour\" }").start().await;
-    let conversations = recorded();
-    let topics = Watch::Topics(witness::topics(&conversations));
+    all_go_as_recorded(&gateway, &recorded()).await;
+}
+
+/// Plays the conversations, one after the other: every byte to the device and every message is compared.
+pub(crate) async fn all_go_as_recorded(gateway: &GatewayUnderTest, conversations: &[Conversation]) {
+    let topics = Watch::Topics(witness::topics(conversations));
     let broker = BrokerUrl::from(gateway.broker());
     let witness = Witness::connect(&broker, "", topics, Duration::from_secs(10)).await.unwrap();
     let to = GatewayAddr::from(gateway.listener());
-    for conversation in &conversations {
+    for conversation in conversations {
         let played = play(conversation, &to, Some(&witness), &Options::default(), |_| {}).await;
         if let Err(error) = played {
             panic!("{}: {error}", conversation.name());

@@ -14,4 +14,5 @@ mod jt808;
 mod observability;
 mod pubsub;
 mod tcp;
+mod two_homes;
 mod wasm_handler;
