@@ -18,9 +18,15 @@ use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
 use crate::pubsub::{PubSub, Session};
 use crate::telemetry::{ListenerMetrics, PAYLOAD_LOG};
 
+mod journal;
+mod lent;
 mod outbound;
+mod rehearsal;
 
+pub use journal::{Entry, Journal};
+pub use lent::Lent;
 pub use outbound::Outbound;
+pub use rehearsal::{Operation, Rehearsal};
 
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -54,6 +60,8 @@ pub enum TimerChange {
 #[derive(Debug)]
 pub struct Adapter {
     conn: ConnId,
+    /// The id by which the handler knows the connection.
+    handler_conn: ConnId,
     info: Arc<ConnInfo>,
     services: Arc<Services>,
     mailbox: Mailbox,
@@ -62,6 +70,18 @@ pub struct Adapter {
     close_asked: bool,
     ended: bool,
     client: Option<Box<Client>>,
+    /// Its handler is a new one, which does not know that the peer has proved who it is.
+    reintroduced: bool,
+    /// Kept while somebody compares or watches what the handler does.
+    journal: Option<Box<Journal>>,
+}
+
+/// How far a handler had come when an event began.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    outbound_bytes: usize,
+    timer_change: Option<TimerChange>,
+    close_asked: bool,
 }
 
 /// Who the peer has proved to be.
@@ -77,6 +97,7 @@ impl Adapter {
     pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound_bytes_max: usize) -> Self {
         Self {
             conn: mailbox.conn(),
+            handler_conn: mailbox.conn(),
             info,
             services,
             mailbox,
@@ -85,12 +106,19 @@ impl Adapter {
             close_asked: false,
             ended: false,
             client: None,
+            reintroduced: false,
+            journal: None,
         }
     }
 
     /// Whose operations these are.
     pub fn conn(&self) -> ConnId {
         self.conn
+    }
+
+    /// The id by which the handler knows the connection; another one after it was taken over from a remote handler.
+    pub fn handler_conn(&self) -> ConnId {
+        self.handler_conn
     }
 
     /// What is known of the peer.
@@ -118,6 +146,51 @@ impl Adapter {
         self.timer_change.take()
     }
 
+    /// Remembers what is collected so far.
+    pub fn mark(&self) -> Mark {
+        Mark { outbound_bytes: self.outbound.bytes(), timer_change: self.timer_change, close_asked: self.close_asked }
+    }
+
+    /// Forgets what was collected since `mark`, of an event that failed and will be delivered again. Only good while
+    /// nothing was written in between. What went to the broker stays there.
+    pub fn roll_back(&mut self, mark: Mark) {
+        self.outbound.truncate(mark.outbound_bytes);
+        self.timer_change = mark.timer_change;
+        self.close_asked = mark.close_asked;
+    }
+
+    /// From now on, what the handler asks for is written down, or is not any more.
+    pub fn keep_journal(&mut self, keep: bool) {
+        if !keep {
+            self.journal = None;
+        } else if self.journal.is_none() {
+            self.journal = Some(Box::default());
+        }
+    }
+
+    /// What was written down, while somebody wants it.
+    pub fn journal(&mut self) -> Option<&mut Journal> {
+        self.journal.as_deref_mut()
+    }
+
+    /// What is to be written down, if somebody wants to know.
+    fn wanted(&self, operation: impl FnOnce() -> Operation) -> Option<Operation> {
+        self.journal.is_some().then(operation)
+    }
+
+    fn note(&mut self, operation: Option<Operation>, result: &Result<(), Refused>) {
+        if let (Some(operation), Some(journal)) = (operation, &mut self.journal) {
+            journal.write(operation, result.clone());
+        }
+    }
+
+    /// Another handler, or another instance, serves the connection from now on. It may authenticate the peer again,
+    /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
+    pub fn reintroduce(&mut self, handler_conn: ConnId) {
+        self.handler_conn = handler_conn;
+        self.reintroduced = true;
+    }
+
     /// The connection has ended: from now on every operation is refused as [`Refused::Gone`], and the client
     /// leaves the broker with its subscriptions.
     pub fn end(&mut self) {
@@ -132,16 +205,19 @@ impl Adapter {
     ///
     /// [`Refused`], which names what was expected and what came; the connection stays as it was.
     pub async fn apply(&mut self, command: Command) -> Result<(), Refused> {
-        match command {
-            Command::Send(bytes) => self.send(bytes),
-            Command::Close => self.close(),
+        let noted = self.wanted(|| Operation::from(&command));
+        let result = match command {
+            Command::Send(bytes) => return self.send(bytes),
+            Command::Close => return self.close(),
+            Command::StartTimer { timer, interval } => return self.start_timer(timer, interval),
+            Command::StopTimer(timer) => return self.stop_timer(timer),
             Command::Authenticate { client, password } => self.authenticate(client, password).await,
-            Command::StartTimer { timer, interval } => self.start_timer(timer, interval),
-            Command::StopTimer(timer) => self.stop_timer(timer),
             Command::Publish { topic, qos, payload } => self.publish(&topic, qos, payload).await,
             Command::Subscribe { filter, qos } => self.subscribe(&filter, qos).await,
             Command::Unsubscribe { filter } => self.unsubscribe(&filter).await,
-        }
+        };
+        self.note(noted, &result);
+        result
     }
 
     /// Queues bytes for the peer; the order of calls is the order on the wire.
@@ -150,6 +226,13 @@ impl Adapter {
     ///
     /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
+        let noted = self.wanted(|| Operation::Send(bytes.clone()));
+        let result = self.queue(bytes);
+        self.note(noted, &result);
+        result
+    }
+
+    fn queue(&mut self, bytes: Bytes) -> Result<(), Refused> {
         self.check_open()?;
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, ?bytes, "from the handler");
         if self.outbound.is_full() {
@@ -168,12 +251,15 @@ impl Adapter {
     ///
     /// [`Refused::Gone`] after the end or after another Close.
     pub fn close(&mut self) -> Result<(), Refused> {
-        self.check_open()?;
-        self.close_asked = true;
-        Ok(())
+        let result = self.check_open();
+        self.close_asked |= result.is_ok();
+        let noted = self.wanted(|| Operation::Close);
+        self.note(noted, &result);
+        result
     }
 
-    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused.
+    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused, unless it comes from
+    /// a handler that has taken the connection over and says the same.
     ///
     /// # Errors
     ///
@@ -182,8 +268,11 @@ impl Adapter {
     /// [`Refused::Broker`] when the broker does not take the client.
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
         self.check_open()?;
-        if let Some(client) = &self.client {
-            return Err(Refused::AlreadyAuthenticated { client_id: client.info.client_id.clone() });
+        if let Some(known) = &self.client {
+            if std::mem::take(&mut self.reintroduced) && known.info.client_id == client.client_id {
+                return Ok(());
+            }
+            return Err(Refused::AlreadyAuthenticated { client_id: known.info.client_id.clone() });
         }
         if client.client_id.is_empty() {
             return Err(Refused::Missing { what: "clientinfo.clientid" });
@@ -238,6 +327,13 @@ impl Adapter {
     ///
     /// [`Refused::Malformed`] when the interval is not in `1ms..=65535s`; [`Refused::Gone`].
     pub fn start_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
+        let result = self.set_timer(timer, interval);
+        let noted = self.wanted(|| Operation::StartTimer(timer, interval));
+        self.note(noted, &result);
+        result
+    }
+
+    fn set_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
         self.check_open()?;
         if interval.is_zero() || interval > KEEPALIVE_MAX {
             return Err(Refused::Malformed {
@@ -257,11 +353,15 @@ impl Adapter {
     ///
     /// [`Refused::Gone`].
     pub fn stop_timer(&mut self, timer: Timer) -> Result<(), Refused> {
-        self.check_open()?;
-        match timer {
-            Timer::Keepalive => self.timer_change = Some(TimerChange::Stop),
+        let result = self.check_open();
+        if result.is_ok() {
+            match timer {
+                Timer::Keepalive => self.timer_change = Some(TimerChange::Stop),
+            }
         }
-        Ok(())
+        let noted = self.wanted(|| Operation::StopTimer(timer));
+        self.note(noted, &result);
+        result
     }
 
     /// Publishes as this client, under its mountpoint.
@@ -313,8 +413,11 @@ impl Adapter {
     /// # Errors
     ///
     /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
-    pub async fn raw_publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
-        raw_publish(&self.services.pubsub, topic, qos, payload).await
+    pub async fn raw_publish(&mut self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+        let noted = self.wanted(|| Operation::RawPublish { topic: topic.to_owned(), qos, payload: payload.clone() });
+        let result = raw_publish(&self.services.pubsub, topic, qos, payload).await;
+        self.note(noted, &result);
+        result
     }
 
     /// Makes of a message what the handler is to see: its topic without the mountpoint.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::dispatch::Policy;
 use crate::pubsub::topic::Mountpoint;
 use crate::{admin, auth, connection, exproto, handler, listener, pubsub};
 
@@ -50,9 +51,18 @@ pub struct Config {
     pub listeners: Vec<Listener>,
 }
 
+/// A handler, and how its failures are met.
+#[derive(Clone, Debug)]
+pub struct Handler {
+    /// What it is.
+    pub program: Program,
+    /// How its failures are met.
+    pub policy: Policy,
+}
+
 /// A handler of either kind.
 #[derive(Clone, Debug)]
-pub enum Handler {
+pub enum Program {
     /// A gRPC server that speaks ExProto.
     Grpc(handler::grpc::Options),
     /// A guest.
@@ -62,9 +72,9 @@ pub enum Handler {
 impl Handler {
     /// Its name.
     pub fn name(&self) -> &Arc<str> {
-        match self {
-            Self::Grpc(options) => &options.name,
-            Self::Wasm(options) => &options.name,
+        match &self.program {
+            Program::Grpc(options) => &options.name,
+            Program::Wasm(options) => &options.name,
         }
     }
 }

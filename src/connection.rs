@@ -5,19 +5,22 @@
 #![doc = include_str!("connection/LIFECYCLE.md")]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::adapter::{Adapter, Services};
+use crate::adapter::{Adapter, Lent, Services};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
-use crate::dispatch::Chain;
-use crate::handler::{Attached, CallError, grpc};
-use crate::telemetry::{HandlerMetrics, ListenerMetrics, PAYLOAD_LOG};
+use crate::dispatch::{Chain, Link, Membership};
+use crate::handler::Attached;
+use crate::telemetry::ListenerMetrics;
 
+mod delivery;
 mod ending;
+mod moving;
+mod shadow;
 mod state;
 mod waiting;
 mod waking;
@@ -26,6 +29,7 @@ pub use state::{Phase, State, Timeouts};
 pub use waiting::Waiting;
 
 use ending::{hears_the_rest, linger};
+use shadow::Shadow;
 use state::Due;
 use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
 
@@ -95,16 +99,24 @@ impl Connections {
         let id = shared.ids.next();
         let info = Arc::new(info);
         let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
-        let adapter = Adapter::new(
+        let mut adapter = Adapter::new(
             Arc::clone(&info),
             Arc::clone(&shared.services),
             mailbox.clone(),
             shared.options.outbound_bytes_max,
         );
-        let link = shared.chain.first();
+        let position = shared.chain.choose();
+        let versions = &shared.chain.link(position).versions;
+        let membership = versions.enter(id);
+        let shadow = Shadow::of(versions, id, &info);
+        adapter.keep_journal(shadow.is_some());
         Connection {
-            attached: link.handler.attach(Box::new(adapter)),
-            handler: link.metrics.clone(),
+            attached: membership.version().handler().attach(id, &info),
+            adapter: Lent::new(adapter),
+            position,
+            membership,
+            shadow,
+            review: None,
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
             held: Arc::clone(mailbox.held()),
@@ -130,8 +142,16 @@ impl Connections {
 pub struct Connection {
     shared: Arc<Shared>,
     info: Arc<ConnInfo>,
+    adapter: Lent,
     attached: Attached,
-    handler: HandlerMetrics,
+    /// Which of the chain's handlers serves.
+    position: usize,
+    /// Which version of it.
+    membership: Membership,
+    /// A version of the handler that is tried beside it.
+    shadow: Option<Box<Shadow>>,
+    /// Asked to look at the handler's versions, at the next moment between two events.
+    review: Option<OwnedSemaphorePermit>,
     state: State,
     waiting: Waiting,
     held: Arc<Held>,
@@ -193,6 +213,11 @@ impl Connection {
         self.entered.conn()
     }
 
+    /// The handler that serves.
+    fn link(&self) -> &Link {
+        self.shared.chain.link(self.position)
+    }
+
     /// Everything between the first event and the decision to end.
     async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&mut self, socket: &mut S) -> CloseReason {
         let created = Event::SocketCreated(Arc::clone(&self.info));
@@ -200,7 +225,7 @@ impl Connection {
             return reason;
         }
         loop {
-            if self.attached.adapter().close_asked() {
+            if self.adapter.close_asked() {
                 self.state.close(CloseReason::HandlerAsked);
             }
             if let Phase::Closing(reason) = self.state.phase()
@@ -208,8 +233,13 @@ impl Connection {
             {
                 return reason.clone();
             }
+            if let Some(turn) = self.review.take() {
+                self.review(socket).await;
+                drop(turn);
+                continue;
+            }
             // While the peer does not take what it is sent, its handler is not given more to answer.
-            if !self.attached.adapter().outbound().is_full()
+            if !self.adapter.outbound().is_full()
                 && let Some(event) = self.pop()
             {
                 if let Err(reason) = self.deliver(socket, event).await {
@@ -237,78 +267,12 @@ impl Connection {
                 metrics.delivered.inc_by(messages.len() as u64);
                 self.held.remove(messages);
                 for message in messages {
-                    self.attached.adapter().unmount(message);
+                    self.adapter.unmount(message);
                 }
             }
             Event::ReceivedBytes(_) | Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_) => {}
         }
         Some(event)
-    }
-
-    /// Gives one event to the handler and waits until it is handled, or tells why the connection must end.
-    async fn deliver<S>(&mut self, socket: &mut S, event: Event) -> Result<(), CloseReason>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
-        let started = Instant::now();
-        let name = event.name();
-        tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
-        let result = match &mut self.attached {
-            Attached::Wasm(guest) => guest.call(&event).await,
-            Attached::Grpc { remote, .. } => {
-                let (call, timeout) = (remote.call(&event), remote.call_timeout());
-                self.while_calling(socket, call, timeout).await
-            }
-        };
-        self.handler.seconds(name).observe(started.elapsed().as_secs_f64());
-        self.follow_timer();
-        result.map_err(|error| {
-            self.handler.failed(error.kind());
-            tracing::warn!(
-                conn = %self.conn(),
-                listener = %self.shared.options.listener,
-                handler = %self.shared.chain.first().handler.name(),
-                event = name,
-                kind = error.kind(),
-                "the handler failed: {error}"
-            );
-            CloseReason::HandlerFailed { event: name, error: error.to_string() }
-        })
-    }
-
-    /// Drives a call to a remote handler, and meanwhile the socket and the mailbox: the handler asks for
-    /// things from inside the callback and waits for the answers.
-    async fn while_calling<S>(
-        &mut self,
-        socket: &mut S,
-        mut call: grpc::Call,
-        timeout: Duration,
-    ) -> Result<(), CallError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
-        let mut deadline = Box::pin(tokio::time::sleep(timeout));
-        loop {
-            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
-            tokio::select! {
-                biased;
-                done = &mut call => return done,
-                () = &mut deadline => {
-                    if !self.attached.adapter().outbound().is_full() {
-                        return Err(CallError::Timeout(timeout));
-                    }
-                    // The handler waits for the peer to take its bytes; that wait has its own timeout.
-                    deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
-                }
-                happening = self.happening(socket, until) => {
-                    if matches!(happening, Happening::Flushed) {
-                        self.end_output(socket).await;
-                    } else {
-                        self.handle(happening).await;
-                    }
-                }
-            }
-        }
     }
 
     /// Acts on what has happened.
@@ -319,7 +283,7 @@ impl Connection {
                 // Messages that are there already go to the handler as one event.
                 for _ in 1..MAILS_AT_ONCE {
                     // At the bound the next command waits, whichever of them has reached it.
-                    if self.attached.adapter().outbound().is_full() {
+                    if self.adapter.outbound().is_full() {
                         break;
                     }
                     match self.mails.try_recv() {
@@ -360,7 +324,7 @@ impl Connection {
     async fn handle_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Ask(command, reply) => {
-                let result = self.attached.adapter().apply(command).await;
+                let result = self.adapter.apply(command).await;
                 self.follow_timer();
                 if let Err(_unread) = reply.send(result) {
                     tracing::trace!(conn = %self.conn(), "the caller did not wait for the answer");
@@ -371,11 +335,12 @@ impl Connection {
                 self.waiting.push_message(message);
             }
             Mail::End(reason) => self.state.close(reason),
+            Mail::Review(turn) => self.review = Some(turn),
         }
     }
 
     fn follow_timer(&mut self) {
-        if let Some(change) = self.attached.adapter().take_timer_change() {
+        if let Some(change) = self.adapter.take_timer_change() {
             self.state.handle_timer(Instant::now(), change);
         }
     }

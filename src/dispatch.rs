@@ -1,11 +1,25 @@
-//! Which handler a listener's connections get.
+//! Listener to handlers: which one a connection gets, which version of it, and what follows when it fails.
+//!
+//! A [`Chain`] is a listener's handlers in order. [`Versions`] is one of them over time: the builds of it that are loaded,
+//! the one that is active, and whether it works ([`Breaker`]). What happens to an event that failed is decided
+//! in [`Recovery`]; the connection does it.
 
 use std::sync::Arc;
 
-use crate::handler::Handler;
 use crate::telemetry::{HandlerMetrics, Telemetry};
 
-/// A listener's handlers in order: the first serves, the others are its fallback.
+mod breaker;
+mod health;
+mod mover;
+mod recovery;
+mod versions;
+
+pub use breaker::{Breaker, Change, TRIPPED_BY};
+pub use mover::Mover;
+pub use recovery::{Next, OnFailure, Policy, Recovery};
+pub use versions::{Membership, Others, Placement, Plan, Share, Trial, TrialKind, Version, Versions};
+
+/// A listener's handlers in order: the first that is healthy serves, those behind it are its fallback.
 #[derive(Clone, Debug)]
 pub struct Chain(Arc<[Link]>);
 
@@ -13,7 +27,7 @@ pub struct Chain(Arc<[Link]>);
 #[derive(Clone, Debug)]
 pub struct Link {
     /// The handler.
-    pub handler: Handler,
+    pub versions: Arc<Versions>,
     /// Its counters behind this listener.
     pub metrics: HandlerMetrics,
 }
@@ -33,12 +47,12 @@ impl Chain {
     /// [`EmptyChain`], without any.
     pub fn new(
         listener: &Arc<str>,
-        handlers: impl IntoIterator<Item = Handler>,
+        handlers: impl IntoIterator<Item = Arc<Versions>>,
         telemetry: &Telemetry,
     ) -> Result<Self, EmptyChain> {
         let links: Arc<[Link]> = handlers
             .into_iter()
-            .map(|handler| Link { metrics: telemetry.handler(listener, handler.name()), handler })
+            .map(|versions| Link { metrics: telemetry.handler(listener, versions.name()), versions })
             .collect();
         if links.is_empty() {
             return Err(EmptyChain { listener: Arc::clone(listener) });
@@ -46,9 +60,26 @@ impl Chain {
         Ok(Self(links))
     }
 
-    /// The handler for a new connection.
-    pub fn first(&self) -> &Link {
-        // `new` refuses an empty chain.
-        &self.0[0]
+    /// The position of the handler for a new connection: the first that is healthy, or the first at all.
+    pub fn choose(&self) -> usize {
+        self.0.iter().position(|link| link.versions.is_healthy()).unwrap_or_default()
+    }
+
+    /// The handler at a position, as `choose` and `after` give it.
+    pub fn link(&self, position: usize) -> &Link {
+        // `new` refuses an empty chain, and positions come from this chain.
+        &self.0[position.min(self.0.len() - 1)]
+    }
+
+    /// The position of the handler that takes over from the one at `position`: the first healthy one behind it, or
+    /// the first behind it at all.
+    pub fn after(&self, position: usize) -> Option<usize> {
+        let behind = position + 1..self.0.len();
+        behind.clone().find(|next| self.0[*next].versions.is_healthy()).or(behind.into_iter().next())
+    }
+
+    /// The names of the handlers, in order.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().map(|link| link.versions.name())
     }
 }

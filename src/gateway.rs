@@ -13,11 +13,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::adapter::Services;
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Program};
 use crate::conn::table::Table;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
 use crate::connection::Connections;
-use crate::dispatch::{Chain, EmptyChain};
+use crate::dispatch::{Chain, EmptyChain, Version, Versions};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::{Handler, grpc, wasm};
@@ -28,6 +28,9 @@ use crate::telemetry::Telemetry;
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
+
+/// The number of the version that a handler starts with.
+const FIRST_VERSION: u32 = 1;
 
 /// Why the gateway could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +192,7 @@ impl Gateway {
                 listener = %options.socket.name,
                 transport = %options.socket.bind.transport,
                 %address,
-                handler = %chain.first().handler.name(),
+                handlers = ?chain.names().collect::<Vec<_>>(),
                 "accepting"
             );
             bound.listeners.push((Arc::clone(&options.socket.name), address));
@@ -280,13 +283,13 @@ async fn load_handlers(
     options: Vec<config::Handler>,
     cache_dir: PathBuf,
     telemetry: &Telemetry,
-) -> Result<Vec<Handler>, StartError> {
+) -> Result<Vec<Arc<Versions>>, StartError> {
     let mut host = None;
     let mut handlers = Vec::with_capacity(options.len());
-    for options in options {
-        let handler = match options {
-            config::Handler::Grpc(options) => Handler::Grpc(grpc::Handler::new(options)?),
-            config::Handler::Wasm(options) => {
+    for config::Handler { program, policy } in options {
+        let handler = match program {
+            Program::Grpc(options) => Handler::Grpc(grpc::Handler::new(options)?),
+            Program::Wasm(options) => {
                 let host = match &host {
                     Some(host) => host,
                     None => {
@@ -300,15 +303,17 @@ async fn load_handlers(
                 Handler::Wasm(loading.await.map_err(StartError::Loading)??)
             }
         };
-        handlers.push(handler);
+        let name = Arc::clone(handler.name());
+        let first = Version::new(FIRST_VERSION, handler, policy, telemetry.version(&name, FIRST_VERSION));
+        handlers.push(Versions::new(first, telemetry.health(&name)));
     }
     Ok(handlers)
 }
 
 /// The handlers that a listener names.
-fn chosen(listener: &config::Listener, handlers: &[Handler]) -> Result<Vec<Handler>, StartError> {
+fn chosen(listener: &config::Listener, handlers: &[Arc<Versions>]) -> Result<Vec<Arc<Versions>>, StartError> {
     let find = |name: &Arc<str>| {
-        handlers.iter().find(|handler| handler.name() == name).cloned().ok_or_else(|| StartError::NoSuchHandler {
+        handlers.iter().find(|versions| versions.name() == name).cloned().ok_or_else(|| StartError::NoSuchHandler {
             listener: Arc::clone(&listener.socket.name),
             handler: Arc::clone(name),
         })

@@ -2,13 +2,13 @@
 //!
 //! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attached`],
 //! which takes that connection's events one at a time. What the handler asks for meanwhile goes through the
-//! connection's [`Adapter`].
+//! connection's [`Adapter`](crate::adapter::Adapter).
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::adapter::Adapter;
+use crate::conn::{ConnId, ConnInfo};
 
 pub mod grpc;
 pub mod wasm;
@@ -32,37 +32,33 @@ impl Handler {
     }
 
     /// Binds a connection to this handler. Nothing is sent or started before the first event.
-    pub fn attach(&self, adapter: Box<Adapter>) -> Attached {
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attached {
         match self {
-            Self::Grpc(handler) => Attached::Grpc { remote: handler.attach(&adapter), adapter },
-            Self::Wasm(handler) => Attached::Wasm(handler.attach(adapter)),
+            Self::Grpc(handler) => Attached::Grpc(handler.attach(conn, info)),
+            Self::Wasm(handler) => Attached::Wasm(handler.attach(conn, info)),
+        }
+    }
+
+    /// Whether the handler can be reached (a gRPC server) or started (a guest). No connection is part of it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn probe(&self) -> Result<(), CallError> {
+        match self {
+            Self::Grpc(handler) => handler.probe().await,
+            Self::Wasm(handler) => handler.probe().await,
         }
     }
 }
 
-/// One connection's side of a handler. It holds the connection's adapter, because a guest has to reach it
-/// during a call.
+/// One connection's side of a handler.
 #[derive(Debug)]
 pub enum Attached {
     /// Calls go over the network; adapter operations come back through the mailbox.
-    Grpc {
-        /// Makes the calls.
-        remote: grpc::Remote,
-        /// The connection's operations.
-        adapter: Box<Adapter>,
-    },
+    Grpc(grpc::Remote),
     /// Calls go into an instance; adapter operations are made in the same task, during the call.
     Wasm(wasm::Guest),
-}
-
-impl Attached {
-    /// The connection's operations.
-    pub fn adapter(&mut self) -> &mut Adapter {
-        match self {
-            Self::Grpc { adapter, .. } => adapter,
-            Self::Wasm(guest) => guest.adapter(),
-        }
-    }
 }
 
 /// Why an event was not handled. The kinds decide what happens next.

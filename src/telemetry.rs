@@ -55,6 +55,19 @@ struct HandlerLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabel {
+    handler: Arc<str>,
+    version: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabel {
+    listener: Arc<str>,
+    handler: Arc<str>,
+    action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabel {
     operation: &'static str,
     code: &'static str,
@@ -88,6 +101,15 @@ pub struct Telemetry {
     event_seconds: Family<EventLabel, Histogram, EventSeconds>,
     failures: Family<FailureLabel, Counter>,
     undelivered: Family<EventLabel, Counter>,
+    recoveries: Family<ActionLabel, Counter>,
+    healthy: Family<HandlerLabel, Gauge>,
+    trips: Family<HandlerLabel, Counter>,
+    moved: Family<HandlerLabel, Counter>,
+    pinned: Family<HandlerLabel, Counter>,
+    shadow_events: Family<HandlerLabel, Counter>,
+    shadow_differences: Family<HandlerLabel, Counter>,
+    versions: Family<HandlerLabel, Gauge>,
+    version_connections: Family<VersionLabel, Gauge>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
     log_lines_shed: Family<HandlerLabel, Counter>,
@@ -155,6 +177,36 @@ impl Telemetry {
         registry.register("handler_failures", "Events that a handler did not handle, by kind", failures.clone());
         let undelivered = Family::default();
         registry.register("undelivered_events", "Events that no handler got", undelivered.clone());
+        let recoveries = Family::default();
+        registry.register("recoveries", "What was done about failures of a handler, by action", recoveries.clone());
+        let healthy = Family::default();
+        registry.register("handler_healthy", "Whether a handler gets new connections", healthy.clone());
+        let trips = Family::default();
+        registry.register("handler_trips", "How often a handler was taken out", trips.clone());
+        let moved = Family::default();
+        registry.register("moved_connections", "Connections that went over to another version", moved.clone());
+        let pinned = Family::default();
+        registry.register(
+            "pinned_connections",
+            "Connections that were to go over to another version and stayed",
+            pinned.clone(),
+        );
+        let shadow_events = Family::default();
+        registry.register("shadow_events", "Events that a version of a handler got as a shadow", shadow_events.clone());
+        let shadow_differences = Family::default();
+        registry.register(
+            "shadow_differences",
+            "Events with which a shadow did something else than the active version",
+            shadow_differences.clone(),
+        );
+        let versions = Family::default();
+        registry.register("handler_versions", "Versions of a handler that hold memory", versions.clone());
+        let version_connections = Family::default();
+        registry.register(
+            "handler_version_connections",
+            "Live connections of a version of a handler",
+            version_connections.clone(),
+        );
         let instances = Family::default();
         registry.register("instances", "Live instances of a guest", instances.clone());
         let instance_memory_bytes = Family::default();
@@ -186,6 +238,15 @@ impl Telemetry {
             event_seconds,
             failures,
             undelivered,
+            recoveries,
+            healthy,
+            trips,
+            moved,
+            pinned,
+            shadow_events,
+            shadow_differences,
+            versions,
+            version_connections,
             instances,
             instance_memory_bytes,
             log_lines_shed,
@@ -270,8 +331,33 @@ impl Telemetry {
             closed: seconds("on_socket_closed"),
             failures: self.failures.clone(),
             undelivered: self.undelivered.clone(),
+            recoveries: self.recoveries.clone(),
             listener: Arc::clone(listener),
             handler: Arc::clone(handler),
+        }
+    }
+
+    /// The health of one handler.
+    pub fn health(&self, handler: &Arc<str>) -> HealthMetrics {
+        let label = HandlerLabel { handler: Arc::clone(handler) };
+        HealthMetrics {
+            healthy: self.healthy.get_or_create_owned(&label),
+            trips: self.trips.get_or_create_owned(&label),
+            moved: self.moved.get_or_create_owned(&label),
+            pinned: self.pinned.get_or_create_owned(&label),
+            shadow_events: self.shadow_events.get_or_create_owned(&label),
+            shadow_differences: self.shadow_differences.get_or_create_owned(&label),
+        }
+    }
+
+    /// The gauges of one version of a handler.
+    pub fn version(&self, handler: &Arc<str>, version: u32) -> VersionMetrics {
+        let label = VersionLabel { handler: Arc::clone(handler), version };
+        VersionMetrics {
+            loaded: self.versions.get_or_create_owned(&HandlerLabel { handler: Arc::clone(handler) }),
+            connections: self.version_connections.get_or_create_owned(&label),
+            all_connections: self.version_connections.clone(),
+            label,
         }
     }
 
@@ -337,6 +423,7 @@ pub struct HandlerMetrics {
     closed: Histogram,
     failures: Family<FailureLabel, Counter>,
     undelivered: Family<EventLabel, Counter>,
+    recoveries: Family<ActionLabel, Counter>,
     listener: Arc<str>,
     handler: Arc<str>,
 }
@@ -359,10 +446,50 @@ impl HandlerMetrics {
         self.failures.get_or_create(&label).inc();
     }
 
+    /// Counts what was done about a failure.
+    pub fn recovered(&self, action: &'static str) {
+        let label = ActionLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), action };
+        self.recoveries.get_or_create(&label).inc();
+    }
+
     /// Counts an event that no handler got.
     pub fn undelivered(&self, event: &'static str) {
         let label = EventLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), event };
         self.undelivered.get_or_create(&label).inc();
+    }
+}
+
+/// The health of one handler.
+#[derive(Clone, Debug)]
+pub struct HealthMetrics {
+    /// 1 while it gets new connections, else 0.
+    pub healthy: Gauge,
+    /// How often it was taken out.
+    pub trips: Counter,
+    /// Connections that went over to another version.
+    pub moved: Counter,
+    /// Connections that were to go over to another version and stayed.
+    pub pinned: Counter,
+    /// Events that a version got as a shadow.
+    pub shadow_events: Counter,
+    /// Those of them with which it did something else than the active version, or failed.
+    pub shadow_differences: Counter,
+}
+
+/// The gauges of one version of a handler. Its own label ends with it.
+#[derive(Debug)]
+pub struct VersionMetrics {
+    /// Versions of the handler that hold memory.
+    pub loaded: Gauge,
+    /// Live connections of this version.
+    pub connections: Gauge,
+    all_connections: Family<VersionLabel, Gauge>,
+    label: VersionLabel,
+}
+
+impl Drop for VersionMetrics {
+    fn drop(&mut self) {
+        self.all_connections.remove(&self.label);
     }
 }
 

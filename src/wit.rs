@@ -21,6 +21,18 @@ pub mod bindings {
     });
 }
 
+/// The optional interface that carries a connection's state over a hot swap.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod migration {
+    wasmtime::component::bindgen!({
+        path: "wit",
+        inline: "package polygate:host; world migration { export polygate:handler/migrate@0.1.0; }",
+        world: "polygate:host/migration",
+        with: { "polygate:handler/types": super::bindings::polygate::handler::types },
+        exports: { default: async },
+    });
+}
+
 pub use bindings::polygate::handler::types;
 
 impl From<&Refused> for types::ErrorCode {

@@ -74,6 +74,30 @@ impl Outbound {
         }
     }
 
+    /// Drops the newest bytes, so that `keep` are left; does nothing when there are no more.
+    pub fn truncate(&mut self, keep: usize) {
+        while self.bytes > keep {
+            let excess = self.bytes - keep;
+            let length = if !self.gathered.is_empty() {
+                let length = self.gathered.len();
+                self.gathered.truncate(length.saturating_sub(excess));
+                length
+            } else if let Some(last) = self.more.back_mut() {
+                let length = last.len();
+                last.truncate(length.saturating_sub(excess));
+                if last.is_empty() {
+                    self.more.pop_back();
+                }
+                length
+            } else {
+                let length = self.first.len();
+                self.first.truncate(length.saturating_sub(excess));
+                length
+            };
+            self.bytes -= length.min(excess);
+        }
+    }
+
     /// The oldest bytes, when there is nothing behind them: for a plain write.
     pub fn only(&self) -> Option<&[u8]> {
         (self.more.is_empty() && self.gathered.is_empty()).then_some(&*self.first)
@@ -152,6 +176,36 @@ mod tests {
             }
             prop_assert_eq!(written, expected);
             prop_assert_eq!(outbound.bytes(), 0);
+        }
+    }
+
+    proptest! {
+        /// What is taken back is the end, to the byte; what came before is written as if nothing had happened.
+        #[test]
+        fn the_end_can_be_taken_back(
+            pieces in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
+            keep in 0..20_000usize,
+        ) {
+            let mut outbound = Outbound::new(1 << 20);
+            let mut expected = Vec::new();
+            for (number, size) in pieces.iter().enumerate() {
+                let piece: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
+                expected.extend_from_slice(&piece);
+                outbound.push(Bytes::from(piece));
+            }
+            outbound.truncate(keep);
+            expected.truncate(keep);
+            prop_assert_eq!(outbound.bytes(), expected.len());
+            outbound.push(Bytes::from_static(b"and more"));
+            expected.extend_from_slice(b"and more");
+            let mut written: Vec<u8> = Vec::new();
+            while !outbound.is_empty() {
+                let (slices, count) = outbound.slices();
+                let before = written.len();
+                written.extend(slices[..count].iter().flat_map(|slice| slice.iter()));
+                outbound.advance(written.len() - before);
+            }
+            prop_assert_eq!(written, expected);
         }
     }
 

@@ -101,6 +101,9 @@ mod tests {
             [listeners.trackers]
             bind = "tcp://0.0.0.0:7993"
             handlers = ["one", "two"]
+            [handlers.three]
+            kind = "grpc"
+            url = "http://127.0.0.1:9003"
             [listeners.meters]
             bind = "tcp://0.0.0.0:7994"
             handlers = ["two"]
@@ -115,7 +118,7 @@ mod tests {
   broker             embedded, MQTT clients on 127.0.0.1:1883
   listener trackers  tcp://0.0.0.0:7993 -> one, two
   listener meters    tcp://0.0.0.0:7994 -> two
-warning: line 13, listeners.trackers.handlers: only the first handler serves; behind it there is "two"
+warning: line 14, handlers.three: no listener uses this handler
 "#;
         assert_eq!(stdout, expected);
     }

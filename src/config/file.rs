@@ -99,7 +99,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 13] = [
+static SECTIONS: [&Section; 14] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -113,6 +113,7 @@ static SECTIONS: [&Section; 13] = [
     &handler::grpc::tls::SECTION,
     &listener::ONE,
     &secret::SECTION,
+    &isolation::SECTION,
 ];
 
 /// Where a secret is, when it is not in the file.
@@ -122,7 +123,7 @@ pub(super) mod secret {
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "",
-        title: "a secret",
+        title: "Secrets",
         about: "Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no \
                 error.",
         shape: Shape::Once,
@@ -144,13 +145,37 @@ pub(super) mod secret {
     };
 }
 
+/// How many instances a guest's connections share.
+pub(super) mod isolation {
+    use super::{Section, Shape};
+    use crate::config::form::{Count, Key, Required};
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "",
+        title: "Isolation of guests",
+        about: "Instead of `\"connection\"`, the isolation of a guest may be a table with this key. Each connection stays \
+                with one of the instances; one event at a time is in an instance, so one that waits for `authenticate` \
+                keeps the other connections of its instance waiting. A trap costs the connections of that instance \
+                their state: each is introduced to a fresh instance, with `on-socket-created`, before its next event.",
+        shape: Shape::Once,
+        entries: &[&SHARED],
+    };
+
+    pub(in crate::config) static SHARED: Key<Count, Required> = Key {
+        name: "shared",
+        form: Count(1..=1024),
+        presence: Required,
+        about: "instances that serve all connections of the handler",
+    };
+}
+
 /// All keys, as the tables of the reference in Markdown.
 pub fn reference() -> String {
     let mut page = String::new();
     for section in SECTIONS {
         let heading = match section.title.starts_with('[') {
             true => format!("`{}`", section.title),
-            false => "Secrets".to_owned(),
+            false => section.title.to_owned(),
         };
         page += &format!(
             "## {heading}\n\n{}\n\n| key | form | default | range | meaning |\n| --- | --- | --- | --- | --- |\n",

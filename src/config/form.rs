@@ -7,12 +7,14 @@ use super::findings::Told;
 use super::read::Item;
 
 mod address;
+mod isolation;
 mod list;
 mod number;
 mod secret;
 mod text;
 
 pub(super) use address::{Address, BindForm};
+pub(super) use isolation::IsolationForm;
 pub(super) use list::{List, Placed, Texts};
 pub(super) use number::{Count, Size, Span};
 pub(super) use secret::{Secret, SecretSource};

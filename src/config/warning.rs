@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::place::{Place, ThereAre};
+use super::place::Place;
 
 /// Something that the operator should know about a valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +29,6 @@ pub enum Advice {
     NoListener,
     /// A handler that no listener names.
     HandlerUnused,
-    /// A chain of more than one handler.
-    FirstServes {
-        /// The handlers behind the first.
-        rest: Vec<String>,
-    },
     /// The adapter can be reached from elsewhere, and callers need no certificate.
     AdapterOpen,
     /// The broker can be reached from elsewhere, and clients need no name, which the file does not say.
@@ -45,9 +40,6 @@ impl fmt::Display for Advice {
         match self {
             Self::NoListener => f.write_str("there is no listener, so no device can connect"),
             Self::HandlerUnused => f.write_str("no listener uses this handler"),
-            Self::FirstServes { rest } => {
-                write!(f, "only the first handler serves; behind it {}", ThereAre(rest))
-            }
             Self::AdapterOpen => f.write_str(
                 "not a loopback address: whoever reaches it can command every connection; \
                  tls.client_ca_file demands a certificate",

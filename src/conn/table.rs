@@ -32,6 +32,9 @@ pub enum Mail {
     Deliver(Message),
     /// End the connection, in order: flush, tell the handler, close.
     End(CloseReason),
+    /// The versions of its handler have changed: see whether to go on with another one. Held until that is done, so
+    /// that few connections move at a time.
+    Review(OwnedSemaphorePermit),
 }
 
 /// Where the answer to a command goes. The command holds its room in the mailbox until then.
@@ -173,6 +176,13 @@ impl Mailbox {
         }
     }
 
+    /// Asks the connection to look at the versions of its handler; waits for room if there is none.
+    pub async fn review(&self, turn: OwnedSemaphorePermit) {
+        if self.slots.send(Box::new(Mail::Review(turn))).await.is_err() {
+            tracing::trace!(conn = %self.conn, "asked to review, had ended");
+        }
+    }
+
     /// Asks the connection to end; waits for room if there is none. Does nothing when it has ended.
     pub async fn end(&self, reason: CloseReason) {
         if self.slots.send(Box::new(Mail::End(reason))).await.is_err() {
@@ -183,29 +193,58 @@ impl Mailbox {
 
 /// All live connections.
 #[derive(Clone, Debug, Default)]
-pub struct Table(Arc<DashMap<ConnId, Mailbox>>);
+pub struct Table(Arc<DashMap<ConnId, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    mailbox: Mailbox,
+    id: Id,
+}
+
+/// What an id means that stands for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Id {
+    /// Its own, by which everybody knows it.
+    Own,
+    /// Its own, but its handler knows it by another.
+    OperatorsOnly,
+    /// The one by which its handler knows it.
+    Alias,
+}
+
+impl Entry {
+    fn is_alias(&self) -> bool {
+        self.id == Id::Alias
+    }
+}
 
 impl Table {
     /// Enters a connection; it leaves when the guard is dropped.
     pub fn enter(&self, mailbox: Mailbox) -> Entered {
         let conn = mailbox.conn;
-        self.0.insert(conn, mailbox);
-        Entered { table: self.clone(), conn }
+        self.0.insert(conn, Entry { mailbox, id: Id::Own });
+        Entered { table: self.clone(), conn, alias: None }
     }
 
     /// The mailbox of a live connection.
     pub fn get(&self, conn: ConnId) -> Option<Mailbox> {
-        self.0.get(&conn).map(|entry| entry.value().clone())
+        self.0.get(&conn).map(|entry| entry.mailbox.clone())
+    }
+
+    /// The mailbox of a live connection, for the handler that serves it now: `None` for an id that was given to a
+    /// handler before, which has lost the connection to another.
+    pub fn get_for_handler(&self, conn: ConnId) -> Option<Mailbox> {
+        self.0.get(&conn).filter(|entry| entry.id != Id::OperatorsOnly).map(|entry| entry.mailbox.clone())
     }
 
     /// The mailboxes of all live connections, at this moment.
     pub fn all(&self) -> Vec<Mailbox> {
-        self.0.iter().map(|entry| entry.value().clone()).collect()
+        self.0.iter().filter(|entry| !entry.is_alias()).map(|entry| entry.mailbox.clone()).collect()
     }
 
     /// How many connections are live.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.iter().filter(|entry| !entry.is_alias()).count()
     }
 
     /// Whether there is none.
@@ -219,6 +258,7 @@ impl Table {
 pub struct Entered {
     table: Table,
     conn: ConnId,
+    alias: Option<ConnId>,
 }
 
 impl Entered {
@@ -226,11 +266,38 @@ impl Entered {
     pub fn conn(&self) -> ConnId {
         self.conn
     }
+
+    /// The id by which the connection's handler knows it.
+    pub fn handler_conn(&self) -> ConnId {
+        self.alias.unwrap_or(self.conn)
+    }
+
+    /// From now on handlers know the connection by this id and no other. A handler that has lost it may still be at
+    /// work on an old event; what it asks for then is not for this connection any more.
+    pub fn rename(&mut self, handler_conn: ConnId) {
+        let Some(mailbox) = self.table.get(self.conn) else {
+            return;
+        };
+        if let Some(last) = self.alias.take() {
+            self.table.0.remove(&last);
+        }
+        let is_own = handler_conn == self.conn;
+        if let Some(mut entry) = self.table.0.get_mut(&self.conn) {
+            entry.id = if is_own { Id::Own } else { Id::OperatorsOnly };
+        }
+        if !is_own {
+            self.table.0.insert(handler_conn, Entry { mailbox, id: Id::Alias });
+            self.alias = Some(handler_conn);
+        }
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         self.table.0.remove(&self.conn);
+        if let Some(alias) = self.alias {
+            self.table.0.remove(&alias);
+        }
     }
 }
 
@@ -242,6 +309,28 @@ mod tests {
     use futures::poll;
 
     use super::*;
+
+    /// After a new name, handlers reach the connection by it alone; the operator's id stays; nothing is left behind.
+    #[test]
+    fn a_handler_that_lost_the_connection_does_not_reach_it() {
+        let table = Table::default();
+        let [first, second, third] = [1, 2, 3].map(ConnId::from_u64);
+        let mut entered = table.enter(mailbox().0);
+        assert!(table.get_for_handler(first).is_some());
+        for (old, new) in [(first, second), (second, third)] {
+            entered.rename(new);
+            assert!(table.get_for_handler(old).is_none());
+            assert!(table.get_for_handler(new).is_some());
+            assert!(table.get(first).is_some());
+            assert_eq!(entered.handler_conn(), new);
+            assert_eq!(table.all().len(), 1);
+        }
+        entered.rename(first);
+        assert!(table.get_for_handler(third).is_none());
+        assert!(table.get_for_handler(first).is_some());
+        drop(entered);
+        assert!(table.is_empty());
+    }
 
     fn mailbox() -> (Mailbox, Mails) {
         let bounds = MessageBounds { messages_max: 1, bytes_max: 1 };

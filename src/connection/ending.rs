@@ -7,7 +7,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::waking::{Happening, Until};
 use super::{Connection, Output, Phase, Waiting};
 use crate::conn::{CloseReason, Event};
-use crate::handler::{Attached, CallError};
 
 /// After our side of the stream has ended, how long the peer may take to end its own. A socket that is
 /// closed with bytes unread resets the stream, and the peer would lose the last bytes that it was sent.
@@ -17,7 +16,7 @@ impl Connection {
     /// Whether the peer is to see the end although a callback still runs: it was asked for or forced, and
     /// what was read before does not matter any more.
     pub(super) fn is_to_end_at_once(&mut self) -> bool {
-        if self.attached.adapter().close_asked() {
+        if self.adapter.close_asked() {
             self.state.close(CloseReason::HandlerAsked);
         }
         self.output == Output::Open && matches!(self.state.phase(), Phase::Closing(reason) if !hears_the_rest(reason))
@@ -60,9 +59,8 @@ impl Connection {
         while let Ok(unanswered) = self.mails.try_recv() {
             drop(unanswered);
         }
-        let adapter = self.attached.adapter();
-        let client_id = adapter.client_id().map(str::to_owned);
-        adapter.end();
+        let client_id = self.adapter.client_id().map(str::to_owned);
+        self.adapter.end();
         self.waiting = Waiting::new(0);
         self.show_fill();
         tracing::info!(
@@ -80,24 +78,7 @@ impl Connection {
         self.shared.metrics.closed(reason.name());
         self.shared.metrics.connections.dec();
 
-        let event = Event::SocketClosed(reason);
-        let name = event.name();
-        let started = Instant::now();
-        let result = match &mut self.attached {
-            Attached::Wasm(guest) => guest.call(&event).await,
-            Attached::Grpc { remote, .. } => {
-                let timeout = remote.call_timeout();
-                match tokio::time::timeout(timeout, remote.call(&event)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(CallError::Timeout(timeout)),
-                }
-            }
-        };
-        self.handler.seconds(name).observe(started.elapsed().as_secs_f64());
-        if let Err(error) = result {
-            self.handler.undelivered(name);
-            tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
-        }
+        self.deliver_last(&Event::SocketClosed(reason)).await;
     }
 }
 

@@ -97,15 +97,15 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let was_full = self.attached.adapter().outbound().is_full();
+        let was_full = self.adapter.outbound().is_full();
         if let Err(error) = self.poll_write(socket, cx) {
             return Poll::Ready(Happening::WriteFailed(error));
         }
-        if was_full && !self.attached.adapter().outbound().is_full() {
+        if was_full && !self.adapter.outbound().is_full() {
             // An event may have waited for nothing else.
             return Poll::Ready(Happening::Room);
         }
-        if until == Until::Flushed && self.attached.adapter().outbound().is_empty() {
+        if until == Until::Flushed && self.adapter.outbound().is_empty() {
             return Poll::Ready(Happening::Flushed);
         }
         // After a mail it is the socket's turn: a flood of messages must not keep the device from being heard.
@@ -113,7 +113,7 @@ impl Connection {
             return Poll::Ready(Happening::Read);
         }
         // While the peer's queue is full its handler waits with the next command, instead of being refused.
-        if !self.attached.adapter().outbound().is_full()
+        if !self.adapter.outbound().is_full()
             && let Poll::Ready(mail) = self.mails.poll_recv(cx)
         {
             self.had_mail = true;
@@ -134,7 +134,7 @@ impl Connection {
     /// Brings the gauges up to date when the task comes to rest: what passes through the queues at once is
     /// not worth their cost.
     pub(super) fn show_fill(&mut self) {
-        let outbound = self.attached.adapter().outbound().bytes();
+        let outbound = self.adapter.outbound().bytes();
         self.shown.show(self.waiting.bytes(), outbound, self.waiting.messages());
     }
 
@@ -177,7 +177,7 @@ impl Connection {
 
     /// Writes what the socket takes now.
     fn poll_write<S: AsyncWrite + Unpin>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> io::Result<()> {
-        let outbound = self.attached.adapter().outbound();
+        let outbound = self.adapter.outbound();
         if outbound.is_empty() {
             return Ok(());
         }

@@ -146,7 +146,7 @@ impl Adapter {
             what: "conn",
             why: format!("expected 16 hexadecimal digits as the gateway gave them, got {:?}", beginning(conn)),
         })?;
-        let mailbox = self.table.get(id).ok_or(Refused::Gone)?;
+        let mailbox = self.table.get_for_handler(id).ok_or(Refused::Gone)?;
         mailbox.ask(command?).await
     }
 

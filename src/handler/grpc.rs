@@ -13,8 +13,7 @@ use tonic::transport::Uri;
 
 use self::endpoint::Endpoint;
 use super::CallError;
-use crate::adapter::Adapter;
-use crate::conn::{ConnInfo, Event};
+use crate::conn::{ConnId, ConnInfo, Event};
 use crate::exproto::{self, proto};
 
 mod codec;
@@ -50,6 +49,8 @@ struct Shared {
     call_timeout: Duration,
     /// `channels` of each url, the urls taking turns.
     endpoints: Vec<Endpoint>,
+    /// The first so many of them are of different urls.
+    urls: usize,
     next: AtomicUsize,
 }
 
@@ -70,6 +71,7 @@ impl Handler {
             name: options.name,
             call_timeout: options.call_timeout,
             endpoints,
+            urls: options.urls.len(),
             next: AtomicUsize::new(0),
         })))
     }
@@ -85,14 +87,32 @@ impl Handler {
     }
 
     /// Gives a connection its place in the pool.
-    pub fn attach(&self, adapter: &Adapter) -> Remote {
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Remote {
         let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
         Remote {
             handler: self.clone(),
             endpoint: turn % self.0.endpoints.len().max(1),
-            conn: adapter.conn().to_string().into(),
-            info: Arc::clone(adapter.info()),
+            conn: conn.to_string().into(),
+            info: Arc::clone(info),
         }
+    }
+
+    /// Whether one of the servers can be reached.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Unavailable`] with the last one's reason; [`CallError::Timeout`].
+    pub async fn probe(&self) -> Result<(), CallError> {
+        let mut result = Err(CallError::Unavailable("the handler has no url".to_owned()));
+        for endpoint in self.0.endpoints.iter().take(self.0.urls) {
+            result = tokio::time::timeout(self.0.call_timeout, endpoint.reach())
+                .await
+                .unwrap_or(Err(CallError::Timeout(self.0.call_timeout)));
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 }
 
@@ -112,6 +132,13 @@ impl Remote {
     /// How long a call may take; whoever drives the call ends it then.
     pub fn call_timeout(&self) -> Duration {
         self.handler.call_timeout()
+    }
+
+    /// Takes a server at another url, if there is one. It does not know the connection.
+    pub fn turn_to_another(&mut self) -> bool {
+        let shared = &self.handler.0;
+        self.endpoint = (self.endpoint + 1) % shared.endpoints.len().max(1);
+        shared.urls > 1
     }
 
     /// Starts the callback for an event.

@@ -9,28 +9,49 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Config, Engine};
 
-use crate::adapter::Adapter;
+use super::CallError;
+use crate::adapter::Rehearsal;
+use crate::conn::{CloseReason, ConnId, ConnInfo, Event};
 use crate::telemetry::InstanceMetrics;
-use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerPre};
+use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerIndices};
+use crate::wit::migration::MigrationIndices;
 
 mod cache;
+mod desk;
 mod guest;
 mod host;
+mod instance;
 mod limits;
 mod log;
+mod shared;
 mod wasi;
 
 pub use cache::CacheError;
+pub use desk::Desk;
 pub use guest::Guest;
+pub use instance::Snapshot;
 
-use guest::GuestState;
+use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
+use shared::Seats;
 
 /// The exported interface that makes a component a handler.
 const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
+
+/// The exported interface that lets a connection go on with another version of its guest.
+const MIGRATE_INTERFACE: &str = "polygate:handler/migrate@0.1.0";
+
+/// How a guest's connections are kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Every connection has an instance of its own.
+    Connection,
+    /// This many instances, `1..`, serve all connections; a trap costs the connections of one instance their state.
+    Shared(usize),
+}
 
 /// What a guest is and what it may use.
 #[derive(Clone, Debug)]
@@ -39,6 +60,8 @@ pub struct Options {
     pub name: Arc<str>,
     /// A component, or a core module that carries component metadata.
     pub component: PathBuf,
+    /// How its connections are kept apart.
+    pub isolation: Isolation,
     /// Linear memory of one instance, in bytes.
     pub memory_bytes_max: usize,
     /// CPU time of one event.
@@ -193,32 +216,44 @@ impl Host {
             }
             cache::CompileError::Cache(error) => LoadError::Cache(error),
         })?;
-        self.check_exports(&component, &handler, &path)?;
-        let pre = self
-            .linker
-            .instantiate_pre(&component)
-            .and_then(ConnectionHandlerPre::new)
-            .map_err(|error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
+        let exports = self.exports(&component, &handler, &path)?;
+        let migrates = exports.iter().any(|name| name == MIGRATE_INTERFACE);
+        let link = || {
+            let pre = self.linker.instantiate_pre(&component)?;
+            let handler_exports = ConnectionHandlerIndices::new(&pre)?;
+            let migration_exports = if migrates { Some(MigrationIndices::new(&pre)?) } else { None };
+            Ok((pre, handler_exports, migration_exports))
+        };
+        let (pre, handler_exports, migration_exports) =
+            link().map_err(|error: wasmtime::Error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
+        let seats = match options.isolation {
+            Isolation::Connection => None,
+            Isolation::Shared(count) => Some(Seats::new(count)),
+        };
         Ok(Handler(Arc::new(Shared {
             options,
             engine: self.engine.clone(),
             pre,
+            handler_exports,
+            migration_exports,
+            seats,
             metrics,
             ceiling: self.ceiling.clone(),
             _ticker: Arc::clone(&self.ticker),
         })))
     }
 
-    fn check_exports(
+    /// What a component exports, if that makes it a handler.
+    fn exports(
         &self,
         component: &Component,
         handler: &Arc<str>,
         path: &std::path::Path,
-    ) -> Result<(), LoadError> {
+    ) -> Result<Vec<String>, LoadError> {
         let ty = component.component_type();
         let names: Vec<String> = ty.exports(&self.engine).map(|(name, _)| name.to_owned()).collect();
         if names.iter().any(|name| name == HANDLER_INTERFACE) {
-            return Ok(());
+            return Ok(names);
         }
         Err(LoadError::NoHandler {
             handler: Arc::clone(handler),
@@ -256,11 +291,22 @@ impl std::fmt::Debug for Handler {
 struct Shared {
     options: Options,
     engine: Engine,
-    pre: ConnectionHandlerPre<GuestState>,
+    pre: InstancePre<GuestState>,
+    handler_exports: ConnectionHandlerIndices,
+    /// For a guest that carries its connections' state over a swap.
+    migration_exports: Option<MigrationIndices>,
+    /// For a guest whose instances serve many connections.
+    seats: Option<Seats>,
     metrics: InstanceMetrics,
     ceiling: Ceiling,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl Handler {
@@ -269,9 +315,31 @@ impl Handler {
         &self.0.options.name
     }
 
+    /// Whether it can carry a connection's state over to another version.
+    pub fn migrates(&self) -> bool {
+        self.0.migration_exports.is_some()
+    }
+
     /// A connection's place for an instance; the instance itself is made for the first event.
-    pub fn attach(&self, adapter: Box<Adapter>) -> Guest {
-        Guest::new(Arc::clone(&self.0), adapter)
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Guest {
+        match &self.0.seats {
+            None => Guest::own(Instance::new(Arc::clone(&self.0), conn)),
+            Some(seats) => Guest::shared(seats.take(Arc::clone(&self.0), conn, Arc::clone(info))),
+        }
+    }
+
+    /// Makes an instance and drops it: whether there is room for one, and whether it starts.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guest::call`].
+    pub async fn probe(&self) -> Result<(), CallError> {
+        // A guest that was never told of a connection has nothing to do at its end.
+        let conn = ConnId::from_u64(0);
+        let desk = Desk::Rehearsal(Box::new(Rehearsal::new(conn)));
+        let ended = Event::SocketClosed(CloseReason::Draining);
+        let (_, result) = Instance::new(Arc::clone(&self.0), conn).call(desk, Call::Event(&ended)).await;
+        result.map(|_| ())
     }
 }
 
@@ -288,6 +356,7 @@ mod tests {
         let options = Options {
             name: "guest".into(),
             component: file,
+            isolation: Isolation::Connection,
             memory_bytes_max: 1 << 20,
             event_timeout: Duration::from_secs(1),
             settings: BTreeMap::new(),

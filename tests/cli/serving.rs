@@ -97,11 +97,11 @@ async fn warnings_are_logged() {
     let setup = Setup::new(
         "[handlers.a]\nkind = \"grpc\"\nurl = \"http://127.0.0.1:9\"\n[handlers.b]\nkind = \"grpc\"\n\
          url = \"http://127.0.0.1:9\"\n[adapter]\nbind = \"127.0.0.1:0\"\n\
-         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"a\", \"b\"]\n",
+         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"a\"]\n",
     );
     let (code, log) = setup.served().await.stop().await;
     assert_eq!(code, Some(0));
-    let warning = "line 15, listeners.l.handlers: only the first handler serves; behind it there is \"b\"";
+    let warning = "line 8, handlers.b: no listener uses this handler";
     assert_eq!(messages(&log)[0], warning);
 }
 

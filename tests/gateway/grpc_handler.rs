@@ -409,7 +409,7 @@ async fn failures_are_told_apart() {
         }
     })
     .await;
-    let gateway = Setup::grpc(&handler).start().await;
+    let gateway = Setup::grpc(&handler).handler("on_failure = \"close\"").start().await;
     for (text, kind) in [("internal", "fault"), ("unavailable", "unavailable"), ("unimplemented", "unfit")] {
         let mut peer = gateway.connect().await;
         peer.send(text).await;
@@ -429,7 +429,7 @@ async fn a_server_that_dies_in_a_call_is_unavailable() {
         Ok(())
     })
     .await;
-    let gateway = Setup::grpc(&handler).start().await;
+    let gateway = Setup::grpc(&handler).handler("on_failure = \"close\"").start().await;
     let mut peer = gateway.connect().await;
     handler.next_created().await;
     peer.send("x").await;
@@ -448,7 +448,7 @@ async fn a_handler_may_come_later_and_be_restarted() {
     let handler = quiet().await;
     let port = handler.port();
     handler.kill().await;
-    let gateway = Setup::grpc_at(&format!("http://localhost:{port}")).start().await;
+    let gateway = Setup::grpc_at(&format!("http://localhost:{port}")).handler("on_failure = \"close\"").start().await;
     let mut peer = gateway.connect().await;
     peer.expect_closed().await;
     gateway
@@ -485,7 +485,7 @@ async fn a_proxy_is_not_taken_for_the_server() {
     let transport = Transport { proxy: Some(proxy), ..Transport::default() };
     let handler = ScriptedHandler::echo_on(transport, Serves::Streaming).await;
     // One HTTP/2 connection, which outlives the refusal.
-    let gateway = Setup::grpc(&handler).handler("channels = 1").start().await;
+    let gateway = Setup::grpc(&handler).handler("channels = 1\non_failure = \"close\"").start().await;
     handler.use_adapter(gateway.adapter());
     gateway.connect().await.expect_closed().await;
     gateway

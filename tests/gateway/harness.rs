@@ -38,6 +38,7 @@ pub struct Setup {
     admin: String,
     auth: String,
     handlers: String,
+    chain: Vec<String>,
     listener: String,
     more: String,
     bind: String,
@@ -53,6 +54,7 @@ impl Setup {
             admin: String::new(),
             auth: "allow_anonymous = true\n".to_owned(),
             handlers,
+            chain: vec!["h".to_owned()],
             listener: String::new(),
             more: String::new(),
             bind: "tcp://127.0.0.1:0".to_owned(),
@@ -78,6 +80,23 @@ impl Setup {
     /// One listener whose handler has several servers.
     pub fn grpc_many(urls: &[String]) -> Self {
         Self::new(format!("[handlers.h]\nkind = \"grpc\"\nurls = {urls:?}\n"))
+    }
+
+    /// Another handler behind the last, a guest; keys that follow are its own.
+    pub fn then_guest(self, name: &str, guest_name: &str) -> Self {
+        let component = guest(guest_name);
+        self.then(name, &format!("kind = \"wasm\"\ncomponent = {component:?}"))
+    }
+
+    /// Another handler behind the last, a gRPC server; keys that follow are its own.
+    pub fn then_grpc(self, name: &str, handler: &ScriptedHandler) -> Self {
+        self.then(name, &format!("kind = \"grpc\"\nurl = {:?}", handler.url()))
+    }
+
+    fn then(mut self, name: &str, keys: &str) -> Self {
+        writeln!(self.handlers, "[handlers.{name}]\n{keys}").unwrap();
+        self.chain.push(name.to_owned());
+        self
     }
 
     /// More keys of the handler.
@@ -152,7 +171,7 @@ impl Setup {
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
              [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
-             [listeners.l]\nbind = {:?}\nhandlers = [\"h\"]\n{}\n{}",
+             [listeners.l]\nbind = {:?}\nhandlers = {:?}\n{}\n{}",
             self.gateway,
             self.adapter,
             self.admin_bind,
@@ -160,6 +179,7 @@ impl Setup {
             self.auth,
             self.handlers,
             self.bind,
+            self.chain,
             self.listener,
             self.more,
         );

@@ -9,10 +9,12 @@
 mod harness;
 
 mod echo;
+mod fallback;
 mod grpc_handler;
 mod jt808;
 mod observability;
 mod pubsub;
+mod simulation;
 mod tcp;
 mod two_homes;
 mod wasm_handler;

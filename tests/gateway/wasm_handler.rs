@@ -21,7 +21,7 @@ struct Misbehaved {
 
 /// Two devices on one guest: one makes it misbehave with `trigger`; the other goes on as if nothing happened.
 async fn misbehaves(guest: &str, keys: &str, trigger: &str) -> Misbehaved {
-    let gateway = Setup::guest(guest).handler(keys).start().await;
+    let gateway = Setup::guest(guest).handler("on_failure = \"close\"").handler(keys).start().await;
     let mut bystander = gateway.connect().await;
     let mut culprit = gateway.connect().await;
     for peer in [&mut bystander, &mut culprit] {

@@ -1,7 +1,7 @@
 //! Handlers of kind `wasm`.
 
 use crate::config::Outside;
-use crate::config::file::handler::wasm::{self, Isolation};
+use crate::config::file::handler::wasm;
 use crate::config::findings::Told;
 use crate::config::read::Table;
 use crate::handler::wasm::Options;
@@ -15,13 +15,12 @@ pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Resul
     let memory_bytes_max = table.get(&wasm::MEMORY_MAX);
     let event_timeout = table.get(&wasm::EVENT_TIMEOUT);
     let settings = table.get(&wasm::SETTINGS);
-    match isolation? {
-        Isolation::Connection => Ok(Options {
-            name: name.into(),
-            component: component?,
-            memory_bytes_max: memory_bytes_max?,
-            event_timeout: event_timeout?,
-            settings: settings?,
-        }),
-    }
+    Ok(Options {
+        name: name.into(),
+        component: component?,
+        isolation: isolation?,
+        memory_bytes_max: memory_bytes_max?,
+        event_timeout: event_timeout?,
+        settings: settings?,
+    })
 }

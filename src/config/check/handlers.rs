@@ -9,7 +9,8 @@ use crate::config::file::handler::{self, Kind};
 use crate::config::findings::Told;
 use crate::config::read::{Item, Named, Table};
 use crate::config::warning::Advice;
-use crate::config::{Handler, Listener, Outside};
+use crate::config::{Handler, Listener, Outside, Program};
+use crate::dispatch::Policy;
 
 /// All handlers, in the order of the file.
 #[derive(Debug)]
@@ -41,11 +42,11 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
             let options = match kind {
                 Ok(Kind::Wasm) => {
                     table.admit(&[wasm], &[grpc]);
-                    guest::read(name, &table, outside).map(Handler::Wasm)
+                    with_policy(&table, guest::read(name, &table, outside).map(Program::Wasm))
                 }
                 Ok(Kind::Grpc) => {
                     table.admit(&[grpc], &[wasm]);
-                    grpc::read(name, &table, outside).map(Handler::Grpc)
+                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc))
                 }
                 Err(told) => {
                     table.admit(&[&handler::SECTION, wasm, grpc], &[]);
@@ -56,6 +57,13 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
         }
     };
     One { name, item, kind, options: checked.and(options) }
+}
+
+/// What both kinds have.
+fn with_policy(table: &Table<'_>, program: Result<Program, Told>) -> Result<Handler, Told> {
+    let on_failure = table.get(&handler::ON_FAILURE);
+    let hold_timeout = table.get(&handler::HOLD_TIMEOUT);
+    Ok(Handler { program: program?, policy: Policy { on_failure: on_failure?, hold_timeout: hold_timeout? } })
 }
 
 /// Names stand in logs, metrics and urls as they are.

@@ -9,7 +9,6 @@ use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
-use crate::config::warning::Advice;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Options, Timeouts};
 use crate::listener;
@@ -85,11 +84,5 @@ fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<s
         result = Err(table.fault_in(placed.place, fault));
     }
     result?;
-    let chain: Vec<Arc<str>> = chain.into_iter().map(|(name, _)| name).collect();
-    if let [_, rest @ ..] = chain.as_slice()
-        && !rest.is_empty()
-    {
-        table.warn_at("handlers", Advice::FirstServes { rest: rest.iter().map(|name| name.to_string()).collect() });
-    }
-    Ok(chain)
+    Ok(chain.into_iter().map(|(name, _)| name).collect())
 }

@@ -1,7 +1,10 @@
 //! `[handlers.NAME]`, of each kind.
 
+use std::time::Duration;
+
 use crate::config::file::{Section, Shape};
-use crate::config::form::{Choice, Key, Required};
+use crate::config::form::{Choice, Key, Otherwise, Required, Span};
+use crate::dispatch::OnFailure;
 
 /// The kinds of handler there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,25 +23,43 @@ pub(in crate::config) static KIND: Key<Choice<Kind>, Required> = Key {
     about: "what the handler is",
 };
 
+pub(in crate::config) static ON_FAILURE: Key<Choice<OnFailure>, Otherwise<OnFailure>> = Key {
+    name: "on_failure",
+    form: Choice(&[("fallback", OnFailure::Fallback), ("close", OnFailure::Close)]),
+    presence: Otherwise(|| OnFailure::Fallback),
+    about: "`fallback`: hold and retry, a fresh start, then the next handler of the listener; `close`: end the connection at the first failure, as EMQX does",
+};
+
+pub(in crate::config) static HOLD_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+    name: "hold_timeout",
+    form: Span(Duration::from_millis(1)..=Duration::from_secs(3600)),
+    presence: Otherwise(|| Duration::from_secs(30)),
+    about: "how long an event is held and tried again while the handler cannot be reached",
+};
+
 pub(in crate::config) mod wasm {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
     use crate::config::file::{Section, Shape};
-    use crate::config::form::{Choice, FilePath, Key, Otherwise, Required, Size, Span, Texts};
-
-    /// How connections share instances.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(in crate::config) enum Isolation {
-        Connection,
-    }
+    use crate::config::form::{FilePath, IsolationForm, Key, Otherwise, Required, Size, Span, Texts};
+    use crate::handler::wasm::Isolation;
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "handlers",
         title: "[handlers.NAME] of kind \"wasm\"",
         about: "A guest: a WebAssembly component that runs in the gateway.",
         shape: Shape::Named,
-        entries: &[&super::KIND, &COMPONENT, &ISOLATION, &MEMORY_MAX, &EVENT_TIMEOUT, &SETTINGS],
+        entries: &[
+            &super::KIND,
+            &COMPONENT,
+            &ISOLATION,
+            &MEMORY_MAX,
+            &EVENT_TIMEOUT,
+            &SETTINGS,
+            &super::ON_FAILURE,
+            &super::HOLD_TIMEOUT,
+        ],
     };
 
     pub(in crate::config) static COMPONENT: Key<FilePath, Required> = Key {
@@ -48,11 +69,11 @@ pub(in crate::config) mod wasm {
         about: "a component, or a core module with component metadata",
     };
 
-    pub(in crate::config) static ISOLATION: Key<Choice<Isolation>, Otherwise<Isolation>> = Key {
+    pub(in crate::config) static ISOLATION: Key<IsolationForm, Otherwise<Isolation>> = Key {
         name: "isolation",
-        form: Choice(&[("connection", Isolation::Connection)]),
+        form: IsolationForm,
         presence: Otherwise(|| Isolation::Connection),
-        about: "`connection`: every connection has an instance of its own",
+        about: "`\"connection\"`: every connection has an instance of its own; `{ shared = N }`: N instances serve all of them",
     };
 
     pub(in crate::config) static MEMORY_MAX: Key<Size, Otherwise<usize>> = Key {
@@ -91,7 +112,17 @@ pub(in crate::config) mod grpc {
         title: "[handlers.NAME] of kind \"grpc\"",
         about: "A gRPC server that speaks ExProto.",
         shape: Shape::Named,
-        entries: &[&super::KIND, &URL, &URLS, &SERVICE, &CALL_TIMEOUT, &CHANNELS, &tls::SECTION],
+        entries: &[
+            &super::KIND,
+            &URL,
+            &URLS,
+            &SERVICE,
+            &CALL_TIMEOUT,
+            &CHANNELS,
+            &super::ON_FAILURE,
+            &super::HOLD_TIMEOUT,
+            &tls::SECTION,
+        ],
     };
 
     const ADDRESS: Text = Text { expected: "a url such as \"http://127.0.0.1:9001\"", bytes: 1..=2048 };

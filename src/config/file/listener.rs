@@ -39,7 +39,7 @@ pub(in crate::config) static HANDLERS: Key<List<Text>, Required> = Key {
     name: "handlers",
     form: List { of: Text { expected: "a handler's name", bytes: 0..=64 }, one: "handler" },
     presence: Required,
-    about: "names of handlers; the first serves",
+    about: "names of handlers; the first that is healthy serves, those behind it are its fallback, in order",
 };
 
 pub(in crate::config) static MOUNTPOINT: Key<Text, Otherwise<String>> = Key {

@@ -191,6 +191,13 @@ impl Endpoint {
         answer.map_err(|status| failure::classify(&status))
     }
 
+    /// Connects, unless it is connected; calls nothing.
+    pub(super) async fn reach(&self) -> Result<(), CallError> {
+        let mut client = Grpc::new(self.channel.clone());
+        let ready = client.ready().await;
+        ready.map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
+    }
+
     /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did
     /// it. A server without a service has not handled the event, so asking the other one does not repeat it.
     async fn find_out<M>(&self, method: Method, request: M) -> Result<(), Status>

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::guest::GuestState;
-use crate::adapter::Adapter;
+use super::desk::Desk;
+use super::instance::GuestState;
 use crate::conn::{Command, ConnId, Refused, Timer};
 use crate::wit::bindings::polygate::handler::adapter;
 use crate::wit::types;
@@ -16,26 +16,31 @@ const RANDOM_BYTES_MAX: u32 = 1024;
 impl types::Host for GuestState {}
 
 impl GuestState {
-    /// The adapter, if the guest asks for its own connection. An instance serves one connection, so any other
-    /// id is one that it kept or made up.
-    fn adapter_of(&mut self, conn: types::Conn) -> Result<&mut Adapter, Refused> {
-        if ConnId::from_u64(conn) == self.adapter.conn() { Ok(&mut self.adapter) } else { Err(Refused::Gone) }
+    /// Where this is answered, if the guest asks for the connection that the call is about. Any other id is one that
+    /// it kept or made up.
+    fn desk(&mut self, conn: types::Conn) -> Result<&mut Desk, Refused> {
+        self.desk.as_mut().filter(|desk| desk.conn() == ConnId::from_u64(conn)).ok_or(Refused::Gone)
     }
 
     async fn apply(&mut self, conn: types::Conn, command: Command) -> Result<(), types::ErrorCode> {
         let operation = command.name();
-        let result = match self.adapter_of(conn) {
-            Ok(adapter) => adapter.apply(command).await,
+        let result = match self.desk(conn) {
+            Ok(desk) => desk.apply(command).await,
             Err(refused) => Err(refused),
         };
-        self.answer(operation, result)
+        self.answer(conn, operation, result)
     }
 
     /// Turns a refusal into its code; the words, which the code cannot carry, go to the log.
-    fn answer(&self, operation: &'static str, result: Result<(), Refused>) -> Result<(), types::ErrorCode> {
+    fn answer(
+        &self,
+        conn: types::Conn,
+        operation: &'static str,
+        result: Result<(), Refused>,
+    ) -> Result<(), types::ErrorCode> {
         result.map_err(|refused| {
             tracing::debug!(
-                conn = %self.adapter.conn(),
+                conn = %ConnId::from_u64(conn),
                 handler = %self.shared.options.name,
                 operation,
                 "refused: {refused}"
@@ -47,13 +52,13 @@ impl GuestState {
 
 impl adapter::Host for GuestState {
     fn send(&mut self, conn: types::Conn, bytes: Vec<u8>) -> Result<(), types::ErrorCode> {
-        let result = self.adapter_of(conn).and_then(|adapter| adapter.send(Bytes::from(bytes)));
-        self.answer("send", result)
+        let result = self.desk(conn).and_then(|desk| desk.send(Bytes::from(bytes)));
+        self.answer(conn, "send", result)
     }
 
     fn close(&mut self, conn: types::Conn) -> Result<(), types::ErrorCode> {
-        let result = self.adapter_of(conn).and_then(Adapter::close);
-        self.answer("close", result)
+        let result = self.desk(conn).and_then(Desk::close);
+        self.answer(conn, "close", result)
     }
 
     async fn authenticate(
@@ -73,13 +78,13 @@ impl adapter::Host for GuestState {
         interval_ms: u32,
     ) -> Result<(), types::ErrorCode> {
         let interval = Duration::from_millis(interval_ms.into());
-        let result = self.adapter_of(conn).and_then(|adapter| adapter.start_timer(Timer::from(timer), interval));
-        self.answer("start_timer", result)
+        let result = self.desk(conn).and_then(|desk| desk.start_timer(Timer::from(timer), interval));
+        self.answer(conn, "start_timer", result)
     }
 
     fn stop_timer(&mut self, conn: types::Conn, timer: types::Timer) -> Result<(), types::ErrorCode> {
-        let result = self.adapter_of(conn).and_then(|adapter| adapter.stop_timer(Timer::from(timer)));
-        self.answer("stop_timer", result)
+        let result = self.desk(conn).and_then(|desk| desk.stop_timer(Timer::from(timer)));
+        self.answer(conn, "stop_timer", result)
     }
 
     async fn publish(
@@ -101,8 +106,11 @@ impl adapter::Host for GuestState {
     }
 
     async fn raw_publish(&mut self, topic: String, qos: types::Qos, payload: Vec<u8>) -> Result<(), types::ErrorCode> {
-        let result = self.adapter.raw_publish(&topic, qos.into(), Bytes::from(payload)).await;
-        self.answer("raw_publish", result)
+        let (conn, result) = match &mut self.desk {
+            Some(desk) => (desk.conn().to_u64(), desk.raw_publish(topic, qos.into(), Bytes::from(payload)).await),
+            None => (0, Err(Refused::Gone)),
+        };
+        self.answer(conn, "raw_publish", result)
     }
 
     fn setting(&mut self, name: String) -> Option<String> {

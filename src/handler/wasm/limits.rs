@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use wasmtime::{Engine, ResourceLimiter, StoreContextMut, UpdateDeadline};
 
-use super::guest::GuestState;
+use super::instance::GuestState;
 use crate::telemetry::InstanceMetrics;
 
 /// How often a running guest is looked at: it yields to others that often, and its time is counted so exactly.

@@ -35,6 +35,11 @@ impl GuestLog {
         Self { conn, handler, budget: Budget::new(Instant::now()), shed }
     }
 
+    /// From now on the instance speaks about this connection.
+    pub(super) fn speaks_about(&mut self, conn: ConnId) {
+        self.conn = conn;
+    }
+
     /// One line, cut at [`LINE_BYTES_MAX`], unless the instance has said too many.
     pub(super) fn line(&mut self, level: Level, text: &str) {
         let text = &text[..text.floor_char_boundary(LINE_BYTES_MAX)];

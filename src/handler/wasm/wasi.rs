@@ -12,7 +12,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use super::guest::GuestState;
+use super::instance::GuestState;
 use super::log::{GuestLog, LINE_BYTES_MAX};
 use crate::wit::types::Level;
 

@@ -1,0 +1,335 @@
+//! How an event reaches a handler, and what is done when it does not.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::shadow::Compared;
+use super::waking::{Happening, Until};
+use super::{Connection, Phase, hears_the_rest};
+use crate::adapter::Journal;
+use crate::conn::{CloseReason, Event};
+use crate::dispatch::{Next, Placement, Recovery};
+use crate::handler::wasm::Desk;
+use crate::handler::{Attached, CallError, grpc};
+use crate::telemetry::PAYLOAD_LOG;
+
+impl Connection {
+    /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
+    /// tells why the connection must end.
+    pub(super) async fn deliver<S>(&mut self, socket: &mut S, event: Event) -> Result<(), CloseReason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        // Nearly always it is handled at once; what follows then costs nothing.
+        let mut error = match self.attempt(socket, &event).await {
+            Ok(()) => {
+                self.follow_with_shadow(&event).await;
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // What follows is not what a version that is tried would be compared with.
+        self.end_shadow();
+        let created = Event::SocketCreated(Arc::clone(&self.info));
+        let is_created = matches!(event, Event::SocketCreated(_));
+        let mut recovery = self.recovery();
+        // Whoever takes over must be told of the connection before anything else.
+        let mut introduced = true;
+        loop {
+            let next = recovery.handle_failure(Instant::now(), &error, self.spread());
+            self.tell_failure(&event, &error, next);
+            match next {
+                Next::Hold { until } => {
+                    introduced &= self.keeps_state_when_held();
+                    self.hold(socket, until).await?;
+                }
+                Next::Renew => {
+                    self.renew();
+                    introduced = false;
+                }
+                Next::FallBack => {
+                    if !self.fall_back() {
+                        return Err(failed(&event, &error));
+                    }
+                    recovery = self.recovery();
+                    introduced = false;
+                }
+                Next::GiveUp => return Err(failed(&event, &error)),
+            }
+            let mut result = Ok(());
+            if !introduced && !is_created {
+                result = self.attempt(socket, &created).await;
+                introduced = result.is_ok();
+            }
+            if result.is_ok() {
+                result = self.attempt(socket, &event).await;
+            }
+            match result {
+                Ok(()) => return Ok(()),
+                Err(another) => error = another,
+            }
+        }
+    }
+
+    /// The last event. It is held for a handler that cannot be reached, and nothing else is tried: nobody but the
+    /// handler that knows the connection has any use for its end.
+    pub(super) async fn deliver_last(&mut self, event: &Event) {
+        let mut recovery = self.recovery();
+        let error = loop {
+            let started = Instant::now();
+            let result = match &mut self.attached {
+                Attached::Wasm(guest) => {
+                    let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
+                    self.take_back(desk);
+                    result
+                }
+                Attached::Grpc(remote) => {
+                    let timeout = remote.call_timeout();
+                    match tokio::time::timeout(timeout, remote.call(event)).await {
+                        Ok(result) => result,
+                        Err(_) => Err(CallError::Timeout(timeout)),
+                    }
+                }
+            };
+            self.observe(event, started, &result);
+            let Err(error) = result else {
+                return;
+            };
+            match (recovery.handle_failure(Instant::now(), &error, self.spread()), &self.attached) {
+                (Next::Hold { until }, Attached::Grpc(_)) => tokio::time::sleep_until(until.into()).await,
+                _ => break error,
+            }
+        };
+        self.link().metrics.undelivered(event.name());
+        tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
+    }
+
+    /// One call for one event. What a guest had collected when it failed is forgotten: the event has had no effect
+    /// on the peer, and may be delivered again.
+    async fn attempt<S>(&mut self, socket: &mut S, event: &Event) -> Result<(), CallError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let started = Instant::now();
+        tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
+        let result = match &mut self.attached {
+            Attached::Wasm(guest) => {
+                let mark = self.adapter.mark();
+                let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
+                self.take_back(desk);
+                if result.is_err() {
+                    self.adapter.roll_back(mark);
+                }
+                result
+            }
+            Attached::Grpc(remote) => {
+                let (call, timeout) = (remote.call(event), remote.call_timeout());
+                self.while_calling(socket, call, timeout).await
+            }
+        };
+        self.observe(event, started, &result);
+        self.follow_timer();
+        result
+    }
+
+    fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {
+        let link = self.link();
+        link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
+        link.versions.report(self.membership.version(), result);
+        if let Err(error) = result {
+            link.metrics.failed(error.kind());
+        }
+    }
+
+    /// Lets the version that is tried do what the active one has done, and compares.
+    async fn follow_with_shadow(&mut self, event: &Event) {
+        let Some(mut shadow) = self.shadow.take() else {
+            return;
+        };
+        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
+        if left_out > 0 || !shadow.is_wanted(&self.link().versions) {
+            self.end_shadow();
+            return;
+        }
+        let compared = shadow.follow(event, &done).await;
+        let link = self.link();
+        let (conn, handler, name) = (self.conn(), link.versions.name(), event.name());
+        match compared {
+            Compared::Same => {
+                link.versions.compared(true);
+                self.shadow = Some(shadow);
+            }
+            Compared::Different(what) => {
+                link.versions.compared(false);
+                tracing::info!(%conn, %handler, event = name, "the version that is tried does something else: {what}");
+                self.shadow = Some(shadow);
+            }
+            Compared::Failed(error) => {
+                link.versions.compared(false);
+                tracing::warn!(%conn, %handler, event = name, "the version that is tried failed: {error}");
+                self.end_shadow();
+            }
+        }
+    }
+
+    pub(super) fn end_shadow(&mut self) {
+        self.shadow = None;
+        self.adapter.keep_journal(false);
+    }
+
+    pub(super) fn take_back(&mut self, desk: Desk) {
+        match desk {
+            Desk::Live(adapter) => self.adapter.give_back(adapter),
+            Desk::Rehearsal(_) => {}
+        }
+    }
+
+    fn recovery(&self) -> Recovery {
+        Recovery::new(self.membership.version().policy(), self.shared.chain.after(self.position).is_some())
+    }
+
+    /// Where in the pause between two attempts this connection makes its own; any fixed place will do.
+    fn spread(&self) -> f64 {
+        // Fibonacci hashing: neighbours among the ids end far apart.
+        let hash = self.conn().to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (hash >> 40) as f64 / (1u64 << 24) as f64
+    }
+
+    fn tell_failure(&self, event: &Event, error: &CallError, next: Next) {
+        let link = self.link();
+        link.metrics.recovered(next.name());
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    conn = %self.conn(),
+                    listener = %self.shared.options.listener,
+                    handler = %link.versions.name(),
+                    version = self.membership.version().number(),
+                    event = event.name(),
+                    kind = error.kind(),
+                    next = next.name(),
+                    "the handler failed: {error}"
+                )
+            };
+        }
+        match next {
+            // A handler that is away concerns all its connections, again and again; its health is told once.
+            Next::Hold { .. } => tell!(debug),
+            Next::Renew | Next::FallBack | Next::GiveUp => tell!(warn),
+        }
+    }
+
+    /// Waits for the next attempt. The socket and the mailbox are served meanwhile, up to their bounds.
+    async fn hold<S>(&mut self, socket: &mut S, until: Instant) -> Result<(), CloseReason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut pause = pin!(tokio::time::sleep_until(until.into()));
+        loop {
+            if self.adapter.close_asked() {
+                self.state.close(CloseReason::HandlerAsked);
+            }
+            if let Phase::Closing(reason) = self.state.phase()
+                && !hears_the_rest(reason)
+            {
+                return Err(reason.clone());
+            }
+            tokio::select! {
+                () = &mut pause => return Ok(()),
+                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+            }
+        }
+    }
+
+    /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
+    /// connection.
+    fn keeps_state_when_held(&mut self) -> bool {
+        match &mut self.attached {
+            // There was no instance, so there is none that could know it.
+            Attached::Wasm(_) => {
+                self.renew();
+                false
+            }
+            Attached::Grpc(remote) => !remote.turn_to_another(),
+        }
+    }
+
+    /// The same handler starts anew with this connection: a guest in a fresh instance. If its version has been replaced
+    /// meanwhile, there is no reason to start the old one again.
+    fn renew(&mut self) {
+        let versions = &self.link().versions;
+        if versions.placement(self.membership.version()) != Placement::Stay {
+            self.membership = versions.active().enter(self.conn());
+        }
+        let conn = self.entered.handler_conn();
+        self.attached = self.membership.version().handler().attach(conn, &self.info);
+        self.adapter.reintroduce(conn);
+    }
+
+    /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers.
+    /// Tells whether there is one.
+    fn fall_back(&mut self) -> bool {
+        let Some(position) = self.shared.chain.after(self.position) else {
+            return false;
+        };
+        let from = Arc::clone(self.link().versions.name());
+        self.forget_remote();
+        self.position = position;
+        self.membership = self.link().versions.enter(self.conn());
+        self.renew();
+        tracing::info!(conn = %self.conn(), %from, to = %self.link().versions.name(), "fell back to the next handler");
+        true
+    }
+
+    /// A remote handler that has lost the connection must not reach it any more: it may still be at work on the event
+    /// that it did not answer in time.
+    pub(super) fn forget_remote(&mut self) {
+        if matches!(self.attached, Attached::Grpc(_)) {
+            let alias = self.shared.ids.next();
+            self.entered.rename(alias);
+            tracing::debug!(conn = %self.conn(), handler_conn = %alias, "handlers know the connection by a new id");
+        }
+    }
+
+    /// Drives a call to a remote handler, and meanwhile the socket and the mailbox: the handler asks for
+    /// things from inside the callback and waits for the answers.
+    pub(super) async fn while_calling<S>(
+        &mut self,
+        socket: &mut S,
+        mut call: grpc::Call,
+        timeout: Duration,
+    ) -> Result<(), CallError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut deadline = Box::pin(tokio::time::sleep(timeout));
+        loop {
+            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
+            tokio::select! {
+                biased;
+                done = &mut call => return done,
+                () = &mut deadline => {
+                    if !self.adapter.outbound().is_full() {
+                        return Err(CallError::Timeout(timeout));
+                    }
+                    // The handler waits for the peer to take its bytes; that wait has its own timeout.
+                    deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
+                }
+                happening = self.happening(socket, until) => {
+                    if matches!(happening, Happening::Flushed) {
+                        self.end_output(socket).await;
+                    } else {
+                        self.handle(happening).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn failed(event: &Event, error: &CallError) -> CloseReason {
+    CloseReason::HandlerFailed { event: event.name(), error: error.to_string() }
+}

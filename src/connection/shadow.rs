@@ -1,0 +1,129 @@
+//! A version of the handler that is tried without effects: it gets what the active one got, and what it would have done
+//! is compared with what was done.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use crate::adapter::{Entry, Operation, Rehearsal};
+use crate::conn::{ConnId, Event};
+use crate::dispatch::{Membership, TrialKind, Versions};
+use crate::handler::wasm::{Desk, Guest};
+use crate::handler::{CallError, Handler};
+
+/// One connection's instance of the version that is tried.
+#[derive(Debug)]
+pub(super) struct Shadow {
+    guest: Guest,
+    membership: Membership,
+    rehearsal: Option<Box<Rehearsal>>,
+}
+
+/// What the tried version did with an event.
+#[derive(Debug)]
+pub(super) enum Compared {
+    /// The same.
+    Same,
+    /// Something else; the text names the first thing.
+    Different(String),
+    /// It failed, and is not asked any more.
+    Failed(CallError),
+}
+
+impl Shadow {
+    /// The shadow of a new connection, if one of the handler's versions is tried so. A server cannot be: its calls come from
+    /// outside, and would have effects.
+    pub(super) fn of(versions: &Versions, conn: ConnId, info: &Arc<crate::conn::ConnInfo>) -> Option<Box<Self>> {
+        let plan = versions.plan();
+        let trial = plan.trial.as_ref().filter(|trial| trial.how == TrialKind::Shadow)?;
+        let Handler::Wasm(handler) = trial.version.handler() else {
+            return None;
+        };
+        Some(Box::new(Self {
+            guest: handler.attach(conn, info),
+            membership: trial.version.enter(conn),
+            rehearsal: Some(Box::new(Rehearsal::new(conn))),
+        }))
+    }
+
+    /// Whether its version is still the one that is tried.
+    pub(super) fn is_wanted(&self, versions: &Versions) -> bool {
+        let plan = versions.plan();
+        let version = self.membership.version();
+        plan.trial.as_ref().is_some_and(|trial| trial.how == TrialKind::Shadow && Arc::ptr_eq(&trial.version, version))
+    }
+
+    /// Gives it the event that the active version has handled, with the answers that were given then.
+    pub(super) async fn follow(&mut self, event: &Event, done: &[Entry]) -> Compared {
+        let Some(mut rehearsal) = self.rehearsal.take() else {
+            return Compared::Failed(CallError::Unavailable("the shadow has failed before".to_owned()));
+        };
+        rehearsal.answer_with(done.iter().map(|entry| entry.result.clone()));
+        let (desk, result) = self.guest.call(Desk::Rehearsal(rehearsal), event).await;
+        self.membership.version().count(result.is_ok());
+        let Desk::Rehearsal(mut rehearsal) = desk else {
+            return Compared::Failed(CallError::Unavailable("the shadow has lost its desk".to_owned()));
+        };
+        if let Err(error) = result {
+            return Compared::Failed(error);
+        }
+        let (operations, _) = rehearsal.take();
+        self.rehearsal = Some(rehearsal);
+        compare(done.iter().map(|entry| &entry.operation), &operations)
+    }
+}
+
+/// Compares what two versions did. How bytes for the peer are cut into sends makes no difference: the peer cannot see it.
+fn compare<'a>(done: impl Iterator<Item = &'a Operation>, would: &'a [Operation]) -> Compared {
+    let (done, would) = (joined(done), joined(would.iter()));
+    let first = done.iter().zip(&would).position(|(done, would)| done != would);
+    let at = first.unwrap_or(done.len().min(would.len()));
+    match (done.get(at), would.get(at)) {
+        (None, None) => Compared::Same,
+        (done, would) => {
+            let name = |operation: Option<&Operation>| operation.map_or("nothing", Operation::name);
+            Compared::Different(format!("operation {}: {} was done, {} would be", at + 1, name(done), name(would)))
+        }
+    }
+}
+
+fn joined<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<Operation> {
+    let mut joined: Vec<Operation> = Vec::new();
+    for operation in operations {
+        if let (Some(Operation::Send(last)), Operation::Send(bytes)) = (joined.last_mut(), operation) {
+            let mut both = BytesMut::from(&**last);
+            both.extend_from_slice(bytes);
+            *last = both.freeze();
+        } else {
+            joined.push(operation.clone());
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(text: &'static str) -> Operation {
+        Operation::Send(text.into())
+    }
+
+    /// What the peer sees is what counts, and the first thing that differs is named.
+    #[test]
+    fn what_differs_is_named() {
+        let told = |done: &[Operation], would: &[Operation]| match compare(done.iter(), would) {
+            Compared::Same => String::new(),
+            Compared::Different(what) => what,
+            Compared::Failed(error) => error.to_string(),
+        };
+        assert_eq!(told(&[send("ab"), send("c")], &[send("a"), send("bc")]), "");
+        assert_eq!(told(&[], &[]), "");
+        assert_eq!(told(&[send("a")], &[]), "operation 1: send was done, nothing would be");
+        assert_eq!(
+            told(&[send("a"), Operation::Close], &[send("a"), Operation::Unsubscribe { filter: "f".into() }]),
+            "operation 2: close was done, unsubscribe would be"
+        );
+        assert_eq!(told(&[send("a")], &[send("b")]), "operation 1: send was done, send would be");
+    }
+}

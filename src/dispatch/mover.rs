@@ -1,0 +1,61 @@
+//! Asks connections to review their handler's versions, few at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::{Placement, Versions};
+use crate::conn::table::Table;
+
+/// Connections that may be on their way from one version to another at once. A move takes some hundred microseconds of CPU;
+/// all connections at once would keep each other waiting for the sum of it, and the devices with them.
+const MOVES_AT_ONCE: usize = 16;
+
+/// How long the next connection waits for those on their way; one that is in a long call reviews when it returns, and is
+/// not waited for.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Moves connections between versions.
+#[derive(Clone, Debug)]
+pub struct Mover {
+    table: Table,
+}
+
+impl Mover {
+    /// Reaches the connections of this table.
+    pub fn new(table: Table) -> Self {
+        Self { table }
+    }
+
+    /// Asks every connection of the handler's versions that is not where it belongs to look for itself, and returns when
+    /// all have, or when those that have not are in a call for longer than a second.
+    pub async fn review(&self, versions: &Versions) {
+        let turns = Arc::new(Semaphore::new(MOVES_AT_ONCE));
+        for version in versions.loaded() {
+            if versions.placement(&version) == Placement::Stay {
+                continue;
+            }
+            let members = version.members();
+            // Held only by its connections from here on: the last one that leaves takes it along.
+            drop(version);
+            for conn in members {
+                let turn = loop {
+                    match tokio::time::timeout(WAIT_MAX, Arc::clone(&turns).acquire_owned()).await {
+                        Ok(Ok(turn)) => break turn,
+                        // The semaphore is never closed.
+                        Ok(Err(_)) => return,
+                        Err(_) => turns.add_permits(1),
+                    }
+                };
+                if let Some(mailbox) = self.table.get(conn) {
+                    mailbox.review(turn).await;
+                }
+            }
+        }
+        let all = tokio::time::timeout(WAIT_MAX, turns.acquire_many(MOVES_AT_ONCE as u32)).await;
+        if all.is_err() {
+            tracing::debug!(handler = %versions.name(), "some connections will review when their call returns");
+        }
+    }
+}

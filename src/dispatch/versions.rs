@@ -1,0 +1,337 @@
+//! The versions of one configured handler: which of them serves whom.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::health::Health;
+use super::recovery::Policy;
+use crate::conn::ConnId;
+use crate::handler::{CallError, Handler};
+use crate::telemetry::{HealthMetrics, VersionMetrics};
+
+/// One loaded build of a handler, with the connections that it serves.
+#[derive(Debug)]
+pub struct Version {
+    number: u32,
+    handler: Handler,
+    policy: Policy,
+    members: Mutex<HashSet<ConnId>>,
+    events: AtomicU64,
+    failures: AtomicU64,
+    metrics: VersionMetrics,
+}
+
+impl Version {
+    /// A version that serves nobody yet. Numbers start at 1 and grow.
+    pub fn new(number: u32, handler: Handler, policy: Policy, metrics: VersionMetrics) -> Arc<Self> {
+        metrics.loaded.inc();
+        Arc::new(Self {
+            number,
+            handler,
+            policy,
+            members: Mutex::default(),
+            events: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            metrics,
+        })
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The program.
+    pub fn handler(&self) -> &Handler {
+        &self.handler
+    }
+
+    /// How its failures are met.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// How many connections it serves.
+    pub fn connections(&self) -> usize {
+        self.members.lock().len()
+    }
+
+    /// The connections that it serves, at this moment.
+    pub fn members(&self) -> Vec<ConnId> {
+        self.members.lock().iter().copied().collect()
+    }
+
+    /// Counts an event that was handled or not.
+    pub fn count(&self, handled: bool) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        if !handled {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Events that it was given, and those of them that failed.
+    pub fn outcomes(&self) -> (u64, u64) {
+        (self.events.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+
+    /// A connection comes; it leaves when the membership is dropped.
+    pub fn enter(self: &Arc<Self>, conn: ConnId) -> Membership {
+        self.members.lock().insert(conn);
+        self.metrics.connections.inc();
+        Membership { version: Arc::clone(self), conn }
+    }
+}
+
+impl Drop for Version {
+    fn drop(&mut self) {
+        self.metrics.loaded.dec();
+        tracing::debug!(handler = %self.handler.name(), version = self.number, "the version is gone, with its memory");
+    }
+}
+
+/// A connection's place at a version.
+#[derive(Debug)]
+pub struct Membership {
+    version: Arc<Version>,
+    conn: ConnId,
+}
+
+impl Membership {
+    /// The version.
+    pub fn version(&self) -> &Arc<Version> {
+        &self.version
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.version.members.lock().remove(&self.conn);
+        self.version.metrics.connections.dec();
+    }
+}
+
+/// What the connections of a version that is not active any more are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Stay until they end by themselves.
+    Stay,
+    /// Go over to the active version, if its state can be carried over; else stay.
+    Move,
+    /// End: their time is over.
+    End,
+}
+
+/// What one connection is to do.
+#[derive(Clone, Debug)]
+pub enum Placement {
+    /// Stay with its version.
+    Stay,
+    /// Go over to this one.
+    Move(Arc<Version>),
+    /// End, so that the device connects again.
+    End,
+}
+
+impl PartialEq for Placement {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stay, Self::Stay) | (Self::End, Self::End) => true,
+            (Self::Move(to), Self::Move(other)) => Arc::ptr_eq(to, other),
+            (Self::Stay | Self::Move(_) | Self::End, _) => false,
+        }
+    }
+}
+
+/// A part of all new connections, in 1/10,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u16);
+
+impl Share {
+    /// A part in 1/10,000, `0..=10_000`; more is taken as all.
+    pub fn new(basis_points: u16) -> Self {
+        Self(basis_points.min(10_000))
+    }
+
+    /// In 1/10,000.
+    pub fn basis_points(self) -> u16 {
+        self.0
+    }
+
+    /// Whether the turn with this number is among the share. Over 10,000 turns in a row it is exact, and evenly spread.
+    fn has(self, turn: u32) -> bool {
+        let (turn, share) = (u64::from(turn % 10_000), u64::from(self.0));
+        (turn + 1) * share / 10_000 > turn * share / 10_000
+    }
+}
+
+/// A version that is tried on some connections before it becomes the active one.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The version.
+    pub version: Arc<Version>,
+    /// How it is tried.
+    pub how: TrialKind,
+}
+
+/// How a version is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrialKind {
+    /// It serves this part of the new connections.
+    Canary(Share),
+    /// It gets the events of new connections beside the active version, without any effect; differences are counted.
+    Shadow,
+}
+
+/// Which versions serve whom.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Serves new connections.
+    pub active: Arc<Version>,
+    /// What the connections of other versions are to do.
+    pub others: Others,
+    /// Is tried beside it.
+    pub trial: Option<Trial>,
+}
+
+/// One configured handler over time.
+#[derive(Debug)]
+pub struct Versions {
+    name: Arc<str>,
+    plan: ArcSwap<Plan>,
+    /// All that may still be loaded.
+    loaded: Mutex<Vec<Weak<Version>>>,
+    /// Numbers the new connections, for a canary's share.
+    turns: AtomicU32,
+    health: Health,
+    metrics: HealthMetrics,
+}
+
+impl Versions {
+    /// A handler with its first version.
+    pub fn new(first: Arc<Version>, metrics: HealthMetrics) -> Arc<Self> {
+        let name = Arc::clone(first.handler().name());
+        let loaded = Mutex::new(vec![Arc::downgrade(&first)]);
+        let plan = ArcSwap::from_pointee(Plan { active: first, others: Others::Stay, trial: None });
+        Arc::new(Self { name, plan, loaded, turns: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Which versions serve whom.
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plan.load_full()
+    }
+
+    /// The version that serves new connections.
+    pub fn active(&self) -> Arc<Version> {
+        Arc::clone(&self.plan.load().active)
+    }
+
+    /// Changes who serves whom. Connections learn of it when they are asked to review it (see [`Mover`](super::Mover)); new ones
+    /// follow at once.
+    pub fn follow(&self, plan: Plan) {
+        {
+            let mut loaded = self.loaded.lock();
+            loaded.retain(|version| version.strong_count() > 0);
+            for version in [Some(&plan.active), plan.trial.as_ref().map(|trial| &trial.version)].into_iter().flatten() {
+                let known = Arc::downgrade(version);
+                if !loaded.iter().any(|other| other.ptr_eq(&known)) {
+                    loaded.push(known);
+                }
+            }
+        }
+        self.plan.store(Arc::new(plan));
+    }
+
+    /// All versions that hold memory, oldest first.
+    pub fn loaded(&self) -> Vec<Arc<Version>> {
+        self.loaded.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A new connection comes: its version.
+    pub fn enter(&self, conn: ConnId) -> Membership {
+        let plan = self.plan.load();
+        if let Some(Trial { version, how: TrialKind::Canary(share) }) = &plan.trial
+            && share.has(self.turns.fetch_add(1, Ordering::Relaxed))
+        {
+            return version.enter(conn);
+        }
+        plan.active.enter(conn)
+    }
+
+    /// What a connection of this version is to do.
+    pub fn placement(&self, current: &Arc<Version>) -> Placement {
+        let plan = self.plan.load();
+        let is_tried = plan.trial.as_ref().is_some_and(|trial| Arc::ptr_eq(&trial.version, current));
+        if is_tried || Arc::ptr_eq(&plan.active, current) {
+            return Placement::Stay;
+        }
+        match plan.others {
+            Others::Stay => Placement::Stay,
+            Others::Move => Placement::Move(Arc::clone(&plan.active)),
+            Others::End => Placement::End,
+        }
+    }
+
+    /// Whether it works well enough for new connections.
+    pub fn is_healthy(&self) -> bool {
+        self.health.is_good()
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// A connection has gone over to another version.
+    pub fn moved(&self) {
+        self.metrics.moved.inc();
+    }
+
+    /// A version that is tried as a shadow did the same as the active one, or something else.
+    pub fn compared(&self, same: bool) {
+        self.metrics.shadow_events.inc();
+        if !same {
+            self.metrics.shadow_differences.inc();
+        }
+    }
+
+    /// A connection was to go over to another version and could not.
+    pub fn pinned(&self) {
+        self.metrics.pinned.inc();
+    }
+
+    /// What came of an event at one of the versions.
+    pub fn report(self: &Arc<Self>, version: &Version, result: &Result<(), CallError>) {
+        version.count(result.is_ok());
+        match result {
+            Ok(()) => self.health.handled(&self.name),
+            Err(error) => self.failed(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Of any 10,000 connections in a row, a canary gets exactly its share; of fewer, one more or less.
+        #[test]
+        fn a_share_is_exact(basis_points in 0..=10_000u16, first in 0..u32::MAX / 2, count in 0..10_000u32) {
+            let share = Share::new(basis_points);
+            let among = |turns: std::ops::Range<u32>| turns.filter(|turn| share.has(*turn)).count();
+            prop_assert_eq!(among(first..first + 10_000), usize::from(basis_points));
+            let expected = f64::from(count) * f64::from(basis_points) / 10_000.0;
+            prop_assert!((among(0..count) as f64 - expected).abs() <= 1.0);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! One instance of a guest: its store, its exports, and how it is entered.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use wasmtime::{Store, Trap};
+
+use super::Shared;
+use super::desk::Desk;
+use super::limits::{self, InstancePermit, MemoryLimit, TimeUsedUp};
+use super::log::GuestLog;
+use super::wasi::Wasi;
+use crate::conn::{ConnId, ConnInfo, Event};
+use crate::handler::CallError;
+use crate::wit::bindings::ConnectionHandler;
+use crate::wit::migration::{Migration, exports::polygate::handler::migrate};
+use crate::wit::types;
+
+/// How long an event may take in all, on top of its CPU time: what a guest waits for (the broker, the
+/// authentication) has timeouts of its own below this, and a guest that sleeps is ended by it.
+const WAITING_MAX: Duration = Duration::from_secs(30);
+
+/// The state of one connection, as a guest wrote it for its next version.
+pub use migrate::State as Snapshot;
+
+/// What the store of one instance holds for the host.
+pub(super) struct GuestState {
+    /// Where the guest's questions are answered; there is one during a call.
+    pub(super) desk: Option<Desk>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) limit: MemoryLimit,
+    /// Shared with the streams that WASI makes of it, which live in tasks of their own.
+    pub(super) log: Arc<Mutex<GuestLog>>,
+    /// Ticks of the clock that the event in progress may still see.
+    pub(super) ticks_left: u32,
+    /// Made when the guest first uses WASI; most never do.
+    pub(super) wasi: Option<Box<Wasi>>,
+    permit: Option<InstancePermit>,
+}
+
+impl std::fmt::Debug for GuestState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestState").field("desk", &self.desk).finish_non_exhaustive()
+    }
+}
+
+/// What an instance is entered for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Call<'a> {
+    Event(&'a Event),
+    Snapshot,
+    Restore(&'a ConnInfo, Option<&'a Snapshot>),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Done,
+    Snapshot(Option<Snapshot>),
+    Restored(Result<(), String>),
+}
+
+/// An instance, made for its first call, and after a failure never entered again.
+pub(super) struct Instance {
+    store: Store<GuestState>,
+    exports: Option<Exports>,
+    failed: bool,
+}
+
+struct Exports {
+    handler: ConnectionHandler,
+    migration: Option<Migration>,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance")
+            .field("handler", &self.store.data().shared.options.name)
+            .field("live", &self.exports.is_some())
+            .field("failed", &self.failed)
+            .finish()
+    }
+}
+
+impl Instance {
+    /// A place for an instance that speaks about `conn` first.
+    pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
+        let limit = MemoryLimit::new(shared.options.memory_bytes_max, shared.metrics.clone());
+        let log = GuestLog::new(conn, Arc::clone(&shared.options.name), shared.metrics.log_lines_shed.clone());
+        let log = Arc::new(Mutex::new(log));
+        let state =
+            GuestState { desk: None, limit, log, ticks_left: 0, wasi: None, permit: None, shared: Arc::clone(&shared) };
+        let mut store = Store::new(&shared.engine, state);
+        store.limiter(|state| &mut state.limit);
+        store.epoch_deadline_callback(limits::on_tick);
+        Self { store, exports: None, failed: false }
+    }
+
+    /// Whether it must not be entered any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// From now on the instance speaks about this connection.
+    pub(super) fn speaks_about(&mut self, conn: ConnId) {
+        self.store.data().log.lock().speaks_about(conn);
+    }
+
+    /// Enters the instance and waits until it returns. The desk comes back with the answer; it is lost only when the
+    /// future is dropped, which fails the instance as well.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Unavailable`]: no instance could be made. [`CallError::Timeout`]: the call's CPU time was
+    /// used up. [`CallError::Fault`]: the guest trapped; the text says how. [`CallError::Unfit`]: it has no such
+    /// export.
+    pub(super) async fn call(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
+        if self.failed {
+            return (desk, Err(CallError::Unavailable("the instance has failed before".to_owned())));
+        }
+        // Until the call has returned: a future that is dropped leaves a guest stopped in its middle.
+        self.failed = true;
+        let conn = desk.conn();
+        self.store.data_mut().desk = Some(desk);
+        let timeout = self.begin_event();
+        let result = {
+            let mut entered = pin!(self.enter(conn, call));
+            // Most events are over when they are first polled; a timer would cost them more than the rest of this.
+            match futures::poll!(entered.as_mut()) {
+                Poll::Ready(result) => result,
+                Poll::Pending => tokio::time::timeout(timeout + WAITING_MAX, entered)
+                    .await
+                    .unwrap_or(Err(CallError::Timeout(timeout + WAITING_MAX))),
+            }
+        };
+        self.failed = result.is_err();
+        // Nothing takes it away but this.
+        let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
+        (desk, result)
+    }
+
+    /// Starts the event's CPU time; gives it as the handler's options have it.
+    fn begin_event(&mut self) -> Duration {
+        let timeout = self.store.data().shared.options.event_timeout;
+        let ticks = timeout.as_millis().div_ceil(limits::TICK.as_millis());
+        self.store.data_mut().ticks_left = u32::try_from(ticks).unwrap_or(u32::MAX);
+        self.store.set_epoch_deadline(1);
+        timeout
+    }
+
+    async fn enter(&mut self, conn: ConnId, call: Call<'_>) -> Result<Answer, CallError> {
+        if self.exports.is_none() {
+            self.exports = Some(self.instantiate(conn).await?);
+        }
+        let (Some(exports), store) = (&self.exports, &mut self.store) else {
+            return Err(CallError::Unavailable("there is no instance".to_owned()));
+        };
+        let handler = exports.handler.polygate_handler_handler();
+        let id = conn.to_u64();
+        let (name, called) = match call {
+            Call::Event(event) => (
+                event.name(),
+                match event {
+                    Event::ReceivedBytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await,
+                    Event::SocketCreated(info) => {
+                        handler.call_on_socket_created(&mut *store, id, &types::ConnInfo::from(info.as_ref())).await
+                    }
+                    Event::TimerTimeout(timer) => handler.call_on_timer_timeout(&mut *store, id, (*timer).into()).await,
+                    Event::ReceivedMessages(messages) => {
+                        let messages: Vec<types::Message> = messages.iter().map(Into::into).collect();
+                        handler.call_on_received_messages(&mut *store, id, &messages).await
+                    }
+                    Event::SocketClosed(reason) => {
+                        handler.call_on_socket_closed(&mut *store, id, &types::CloseReason::from(reason)).await
+                    }
+                }
+                .map(|()| Answer::Done),
+            ),
+            Call::Snapshot | Call::Restore(..) => {
+                let Some(migration) = &exports.migration else {
+                    return Err(CallError::Unfit("the guest does not export the migrate interface".to_owned()));
+                };
+                let migrate = migration.polygate_handler_migrate();
+                match call {
+                    Call::Restore(info, state) => {
+                        let info = types::ConnInfo::from(info);
+                        ("restore", migrate.call_restore(&mut *store, id, &info, state).await.map(Answer::Restored))
+                    }
+                    Call::Snapshot | Call::Event(_) => {
+                        ("snapshot", migrate.call_snapshot(&mut *store, id).await.map(Answer::Snapshot))
+                    }
+                }
+            }
+        };
+        called.map_err(|error| self.failure(conn, name, &error))
+    }
+
+    async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
+        let shared = Arc::clone(&self.store.data().shared);
+        let permit = shared.ceiling.permit(&shared.metrics).ok_or_else(|| {
+            CallError::Unavailable(format!(
+                "{} instances live, which is as many as this system's vm.max_map_count allows",
+                shared.ceiling.instances_max()
+            ))
+        })?;
+        self.store.data_mut().permit = Some(permit);
+        let made = async {
+            let instance = shared.pre.instantiate_async(&mut self.store).await?;
+            let handler = shared.handler_exports.load(&mut self.store, &instance)?;
+            let migration = match &shared.migration_exports {
+                Some(exports) => Some(exports.load(&mut self.store, &instance)?),
+                None => None,
+            };
+            Ok(Exports { handler, migration })
+        };
+        made.await.map_err(|error| match self.failure(conn, "instantiation", &error) {
+            CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
+            other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,
+        })
+    }
+
+    /// What a failed call means, and a line in the log that its author can use.
+    fn failure(&self, conn: ConnId, call: &'static str, error: &wasmtime::Error) -> CallError {
+        let state = self.store.data();
+        let options = &state.shared.options;
+        if error.downcast_ref::<TimeUsedUp>().is_some() {
+            return CallError::Timeout(options.event_timeout);
+        }
+        // The backtrace names the guest's functions if it has a name section.
+        tracing::warn!(%conn, handler = %options.name, call, "the guest failed: {error:?}");
+        let trap = error.downcast_ref::<Trap>().map_or_else(|| error.root_cause().to_string(), ToString::to_string);
+        if state.limit.exceeded {
+            CallError::Fault(format!("{trap}, after memory beyond {} bytes was refused", options.memory_bytes_max))
+        } else {
+            CallError::Fault(trap)
+        }
+    }
+}
