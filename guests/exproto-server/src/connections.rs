@@ -135,9 +135,9 @@ fn stopping() -> Status {
     Status::unavailable("the server is stopping")
 }
 
-/// This process knows nothing of the connection: it is younger, or has forgotten it. To the gateway that is a failure of the handler,
-/// after which a connection is announced again to whoever goes on with it. NOT_FOUND would say to some that the whole service
-/// is missing.
+/// This process knows nothing of the connection: it is younger, or has forgotten it. To the gateway that is a failure of the
+/// handler, which it meets by announcing the connection once more and repeating the event. NOT_FOUND would say to some that the
+/// whole service is missing.
 fn unknown() -> Status {
     Status::failed_precondition("expected a connection that OnSocketCreated has announced to this process")
 }

@@ -29,8 +29,9 @@
 //! - A refusal that ExProto has no code for (a full queue, a late answer of the broker) is `Unknown`.
 //! - A device's reset, a failing handler and the like arrive as `CloseReason::Error` with ExProto's words; the gateway's stop as
 //!   `CloseReason::Handler`, since ExProto has one word for both.
-//! - State is lost with the process. The next event of such a connection is answered with FAILED_PRECONDITION, and the gateway does
-//!   what it does when a handler fails.
+//! - State is lost with the process. The next event of such a connection is answered with FAILED_PRECONDITION; the gateway then
+//!   announces the connection once more and repeats the event. Who the device is stays with the gateway: until the handler
+//!   authenticates it again, a rule's refusal shows as `NotAuthenticated`.
 
 mod connections;
 mod gateway;
