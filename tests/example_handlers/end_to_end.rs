@@ -1,14 +1,10 @@
 //! Device, gateway, handler, broker and MQTT client, all of them real.
 
-use std::net::SocketAddr;
-
 use argon2::{Argon2, CustomizedPasswordHasher, Params};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::example::{Example, Process};
 use crate::gateway::harness::mqtt::MqttClient;
+use crate::gateway::harness::relay::Relay;
 use crate::gateway::harness::{GatewayUnderTest, Setup};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,41 +138,7 @@ impl Served {
             handler.kill().await;
         }
         let handler = Process::start(self.example, &format!("http://{}", self.gateway.adapter())).await;
-        self.relay.target.send_replace(Some(handler.address));
+        self.relay.lead_to(handler.address);
         self.handler = Some(handler);
-    }
-}
-
-/// An address that is known before the handler has one: gateway and handler each want the other's at their start.
-struct Relay {
-    address: SocketAddr,
-    target: watch::Sender<Option<SocketAddr>>,
-    task: JoinHandle<()>,
-}
-
-impl Relay {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (target, targets) = watch::channel(None);
-        let task = tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut targets = targets.clone();
-                tokio::spawn(async move {
-                    let target = (*targets.wait_for(Option::is_some).await.unwrap()).unwrap();
-                    // A side that ends or fails ends the other: both sockets are closed when this returns.
-                    if let Ok(mut far) = TcpStream::connect(target).await {
-                        drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
-                    }
-                });
-            }
-        });
-        Self { address, target, task }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

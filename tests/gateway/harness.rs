@@ -5,6 +5,7 @@ pub mod echo_device;
 pub mod mqtt;
 pub mod peer;
 pub mod recorded;
+pub mod relay;
 pub mod scripted_handler;
 
 use std::fmt::Write as _;

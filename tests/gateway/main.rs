@@ -18,4 +18,5 @@ mod pubsub;
 mod simulation;
 mod tcp;
 mod templates;
+mod two_homes;
 mod wasm_handler;

@@ -7,7 +7,10 @@
 mod objects;
 
 use polygate_guest::json::{self, Value};
-use polygate_guest::{Adapter, ClientInfo, CloseReason, ConnInfo, ErrorCode, Handler, Level, Message, Qos, Timer};
+use polygate_guest::{
+    Adapter, ClientInfo, CloseReason, ConnInfo, ErrorCode, Handler, Level, Message, Migrate, Qos, Result, Timer,
+};
+use serde::{Deserialize, Serialize};
 
 pub use objects::{Broken, OBJECT_MAX, Objects};
 
@@ -23,6 +26,7 @@ const DISCONNECT: u64 = 9;
 const RAW_PUBLISH: u64 = 10;
 
 /// One connection.
+#[derive(Serialize, Deserialize)]
 pub enum Echo {
     /// Every chunk goes back as it came.
     Raw,
@@ -31,39 +35,31 @@ pub enum Echo {
 }
 
 impl Handler for Echo {
-    fn on_socket_created(adapter: &mut dyn Adapter, _: &ConnInfo) -> Self {
+    fn on_socket_created(adapter: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
         match adapter.setting("mode").as_deref() {
-            Some("raw") => Self::Raw,
-            None | Some("json") => Self::Json(Objects::default()),
-            Some(other) => {
-                adapter.log(
-                    Level::Error,
-                    &format!("setting mode: expected \"json\" or \"raw\", found {other:?}; using \"json\""),
-                );
-                Self::Json(Objects::default())
-            }
+            Some("raw") => return Ok(Self::Raw),
+            None | Some("json") => {}
+            Some(other) => adapter.log(
+                Level::Error,
+                &format!("setting mode: expected \"json\" or \"raw\", found \"{other}\"; using \"json\""),
+            ),
         }
+        Ok(Self::Json(Objects::default()))
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, mut bytes: &[u8]) -> Result {
         match self {
-            Self::Raw => send(adapter, bytes),
+            Self::Raw => adapter.send(bytes)?,
             Self::Json(objects) => {
-                if let Err(broken) = objects.push(bytes, |object| on_object(adapter, object)) {
-                    adapter.log(
-                        Level::Warn,
-                        &match broken {
-                            Broken::Stray(byte) => format!("expected a JSON object, found byte {byte:#04x}; closing"),
-                            Broken::TooLong => format!("expected an object of at most {OBJECT_MAX} bytes; closing"),
-                        },
-                    );
-                    close(adapter);
+                while let Some(object) = objects.next(&mut bytes)? {
+                    on_object(adapter, &object)?;
                 }
             }
         }
+        Ok(())
     }
 
-    fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) {
+    fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) -> Result {
         for message in messages {
             let frame = json::object(|frame| {
                 frame.number("type", 3);
@@ -72,46 +68,55 @@ impl Handler for Echo {
                 // JSON has no bytes: what is not UTF-8 arrives with U+FFFD in its place.
                 frame.text("payload", &String::from_utf8_lossy(&message.payload));
             });
-            send(adapter, frame.as_bytes());
+            adapter.send(frame.as_bytes())?;
         }
+        Ok(())
     }
 
-    fn on_socket_closed(self, adapter: &mut dyn Adapter, reason: &CloseReason) {
-        adapter.log(Level::Debug, &format!("closed: {reason:?}"));
+    fn on_socket_closed(self, adapter: &mut dyn Adapter, reason: &CloseReason) -> Result {
+        adapter.log(Level::Debug, &format!("closed: {reason}"));
+        Ok(())
     }
 }
 
-polygate_guest::export!(Echo);
+impl Migrate for Echo {
+    const FORMAT: u32 = 1;
+}
 
-fn on_object(adapter: &mut dyn Adapter, object: &[u8]) {
+polygate_guest::export!(Echo, migrate);
+
+fn on_object(adapter: &mut dyn Adapter, object: &[u8]) -> Result<(), ErrorCode> {
     let request = match json::parse(object) {
         Ok(request) => request,
-        Err(fault) => return adapter.log(Level::Warn, &fault.to_string()),
+        Err(fault) => {
+            adapter.log(Level::Warn, &fault.to_string());
+            return Ok(());
+        }
     };
-    match request.get("type").and_then(Value::as_u64) {
-        Some(CONNECT) => on_connect(adapter, &request),
+    let (kind, done) = match request.get("type").and_then(Value::as_u64) {
+        Some(CONNECT) => (CONNACK, connect(adapter, &request)),
         Some(PUBLISH) => {
-            let done = publication(&request).and_then(|(topic, qos, payload)| adapter.publish(topic, qos, payload));
-            answer(adapter, PUBACK, done);
+            (PUBACK, publication(&request).and_then(|(topic, qos, payload)| adapter.publish(topic, qos, payload)))
         }
         Some(RAW_PUBLISH) => {
-            let done = publication(&request).and_then(|(topic, qos, payload)| adapter.raw_publish(topic, qos, payload));
-            answer(adapter, PUBACK, done);
+            (PUBACK, publication(&request).and_then(|(topic, qos, payload)| adapter.raw_publish(topic, qos, payload)))
         }
         Some(SUBSCRIBE) => {
-            let done = text(&request, "topic").and_then(|filter| adapter.subscribe(filter, qos(&request)?));
-            answer(adapter, SUBACK, done);
+            (SUBACK, text(&request, "topic").and_then(|filter| adapter.subscribe(filter, qos(&request)?)))
         }
-        Some(UNSUBSCRIBE) => {
-            let done = text(&request, "topic").and_then(|filter| adapter.unsubscribe(filter));
-            answer(adapter, UNSUBACK, done);
+        Some(UNSUBSCRIBE) => (UNSUBACK, text(&request, "topic").and_then(|filter| adapter.unsubscribe(filter))),
+        Some(DISCONNECT) => return adapter.close(),
+        other => {
+            let found = other.map_or_else(|| "none".to_owned(), |kind| kind.to_string());
+            adapter.log(Level::Warn, &format!("expected a type of 1, 3, 5, 7, 9 or 10, found {found}"));
+            return Ok(());
         }
-        Some(DISCONNECT) => close(adapter),
-        other => adapter.log(Level::Warn, &format!("expected a type of 1, 3, 5, 7, 9 or 10, found {other:?}")),
-    }
+    };
+    answer(adapter, kind, done)?;
+    if kind == CONNACK && done.is_err() { adapter.close() } else { Ok(()) }
 }
 
-fn on_connect(adapter: &mut dyn Adapter, request: &Value<'_>) {
+fn connect(adapter: &mut dyn Adapter, request: &Value<'_>) -> Result<(), ErrorCode> {
     let client = request.get("clientinfo").unwrap_or(&Value::Null);
     let field = |name| client.get(name).and_then(Value::as_text);
     let info = ClientInfo {
@@ -120,18 +125,13 @@ fn on_connect(adapter: &mut dyn Adapter, request: &Value<'_>) {
         client_id: field("clientid").unwrap_or_default(),
         username: field("username"),
     };
-    let password = request.get("password").and_then(Value::as_text);
-    let done =
-        adapter.authenticate(info, password).and_then(|()| match client.get("keepalive").and_then(Value::as_u64) {
-            None | Some(0) => Ok(()),
-            Some(keepalive_s) => {
-                let interval_ms = keepalive_s.checked_mul(1000).and_then(|ms| u32::try_from(ms).ok());
-                adapter.start_timer(Timer::Keepalive, interval_ms.ok_or(ErrorCode::BadParams)?)
-            }
-        });
-    answer(adapter, CONNACK, done);
-    if done.is_err() {
-        close(adapter);
+    adapter.authenticate(info, request.get("password").and_then(Value::as_text))?;
+    match client.get("keepalive").and_then(Value::as_u64) {
+        None | Some(0) => Ok(()),
+        Some(keepalive_s) => {
+            let interval_ms = keepalive_s.checked_mul(1000).and_then(|ms| u32::try_from(ms).ok());
+            adapter.start_timer(Timer::Keepalive, interval_ms.ok_or(ErrorCode::BadParams)?)
+        }
     }
 }
 
@@ -150,7 +150,7 @@ fn qos(request: &Value<'_>) -> Result<Qos, ErrorCode> {
 }
 
 /// Answers a request: code 0 when it was done, 1 when it was not, and then the log says why.
-fn answer(adapter: &mut dyn Adapter, kind: u8, done: Result<(), ErrorCode>) {
+fn answer(adapter: &mut dyn Adapter, kind: u8, done: Result<(), ErrorCode>) -> Result<(), ErrorCode> {
     if let Err(refusal) = done {
         adapter.log(Level::Info, &format!("answering type {kind} with code 1: {refusal}"));
     }
@@ -158,17 +158,5 @@ fn answer(adapter: &mut dyn Adapter, kind: u8, done: Result<(), ErrorCode>) {
         frame.number("type", kind);
         frame.number("code", u8::from(done.is_err()));
     });
-    send(adapter, frame.as_bytes());
-}
-
-fn send(adapter: &mut dyn Adapter, bytes: &[u8]) {
-    if let Err(refusal) = adapter.send(bytes) {
-        adapter.log(Level::Warn, &format!("cannot send {} bytes: {refusal}", bytes.len()));
-    }
-}
-
-fn close(adapter: &mut dyn Adapter) {
-    if let Err(refusal) = adapter.close() {
-        adapter.log(Level::Debug, &format!("cannot close: {refusal}"));
-    }
+    adapter.send(frame.as_bytes())
 }

@@ -1,5 +1,11 @@
 //! Cuts a stream of JSON objects, written one after the other, into single ones. Knows nothing of their contents.
 
+use core::error::Error;
+use core::fmt;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
 /// The longest object: what a connection may keep of an unfinished one, in bytes.
 pub const OBJECT_MAX: usize = 1 << 20;
 
@@ -12,11 +18,22 @@ pub enum Broken {
     TooLong,
 }
 
+impl fmt::Display for Broken {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stray(byte) => write!(out, "expected a JSON object, found byte {byte:#04x}"),
+            Self::TooLong => write!(out, "expected an object of at most {OBJECT_MAX} bytes"),
+        }
+    }
+}
+
+impl Error for Broken {}
+
 /// The unfinished object at the end of what was read.
 ///
 /// It only counts braces outside of strings, which is enough to find the end of an object that is well-formed; whether it
 /// is, its reader will say.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Objects {
     held: Vec<u8>,
     depth: usize,
@@ -25,35 +42,26 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Takes the next bytes and calls `found` for each object that they complete.
+    /// Takes the next object from the front of `bytes`, the latest to arrive; none when they are used up.
     ///
     /// # Errors
     ///
     /// [`Broken`], after which nothing that follows can be understood.
-    pub fn push(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8])) -> Result<(), Broken> {
-        let mut rest = bytes;
-        while let Some(length) = self.scan(rest)? {
-            let (head, tail) = rest.split_at(length);
-            if self.held.is_empty() {
-                found(head.trim_ascii_start());
-            } else {
-                self.held.extend_from_slice(head);
-                found(&core::mem::take(&mut self.held));
-            }
-            rest = tail;
+    pub fn next<'b>(&mut self, bytes: &mut &'b [u8]) -> Result<Option<Cow<'b, [u8]>>, Broken> {
+        if self.held.is_empty() {
+            *bytes = bytes.trim_ascii_start();
         }
-        let rest = if self.depth == 0 {
-            &[]
-        } else if self.held.is_empty() {
-            rest.trim_ascii_start()
-        } else {
-            rest
-        };
-        if self.held.len() + rest.len() > OBJECT_MAX {
+        let found = self.scan(bytes)?;
+        let (head, tail) = bytes.split_at(found.unwrap_or(bytes.len()));
+        if self.held.len() + head.len() > OBJECT_MAX {
             return Err(Broken::TooLong);
         }
-        self.held.extend_from_slice(rest);
-        Ok(())
+        *bytes = tail;
+        if found.is_some() && self.held.is_empty() {
+            return Ok(Some(Cow::Borrowed(head)));
+        }
+        self.held.extend_from_slice(head);
+        Ok(found.map(|_| Cow::Owned(core::mem::take(&mut self.held))))
     }
 
     /// How many of `bytes` it takes to complete an object; none when they do not.
@@ -97,7 +105,10 @@ mod tests {
         let mut objects = Objects::default();
         let mut all = Vec::new();
         for chunk in chunks {
-            objects.push(chunk, |object| all.push(object.to_vec())).unwrap();
+            let mut bytes = *chunk;
+            while let Some(object) = objects.next(&mut bytes).unwrap() {
+                all.push(object.into_owned());
+            }
         }
         all
     }
@@ -120,15 +131,18 @@ mod tests {
     /// What is no object is named.
     #[test]
     fn stray_bytes() {
-        assert_eq!(Objects::default().push(b"{} hello", |_| {}), Err(Broken::Stray(b'h')));
-        assert_eq!(Objects::default().push(b"}", |_| {}), Err(Broken::Stray(b'}')));
+        let mut stream = b"{} hello".as_slice();
+        let mut objects = Objects::default();
+        assert_eq!(objects.next(&mut stream), Ok(Some(Cow::Borrowed(b"{}".as_slice()))));
+        assert_eq!(objects.next(&mut stream), Err(Broken::Stray(b'h')));
+        assert_eq!(Objects::default().next(&mut b"}".as_slice()), Err(Broken::Stray(b'}')));
     }
 
     /// An object may reach the limit, and not pass it.
     #[test]
     fn object_max() {
         let mut objects = Objects::default();
-        assert_eq!(objects.push(&vec![b'{'; OBJECT_MAX], |_| {}), Ok(()));
-        assert_eq!(objects.push(b"{", |_| {}), Err(Broken::TooLong));
+        assert_eq!(objects.next(&mut vec![b'{'; OBJECT_MAX].as_slice()), Ok(None));
+        assert_eq!(objects.next(&mut b"{".as_slice()), Err(Broken::TooLong));
     }
 }

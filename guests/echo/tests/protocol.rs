@@ -8,8 +8,10 @@
 )]
 
 use echo::Echo;
-use polygate_guest::scripted::{Call, Scripted};
-use polygate_guest::{ConnInfo, ErrorCode, Handler, Message, Qos, Timer};
+use polygate_guest::scripted::{Call, Scripted, splits};
+use polygate_guest::{ErrorCode, Message, Qos, Timer};
+
+type Device = polygate_guest::scripted::Device<Echo>;
 
 const CONNECT: &[u8] =
     br#"{"type":1,"clientinfo":{"proto_name":"demo","proto_ver":"v0.1","clientid":"c1","username":"u","keepalive":5},"password":"p"}"#;
@@ -17,8 +19,8 @@ const CONNECT: &[u8] =
 /// A CONNECT authenticates, starts the keepalive in milliseconds, and is answered.
 #[test]
 fn connects() {
-    let mut device = Device::with(Scripted::new());
-    assert_eq!(device.says(CONNECT), br#"{"type":2,"code":0}"#);
+    let mut device = Device::connect();
+    assert_eq!(device.asks(CONNECT), br#"{"type":2,"code":0}"#);
     assert!(device.adapter.calls.contains(&Call::Authenticate {
         proto_ver: "v0.1".into(),
         client_id: "c1".into(),
@@ -31,26 +33,26 @@ fn connects() {
 /// A refused CONNECT gets its answer first, and then the connection ends.
 #[test]
 fn refused() {
-    let mut device = Device::with(Scripted::new());
+    let mut device = Device::connect();
     device.adapter.refuse_authenticate = Some(ErrorCode::PermissionDenied);
-    assert_eq!(device.says(CONNECT), br#"{"type":2,"code":1}"#);
+    assert_eq!(device.asks(CONNECT), br#"{"type":2,"code":1}"#);
     assert_eq!(device.adapter.calls.last(), Some(&Call::Close));
 }
 
 /// A keepalive too long for the contract is refused rather than shortened.
 #[test]
 fn absurd_keepalive() {
-    let mut device = Device::with(Scripted::new());
-    let answer = device.says(br#"{"type":1,"clientinfo":{"clientid":"c1","keepalive":4294968}}"#);
+    let mut device = Device::connect();
+    let answer = device.asks(br#"{"type":1,"clientinfo":{"clientid":"c1","keepalive":4294968}}"#);
     assert_eq!(answer, br#"{"type":2,"code":1}"#);
 }
 
 /// Every request is answered with its own kind of answer, also when several come at once.
 #[test]
 fn several_at_once() {
-    let mut device = Device::with(Scripted::new());
+    let mut device = Device::connect();
     device.says(CONNECT);
-    let answers = device.says(
+    let answers = device.asks(
         br#"{"type":5,"topic":"t/dn","qos":1}{"type":3,"topic":"t/up","qos":0,"payload":"hi"}
             {"type":10,"topic":"raw","qos":2,"payload":"x"}{"type":7,"topic":"t/dn"}"#,
     );
@@ -65,21 +67,21 @@ fn several_at_once() {
 /// What the gateway refuses, and what is malformed, is answered with code 1.
 #[test]
 fn refusals() {
-    let mut device = Device::with(Scripted::new());
-    assert_eq!(device.says(br#"{"type":3,"topic":"early","qos":0,"payload":""}"#), br#"{"type":4,"code":1}"#);
+    let mut device = Device::connect();
+    assert_eq!(device.asks(br#"{"type":3,"topic":"early","qos":0,"payload":""}"#), br#"{"type":4,"code":1}"#);
     device.says(CONNECT);
-    assert_eq!(device.says(br#"{"type":3,"topic":"t","qos":3,"payload":""}"#), br#"{"type":4,"code":1}"#);
-    assert_eq!(device.says(br#"{"type":3,"topic":"t","qos":0}"#), br#"{"type":4,"code":1}"#);
-    assert_eq!(device.says(br#"{"type":5,"qos":0}"#), br#"{"type":6,"code":1}"#);
-    assert_eq!(device.says(br#"{"type":7}"#), br#"{"type":8,"code":1}"#);
+    assert_eq!(device.asks(br#"{"type":3,"topic":"t","qos":3,"payload":""}"#), br#"{"type":4,"code":1}"#);
+    assert_eq!(device.asks(br#"{"type":3,"topic":"t","qos":0}"#), br#"{"type":4,"code":1}"#);
+    assert_eq!(device.asks(br#"{"type":5,"qos":0}"#), br#"{"type":6,"code":1}"#);
+    assert_eq!(device.asks(br#"{"type":7}"#), br#"{"type":8,"code":1}"#);
     device.adapter.refuse_subscribe = Some(ErrorCode::PermissionDenied);
-    assert_eq!(device.says(br#"{"type":5,"topic":"t","qos":0}"#), br#"{"type":6,"code":1}"#);
+    assert_eq!(device.asks(br#"{"type":5,"topic":"t","qos":0}"#), br#"{"type":6,"code":1}"#);
 }
 
 /// A message goes to the device as one PUBLISH, in one write.
 #[test]
 fn delivers() {
-    let mut device = Device::with(Scripted::new());
+    let mut device = Device::connect();
     let message = |payload: &[u8]| Message {
         node: "gw-1".into(),
         id: "1".into(),
@@ -89,7 +91,7 @@ fn delivers() {
         sender: "someone".into(),
         timestamp_ms: 0,
     };
-    device.echo.on_received_messages(&mut device.adapter, &[message(b"a \"b\""), message(b"\xff")]);
+    device.is_sent(&[message(b"a \"b\""), message(b"\xff")]);
     assert_eq!(
         device.adapter.sends(),
         [
@@ -102,49 +104,49 @@ fn delivers() {
 /// DISCONNECT closes; so do bytes that are no object, with a word in the log.
 #[test]
 fn ends() {
-    let mut device = Device::with(Scripted::new());
-    assert_eq!(device.says(br#"{"type":9}"#), b"");
+    let mut device = Device::connect();
+    assert_eq!(device.asks(br#"{"type":9}"#), b"");
     assert!(device.adapter.is_closed());
 
-    let mut device = Device::with(Scripted::new());
+    let mut device = Device::connect();
     device.says(b"GET / HTTP/1.1");
     assert!(device.adapter.is_closed());
-    assert_eq!(device.adapter.logged(), ["expected a JSON object, found byte 0x47; closing"]);
+    assert_eq!(device.adapter.logged(), ["expected a JSON object, found byte 0x47"]);
 }
 
 /// An unknown type, and an object that is no JSON, are logged; the device may go on.
 #[test]
 fn unknown_requests() {
-    let mut device = Device::with(Scripted::new());
-    assert_eq!(device.says(br#"{"type":77}{"type":}{}"#), b"");
+    let mut device = Device::connect();
+    assert_eq!(device.asks(br#"{"type":77}{"type":}{}"#), b"");
     assert_eq!(device.adapter.logged().len(), 3);
-    assert_eq!(device.says(CONNECT), br#"{"type":2,"code":0}"#);
+    assert_eq!(device.asks(CONNECT), br#"{"type":2,"code":0}"#);
 }
 
 /// In raw mode every chunk comes back as it went.
 #[test]
 fn raw() {
-    let mut device = Device::with(Scripted::new().with_setting("mode", "raw"));
+    let mut device = Device::on(Scripted::new().with_setting("mode", "raw"));
     device.says(b"\x00{\xff");
     device.says(CONNECT);
     assert_eq!(device.adapter.sends(), [b"\x00{\xff".to_vec(), CONNECT.to_vec()]);
 }
 
-struct Device {
-    adapter: Scripted,
-    echo: Echo,
+/// However the stream is cut, the answers are the same.
+#[test]
+fn any_cut() {
+    let stream = [CONNECT, b" ", br#"{"type":3,"topic":"t","qos":0,"payload":"}{"}{"type":9}"#].concat();
+    let outcome = splits::<Echo>(Scripted::new, &stream);
+    assert_eq!(outcome.sent(), br#"{"type":2,"code":0}{"type":4,"code":0}"#);
+    assert_eq!(outcome.calls().last(), Some(&Call::Close));
 }
 
-impl Device {
-    fn with(mut adapter: Scripted) -> Self {
-        let echo = Echo::on_socket_created(&mut adapter, &ConnInfo::default());
-        Self { adapter, echo }
-    }
-
-    /// What comes back for these bytes.
-    fn says(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let before = self.adapter.sent().len();
-        self.echo.on_received_bytes(&mut self.adapter, bytes);
-        self.adapter.sent()[before..].to_vec()
-    }
+/// In the middle of an object the connection moves to another version, and the device sees nothing of it.
+#[test]
+fn swapped_in_the_middle_of_an_object() {
+    let mut device = Device::connect();
+    device.says(CONNECT);
+    device.says(br#"{"type":3,"topic":"t","payload":"{"#);
+    let mut device = device.swapped::<Echo>().unwrap_or_else(|(_, refusal)| panic!("{refusal}"));
+    assert_eq!(device.asks(br#""}"}"#), br#"{"type":4,"code":0}"#);
 }

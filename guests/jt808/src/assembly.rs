@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::header::{Header, Part};
 
 /// Unfinished messages at a time; one more drops the one that was quiet longest.
@@ -41,13 +43,13 @@ impl fmt::Display for Dropped {
 }
 
 /// The unfinished messages of a terminal.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Assembler {
     /// The one that was quiet longest comes first.
     partials: Vec<Partial>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Partial {
     id: u16,
     total: u16,

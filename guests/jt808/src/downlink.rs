@@ -1,5 +1,7 @@
 //! Frames for the terminal: its form of the header, one serial after the other, sub-packages where they are needed. Pure.
 
+use serde::{Deserialize, Serialize};
+
 use crate::header::{Address, BODY_MAX, Header, Part};
 use crate::wire;
 
@@ -29,7 +31,7 @@ pub struct Sent {
 }
 
 /// Counts the frames to one terminal.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Downlink {
     serial: u16,
 }

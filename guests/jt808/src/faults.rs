@@ -1,12 +1,13 @@
 //! The peer's faults in the log, so that nobody can fill it.
 
 use polygate_guest::{Adapter, Level};
+use serde::{Deserialize, Serialize};
 
 /// How many faults of one connection are logged as warnings; the rest is for those who read debug lines.
 pub const WARNINGS_MAX: u32 = 10;
 
 /// Counts what went wrong on one connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Faults(u32);
 
 impl Faults {

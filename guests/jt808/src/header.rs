@@ -8,6 +8,8 @@
 
 use core::fmt::Write;
 
+use serde::{Deserialize, Serialize};
+
 use crate::malformed::Malformed;
 use crate::reader::Reader;
 
@@ -18,7 +20,7 @@ const SUB_PACKAGES: u16 = 1 << 13;
 const VERSIONED: u16 = 1 << 14;
 
 /// Which form of the header a terminal uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Version {
     /// JT/T 808-2013, and 2011 before it.
     V2013,
@@ -38,7 +40,7 @@ impl Version {
 }
 
 /// Whom a frame comes from or goes to, in the form that the terminal itself uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// The form of its header.
     pub version: Version,

@@ -2,7 +2,7 @@
 //!
 //! # The code
 //!
-//! Bytes go up through [`framing`] (cut the stream), [`wire`] (escapes, checksum), [`header`], [`assembly`] (sub-packages)
+//! Bytes go up through [`wire`] (frames, escapes, checksum), [`header`], [`assembly`] (sub-packages)
 //! to [`terminal`], which knows who the peer is and what its messages ask for. [`location`], [`registration`] and
 //! [`message`] turn bodies into JSON; [`command`] turns JSON into bodies, and [`downlink`] those into frames. Everything
 //! but [`terminal`] is pure.
@@ -11,7 +11,6 @@ pub mod assembly;
 pub mod command;
 pub mod downlink;
 pub mod faults;
-pub mod framing;
 pub mod header;
 pub mod location;
 pub mod malformed;
@@ -23,4 +22,4 @@ pub mod terminal;
 pub mod time;
 pub mod wire;
 
-polygate_guest::export!(terminal::Terminal);
+polygate_guest::export!(terminal::Terminal, migrate);

@@ -16,6 +16,19 @@ pub struct Settings {
     pub timezone_min: i16,
 }
 
+/// What holds without a table.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            keepalive_s: 180,
+            implicit_authentication: true,
+            registration: true,
+            auth_code: None,
+            timezone_min: 8 * 60,
+        }
+    }
+}
+
 impl Settings {
     /// The longest `auth_code`, in bytes: the form of 2019 counts it in one byte.
     pub const AUTH_CODE_MAX: usize = 255;
@@ -27,12 +40,19 @@ impl Settings {
             "deny" => Some(false),
             _ => None,
         };
+        let default = Self::default();
         Self {
-            keepalive_s: read(adapter, "keepalive_s", "1 to 65535 seconds", 180, |text| {
+            keepalive_s: read(adapter, "keepalive_s", "1 to 65535 seconds", default.keepalive_s, |text| {
                 text.parse().ok().filter(|seconds| *seconds > 0)
             }),
-            implicit_authentication: read(adapter, "implicit_authentication", "\"allow\" or \"deny\"", true, allow),
-            registration: read(adapter, "registration", "\"allow\" or \"deny\"", true, allow),
+            implicit_authentication: read(
+                adapter,
+                "implicit_authentication",
+                "\"allow\" or \"deny\"",
+                default.implicit_authentication,
+                allow,
+            ),
+            registration: read(adapter, "registration", "\"allow\" or \"deny\"", default.registration, allow),
             // Its value must not reach the log, so it is not read like the others.
             auth_code: adapter.setting("auth_code").filter(|code| {
                 let fits = (1..=Self::AUTH_CODE_MAX).contains(&code.len());
@@ -41,7 +61,7 @@ impl Settings {
                 }
                 fits
             }),
-            timezone_min: read(adapter, "timezone", "a form like \"+08:00\", or \"Z\"", 8 * 60, timezone),
+            timezone_min: read(adapter, "timezone", "a form like \"+08:00\", or \"Z\"", default.timezone_min, timezone),
         }
     }
 }

@@ -7,14 +7,13 @@ mod commands;
 mod identity;
 mod uplink;
 
-use std::mem;
-
-use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level, Message, Qos, Timer};
+use polygate_guest::framing::{Between, Found};
+use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level, Message, Migrate, Qos, Result, Timer};
+use serde::{Deserialize, Serialize};
 
 use crate::assembly::{Assembler, Outcome};
 use crate::downlink::{Downlink, Sent, Verdict};
 use crate::faults::Faults;
-use crate::framing::{Found, Framer};
 use crate::header::{Address, Header};
 use crate::malformed::Malformed;
 use crate::message::{self, Answer};
@@ -22,16 +21,20 @@ use crate::settings::Settings;
 use crate::{time, wire};
 
 /// The handler.
+#[derive(Serialize, Deserialize)]
 pub struct Terminal {
+    /// Each version of the handler has its own.
+    #[serde(skip)]
     settings: Settings,
     phase: Phase,
-    framer: Framer,
+    between: Between,
     assembler: Assembler,
     downlink: Downlink,
     faults: Faults,
 }
 
 /// How far a terminal has come. It only ever moves down this list.
+#[derive(Serialize, Deserialize)]
 enum Phase {
     /// It has sent nothing.
     Silent,
@@ -50,51 +53,55 @@ enum Phase {
     Closing,
 }
 
+#[derive(Serialize, Deserialize)]
 struct Registration {
     phone: String,
     json: String,
 }
 
 impl Handler for Terminal {
-    fn on_socket_created(adapter: &mut dyn Adapter, _: &ConnInfo) -> Self {
-        Self {
+    fn on_socket_created(adapter: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
+        Ok(Self {
             settings: Settings::read(adapter),
             phase: Phase::Silent,
-            framer: Framer::default(),
+            between: Between::default(),
             assembler: Assembler::default(),
             downlink: Downlink::default(),
             faults: Faults::default(),
-        }
+        })
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, mut bytes: &[u8]) -> Result {
         if matches!(self.phase, Phase::Silent) {
             self.phase = Phase::Unknown { registration: None };
             self.start_keepalive(adapter);
         }
-        let mut framer = mem::take(&mut self.framer);
-        framer.push(bytes, |found| match found {
-            Found::Frame(raw) => self.on_frame(adapter, raw),
-            Found::Skipped(count) => {
-                self.faults.report(adapter, &format!("skipped {count} bytes that are in no frame"))
+        while let Some(found) = wire::FRAMES.next(&mut self.between, &mut bytes) {
+            match found {
+                Found::Frame(raw) => self.on_frame(adapter, &raw),
+                Found::Skipped(count) => {
+                    self.faults.report(adapter, &format!("skipped {count} bytes that are in no frame"));
+                }
             }
-        });
-        self.framer = framer;
+        }
+        Ok(())
     }
 
-    fn on_timer_timeout(&mut self, adapter: &mut dyn Adapter, timer: Timer) {
+    fn on_timer_timeout(&mut self, adapter: &mut dyn Adapter, timer: Timer) -> Result {
         let Timer::Keepalive = timer;
         adapter.log(Level::Info, &format!("silent for 1.5 times {} s", self.settings.keepalive_s));
+        Ok(())
     }
 
-    fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) {
+    fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) -> Result {
         for message in messages {
             self.on_command(adapter, &message.payload);
         }
+        Ok(())
     }
 
-    fn on_socket_closed(mut self, adapter: &mut dyn Adapter, _: &CloseReason) {
-        let unfinished = self.framer.unfinished();
+    fn on_socket_closed(mut self, adapter: &mut dyn Adapter, _: &CloseReason) -> Result {
+        let unfinished = self.between.unfinished();
         if unfinished > 0 {
             self.faults.report(adapter, &format!("{unfinished} bytes at the end are in no frame"));
         }
@@ -104,6 +111,16 @@ impl Handler for Terminal {
             adapter.log(Level::Info, &format!("terminal {phone} registered, and left without an authentication"));
         }
         faults.finish(adapter);
+        Ok(())
+    }
+}
+
+impl Migrate for Terminal {
+    const FORMAT: u32 = 1;
+
+    fn on_restored(&mut self, adapter: &mut dyn Adapter, _: &ConnInfo) -> Result {
+        self.settings = Settings::read(adapter);
+        Ok(())
     }
 }
 

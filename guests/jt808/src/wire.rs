@@ -1,15 +1,25 @@
-//! The inside of a frame on the wire: escapes and checksum. Pure.
+//! A frame on the wire: flags, escapes and checksum. Pure.
 //!
 //! JT/T 808 section 4.4.2: between two 0x7E, every 0x7E is written as 0x7D 0x02 and every 0x7D as 0x7D 0x01; the last byte
 //! is the exclusive-or of all before it.
 
 use std::borrow::Cow;
 
+use polygate_guest::framing::{Escapes, Flagged};
+
 use crate::malformed::Malformed;
 
 /// Stands before and after every frame, and nowhere else.
 pub const FLAG: u8 = 0x7e;
-const ESCAPE: u8 = 0x7d;
+
+/// The longest stretch between two flags, in bytes as they arrive.
+///
+/// The standard needs at most 2,090: 21 bytes of header, 1,023 of body and a checksum, all of them escaped. The rest is for
+/// terminals that do not keep to 1,023.
+pub const FRAME_MAX: usize = 4096;
+
+/// How the stream is cut.
+pub const FRAMES: Flagged = Flagged { flag: FLAG, max: FRAME_MAX };
 
 /// Undoes the escapes of `raw`, the bytes between two flags, checks the checksum, and gives the rest.
 ///
@@ -17,7 +27,7 @@ const ESCAPE: u8 = 0x7d;
 ///
 /// [`Malformed::Escape`], [`Malformed::Checksum`], or [`Malformed::Short`] for no bytes at all.
 pub fn open(raw: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
-    let plain = unescape(raw)?;
+    let plain = Escapes::JT808.read(raw).map_err(|wrong| Malformed::Escape(wrong.found))?;
     let (&found, content) = plain.split_last().ok_or(Malformed::Short { field: "frame", needed: 1, found: 0 })?;
     let computed = checksum(content);
     if computed != found {
@@ -37,34 +47,10 @@ pub fn open(raw: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
 pub fn seal(content: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(content.len() + 8);
     frame.push(FLAG);
-    for &byte in content.iter().chain([&checksum(content)]) {
-        match byte {
-            FLAG => frame.extend([ESCAPE, 2]),
-            ESCAPE => frame.extend([ESCAPE, 1]),
-            plain => frame.push(plain),
-        }
-    }
+    Escapes::JT808.write(content, &mut frame);
+    Escapes::JT808.write(&[checksum(content)], &mut frame);
     frame.push(FLAG);
     frame
-}
-
-fn unescape(raw: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
-    if !raw.contains(&ESCAPE) {
-        return Ok(Cow::Borrowed(raw));
-    }
-    let mut plain = Vec::with_capacity(raw.len());
-    let mut bytes = raw.iter();
-    while let Some(&byte) = bytes.next() {
-        plain.push(match byte {
-            ESCAPE => match bytes.next() {
-                Some(1) => ESCAPE,
-                Some(2) => FLAG,
-                other => return Err(Malformed::Escape(other.copied())),
-            },
-            other => other,
-        });
-    }
-    Ok(Cow::Owned(plain))
 }
 
 fn checksum(content: &[u8]) -> u8 {
@@ -91,5 +77,30 @@ mod tests {
         assert_eq!(fault(&[1, 0x7d, 3]), "expected 01 or 02 after 7d, found 03");
         assert_eq!(fault(&[1, 0x7d]), "expected 01 or 02 after 7d, found the end of the frame");
         assert_eq!(fault(&[]), "expected 1 bytes of frame, found 0");
+    }
+
+    /// A stretch over the limit is skipped, and the frame after it is found, in one chunk or in many.
+    #[test]
+    fn frame_max() {
+        use polygate_guest::framing::{Between, Found};
+
+        let found = |chunks: &[&[u8]]| {
+            let (mut between, mut lengths) = (Between::default(), Vec::new());
+            for chunk in chunks {
+                let mut bytes = *chunk;
+                while let Some(found) = FRAMES.next(&mut between, &mut bytes) {
+                    lengths.push(match found {
+                        Found::Frame(frame) => Ok(frame.len()),
+                        Found::Skipped(count) => Err(count),
+                    });
+                }
+            }
+            lengths
+        };
+        let stream = |length| [&[FLAG][..], &vec![b'x'; length], &[FLAG], b"next", &[FLAG]].concat();
+        assert_eq!(found(&[&stream(FRAME_MAX)]), [Ok(FRAME_MAX), Ok(4)]);
+        let long = stream(FRAME_MAX + 1);
+        assert_eq!(found(&[&long]), [Err(FRAME_MAX + 1), Ok(4)]);
+        assert_eq!(found(&long.chunks(100).collect::<Vec<_>>()), [Err(FRAME_MAX + 1), Ok(4)]);
     }
 }

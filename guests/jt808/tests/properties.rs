@@ -11,9 +11,9 @@ mod device;
 
 use device::{Device, frame, part};
 use jt808::assembly::{Assembler, BYTES_MAX};
-use jt808::framing::{FRAME_MAX, Found, Framer};
 use jt808::header::Header;
 use jt808::wire;
+use polygate_guest::framing::{Between, Found};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -44,11 +44,12 @@ proptest! {
     #[test]
     fn escapes(content in vec(prop_oneof![any::<u8>(), Just(0x7e), Just(0x7d)], 0..1500)) {
         let sealed = wire::seal(&content);
+        let (mut between, mut bytes) = (Between::default(), sealed.as_slice());
         let mut frames = Vec::new();
-        Framer::default().push(&sealed, |found| match found {
-            Found::Frame(raw) => frames.push(wire::open(raw).map(std::borrow::Cow::into_owned)),
-            Found::Skipped(count) => panic!("{count} skipped"),
-        });
+        while let Some(found) = wire::FRAMES.next(&mut between, &mut bytes) {
+            let Found::Frame(raw) = found else { panic!("{found:?}") };
+            frames.push(wire::open(&raw).map(std::borrow::Cow::into_owned));
+        }
         prop_assert_eq!(frames, [Ok(content)]);
     }
 
@@ -76,16 +77,19 @@ proptest! {
         whole.answers();
     }
 
-    /// The framer never holds more than one frame.
+    /// Wherever the stream is cut, the connection may move to another version there, and nobody sees it.
     #[test]
-    fn framer_is_bounded(chunks in vec(vec(prop_oneof![20 => Just(0_u8), 1 => Just(wire::FLAG)], 0..3000), 0..8)) {
-        let mut framer = Framer::default();
-        for chunk in chunks {
-            framer.push(&chunk, |_| {});
-            if let Framer::Inside(held) = &framer {
-                prop_assert!(held.len() <= FRAME_MAX && held.capacity() <= 2 * FRAME_MAX);
-            }
-        }
+    fn any_swap(stream in stream(), place in any::<prop::sample::Index>()) {
+        let mut stayed = Device::new();
+        stayed.says(&stream);
+        stayed.hangs_up();
+        let (before, after) = stream.split_at(place.index(stream.len() + 1));
+        let mut moved = Device::new();
+        moved.says(before);
+        let mut moved = moved.swapped();
+        moved.says(after);
+        moved.hangs_up();
+        prop_assert_eq!(&stayed.adapter.calls, &moved.adapter.calls);
     }
 
     /// The assembler never holds more than its limit.

@@ -161,7 +161,7 @@ fn calls(chunks: &[&[u8]]) -> Vec<Call> {
     let mut device = Device::new();
     chunks.iter().for_each(|chunk| device.says(chunk));
     device.hangs_up();
-    device.adapter.calls
+    device.adapter.take_calls()
 }
 
 fn batch(body: &[u8]) -> Vec<&[u8]> {

@@ -44,6 +44,14 @@ impl Language {
             Self::C => "target/c",
         }
     }
+
+    /// What its compiler calls the module of a guest. Cargo writes a crate's name as Rust does.
+    pub(crate) fn file_name(self, guest: &str) -> String {
+        match self {
+            Self::Rust => format!("{}.wasm", guest.replace('-', "_")),
+            Self::C => format!("{guest}.wasm"),
+        }
+    }
 }
 
 /// All guests that are committed, by name.

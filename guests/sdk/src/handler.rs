@@ -1,65 +1,63 @@
-//! What a handler implements, and how it becomes a component.
+//! What a handler implements.
 
-use crate::{Adapter, CloseReason, ConnInfo, Message, Timer};
+use crate::{Adapter, CloseReason, ConnInfo, Error, ErrorCode, Level, Message, Result, Timer};
 
 /// One connection, as its handler sees it. The gateway never calls for a second event before the first returned.
 pub trait Handler: Sized {
     /// First of all events, before any byte was read.
-    fn on_socket_created(adapter: &mut dyn Adapter, info: &ConnInfo) -> Self;
+    ///
+    /// # Errors
+    ///
+    /// The connection cannot be served: the error is logged, the connection is closed, and no event follows.
+    fn on_socket_created(adapter: &mut dyn Adapter, info: &ConnInfo) -> Result<Self>;
 
-    /// The next bytes of the stream, cut anywhere; or one whole datagram.
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]);
+    /// The next bytes of the stream, cut anywhere ([`crate::framing`] finds the frames); or one whole datagram.
+    ///
+    /// # Errors
+    ///
+    /// Whatever [`Handler::on_error`] should hear of; the same holds for the other events.
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result;
 
     /// A timer ran out; after the keepalive's the connection ends, and what is sent here still goes out.
-    fn on_timer_timeout(&mut self, _adapter: &mut dyn Adapter, _timer: Timer) {}
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handler::on_received_bytes`].
+    fn on_timer_timeout(&mut self, _adapter: &mut dyn Adapter, _timer: Timer) -> Result {
+        Ok(())
+    }
 
     /// One or more messages of this connection's subscriptions, in order.
-    fn on_received_messages(&mut self, _adapter: &mut dyn Adapter, _messages: &[Message]) {}
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handler::on_received_bytes`].
+    fn on_received_messages(&mut self, _adapter: &mut dyn Adapter, _messages: &[Message]) -> Result {
+        Ok(())
+    }
 
     /// Last of all events.
-    fn on_socket_closed(self, _adapter: &mut dyn Adapter, _reason: &CloseReason) {}
+    ///
+    /// # Errors
+    ///
+    /// They are logged; there is no connection left to end.
+    fn on_socket_closed(self, _adapter: &mut dyn Adapter, _reason: &CloseReason) -> Result {
+        Ok(())
+    }
+
+    /// An event before the last ended with an error. Unless the handler has a better idea, it is logged with its causes and
+    /// the connection ends; a handler that does not close goes on with the next event.
+    fn on_error(&mut self, adapter: &mut dyn Adapter, error: Error) {
+        end(adapter, &error);
+    }
 }
 
-/// Makes a [`Handler`] the component's; once in a crate of type `cdylib`. Does nothing on other targets than wasm32.
+/// What [`Handler::on_error`] does by itself: logs the error with its causes, and closes.
 ///
-/// An instance may serve one connection or many (`isolation` in the gateway's configuration): the connections it was
-/// told of are kept by their id, each with a value of its own.
-#[macro_export]
-macro_rules! export {
-    ($handler:ty) => {
-        #[cfg(target_arch = "wasm32")]
-        const _: () = {
-            use $crate::wasm::{Connections, bindings, types};
-
-            ::std::thread_local! {
-                static CONNECTIONS: Connections<$handler> = const { Connections::new() };
-            }
-
-            struct Component;
-
-            impl bindings::exports::polygate::handler::handler::Guest for Component {
-                fn on_socket_created(conn: types::Conn, info: types::ConnInfo) {
-                    CONNECTIONS.with(|connections| connections.created(conn, info));
-                }
-
-                fn on_received_bytes(conn: types::Conn, bytes: ::std::vec::Vec<u8>) {
-                    CONNECTIONS.with(|connections| connections.received_bytes(conn, &bytes));
-                }
-
-                fn on_timer_timeout(conn: types::Conn, timer: types::Timer) {
-                    CONNECTIONS.with(|connections| connections.timer_timeout(conn, timer));
-                }
-
-                fn on_received_messages(conn: types::Conn, messages: ::std::vec::Vec<types::Message>) {
-                    CONNECTIONS.with(|connections| connections.received_messages(conn, messages));
-                }
-
-                fn on_socket_closed(conn: types::Conn, reason: types::CloseReason) {
-                    CONNECTIONS.with(|connections| connections.closed(conn, reason));
-                }
-            }
-
-    bindings::export!(Component with_types_in bindings);
-        };
-    };
+/// That the connection is ending already is no fault, and only a debug line.
+pub fn end(adapter: &mut dyn Adapter, error: &Error) {
+    let gone = matches!(error.downcast_ref(), Some(ErrorCode::ConnGone));
+    adapter.log(if gone { Level::Debug } else { Level::Warn }, &error.to_string());
+    // It can only fail because the connection ends, which is what is wanted.
+    let _ = adapter.close();
 }

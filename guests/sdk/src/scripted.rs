@@ -1,9 +1,39 @@
-//! An adapter for native tests: it writes down what a handler asks, and answers by the gateway's rules.
+//! Tests of a handler without a gateway: a [`Device`] on a [`Scripted`] adapter.
 //!
-//! It keeps the promises a handler leans on (publishing needs a successful `authenticate`, a second one is refused,
-//! nothing goes after `close`) and refuses on request. Its clock stands still until the test moves it.
+//! The adapter writes down what a handler asks, and answers by the gateway's rules: publishing needs a successful
+//! `authenticate`, a second one is refused, nothing goes after `close`. It refuses on request, and its clock stands still
+//! until the test moves it.
+//!
+//! ```
+//! use polygate_guest::scripted::{Device, Scripted, splits};
+//! # use polygate_guest::{Adapter, ConnInfo, Handler, Message, Result};
+//! # struct Shout;
+//! # impl Handler for Shout {
+//! #     fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> { Ok(Self) }
+//! #     fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result {
+//! #         Ok(adapter.send(&bytes.to_ascii_uppercase())?)
+//! #     }
+//! #     fn on_received_messages(&mut self, adapter: &mut dyn Adapter, messages: &[Message]) -> Result {
+//! #         for message in messages { adapter.send(&message.payload)?; }
+//! #         Ok(())
+//! #     }
+//! # }
+//!
+//! let mut device = Device::<Shout>::connect();
+//! device.says(b"hello ");
+//! device.is_told("shout/down", b"there");
+//! assert_eq!(device.adapter.sent(), b"HELLO there");
+//!
+//! // Cut anywhere, the same bytes have the same effect.
+//! let outcome = splits::<Shout>(Scripted::new, b"hello");
+//! assert_eq!(outcome.sent(), b"HELLO");
+//! ```
+
+mod device;
 
 use std::collections::BTreeMap;
+
+pub use device::{Device, Outcome, splits};
 
 use crate::{Adapter, ClientInfo, ErrorCode, Level, Qos, Timer};
 
@@ -38,6 +68,8 @@ pub struct Scripted {
     pub refuse_publish: Option<ErrorCode>,
     /// What `subscribe` and `unsubscribe` answer from now on; none accepts.
     pub refuse_subscribe: Option<ErrorCode>,
+    /// What `start_timer` and `stop_timer` answer from now on; none accepts.
+    pub refuse_timer: Option<ErrorCode>,
     /// What `send` answers from now on; none accepts.
     pub refuse_send: Option<ErrorCode>,
     authenticated: bool,
@@ -147,13 +179,16 @@ impl Adapter for Scripted {
     fn start_timer(&mut self, timer: Timer, interval_ms: u32) -> Result<(), ErrorCode> {
         self.open()?;
         self.calls.push(Call::StartTimer { timer, interval_ms });
-        if interval_ms == 0 { Err(ErrorCode::BadParams) } else { Ok(()) }
+        if interval_ms == 0 {
+            return Err(ErrorCode::BadParams);
+        }
+        self.refuse_timer.map_or(Ok(()), Err)
     }
 
     fn stop_timer(&mut self, timer: Timer) -> Result<(), ErrorCode> {
         self.open()?;
         self.calls.push(Call::StopTimer(timer));
-        Ok(())
+        self.refuse_timer.map_or(Ok(()), Err)
     }
 
     fn publish(&mut self, topic: &str, qos: Qos, payload: &[u8]) -> Result<(), ErrorCode> {

@@ -4,9 +4,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use crate::connection::Connection;
 use crate::{
-    Adapter, Address, Certificate, ClientInfo, CloseReason, ConnInfo, ErrorCode, Handler, Level, Message, Qos,
-    SocketKind, Timer,
+    Adapter, Address, Certificate, ClientInfo, CloseReason, ConnInfo, ErrorCode, Handler, Level, Message, Migrate, Qos,
+    SocketKind, Timer, migrate,
 };
 
 #[allow(missing_docs, unused_qualifications, reason = "generated from wit/handler.wit, which has the words")]
@@ -18,7 +19,20 @@ pub mod bindings {
     });
 }
 
+/// What the world `migrating-connection-handler` has over the other. A component that exports both is of that world.
+#[allow(missing_docs, unused_qualifications, reason = "generated from wit/handler.wit, which has the words")]
+pub mod migrating {
+    wit_bindgen::generate!({
+        inline: "package polygate:guest; world migrating { export polygate:handler/migrate@0.1.0; }",
+        path: "../../wit",
+        world: "polygate:guest/migrating",
+        pub_export_macro: true,
+        with: { "polygate:handler/types@0.1.0": crate::wasm::bindings::polygate::handler::types },
+    });
+}
+
 pub use bindings::polygate::handler::types;
+pub use migrating::exports::polygate::handler::migrate::State;
 
 use bindings::polygate::handler::adapter as host;
 
@@ -26,59 +40,83 @@ use bindings::polygate::handler::adapter as host;
 pub struct Connections<H> {
     // Sorted by id, which the gateway only counts up: a new one goes to the end. A tree would do the same with 10 KiB
     // more of code.
-    by_id: RefCell<Vec<(types::Conn, Box<H>)>>,
+    by_id: RefCell<Vec<(types::Conn, Box<Connection<H>>)>>,
     hooked: Cell<bool>,
 }
 
-impl<H: Handler> Connections<H> {
+impl<H> Connections<H> {
     pub const fn new() -> Self {
         Self { by_id: RefCell::new(Vec::new()), hooked: Cell::new(false) }
     }
 
-    pub fn created(&self, conn: types::Conn, info: types::ConnInfo) {
+    fn insert(&self, conn: types::Conn, connection: Connection<H>) {
+        let mut by_id = self.by_id.borrow_mut();
+        match by_id.binary_search_by_key(&conn, |(id, _)| *id) {
+            Ok(_) => host::log(types::Level::Error, &format!("connection {conn} was announced twice")),
+            Err(at) => by_id.insert(at, (conn, Box::new(connection))),
+        }
+    }
+
+    fn with(&self, conn: types::Conn, event: impl FnOnce(&mut Connection<H>, &mut Gateway)) {
+        let mut by_id = self.by_id.borrow_mut();
+        let found = by_id.binary_search_by_key(&conn, |(id, _)| *id).ok();
+        match found.and_then(|at| by_id.get_mut(at)) {
+            Some((_, connection)) => event(connection, &mut Gateway(conn)),
+            None => unannounced(conn),
+        }
+    }
+
+    fn hook(&self) {
         if !self.hooked.replace(true) {
             // A panic ends in a trap, which has no words; these are its last.
             std::panic::set_hook(Box::new(|panic| host::log(types::Level::Error, &panic.to_string())));
         }
-        let handler = Box::new(H::on_socket_created(&mut Gateway(conn), &info.into()));
-        let mut by_id = self.by_id.borrow_mut();
-        match by_id.binary_search_by_key(&conn, |(id, _)| *id) {
-            Ok(_) => host::log(types::Level::Error, &format!("connection {conn} was announced twice")),
-            Err(at) => by_id.insert(at, (conn, handler)),
-        }
+    }
+}
+
+impl<H: Handler> Connections<H> {
+    pub fn created(&self, conn: types::Conn, info: types::ConnInfo) {
+        self.hook();
+        self.insert(conn, Connection::open(&mut Gateway(conn), &info.into()));
     }
 
     pub fn received_bytes(&self, conn: types::Conn, bytes: &[u8]) {
-        self.with(conn, |handler, gateway| handler.on_received_bytes(gateway, bytes));
+        self.with(conn, |connection, gateway| connection.received_bytes(gateway, bytes));
     }
 
     pub fn timer_timeout(&self, conn: types::Conn, timer: types::Timer) {
         let timer = match timer {
             types::Timer::Keepalive => Timer::Keepalive,
         };
-        self.with(conn, |handler, gateway| handler.on_timer_timeout(gateway, timer));
+        self.with(conn, |connection, gateway| connection.timer_timeout(gateway, timer));
     }
 
     pub fn received_messages(&self, conn: types::Conn, messages: Vec<types::Message>) {
         let messages: Vec<Message> = messages.into_iter().map(Message::from).collect();
-        self.with(conn, |handler, gateway| handler.on_received_messages(gateway, &messages));
+        self.with(conn, |connection, gateway| connection.received_messages(gateway, &messages));
     }
 
     pub fn closed(&self, conn: types::Conn, reason: types::CloseReason) {
         let mut by_id = self.by_id.borrow_mut();
         match by_id.binary_search_by_key(&conn, |(id, _)| *id) {
-            Ok(at) => by_id.remove(at).1.on_socket_closed(&mut Gateway(conn), &reason.into()),
+            Ok(at) => by_id.remove(at).1.closed(&mut Gateway(conn), &reason.into()),
             Err(_) => unannounced(conn),
         }
     }
+}
 
-    fn with(&self, conn: types::Conn, event: impl FnOnce(&mut H, &mut Gateway)) {
-        let mut by_id = self.by_id.borrow_mut();
-        let found = by_id.binary_search_by_key(&conn, |(id, _)| *id).ok();
-        match found.and_then(|at| by_id.get_mut(at)) {
-            Some((_, handler)) => event(handler, &mut Gateway(conn)),
-            None => unannounced(conn),
-        }
+impl<H: Migrate> Connections<H> {
+    pub fn snapshot(&self, conn: types::Conn) -> Option<State> {
+        let mut state = None;
+        self.with(conn, |connection, _| state = connection.snapshot());
+        state.map(|migrate::State { format, bytes }| State { format, bytes })
+    }
+
+    pub fn restore(&self, conn: types::Conn, info: types::ConnInfo, state: Option<State>) -> Result<(), String> {
+        self.hook();
+        let state = state.map(|State { format, bytes }| migrate::State { format, bytes });
+        self.insert(conn, Connection::restore(&mut Gateway(conn), &info.into(), state)?);
+        Ok(())
     }
 }
 

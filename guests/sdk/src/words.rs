@@ -64,6 +64,14 @@ pub struct ClientInfo<'a> {
     pub username: Option<&'a str>,
 }
 
+impl<'a> ClientInfo<'a> {
+    /// A client of which nothing but its id is known.
+    #[must_use]
+    pub const fn named(client_id: &'a str) -> Self {
+        Self { proto_name: "", proto_ver: "", client_id, username: None }
+    }
+}
+
 /// Quality of service, as in MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
@@ -180,6 +188,22 @@ pub enum CloseReason {
     Host,
     /// Anything else, in words.
     Error(String),
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Peer => "the peer closed",
+            Self::Handler => "the handler closed",
+            Self::KeepaliveTimeout => "the keepalive ran out",
+            Self::IdleTimeout => "the peer was idle",
+            Self::Replaced => "replaced by another connection of the same client",
+            Self::Kicked => "ended by the operator",
+            Self::Expired => "the authentication expired",
+            Self::Host => "the gateway is stopping",
+            Self::Error(words) => words,
+        })
+    }
 }
 
 /// How much a line in the gateway's log matters.

@@ -2,56 +2,37 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use std::ops::{Deref, DerefMut};
+
 use jt808::header::Header;
 use jt808::terminal::Terminal;
 use jt808::wire;
-use polygate_guest::scripted::Scripted;
-use polygate_guest::{CloseReason, ConnInfo, Handler, Message, Qos, Timer};
+use polygate_guest::scripted::{self, Scripted};
 use serde_json::Value;
 
 /// 013800138000, as a header of 2013 has it.
 pub const PHONE: [u8; 6] = [0x01, 0x38, 0x00, 0x13, 0x80, 0x00];
 
 /// The terminal's end of the connection.
-pub struct Device {
-    pub adapter: Scripted,
-    terminal: Option<Terminal>,
-}
+pub struct Device(scripted::Device<Terminal>);
 
 impl Device {
     pub fn new() -> Self {
         Self::with(Scripted::new())
     }
 
-    pub fn with(mut adapter: Scripted) -> Self {
-        let terminal = Terminal::on_socket_created(&mut adapter, &ConnInfo::default());
-        Self { adapter, terminal: Some(terminal) }
-    }
-
-    pub fn says(&mut self, bytes: &[u8]) {
-        self.terminal.as_mut().unwrap().on_received_bytes(&mut self.adapter, bytes);
-    }
-
-    pub fn is_silent(&mut self) {
-        self.terminal.as_mut().unwrap().on_timer_timeout(&mut self.adapter, Timer::Keepalive);
-    }
-
-    pub fn hangs_up(&mut self) {
-        self.terminal.take().unwrap().on_socket_closed(&mut self.adapter, &CloseReason::Peer);
+    pub fn with(adapter: Scripted) -> Self {
+        Self(scripted::Device::on(adapter))
     }
 
     /// Somebody publishes a command.
     pub fn is_told(&mut self, payload: &str) {
-        let message = Message {
-            node: "gw-1".into(),
-            id: "1".into(),
-            topic: "jt808/13800138000/command".into(),
-            payload: payload.as_bytes().to_vec(),
-            qos: Qos::AtLeastOnce,
-            sender: "dispatcher".into(),
-            timestamp_ms: 0,
-        };
-        self.terminal.as_mut().unwrap().on_received_messages(&mut self.adapter, &[message]);
+        self.0.is_told("jt808/13800138000/command", payload.as_bytes());
+    }
+
+    /// Its connection is with another version of the handler from now on.
+    pub fn swapped(self) -> Self {
+        Self(self.0.swapped().unwrap_or_else(|(_, refusal)| panic!("{refusal}")))
     }
 
     /// What was published below `jt808/<phone>/`, as JSON.
@@ -72,6 +53,20 @@ impl Device {
             (header.id, body.to_vec())
         };
         self.adapter.sends().into_iter().map(frame).collect()
+    }
+}
+
+impl Deref for Device {
+    type Target = scripted::Device<Terminal>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Device {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
     }
 }
 

@@ -2,24 +2,22 @@
 //!
 //! Each line is 1 KiB at the level "error", so that no filter stands between it and the log.
 
-use polygate_guest::{Adapter, ConnInfo, Handler, Level};
+use polygate_guest::{Adapter, ConnInfo, Handler, Level, Result};
 
 /// One connection.
 pub struct Babble;
 
 impl Handler for Babble {
-    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Self {
-        Self
+    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result {
         const WORD: &[u8] = b"babble";
         if bytes.windows(WORD.len()).any(|found| found == WORD) {
             babble(adapter);
         }
-        if let Err(refusal) = adapter.send(bytes) {
-            adapter.log(Level::Warn, &format!("cannot echo {} bytes: {refusal}", bytes.len()));
-        }
+        Ok(adapter.send(bytes)?)
     }
 }
 
@@ -35,16 +33,13 @@ polygate_guest::export!(Babble);
 
 #[cfg(test)]
 mod tests {
-    use polygate_guest::scripted::Scripted;
+    use polygate_guest::scripted::Device;
 
     use super::*;
 
     /// Without its word it is a plain echo.
     #[test]
     fn echoes() {
-        let mut adapter = Scripted::new();
-        let mut echo = Babble::on_socket_created(&mut adapter, &ConnInfo::default());
-        echo.on_received_bytes(&mut adapter, b"all is well");
-        assert_eq!(adapter.sent(), b"all is well");
+        assert_eq!(Device::<Babble>::connect().asks(b"all is well"), b"all is well");
     }
 }

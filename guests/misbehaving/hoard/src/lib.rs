@@ -3,24 +3,22 @@
 //! Every page is written to, so that it is really there. When the memory limit refuses more, Rust's allocator gives up
 //! with a trap.
 
-use polygate_guest::{Adapter, ConnInfo, Handler, Level};
+use polygate_guest::{Adapter, ConnInfo, Handler, Result};
 
 /// One connection.
 pub struct Hoard;
 
 impl Handler for Hoard {
-    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Self {
-        Self
+    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result {
         const WORD: &[u8] = b"hoard";
         if bytes.windows(WORD.len()).any(|found| found == WORD) {
             hoard();
         }
-        if let Err(refusal) = adapter.send(bytes) {
-            adapter.log(Level::Warn, &format!("cannot echo {} bytes: {refusal}", bytes.len()));
-        }
+        Ok(adapter.send(bytes)?)
     }
 }
 
@@ -36,16 +34,13 @@ polygate_guest::export!(Hoard);
 
 #[cfg(test)]
 mod tests {
-    use polygate_guest::scripted::Scripted;
+    use polygate_guest::scripted::Device;
 
     use super::*;
 
     /// Without its word it is a plain echo.
     #[test]
     fn echoes() {
-        let mut adapter = Scripted::new();
-        let mut echo = Hoard::on_socket_created(&mut adapter, &ConnInfo::default());
-        echo.on_received_bytes(&mut adapter, b"all is well");
-        assert_eq!(adapter.sent(), b"all is well");
+        assert_eq!(Device::<Hoard>::connect().asks(b"all is well"), b"all is well");
     }
 }

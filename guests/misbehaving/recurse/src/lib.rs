@@ -2,24 +2,22 @@
 //!
 //! The stack of a guest lies in its own memory, below its data: running over its end is an access out of bounds.
 
-use polygate_guest::{Adapter, ConnInfo, Handler, Level};
+use polygate_guest::{Adapter, ConnInfo, Handler, Result};
 
 /// One connection.
 pub struct Recurse;
 
 impl Handler for Recurse {
-    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Self {
-        Self
+    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
+        Ok(Self)
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result {
         const WORD: &[u8] = b"recurse";
         if bytes.windows(WORD.len()).any(|found| found == WORD) {
             core::hint::black_box(descend(bytes.len() as u64));
         }
-        if let Err(refusal) = adapter.send(bytes) {
-            adapter.log(Level::Warn, &format!("cannot echo {} bytes: {refusal}", bytes.len()));
-        }
+        Ok(adapter.send(bytes)?)
     }
 }
 
@@ -36,16 +34,13 @@ polygate_guest::export!(Recurse);
 
 #[cfg(test)]
 mod tests {
-    use polygate_guest::scripted::Scripted;
+    use polygate_guest::scripted::Device;
 
     use super::*;
 
     /// Without its word it is a plain echo.
     #[test]
     fn echoes() {
-        let mut adapter = Scripted::new();
-        let mut echo = Recurse::on_socket_created(&mut adapter, &ConnInfo::default());
-        echo.on_received_bytes(&mut adapter, b"all is well");
-        assert_eq!(adapter.sent(), b"all is well");
+        assert_eq!(Device::<Recurse>::connect().asks(b"all is well"), b"all is well");
     }
 }

@@ -7,7 +7,7 @@
 //! | `wild` | a read at the last address there is | a memory access out of bounds |
 //! | `close` | it traps in `on_socket_closed`, when the connection ends | a trap where nobody waits for an answer |
 
-use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level};
+use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Result};
 
 /// One connection.
 pub struct Trap {
@@ -15,11 +15,11 @@ pub struct Trap {
 }
 
 impl Handler for Trap {
-    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Self {
-        Self { on_close: false }
+    fn on_socket_created(_: &mut dyn Adapter, _: &ConnInfo) -> Result<Self> {
+        Ok(Self { on_close: false })
     }
 
-    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
+    fn on_received_bytes(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) -> Result {
         let told_to = |word: &[u8]| bytes.windows(word.len()).any(|found| found == word);
         if told_to(b"trap") {
             std::process::abort();
@@ -32,15 +32,14 @@ impl Handler for Trap {
             read_out_of_bounds();
         }
         self.on_close |= told_to(b"close");
-        if let Err(refusal) = adapter.send(bytes) {
-            adapter.log(Level::Warn, &format!("cannot echo {} bytes: {refusal}", bytes.len()));
-        }
+        Ok(adapter.send(bytes)?)
     }
 
-    fn on_socket_closed(self, _: &mut dyn Adapter, _: &CloseReason) {
+    fn on_socket_closed(self, _: &mut dyn Adapter, _: &CloseReason) -> Result {
         if self.on_close {
             std::process::abort();
         }
+        Ok(())
     }
 }
 
@@ -55,25 +54,22 @@ polygate_guest::export!(Trap);
 
 #[cfg(test)]
 mod tests {
-    use polygate_guest::scripted::Scripted;
+    use polygate_guest::scripted::Device;
 
     use super::*;
 
     /// Without its words it is a plain echo.
     #[test]
     fn echoes() {
-        let mut adapter = Scripted::new();
-        let mut trap = Trap::on_socket_created(&mut adapter, &ConnInfo::default());
-        trap.on_received_bytes(&mut adapter, b"tra p");
-        assert_eq!(adapter.sent(), b"tra p");
-        trap.on_socket_closed(&mut adapter, &CloseReason::Peer);
+        let mut device = Device::<Trap>::connect();
+        assert_eq!(device.asks(b"tra p"), b"tra p");
+        device.hangs_up();
     }
 
     /// A panic says what it was about.
     #[test]
     #[should_panic(expected = "told to panic by 5 bytes")]
     fn panics() {
-        let mut adapter = Scripted::new();
-        Trap::on_socket_created(&mut adapter, &ConnInfo::default()).on_received_bytes(&mut adapter, b"panic");
+        Device::<Trap>::connect().says(b"panic");
     }
 }
