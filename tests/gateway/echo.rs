@@ -12,6 +12,7 @@ use crate::harness::{GatewayUnderTest, Setup, guest};
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Guest,
+    JavaScript,
     Unary,
     Streaming,
     UnaryConnectionHandler,
@@ -23,6 +24,10 @@ async fn start(kind: Kind, configure: impl FnOnce(Setup) -> Setup) -> (GatewayUn
     let handler = match kind {
         Kind::Guest => {
             let gateway = configure(Setup::guest("echo")).start().await;
+            return (gateway, None);
+        }
+        Kind::JavaScript => {
+            let gateway = configure(Setup::guest("echo-js")).start().await;
             return (gateway, None);
         }
         Kind::Unary => ScriptedHandler::echo(Serves::Unary).await,
@@ -160,6 +165,7 @@ macro_rules! cases {
 
 cases! {
     guest => Guest,
+    guest_javascript => JavaScript,
     grpc_unary => Unary,
     grpc_streaming => Streaming,
     grpc_unary_connection_handler => UnaryConnectionHandler,

@@ -1,6 +1,7 @@
 //! What the tests of the gateway share: a real gateway on free ports, real handlers, real peers.
 
 pub mod certificates;
+pub mod conversations;
 pub mod echo_device;
 pub mod mqtt;
 pub mod peer;
@@ -24,9 +25,24 @@ use scripted_handler::ScriptedHandler;
 /// comes near it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A guest of guests/dist.
+/// A guest of guests/dist, or of guests/dist/large, where those are that are not committed.
 pub fn guest(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm")
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist");
+    let files = [&dist, &dist.join("large")].map(|folder| folder.join(name).with_extension("wasm"));
+    let found = files.into_iter().find(|file| file.exists());
+    found.unwrap_or_else(|| panic!("there is no guest {name:?} in {}; run guests/build", dist.display()))
+}
+
+/// What all tests keep together: compiled components, since a large one takes long.
+fn shared_dir() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// The right to compile a large guest: one test does it, and the others find it compiled.
+async fn compiling() -> std::fs::File {
+    let file = std::fs::File::create(shared_dir().join("compiling.lock")).unwrap();
+    let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
+    locked.unwrap().unwrap()
 }
 
 /// What a gateway under test is made from: text of a configuration file, so the tests go the user's way.
@@ -97,7 +113,7 @@ impl Setup {
         self
     }
 
-    /// Where compiled components are kept, instead of in a directory of its own.
+    /// Where compiled components are kept, instead of in the directory that the tests share.
     pub fn data_dir(mut self, key: &str) -> Self {
         self.data_dir = Some(key.to_owned());
         self
@@ -147,7 +163,7 @@ impl Setup {
     /// Starts it, or says why that is not possible.
     pub async fn try_start(self) -> Result<GatewayUnderTest, StartError> {
         let dir = tempfile::tempdir().unwrap();
-        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", dir.path().join("data")));
+        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", shared_dir().join("data")));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
              [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
@@ -164,7 +180,9 @@ impl Setup {
         );
         let (config, _) =
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        let compiling = if text.contains("guests/dist/large/") { Some(compiling().await) } else { None };
         let gateway = Gateway::start(config).await?;
+        drop(compiling);
         Ok(GatewayUnderTest { gateway: Some(gateway), _dir: dir })
     }
 }

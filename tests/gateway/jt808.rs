@@ -1,36 +1,15 @@
 //! The recorded JT/T 808 terminals of examples/, against the guest, with the messages seen over MQTT.
 
-use std::path::Path;
-use std::time::Duration;
-
-use polygate::conversation::play::witness::{self, Watch};
-use polygate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
-use polygate::conversation::{Action, Conversation};
+use polygate::conversation::Action;
 
 use crate::harness::Setup;
-
-fn recorded() -> Vec<Conversation> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/conversations/jt808");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    files.iter().map(|file| Conversation::read(file).unwrap()).collect()
-}
+use crate::harness::conversations::{play_all, recorded};
 
 /// Every terminal gets the recorded answers, and MQTT clients the recorded messages, byte for byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_terminals() {
     let gateway = Setup::guest("jt808").handler("settings = { auth_code = \"tour\" }").start().await;
-    let conversations = recorded();
-    let topics = Watch::Topics(witness::topics(&conversations));
-    let broker = BrokerUrl::from(gateway.broker());
-    let witness = Witness::connect(&broker, "", topics, Duration::from_secs(10)).await.unwrap();
-    let to = GatewayAddr::from(gateway.listener());
-    for conversation in &conversations {
-        let played = play(conversation, &to, Some(&witness), &Options::default(), |_| {}).await;
-        if let Err(error) = played {
-            panic!("{}: {error}", conversation.name());
-        }
-    }
+    play_all(&gateway, &recorded("jt808")).await;
 }
 
 /// Each frame that is a whole and valid 0x0200 or 0x0704 has given its positions: they are counted here by another,
@@ -39,7 +18,7 @@ async fn the_recorded_terminals() {
 fn every_position_is_published() {
     let mut positions_in_frames = 0;
     let mut positions_published = 0;
-    for conversation in recorded() {
+    for conversation in recorded("jt808") {
         for (_, step) in conversation.steps() {
             match &step.action {
                 Action::FromPeer(frame) => positions_in_frames += positions(frame),

@@ -14,4 +14,5 @@ mod jt808;
 mod observability;
 mod pubsub;
 mod tcp;
+mod teltonika;
 mod wasm_handler;
