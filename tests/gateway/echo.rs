@@ -13,6 +13,7 @@ use crate::harness::{GatewayUnderTest, Setup, guest};
 enum Kind {
     Guest,
     JavaScript,
+    Python,
     Unary,
     Streaming,
     UnaryConnectionHandler,
@@ -28,6 +29,10 @@ async fn start(kind: Kind, configure: impl FnOnce(Setup) -> Setup) -> (GatewayUn
         }
         Kind::JavaScript => {
             let gateway = configure(Setup::guest("echo-js")).start().await;
+            return (gateway, None);
+        }
+        Kind::Python => {
+            let gateway = configure(Setup::guest("echo-python")).start().await;
             return (gateway, None);
         }
         Kind::Unary => ScriptedHandler::echo(Serves::Unary).await,
@@ -166,6 +171,7 @@ macro_rules! cases {
 cases! {
     guest => Guest,
     guest_javascript => JavaScript,
+    guest_python => Python,
     grpc_unary => Unary,
     grpc_streaming => Streaming,
     grpc_unary_connection_handler => UnaryConnectionHandler,

@@ -11,6 +11,7 @@ mod harness;
 mod echo;
 mod grpc_handler;
 mod jt808;
+mod nmea;
 mod observability;
 mod pubsub;
 mod tcp;
