@@ -1,5 +1,5 @@
-//! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs, and lists the recorded
-//! conversations that `polygate demo` carries with it.
+//! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs, assembles the WASI stub of the guests,
+//! and lists the recorded conversations that `polygate demo` carries with it.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out_dir.join("exproto.bin"), descriptors.encode_to_vec())?;
     // Payloads as `Bytes`: a message is taken out of the HTTP/2 frame without a copy.
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    let wasi_stub = "src/handler/wasm/wasi_stub.wat";
+    println!("cargo:rerun-if-changed={wasi_stub}");
+    fs::write(out_dir.join("wasi_stub.wasm"), wat::parse_file(wasi_stub)?)?;
     fs::write(out_dir.join("demo_conversations.rs"), demo_conversations()?)?;
     Ok(())
 }

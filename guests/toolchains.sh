@@ -1,6 +1,8 @@
 # What guests/build and its parts in build.d/ share; sourced, never run.
 
-say() { printf 'guests/%s: %s\n' "$(realpath --relative-to="$guests" "$0")" "$*" >&2; }
+script=$(realpath "$0")
+
+say() { printf 'guests/%s: %s\n' "${script#"$guests/"}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 can_install() { [[ $(id -u) -eq 0 && -f /etc/debian_version ]] && command -v apt-get >/dev/null; }

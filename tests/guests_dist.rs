@@ -20,7 +20,7 @@ use wasmtime::{Config, Engine};
 #[test]
 fn components_are_not_stale() {
     let recorded = read("guests/dist/SOURCES.sha256");
-    let current: String = guests().iter().map(|(name, folder)| format!("{}  {name}.wasm\n", sources(folder))).collect();
+    let current: String = guests().iter().map(|guest| format!("{}  {}.wasm\n", sources(guest), guest.name)).collect();
     assert_eq!(recorded, current, "guests/dist was built from other sources; run guests/build and commit guests/dist");
 }
 
@@ -29,7 +29,7 @@ fn components_are_not_stale() {
 fn components_are_the_ones_that_were_built() {
     let recorded = read("guests/dist/SHA256SUMS");
     let current: String =
-        guests().iter().map(|(name, _)| format!("{}  {name}.wasm\n", sha256(&component(name)))).collect();
+        guests().iter().map(|Guest { name, .. }| format!("{}  {name}.wasm\n", sha256(&component(name)))).collect();
     assert_eq!(
         recorded, current,
         "guests/dist has a file that guests/build did not make; run it and commit guests/dist"
@@ -40,7 +40,7 @@ fn components_are_the_ones_that_were_built() {
 #[test]
 fn components_import_the_adapter_alone() {
     let engine = Engine::new(Config::new().concurrency_support(false)).unwrap();
-    for (name, _) in guests() {
+    for Guest { name, .. } in guests() {
         let component = Component::new(&engine, component(&name)).unwrap();
         let interfaces = component.component_type();
         let imports: Vec<_> = interfaces.imports(&engine).map(|(import, _)| import.to_owned()).collect();
@@ -50,23 +50,58 @@ fn components_import_the_adapter_alone() {
     }
 }
 
-/// Name and folder of every crate under guests/ that becomes a component, by name.
-fn guests() -> Vec<(String, PathBuf)> {
-    let folders = ["guests", "guests/misbehaving"].map(|parent| list(&root().join(parent))).concat();
-    let is_guest =
-        |folder: &PathBuf| fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("cdylib"));
-    let name = |folder: PathBuf| (folder.file_name().unwrap().to_str().unwrap().to_owned(), folder);
-    let mut guests: Vec<_> = folders.into_iter().filter(is_guest).map(name).collect();
+/// What becomes a component.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Guest {
+    name: String,
+    language: Language,
+    folder: PathBuf,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Language {
+    Rust,
+    C,
+}
+
+/// Every crate under guests/ that becomes a component, and every folder of guests/c with a handler, by name.
+fn guests() -> Vec<Guest> {
+    let file_name = |folder: &Path| folder.file_name().unwrap().to_str().unwrap().to_owned();
+    let in_rust = ["guests", "guests/misbehaving"].map(|parent| list(&root().join(parent))).concat();
+    let in_rust = in_rust
+        .into_iter()
+        .filter(|folder| fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains("cdylib")))
+        .map(|folder| Guest { name: file_name(&folder), language: Language::Rust, folder });
+    let in_c = list(&root().join("guests/c")).into_iter().filter(|folder| folder.join("handler.c").exists());
+    let in_c = in_c.map(|folder| {
+        let name = file_name(&folder);
+        let taken = root().join("guests").join(&name).exists();
+        Guest { name: if taken { format!("{name}-c") } else { name }, language: Language::C, folder }
+    });
+    let mut guests: Vec<_> = in_rust.chain(in_c).collect();
     guests.sort();
     guests
 }
 
 /// The digest of a guest's sources.
-fn sources(folder: &Path) -> String {
-    let (guests, sdk) = (root().join("guests"), root().join("guests/sdk"));
-    let mut files = vec![guests.join("Cargo.toml"), guests.join("Cargo.lock"), guests.join(".cargo/config.toml")];
-    files.extend([folder.join("Cargo.toml"), sdk.join("Cargo.toml")]);
-    files.extend([folder.join("src"), sdk.join("src"), root().join("wit")].iter().flat_map(|folder| walk(folder)));
+fn sources(Guest { language, folder, .. }: &Guest) -> String {
+    let guests = root().join("guests");
+    let mut files = Vec::new();
+    match language {
+        Language::Rust => {
+            files.extend(["Cargo.toml", "Cargo.lock", ".cargo/config.toml"].map(|file| guests.join(file)));
+            for folder in [folder, &guests.join("sdk")] {
+                files.push(folder.join("Cargo.toml"));
+                files.extend(walk(&folder.join("src")));
+            }
+        }
+        Language::C => {
+            files.extend([folder, &guests.join("c/sdk")].into_iter().flat_map(|folder| walk(folder)));
+            files.retain(|file| file.extension().is_some_and(|extension| extension == "c" || extension == "h"));
+            files.push(guests.join("build.d/c"));
+        }
+    }
+    files.extend(walk(&root().join("wit")));
     let line = |file: &PathBuf| {
         let path: Vec<_> = file.strip_prefix(root()).unwrap().iter().map(|part| part.to_str().unwrap()).collect();
         format!("{}\0{}\n", path.join("/"), sha256(&fs::read(file).unwrap()))

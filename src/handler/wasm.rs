@@ -17,6 +17,7 @@ use crate::telemetry::InstanceMetrics;
 use crate::wit::bindings::{ConnectionHandler, ConnectionHandlerPre};
 
 mod cache;
+mod component;
 mod guest;
 mod host;
 mod limits;
@@ -24,6 +25,7 @@ mod log;
 mod wasi;
 
 pub use cache::CacheError;
+pub use component::ComponentError;
 pub use guest::Guest;
 
 use guest::GuestState;
@@ -37,7 +39,7 @@ const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
 pub struct Options {
     /// The handler's name in the configuration, in logs and metrics.
     pub name: Arc<str>,
-    /// A component, or a core module that carries component metadata.
+    /// A component, or a core module with component metadata or with the interface's exports.
     pub component: PathBuf,
     /// Linear memory of one instance, in bytes.
     pub memory_bytes_max: usize,
@@ -61,14 +63,14 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The file is a core module that cannot be made a component.
-    #[error("handler {handler:?}: {path:?} is a core module without usable component metadata: {why}")]
+    #[error("handler {handler:?}: cannot make a component of {path:?}")]
     NotAComponent {
         /// The handler.
         handler: Arc<str>,
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        why: String,
+        source: ComponentError,
     },
     /// The component could not be compiled.
     #[error("handler {handler:?}: {path:?} could not be compiled: {why}")]
@@ -182,10 +184,10 @@ impl Host {
             path: path.clone(),
             source,
         })?;
-        let encoded = to_component(file).map_err(|why| LoadError::NotAComponent {
+        let encoded = component::from_file(file).map_err(|source| LoadError::NotAComponent {
             handler: Arc::clone(&handler),
             path: path.clone(),
-            why,
+            source,
         })?;
         let component = self.cache.compiled(&self.engine, &encoded).map_err(|error| match error {
             cache::CompileError::Compile(error) => {
@@ -226,20 +228,6 @@ impl Host {
             exports: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
         })
     }
-}
-
-/// A core module becomes a component; a component stays as it is.
-fn to_component(file: Vec<u8>) -> Result<Vec<u8>, String> {
-    // Bytes 4 to 7 of a module are the version 1; a component has another there (Binary.md of the component model).
-    let is_core_module = file.starts_with(b"\0asm\x01\0\0\0");
-    if !is_core_module {
-        return Ok(file);
-    }
-    wit_component::ComponentEncoder::default()
-        .validate(true)
-        .module(&file)
-        .and_then(|encoder| encoder.encode())
-        .map_err(|error| format!("{error:#}"))
 }
 
 /// A loaded guest, shared by all its connections; cheap to clone.
@@ -320,9 +308,9 @@ mod tests {
     fn what_is_no_guest_is_refused() {
         let text = |bytes: &[u8]| load(bytes).unwrap_err().to_string();
         assert!(text(b"not wasm").contains("could not be compiled"), "{}", text(b"not wasm"));
-        let empty_module = b"\0asm\x01\0\0\0";
-        let refusal = text(empty_module);
-        assert!(refusal.contains("does not export polygate:handler/handler@0.1.0; it exports nothing"), "{refusal}");
+        let empty_module = load(b"\0asm\x01\0\0\0").unwrap_err();
+        let cause = std::error::Error::source(&empty_module).unwrap().to_string();
+        assert!(cause.contains("it exports nothing"), "{cause}");
         let empty_component = b"\0asm\x0d\0\x01\0";
         assert!(text(empty_component).contains("it exports nothing"), "{}", text(empty_component));
     }

@@ -11,9 +11,8 @@ use crate::harness::{GatewayUnderTest, Setup, guest};
 /// The kinds of handler that speak the echo protocol.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Guest,
-    JavaScript,
-    Python,
+    /// A component of guests/dist.
+    Guest(&'static str),
     Unary,
     Streaming,
     UnaryConnectionHandler,
@@ -23,16 +22,8 @@ enum Kind {
 /// A gateway whose handler is of this kind, and the handler if it is a server.
 async fn start(kind: Kind, configure: impl FnOnce(Setup) -> Setup) -> (GatewayUnderTest, Option<ScriptedHandler>) {
     let handler = match kind {
-        Kind::Guest => {
-            let gateway = configure(Setup::guest("echo")).start().await;
-            return (gateway, None);
-        }
-        Kind::JavaScript => {
-            let gateway = configure(Setup::guest("echo-js")).start().await;
-            return (gateway, None);
-        }
-        Kind::Python => {
-            let gateway = configure(Setup::guest("echo-python")).start().await;
+        Kind::Guest(file) => {
+            let gateway = configure(Setup::guest(file)).start().await;
             return (gateway, None);
         }
         Kind::Unary => ScriptedHandler::echo(Serves::Unary).await,
@@ -153,11 +144,11 @@ async fn lifecycle(kind: Kind) {
 }
 
 macro_rules! cases {
-    ($($kind:ident => $variant:ident),*) => {
+    ($($kind:ident => $value:expr),* $(,)?) => {
         $(mod $kind {
             use super::Kind;
 
-            cases!(@case Kind::$variant; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
+            cases!(@case $value; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
         })*
     };
     (@case $kind:expr; $($case:ident)*) => {
@@ -169,13 +160,15 @@ macro_rules! cases {
 }
 
 cases! {
-    guest => Guest,
-    guest_javascript => JavaScript,
-    guest_python => Python,
-    grpc_unary => Unary,
-    grpc_streaming => Streaming,
-    grpc_unary_connection_handler => UnaryConnectionHandler,
-    grpc_https => Https
+    guest => Kind::Guest("echo"),
+    guest_c => Kind::Guest("echo-c"),
+    guest_go => Kind::Guest("large/echo-go"),
+    guest_js => Kind::Guest("large/echo-js"),
+    guest_python => Kind::Guest("large/echo-python"),
+    grpc_unary => Kind::Unary,
+    grpc_streaming => Kind::Streaming,
+    grpc_unary_connection_handler => Kind::UnaryConnectionHandler,
+    grpc_https => Kind::Https,
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

@@ -8,7 +8,9 @@ pub mod peer;
 pub mod scripted_handler;
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,24 +27,29 @@ use scripted_handler::ScriptedHandler;
 /// comes near it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A guest of guests/dist, or of guests/dist/large, where those are that are not committed.
+/// A guest of guests/dist; those under `large/` are not committed.
 pub fn guest(name: &str) -> PathBuf {
-    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist");
-    let files = [&dist, &dist.join("large")].map(|folder| folder.join(name).with_extension("wasm"));
-    let found = files.into_iter().find(|file| file.exists());
-    found.unwrap_or_else(|| panic!("there is no guest {name:?} in {}; run guests/build", dist.display()))
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm");
+    assert!(file.exists(), "{file:?} is missing; run guests/build");
+    file
 }
 
-/// What all tests keep together: compiled components, since a large one takes long.
-fn shared_dir() -> &'static Path {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
+/// A directory for the gateway's data in which every test finds the components that another has compiled: the large
+/// guests take seconds.
+fn data_dir(of_test: &Path) -> PathBuf {
+    let data_dir = of_test.join("data");
+    let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("components");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&shared).unwrap();
+    std::fs::create_dir(&data_dir).unwrap();
+    std::os::unix::fs::symlink(shared, data_dir.join("components")).unwrap();
+    data_dir
 }
 
-/// The right to compile a large guest: one test does it, and the others find it compiled.
-async fn compiling() -> std::fs::File {
-    let file = std::fs::File::create(shared_dir().join("compiling.lock")).unwrap();
-    let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
-    locked.unwrap().unwrap()
+/// Keeps the other tests, also those in other processes, from compiling the same large guest at the same time.
+fn one_compiles() -> File {
+    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("components.lock")).unwrap();
+    tokio::task::block_in_place(|| lock.lock()).unwrap();
+    lock
 }
 
 /// What a gateway under test is made from: text of a configuration file, so the tests go the user's way.
@@ -113,7 +120,7 @@ impl Setup {
         self
     }
 
-    /// Where compiled components are kept, instead of in the directory that the tests share.
+    /// Where compiled components are kept, instead of in a directory of its own.
     pub fn data_dir(mut self, key: &str) -> Self {
         self.data_dir = Some(key.to_owned());
         self
@@ -163,7 +170,7 @@ impl Setup {
     /// Starts it, or says why that is not possible.
     pub async fn try_start(self) -> Result<GatewayUnderTest, StartError> {
         let dir = tempfile::tempdir().unwrap();
-        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", shared_dir().join("data")));
+        let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", data_dir(dir.path())));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
              [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
@@ -180,9 +187,8 @@ impl Setup {
         );
         let (config, _) =
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
-        let compiling = if text.contains("guests/dist/large/") { Some(compiling().await) } else { None };
+        let _lock = text.contains("/large/").then(one_compiles);
         let gateway = Gateway::start(config).await?;
-        drop(compiling);
         Ok(GatewayUnderTest { gateway: Some(gateway), _dir: dir })
     }
 }

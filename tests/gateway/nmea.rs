@@ -12,7 +12,7 @@ const SENTENCE: &str = "$GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,23039
 /// Every receiver gets the answers, and MQTT clients the messages, that the conversations say.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_written_receivers() {
-    let gateway = Setup::guest("nmea").start().await;
+    let gateway = Setup::guest("large/nmea").start().await;
     play_all(&gateway, &recorded("nmea")).await;
 }
 
@@ -49,7 +49,7 @@ fn every_good_sentence_is_published() {
 /// However the stream is cut, the position arrives.
 #[tokio::test(flavor = "multi_thread")]
 async fn sentences_are_cut_anywhere() {
-    let gateway = Setup::guest("nmea").start().await;
+    let gateway = Setup::guest("large/nmea").start().await;
     let mut client = MqttClient::connect(gateway.broker(), "app").await;
     client.subscribe("nmea/+/position").await;
     let stream = format!("LOGIN boat\r\n{SENTENCE}");
@@ -66,7 +66,7 @@ async fn sentences_are_cut_anywhere() {
 /// Sentences of other kinds arrive field by field, if the settings want them.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_kinds() {
-    let gateway = Setup::guest("nmea").handler("settings = { others = \"publish\" }").start().await;
+    let gateway = Setup::guest("large/nmea").handler("settings = { others = \"publish\" }").start().await;
     let mut client = MqttClient::connect(gateway.broker(), "app").await;
     client.subscribe("nmea/boat/sentence").await;
     let mut receiver = gateway.connect().await;
@@ -79,24 +79,30 @@ async fn other_kinds() {
 /// A receiver with the wrong password is told so; one with the right one is let in, and its password is its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password() {
-    let gateway = Setup::guest("nmea")
-        .auth("allow_anonymous = false\n[[auth.users]]\nusername = \"boat\"\npassword = \"tide\"\n")
+    use argon2::{Argon2, CustomizedPasswordHasher, Params, PasswordHash};
+
+    let cheap = Params::new(8, 1, 1, None).unwrap();
+    let hash: PasswordHash =
+        Argon2::default().hash_password_customized(b"secret", b"salt salt salt s", None, Some(19), cheap).unwrap();
+    let hash = hash.to_string();
+    let gateway = Setup::guest("large/nmea")
+        .auth(&format!("allow_anonymous = false\n[[auth.users]]\nusername = \"boat\"\npassword_hash = {hash:?}\n"))
         .start()
         .await;
-    for login in ["LOGIN boat\r\n", "LOGIN boat ebb\r\n", "LOGIN ship tide\r\n"] {
+    for login in ["LOGIN boat\r\n", "LOGIN boat ebb\r\n", "LOGIN ship secret\r\n"] {
         let mut receiver = gateway.connect().await;
         receiver.send(login).await;
         assert_eq!(receiver.receive_to_end().await, b"ERR permission-denied\r\n");
     }
     let mut receiver = gateway.connect().await;
-    receiver.send("LOGIN boat tide\r\n").await;
+    receiver.send("LOGIN boat secret\r\n").await;
     receiver.expect("OK\r\n").await;
 }
 
 /// A line may have 256 bytes, and not one more, whether its end has come or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_longest_line() {
-    let gateway = Setup::guest("nmea").start().await;
+    let gateway = Setup::guest("large/nmea").start().await;
     let mut receiver = login(&gateway).await;
     receiver.send(format!("{}\r\n", "x".repeat(256))).await;
     receiver.send(format!("{}\r\n", "x".repeat(257))).await;
@@ -107,7 +113,7 @@ async fn the_longest_line() {
 /// A receiver that is silent is ended, with the keepalive that the settings say.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_receiver() {
-    let gateway = Setup::guest("nmea").handler("settings = { keepalive_s = \"1\" }").start().await;
+    let gateway = Setup::guest("large/nmea").handler("settings = { keepalive_s = \"1\" }").start().await;
     login(&gateway).await.expect_closed().await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"keepalive_expired\"}", 1.0).await;
 }

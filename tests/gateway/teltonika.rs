@@ -12,7 +12,7 @@ const LOGIN: &[u8] = b"\x00\x0f350000000000001";
 /// Every tracker gets the recorded answers, and MQTT clients the recorded messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_trackers() {
-    let gateway = Setup::guest("teltonika").start().await;
+    let gateway = Setup::guest("large/teltonika").start().await;
     play_all(&gateway, &recorded("teltonika")).await;
 }
 
@@ -76,7 +76,7 @@ fn every_element_has_its_value() {
 /// However a login and a packet are cut in two, the answers are the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn packets_are_cut_anywhere() {
-    let gateway = Setup::guest("teltonika").start().await;
+    let gateway = Setup::guest("large/teltonika").start().await;
     let stream = [LOGIN, b"\xff", &one_record(), b"\xff\xff", &one_record()].concat();
     for cut in 0..=stream.len() {
         let mut tracker = gateway.connect().await;
@@ -96,7 +96,7 @@ async fn packets_are_cut_anywhere() {
 /// What is no login ends the connection without an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_login() {
-    let gateway = Setup::guest("teltonika").start().await;
+    let gateway = Setup::guest("large/teltonika").start().await;
     for login in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\0\x10", b"\0\x0e", b"\0\x0f35000000000000x", &[0; 17]] {
         let mut tracker = gateway.connect().await;
         tracker.send(login).await;
@@ -107,7 +107,7 @@ async fn what_is_no_login() {
 /// A tracker that the gateway does not let in is told so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login() {
-    let gateway = Setup::guest("teltonika").auth("allow_anonymous = false\n").start().await;
+    let gateway = Setup::guest("large/teltonika").auth("allow_anonymous = false\n").start().await;
     let mut tracker = gateway.connect().await;
     tracker.send([LOGIN, &one_record()].concat()).await;
     assert_eq!(tracker.receive_to_end().await, b"\0");
@@ -116,7 +116,7 @@ async fn a_refused_login() {
 /// A packet that cannot be one ends the connection as soon as that is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_packet() {
-    let gateway = Setup::guest("teltonika").start().await;
+    let gateway = Setup::guest("large/teltonika").start().await;
     let mut wrong_crc = one_record();
     *wrong_crc.last_mut().unwrap() ^= 1;
     let wrong_count = packet(&[0x08, 1, 2]);
@@ -130,7 +130,7 @@ async fn what_is_no_packet() {
 /// The largest packet is taken; it is of no known codec, so it is passed on, and acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_packet() {
-    let gateway = Setup::guest("teltonika").start().await;
+    let gateway = Setup::guest("large/teltonika").start().await;
     let mut tracker = login(&gateway).await;
     let mut data = vec![0; 8192];
     (data[0], data[1], data[8191]) = (0x42, 7, 7);
@@ -142,7 +142,7 @@ async fn the_largest_packet() {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_are_refused_are_not_acknowledged() {
     let rule = "[[auth.rules]]\neffect = \"deny\"\naction = \"publish\"\ntopics = [\"teltonika/#\"]\n";
-    let gateway = Setup::guest("teltonika").auth(&format!("allow_anonymous = true\n{rule}")).start().await;
+    let gateway = Setup::guest("large/teltonika").auth(&format!("allow_anonymous = true\n{rule}")).start().await;
     let mut tracker = login(&gateway).await;
     tracker.send(one_record()).await;
     tracker.expect(b"\0\0\0\0").await;
@@ -151,7 +151,7 @@ async fn records_that_are_refused_are_not_acknowledged() {
 /// A tracker that is silent is ended, with the keepalive that the settings say.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_tracker() {
-    let gateway = Setup::guest("teltonika").handler("settings = { keepalive_s = \"1\" }").start().await;
+    let gateway = Setup::guest("large/teltonika").handler("settings = { keepalive_s = \"1\" }").start().await;
     login(&gateway).await.expect_closed().await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"keepalive_expired\"}", 1.0).await;
 }

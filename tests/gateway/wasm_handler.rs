@@ -193,10 +193,16 @@ async fn a_component_is_compiled_once() {
     }
 }
 
-/// A device whose JSON is cut anywhere, or comes with the next object, gets the same answers.
+/// A device whose JSON is cut anywhere, or comes with the next object, gets the same answers, in whatever language.
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_are_cut_anywhere() {
-    let gateway = Setup::guest("echo").start().await;
+    for guest in ["echo", "echo-c", "large/echo-go", "large/echo-js", "large/echo-python"] {
+        objects_cut_anywhere(guest).await;
+    }
+}
+
+async fn objects_cut_anywhere(guest: &str) {
+    let gateway = Setup::guest(guest).start().await;
     let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
     let objects = format!(
         "{}{}",
@@ -208,7 +214,7 @@ async fn objects_are_cut_anywhere() {
         device.peer().send(head).await;
         tokio::task::yield_now().await;
         device.peer().send(tail).await;
-        assert_eq!(device.receive().await, json!({"type": 4, "code": 0}), "cut at {cut}");
-        assert_eq!(device.receive().await, json!({"type": 6, "code": 0}), "cut at {cut}");
+        assert_eq!(device.receive().await, json!({"type": 4, "code": 0}), "{guest} cut at {cut}");
+        assert_eq!(device.receive().await, json!({"type": 6, "code": 0}), "{guest} cut at {cut}");
     }
 }

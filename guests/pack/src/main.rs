@@ -1,7 +1,7 @@
 //! Turns the built guests into components, and tells whether those under `dist/` are stale. `../build` runs it.
 //!
 //! Owns the folder that it writes, which is `dist/` unless another is asked for: the components, `SOURCES.sha256` (which sources each was built from, see [`sources`]) and
-//! `SHA256SUMS` (what `sha256sum -c` wants). Never builds: that is cargo's work, and finds its result under `target/`.
+//! `SHA256SUMS` (what `sha256sum -c` wants). Never builds: that is the compilers' work, and finds their results under `target/`.
 
 mod component;
 mod sources;
@@ -33,15 +33,16 @@ fn run() -> Result<()> {
     }
 }
 
-/// Makes a component of each guest that cargo has built, in a directory that is made when it is absent.
+/// Makes a component of each guest that a compiler has built, in a directory that is made when it is absent.
 fn write(guests: &Path, out: &Path) -> Result<()> {
-    let built = guests.join("target/wasm32-unknown-unknown/release");
     fs::create_dir_all(out).with_context(|| format!("making the directory {}", out.display()))?;
+    let wit = guests.parent().context("expected a repository around the workspace")?.join("wit/handler.wit");
     let (mut digests, mut sums) = (String::new(), String::new());
     for guest in sources::guests(guests)? {
         let file = format!("{}.wasm", guest.name);
-        let module = fs::read(built.join(&file)).with_context(|| format!("reading {file}, which cargo builds"))?;
-        let component = component::from_module(&module).with_context(|| format!("making a component of {file}"))?;
+        let built = guests.join(guest.language.built()).join(&file);
+        let module = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        let component = component::from_module(&module, guest.language, &wit).with_context(|| format!("making a component of {file}"))?;
         keep(out, &file, &component)?;
         digests += &format!("{}  {file}\n", sources::digest(guests, &guest)?);
         sums += &format!("{}  {file}\n", sources::sha256(&component));

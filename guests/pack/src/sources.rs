@@ -1,11 +1,15 @@
 //! Which sources a component is made of, as one digest that is easy to compute again.
 //!
-//! A guest is a folder of the workspace, or of `misbehaving/`, whose `Cargo.toml` asks for a `cdylib`. Its sources are
+//! A guest in Rust is a folder of the workspace, or of `misbehaving/`, whose `Cargo.toml` asks for a `cdylib`. Its sources
+//! are
 //!
 //! - its own `Cargo.toml` and everything under its `src/`,
 //! - the same of `sdk`,
 //! - the workspace's `Cargo.toml`, `Cargo.lock` and `.cargo/config.toml`,
 //! - everything under `wit/` at the top of the repository.
+//!
+//! A guest in C is a folder of `c/` with a `handler.c`. Its sources are the files in it whose names end in `.c` or `.h`, the
+//! same of `c/sdk`, `build.d/c`, and everything under `wit/`.
 //!
 //! The digest is the SHA-256, in hexadecimal, of one line for each file: its path from the top of the repository with `/`
 //! between the parts, a zero byte, the SHA-256 of its contents in hexadecimal, a line feed. The lines are sorted by bytes.
@@ -16,14 +20,33 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// A crate that becomes a component.
+/// What becomes a component.
 pub(crate) struct Guest {
-    /// The component's name, which is its folder's.
+    /// The component's name: its folder's, with `-c` where a guest in Rust has the name already.
     pub(crate) name: String,
+    /// What it is written in.
+    pub(crate) language: Language,
     folder: PathBuf,
 }
 
-/// All guests of the workspace, by name.
+/// The languages whose guests are committed.
+#[derive(Clone, Copy)]
+pub(crate) enum Language {
+    Rust,
+    C,
+}
+
+impl Language {
+    /// Where its compiler leaves core modules, in the workspace.
+    pub(crate) fn built(self) -> &'static str {
+        match self {
+            Self::Rust => "target/wasm32-unknown-unknown/release",
+            Self::C => "target/c",
+        }
+    }
+}
+
+/// All guests that are committed, by name.
 pub(crate) fn guests(workspace: &Path) -> Result<Vec<Guest>> {
     let mut guests = Vec::new();
     for parent in [workspace.to_owned(), workspace.join("misbehaving")] {
@@ -31,8 +54,17 @@ pub(crate) fn guests(workspace: &Path) -> Result<Vec<Guest>> {
             let folder = entry?.path();
             let Ok(manifest) = fs::read_to_string(folder.join("Cargo.toml")) else { continue };
             if let (true, Some(name)) = (manifest.contains("cdylib"), folder.file_name()) {
-                guests.push(Guest { name: name.to_string_lossy().into_owned(), folder });
+                guests.push(Guest { name: name.to_string_lossy().into_owned(), language: Language::Rust, folder });
             }
+        }
+    }
+    for entry in fs::read_dir(workspace.join("c")).context("reading c/")? {
+        let folder = entry?.path();
+        if let (true, Some(name)) = (folder.join("handler.c").exists(), folder.file_name()) {
+            let name = name.to_string_lossy();
+            let taken = workspace.join(&*name).exists();
+            let name = if taken { format!("{name}-c") } else { name.into_owned() };
+            guests.push(Guest { name, language: Language::C, folder });
         }
     }
     guests.sort_by(|one, other| one.name.cmp(&other.name));
@@ -42,11 +74,21 @@ pub(crate) fn guests(workspace: &Path) -> Result<Vec<Guest>> {
 /// The digest of a guest's sources.
 pub(crate) fn digest(workspace: &Path, guest: &Guest) -> Result<String> {
     let repository = workspace.parent().context("expected a repository around the workspace")?;
-    let mut files =
-        vec![workspace.join("Cargo.toml"), workspace.join("Cargo.lock"), workspace.join(".cargo/config.toml")];
-    for folder in [&guest.folder, &workspace.join("sdk")] {
-        files.push(folder.join("Cargo.toml"));
-        walk(&folder.join("src"), &mut files)?;
+    let mut files = Vec::new();
+    match guest.language {
+        Language::Rust => {
+            files.extend(["Cargo.toml", "Cargo.lock", ".cargo/config.toml"].map(|file| workspace.join(file)));
+            for folder in [&guest.folder, &workspace.join("sdk")] {
+                files.push(folder.join("Cargo.toml"));
+                walk(&folder.join("src"), &mut files)?;
+            }
+        }
+        Language::C => {
+            walk(&guest.folder, &mut files)?;
+            walk(&workspace.join("c/sdk"), &mut files)?;
+            files.retain(|file| file.extension().is_some_and(|extension| extension == "c" || extension == "h"));
+            files.push(workspace.join("build.d/c"));
+        }
     }
     walk(&repository.join("wit"), &mut files)?;
     let mut lines = files

@@ -1,0 +1,3 @@
+module polygate
+
+go 1.24
