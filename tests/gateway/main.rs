@@ -16,4 +16,5 @@ mod observability;
 mod pubsub;
 mod tcp;
 mod teltonika;
+mod templates;
 mod wasm_handler;

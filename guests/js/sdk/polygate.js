@@ -323,7 +323,10 @@ export function setting(name) {
   return adapter.setting(name) ?? undefined;
 }
 
-/** Milliseconds since the Unix epoch. `Date.now()` cannot be used: it stands still at the component's build. */
+/**
+ * Milliseconds since the Unix epoch. `Date.now()`, and `new Date()` without an argument, end the connection as a failure of
+ * the handler.
+ */
 export function nowMs() {
   return adapter.nowMs();
 }

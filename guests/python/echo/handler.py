@@ -63,7 +63,7 @@ class Echo(polygate.Handler):
     def _on_object(self, found: bytes) -> None:
         try:
             request = json.loads(found)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             log("warn", f"expected JSON in UTF-8: {error}")
             return
         connection = self.connection

@@ -8,11 +8,13 @@
 
     Handler = polygate.serve(Echo)
 
-Standard input and output, files, sockets, the clock and the random generator of Python do not work in a guest, or are part
-of its start-up snapshot and the same for every connection: use log, now_ms and random.
+What is printed goes to the gateway's log. Nothing else of the outside world is there: to open a file or a socket, or to ask
+Python for the time, ends the connection as a failure of the handler (use now_ms); Python's random numbers are part of the
+component's start-up snapshot, and so the same for every connection (use random).
 """
 
-import traceback
+import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -163,9 +165,18 @@ def _told(event: Callable[[], T]) -> T:
     """An exception ends the connection as a failure of the handler; the gateway cannot see what it was, so it is logged."""
     try:
         return event()
-    except Exception:
-        log("error", traceback.format_exc())
+    except Exception as error:
+        log("error", "\n".join([f"{type(error).__name__}: {error}", *_places(error)]))
         raise
+
+
+def _places(error: Exception) -> Iterator[str]:
+    """Where it came from, innermost last. The module traceback would look for the sources, and there are no files."""
+    frame = error.__traceback__
+    while frame:
+        code = frame.tb_frame.f_code
+        yield f"    in {code.co_qualname} ({code.co_filename}:{frame.tb_lineno})"
+        frame = frame.tb_next
 
 
 def serve(handler: Callable[[Connection], Handler]) -> type:
@@ -244,6 +255,30 @@ def random(length: int) -> bytes:
 def log(level: str, text: str) -> None:
     """A line in the gateway's log, with the connection's id beside it. Levels: trace, debug, info, warn, error."""
     adapter.log(types.Level[level.upper()], text)
+
+
+# What is printed without an end of line is logged when it is so long.
+_LINE_MAX = 4096
+
+
+class _Printed(io.TextIOBase):
+    """Takes what is printed, and logs it line by line."""
+
+    def __init__(self, level: str) -> None:
+        self._level = level
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *whole, self._line = (self._line + text).split("\n")
+        if len(self._line) > _LINE_MAX:
+            whole.append(self._line)
+            self._line = ""
+        for line in whole:
+            log(self._level, line)
+        return len(text)
+
+
+sys.stdout, sys.stderr = _Printed("info"), _Printed("warn")
 
 
 class LineTooLong(Exception):

@@ -1,0 +1,68 @@
+//! What `polygate guest new` writes works as it is: every template is built as a user would build it.
+
+use std::path::Path;
+
+use polygate::conversation::Conversation;
+
+use crate::harness::Setup;
+use crate::harness::conversations::play_all;
+
+/// The folder in guests/templates, and what guests/build makes of it.
+const TEMPLATES: [(&str, &str); 2] = [("js", "large/template-js"), ("python", "large/template-python")];
+
+/// The conversation that each template brings along.
+#[tokio::test(flavor = "multi_thread")]
+async fn its_conversation() {
+    for (folder, guest) in TEMPLATES {
+        let file = format!("guests/templates/{folder}/conversations/hello.conversation");
+        let conversation = Conversation::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let gateway = Setup::guest(guest).start().await;
+        play_all(&gateway, &[conversation]).await;
+    }
+}
+
+/// However the lines are cut, the answers are the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_cut_anywhere() {
+    for (_, guest) in TEMPLATES {
+        let gateway = Setup::guest(guest).start().await;
+        let stream = "HELLO device-1\n21.5\n22\n";
+        for cut in 0..=stream.len() {
+            let mut device = gateway.connect().await;
+            device.send(&stream[..cut]).await;
+            tokio::task::yield_now().await;
+            device.send(&stream[cut..]).await;
+            device.expect("OK\nOK\nOK\n").await;
+        }
+    }
+}
+
+/// A device that does not say who it is, or is not let in, is told why, and nothing that it says afterwards counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_hello() {
+    for (_, guest) in TEMPLATES {
+        let gateway = Setup::guest(guest).start().await;
+        for line in ["21.5", "HELLO", "HELLO ", "HELLO a b", ""] {
+            let mut device = gateway.connect().await;
+            device.send(format!("{line}\nHELLO device-1\n")).await;
+            assert_eq!(device.receive_to_end().await, b"ERR bad-params\n", "{guest}: {line:?}");
+        }
+        let gateway = Setup::guest(guest).auth("allow_anonymous = false\n").start().await;
+        let mut device = gateway.connect().await;
+        device.send("HELLO device-1\n21.5\n").await;
+        assert_eq!(device.receive_to_end().await, b"ERR permission-denied\n", "{guest}");
+    }
+}
+
+/// A line may have 1,024 bytes, and not one more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_line() {
+    for (_, guest) in TEMPLATES {
+        let gateway = Setup::guest(guest).start().await;
+        let mut device = gateway.connect().await;
+        device.send(format!("HELLO device-1\n{}\n", "x".repeat(1024))).await;
+        device.expect("OK\nOK\n").await;
+        device.send("x".repeat(1025)).await;
+        device.expect_closed().await;
+    }
+}
