@@ -22,9 +22,10 @@ pub use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///
-/// Never reused while the process lives. The upper 32 bits are drawn at start, so an id that a handler
-/// kept from an earlier life of the gateway, or took from another gateway, is unknown here instead of
-/// meaning somebody else. Shown and sent as 16 lower-case hexadecimal digits.
+/// Never reused while the process lives. The first one is drawn at start, so an id that a handler kept from an
+/// earlier life of the gateway, or took from another gateway, is most likely unknown here instead of meaning
+/// somebody else. Below 2^53, because that is where the numbers of guests in JavaScript become inexact. Shown and
+/// sent as 16 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(u64);
 
@@ -66,14 +67,14 @@ impl fmt::Debug for ConnId {
 pub struct ConnIds(AtomicU64);
 
 impl ConnIds {
-    /// Starts at a random epoch.
+    /// Starts at a random number below 2^52, which leaves as many again to be handed out.
     ///
     /// # Errors
     ///
     /// The operating system's random generator failed.
     pub fn new() -> Result<Self, getrandom::Error> {
-        let epoch = u64::from(getrandom::u32()?);
-        Ok(Self(AtomicU64::new(epoch << 32)))
+        let first = getrandom::u64()? >> 12;
+        Ok(Self(AtomicU64::new(first)))
     }
 
     /// The next id.
@@ -345,6 +346,15 @@ mod tests {
         assert_eq!(ConnId::parse(&first.to_string()), Some(first));
         for text in ["", "0", "00000000000000001", "000000000000000G", "00000000000000AB", "+000000000000001"] {
             assert_eq!(ConnId::parse(text), None, "{text:?}");
+        }
+    }
+
+    /// A guest whose only numbers are floating-point ones sees every id as it is.
+    #[test]
+    fn conn_ids_are_exact_as_floating_point_numbers() {
+        for _ in 0..100 {
+            let id = ConnIds::new().unwrap().next();
+            assert!(id.to_u64() < 1 << 53, "{id}");
         }
     }
 }

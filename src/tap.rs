@@ -5,8 +5,8 @@
 //! counter for each event.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -67,7 +67,8 @@ struct Waits {
 #[derive(Debug)]
 pub struct Watching {
     pieces: mpsc::Receiver<String>,
-    waits: Arc<Waits>,
+    /// Not owned: it holds the other end of the pieces, which end with the connection.
+    waits: Weak<Waits>,
     taps: Taps,
 }
 
@@ -93,19 +94,20 @@ impl Taps {
     pub fn watch(&self, whom: Whom) -> Result<Watching, TooMany> {
         let (pieces, received) = mpsc::channel(PIECES_MAX);
         let waits = Arc::new(Waits { whom, pieces, found: AtomicBool::new(false) });
+        let known = Arc::downgrade(&waits);
         let mut waiting = self.0.waiting.lock();
         if waiting.len() >= WAITING_MAX {
             return Err(TooMany);
         }
-        waiting.push(Arc::clone(&waits));
+        waiting.push(waits);
         self.0.count.store(waiting.len(), Ordering::Relaxed);
         drop(waiting);
-        Ok(Watching { pieces: received, waits, taps: self.clone() })
+        Ok(Watching { pieces: received, waits: known, taps: self.clone() })
     }
 
-    fn remove(&self, waits: &Arc<Waits>) {
+    fn remove(&self, waits: &Weak<Waits>) {
         let mut waiting = self.0.waiting.lock();
-        waiting.retain(|other| !Arc::ptr_eq(other, waits));
+        waiting.retain(|other| !std::ptr::eq(Arc::as_ptr(other), waits.as_ptr()));
         self.0.count.store(waiting.len(), Ordering::Relaxed);
     }
 
@@ -124,7 +126,7 @@ impl Taps {
         if waits.found.swap(true, Ordering::Relaxed) {
             return None;
         }
-        self.remove(&waits);
+        self.remove(&Arc::downgrade(&waits));
         let mut tap = Tap { pieces: waits.pieces.clone(), began: Instant::now(), left_out: 0 };
         tap.begin(who, is_new);
         Some(Box::new(tap))

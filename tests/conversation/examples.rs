@@ -1,14 +1,14 @@
 //! The conversations that people copy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use polygate::conversation::{Action, Conversation};
 
 fn examples() -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir("examples/conversations/jt808").unwrap() {
-        paths.push(entry.unwrap().path());
-    }
+    let list =
+        |folder: &Path| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let folders = list(Path::new("examples/conversations")).into_iter().filter(|path| path.is_dir());
+    let mut paths: Vec<PathBuf> = folders.flat_map(|folder| list(&folder)).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "conversation"));
     paths.sort();
     paths

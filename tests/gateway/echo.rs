@@ -163,6 +163,8 @@ cases! {
     guest => Kind::Guest("echo"),
     guest_c => Kind::Guest("echo-c"),
     guest_go => Kind::Guest("large/echo-go"),
+    guest_js => Kind::Guest("large/echo-js"),
+    guest_python => Kind::Guest("large/echo-python"),
     grpc_unary => Kind::Unary,
     grpc_streaming => Kind::Streaming,
     grpc_unary_connection_handler => Kind::UnaryConnectionHandler,

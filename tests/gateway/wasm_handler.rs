@@ -196,7 +196,7 @@ async fn a_component_is_compiled_once() {
 /// A device whose JSON is cut anywhere, or comes with the next object, gets the same answers, in whatever language.
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_are_cut_anywhere() {
-    for guest in ["echo", "echo-c", "large/echo-go"] {
+    for guest in ["echo", "echo-c", "large/echo-go", "large/echo-js", "large/echo-python"] {
         objects_cut_anywhere(guest).await;
     }
 }
