@@ -9,8 +9,10 @@ use crate::handler::chain;
 use crate::telemetry::{LogFormat, start_log};
 
 pub mod check;
+pub mod compile;
 pub mod completions;
 pub mod demo;
+pub mod handler;
 pub mod replay;
 pub mod serve;
 
@@ -53,12 +55,13 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
     Demo(demo::Args),
     Replay(replay::Args),
+    Handler(handler::Args),
+    Compile(compile::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -100,6 +103,8 @@ pub fn run() -> ExitCode {
                     error.exit_code()
                 }
             },
+            Command::Handler(args) => handler::run(args).await,
+            Command::Compile(args) => compile::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => completions::run_man(&args),
         }

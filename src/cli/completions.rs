@@ -41,7 +41,11 @@ pub fn run_man(args: &ManArgs) -> ExitCode {
         match command.find_subcommand(name) {
             Some(found) => command = found.clone(),
             None => {
-                let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+                let names: Vec<&str> = command
+                    .get_subcommands()
+                    .filter(|command| !command.is_hide_set())
+                    .map(clap::Command::get_name)
+                    .collect();
                 eprintln!("polygate: expected one of the commands {}, found {name:?}", names.join(", "));
                 return ExitCode::from(2);
             }

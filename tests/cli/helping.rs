@@ -2,9 +2,11 @@
 
 use crate::program::{run, run_into};
 
-/// The names of the subcommands, `help` not among them.
+/// The names of the subcommands that people use, `help` not among them.
 fn commands() -> Vec<String> {
-    polygate::cli::definition().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+    let definition = polygate::cli::definition();
+    let shown = definition.get_subcommands().filter(|command| !command.is_hide_set());
+    shown.map(|command| command.get_name().to_owned()).collect()
 }
 
 /// Every command's help begins with what it does and ends with an example of itself.
@@ -48,7 +50,10 @@ async fn wrong_usage() {
         (&["replay", "--to", "tcp://127.0.0.1:1"], "<CONVERSATION>..."),
         (&["replay", "x", "--to", "127.0.0.1:1"], "expected a gateway as tcp://host:port, found \"127.0.0.1:1\""),
         (&["completions", "tcsh"], "[possible values: bash, elvish, fish, powershell, zsh]"),
-        (&["man", "nope"], "polygate: expected one of the commands serve, check, demo, replay, completions, man, help"),
+        (
+            &["man", "nope"],
+            "polygate: expected one of the commands serve, check, demo, replay, handler, completions, man, help",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = run(arguments).await;

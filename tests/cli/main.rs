@@ -19,3 +19,4 @@ mod secrets;
 mod serving;
 mod starting;
 mod stopping;
+mod swapping;

@@ -106,6 +106,18 @@ impl Setup {
         self
     }
 
+    /// More keys of the admin port.
+    pub fn admin(mut self, keys: &str) -> Self {
+        self.text = self.text.replace("[admin]\n", &format!("[admin]\n{keys}\n"));
+        self
+    }
+
+    /// Another text, in the same directory.
+    pub fn with_text(mut self, text: String) -> Self {
+        self.text = text;
+        self
+    }
+
     /// Writes the configuration and gives its file.
     pub fn write(&self) -> String {
         let file = self.dir.path().join("polygate.toml");
@@ -206,6 +218,11 @@ impl Serving {
         self.port("started", "broker")
     }
 
+    /// Where operators ask.
+    pub fn admin(&self) -> SocketAddr {
+        self.port("started", "admin")
+    }
+
     /// Nobody reads the log from now on: its pipe is broken.
     pub async fn close_stderr(&mut self) {
         self.reading.abort();
@@ -249,6 +266,17 @@ impl Device {
         let mut bytes = vec![0; expected.len()];
         within("bytes from the gateway", self.0.read_exact(&mut bytes)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
+    }
+
+    /// The next line, without its end.
+    pub async fn line(&mut self) -> String {
+        let mut bytes = Vec::new();
+        loop {
+            match within("bytes from the gateway", self.0.read_u8()).await.unwrap() {
+                b'\n' => return String::from_utf8(bytes).unwrap(),
+                byte => bytes.push(byte),
+            }
+        }
     }
 
     /// The gateway ends the stream in order, without another byte.

@@ -56,7 +56,7 @@ pub enum Service {
 }
 
 /// Certificates for a handler on https.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientTls {
     /// The authorities that may have signed the handler's certificate, in PEM; the system's when absent.
     pub ca_pem: Option<Vec<u8>>,
@@ -111,6 +111,9 @@ pub(super) use method;
 /// One HTTP/2 connection to one server.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
+    handler: Arc<str>,
+    /// Opens connections of the channel's kind.
+    dial: tonic::transport::Endpoint,
     channel: Channel,
     service: Service,
     found: Arc<Found>,
@@ -176,7 +179,14 @@ impl Endpoint {
             }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Ok(Self { channel, service, found, calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) })
+        Ok(Self {
+            handler: Arc::clone(handler),
+            dial: endpoint,
+            channel,
+            service,
+            found,
+            calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)),
+        })
     }
 
     /// Makes one call and waits for its end.
@@ -191,11 +201,15 @@ impl Endpoint {
         answer.map_err(|status| failure::classify(&status))
     }
 
-    /// Connects, unless it is connected; calls nothing.
+    /// Opens a connection beside the channel's and closes it; calls nothing. The channel itself is always ready to take a
+    /// call, and finds out with the first one.
     pub(super) async fn reach(&self) -> Result<(), CallError> {
-        let mut client = Grpc::new(self.channel.clone());
-        let ready = client.ready().await;
-        ready.map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
+        let connector = tower::service_fn({
+            let (found, handler) = (Arc::clone(&self.found), Arc::clone(&self.handler));
+            move |url: Uri| connect(Arc::clone(&handler), Arc::clone(&found), url)
+        });
+        let connected = self.dial.connect_with_connector(connector).await;
+        connected.map(|_| ()).map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
     }
 
     /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did

@@ -98,6 +98,23 @@ impl Engines {
         Ok(Self { small, large })
     }
 
+    /// The same engines with hardly any room for instances: to compile with, where memory is bounded. Whether there is a
+    /// small engine is up to whoever runs what is compiled.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Engine`]: an engine cannot run here.
+    pub(super) fn to_compile(has_small: bool) -> Result<Self, HostError> {
+        let large = Class::new("large", &mut common(), Ceiling::of_this_system())?;
+        let small = if has_small {
+            let slabs = map(1).map_err(|error| HostError::Engine(error.to_string()))?;
+            Some(Class::new("small", &mut dense(slabs), Ceiling::new(1, Bound::Slots))?)
+        } else {
+            None
+        };
+        Ok(Self { small, large })
+    }
+
     /// Only the large engine, as where the other cannot be.
     #[cfg(test)]
     pub(super) fn without_small() -> Self {
