@@ -25,6 +25,7 @@ mod desk;
 mod engines;
 mod guest;
 mod host;
+mod inspect;
 mod instance;
 mod limits;
 mod log;
@@ -36,7 +37,8 @@ pub use cache::CacheError;
 pub use desk::Desk;
 pub use engines::Capacity;
 pub use guest::Guest;
-pub use instance::Snapshot;
+pub use inspect::{Form, Import, Inspection, Memory};
+pub use instance::{Snapshot, Usage};
 pub use limits::EventBudget;
 
 use component::ComponentError;
@@ -168,6 +170,14 @@ pub struct Host {
     engines: Engines,
     cache: cache::Cache,
     ticker: Arc<Ticker>,
+    metering: Metering,
+}
+
+/// Whether instances count what they execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Metering {
+    None,
+    Fuel,
 }
 
 impl std::fmt::Debug for Host {
@@ -183,10 +193,23 @@ impl Host {
     ///
     /// [`HostError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
-        let engines = Engines::start()?;
+        Self::with(Engines::start()?, cache_dir, Metering::None)
+    }
+
+    /// As [`Host::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
+    /// their speed: for measuring.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn start_metered(cache_dir: PathBuf) -> Result<Self, HostError> {
+        Self::with(Engines::start_metered()?, cache_dir, Metering::Fuel)
+    }
+
+    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, HostError> {
         let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
+        Ok(Self { engines, cache, ticker: Arc::new(ticker), metering })
     }
 
     /// How many instances may live at once.
@@ -245,7 +268,9 @@ impl Host {
             seats,
             log: HandlerLog::new(),
             metrics,
+            engine_name: class.name,
             ceiling: class.ceiling.clone(),
+            metering: self.metering,
             _ticker: Arc::clone(&self.ticker),
         })))
     }
@@ -293,7 +318,9 @@ struct Shared {
     /// What all its instances may say.
     log: HandlerLog,
     metrics: InstanceMetrics,
+    engine_name: &'static str,
     ceiling: Ceiling,
+    metering: Metering,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
 }
@@ -308,6 +335,11 @@ impl Handler {
     /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.0.options.name
+    }
+
+    /// The engine that it runs on: `small` or `large`.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine_name
     }
 
     /// Whether it can carry a connection's state over to another version.

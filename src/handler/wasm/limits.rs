@@ -176,6 +176,11 @@ impl MemoryLimit {
     pub(super) fn new(bytes_max: usize, metrics: InstanceMetrics) -> Self {
         Self { bytes_max, bytes: 0, table_elements: 0, exceeded: false, metrics }
     }
+
+    /// What the instance has.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for MemoryLimit {
