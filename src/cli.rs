@@ -11,6 +11,7 @@ use crate::telemetry::{LogFormat, start_log};
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod guest;
 pub mod replay;
 pub mod serve;
 
@@ -53,12 +54,12 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
     Demo(demo::Args),
     Replay(replay::Args),
+    Guest(guest::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -98,6 +99,13 @@ pub fn run() -> ExitCode {
                 Err(error) => {
                     eprintln!("polygate: {}", chain(&error));
                     error.exit_code()
+                }
+            },
+            Command::Guest(args) => match guest::run(args).await {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("polygate: {}", chain(&error));
+                    ExitCode::FAILURE
                 }
             },
             Command::Completions(args) => completions::run(&args),

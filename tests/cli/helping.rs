@@ -22,6 +22,19 @@ async fn every_command_has_an_example() {
     }
 }
 
+/// The commands for guests have help of their own, with examples, and pages.
+#[tokio::test]
+async fn commands_for_guests() {
+    for command in ["new", "check", "test", "bench"] {
+        let output = run(&["guest", command, "--help"]).await;
+        assert_eq!(output.code, Some(0));
+        assert!(output.stdout.contains(&format!("\n  polygate guest {command} ")), "{}", output.stdout);
+        let page = run(&["man", "guest", command]).await;
+        assert_eq!((page.code, &*page.stderr), (Some(0), ""));
+        assert!(page.stdout.contains(&format!(".TH polygate-guest-{command} 1")), "{}", page.stdout);
+    }
+}
+
 /// The first page says where to start and what exit codes mean.
 #[tokio::test]
 async fn the_first_page() {
@@ -48,7 +61,10 @@ async fn wrong_usage() {
         (&["replay", "--to", "tcp://127.0.0.1:1"], "<CONVERSATION>..."),
         (&["replay", "x", "--to", "127.0.0.1:1"], "expected a gateway as tcp://host:port, found \"127.0.0.1:1\""),
         (&["completions", "tcsh"], "[possible values: bash, elvish, fish, powershell, zsh]"),
-        (&["man", "nope"], "polygate: expected one of the commands serve, check, demo, replay, completions, man, help"),
+        (
+            &["man", "nope"],
+            "polygate: expected one of the commands serve, check, demo, replay, guest, completions, man, help",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = run(arguments).await;
