@@ -95,6 +95,15 @@ impl Guest {
         }
     }
 
+    /// Whether this connection's instance has little memory left, and a fresh one would have more. An instance that is shared is
+    /// not replaced: the others have their state in it too.
+    pub fn is_worn(&self) -> bool {
+        match &self.0 {
+            Kind::Own(instance) => instance.is_worn(),
+            Kind::Shared(_) => false,
+        }
+    }
+
     /// The connection has gone elsewhere: a shared instance is told, an own one ends.
     pub async fn leave(self) {
         match self.0 {

@@ -101,6 +101,8 @@ pub(super) struct Instance {
     failed: bool,
     /// Where the guest was when it failed.
     backtrace: Option<String>,
+    /// Its linear memory after the first call, in bytes.
+    born_bytes: usize,
 }
 
 struct Exports {
@@ -143,7 +145,7 @@ impl Instance {
         {
             tracing::error!(%error, "an engine that meters takes no fuel");
         }
-        Self { store, exports: None, failed: false, backtrace: None }
+        Self { store, exports: None, failed: false, backtrace: None, born_bytes: 0 }
     }
 
     /// What it has used so far.
@@ -165,6 +167,14 @@ impl Instance {
     /// Whether it must not be entered any more.
     pub(super) fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
+    /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
+    pub(super) fn is_worn(&self) -> bool {
+        let state = self.store.data();
+        let bytes = state.limit.bytes();
+        bytes >= state.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
     }
 
     /// From now on the instance speaks about this connection.
@@ -200,6 +210,9 @@ impl Instance {
             }
         };
         self.failed = result.is_err();
+        if self.born_bytes == 0 {
+            self.born_bytes = self.store.data().limit.bytes();
+        }
         // Nothing takes it away but this.
         let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
         (desk, result)

@@ -176,8 +176,10 @@ impl MemoryLimit {
     pub(super) fn new(bytes_max: usize, metrics: InstanceMetrics) -> Self {
         Self { bytes_max, bytes: 0, table_elements: 0, exceeded: false, metrics }
     }
+}
 
-    /// What the instance has.
+impl MemoryLimit {
+    /// Linear memory of the instance, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
