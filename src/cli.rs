@@ -12,6 +12,7 @@ pub mod check;
 pub mod compile;
 pub mod completions;
 pub mod demo;
+pub mod guest;
 pub mod handler;
 pub mod replay;
 pub mod serve;
@@ -60,6 +61,7 @@ enum Command {
     Check(check::Args),
     Demo(demo::Args),
     Replay(replay::Args),
+    Guest(guest::Args),
     Handler(handler::Args),
     Compile(compile::Args),
     Completions(completions::Args),
@@ -101,6 +103,13 @@ pub fn run() -> ExitCode {
                 Err(error) => {
                     eprintln!("polygate: {}", chain(&error));
                     error.exit_code()
+                }
+            },
+            Command::Guest(args) => match guest::run(args).await {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("polygate: {}", chain(&error));
+                    ExitCode::FAILURE
                 }
             },
             Command::Handler(args) => handler::run(args).await,

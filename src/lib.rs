@@ -7,7 +7,7 @@
 //!
 //! | floor | module | what it is |
 //! | --- | --- | --- |
-//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, completions and man |
+//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, guest, completions and man |
 //! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, drains |
 //! | 7 | [`config`] | checked settings, made of each module's own options; finds every fault at once |
 //! | 7 | [`admin`] | health and metrics over HTTP |
@@ -16,6 +16,7 @@
 //! | 6 | [`exproto::service`] | the gRPC `ConnectionAdapter` |
 //! | 5 | [`connection`] | the task that owns one connection: its queues, its deadlines, its end |
 //! | 5 | [`dispatch`] | listener to handlers |
+//! | 5 | [`rehearsal`] | conversations played against a guest in its real host, without a gateway |
 //! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
 //! | 4 | [`tap`] | watching one connection, as a conversation |
 //! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
@@ -40,6 +41,7 @@ pub mod serve;
 
 pub mod connection;
 pub mod dispatch;
+pub mod rehearsal;
 
 pub mod handler;
 pub mod tap;

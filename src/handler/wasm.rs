@@ -26,6 +26,7 @@ mod desk;
 mod engines;
 mod guest;
 mod host;
+mod inspect;
 mod instance;
 mod limits;
 mod log;
@@ -38,7 +39,8 @@ pub use cache::CacheError;
 pub use desk::Desk;
 pub use engines::Capacity;
 pub use guest::Guest;
-pub use instance::Snapshot;
+pub use inspect::{Form, Import, Inspection, Memory};
+pub use instance::{Snapshot, Usage};
 pub use limits::EventBudget;
 
 use component::ComponentError;
@@ -210,6 +212,14 @@ pub struct Host {
     engines: Engines,
     cache: cache::Cache,
     ticker: Arc<Ticker>,
+    metering: Metering,
+}
+
+/// Whether instances count what they execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Metering {
+    None,
+    Fuel,
 }
 
 impl std::fmt::Debug for Host {
@@ -225,10 +235,23 @@ impl Host {
     ///
     /// [`HostError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
-        let engines = Engines::start()?;
+        Self::with(Engines::start()?, cache_dir, Metering::None)
+    }
+
+    /// As [`Host::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
+    /// their speed: for measuring.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn start_metered(cache_dir: PathBuf) -> Result<Self, HostError> {
+        Self::with(Engines::start_metered()?, cache_dir, Metering::Fuel)
+    }
+
+    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, HostError> {
         let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
+        Ok(Self { engines, cache, ticker: Arc::new(ticker), metering })
     }
 
     /// Starts what it takes to compile components into the cache, and to look at them. It has hardly any room for instances;
@@ -238,10 +261,7 @@ impl Host {
     ///
     /// [`HostError`].
     pub fn start_compiler(cache_dir: PathBuf, has_small: bool) -> Result<Self, HostError> {
-        let engines = Engines::to_compile(has_small)?;
-        let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
-        let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
+        Self::with(Engines::to_compile(has_small)?, cache_dir, Metering::None)
     }
 
     /// The same host, which takes compiled components from the cache and compiles none.
@@ -311,7 +331,9 @@ impl Host {
             seats,
             log: HandlerLog::new(),
             metrics,
+            engine_name: class.name,
             ceiling: class.ceiling.clone(),
+            metering: self.metering,
             _ticker: Arc::clone(&self.ticker),
         })))
     }
@@ -354,7 +376,9 @@ struct Shared {
     /// What all its instances may say.
     log: HandlerLog,
     metrics: InstanceMetrics,
+    engine_name: &'static str,
     ceiling: Ceiling,
+    metering: Metering,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
 }
@@ -369,6 +393,11 @@ impl Handler {
     /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.0.options.name
+    }
+
+    /// The engine that it runs on: `small` or `large`.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine_name
     }
 
     /// Whether it can carry a connection's state over to another version.

@@ -24,6 +24,19 @@ async fn every_command_has_an_example() {
     }
 }
 
+/// The commands for guests have help of their own, with examples, and pages.
+#[tokio::test]
+async fn commands_for_guests() {
+    for command in ["new", "check", "test", "bench"] {
+        let output = run(&["guest", command, "--help"]).await;
+        assert_eq!(output.code, Some(0));
+        assert!(output.stdout.contains(&format!("\n  polygate guest {command} ")), "{}", output.stdout);
+        let page = run(&["man", "guest", command]).await;
+        assert_eq!((page.code, &*page.stderr), (Some(0), ""));
+        assert!(page.stdout.contains(&format!(".TH polygate-guest-{command} 1")), "{}", page.stdout);
+    }
+}
+
 /// The first page says where to start and what exit codes mean.
 #[tokio::test]
 async fn the_first_page() {
@@ -52,7 +65,7 @@ async fn wrong_usage() {
         (&["completions", "tcsh"], "[possible values: bash, elvish, fish, powershell, zsh]"),
         (
             &["man", "nope"],
-            "polygate: expected one of the commands serve, check, demo, replay, handler, completions, man, help",
+            "polygate: expected one of the commands serve, check, demo, replay, guest, handler, tap, completions, man, help",
         ),
     ];
     for (arguments, expected) in cases {

@@ -9,10 +9,12 @@
     reason = "a test that gets something else than it expects fails"
 )]
 
+mod fixture;
 mod program;
 
 mod checking;
 mod demo;
+mod guests;
 mod helping;
 mod replaying;
 mod secrets;

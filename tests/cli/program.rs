@@ -51,6 +51,13 @@ pub async fn run(arguments: &[&str]) -> Output {
     output(polygate(arguments)).await
 }
 
+/// Runs the program to its end, in a folder.
+pub async fn run_in(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = polygate(arguments);
+    command.current_dir(folder);
+    output(command).await
+}
+
 /// Runs the program to its end, with its results going to a file or device.
 pub async fn run_into(stdout: &str, arguments: &[&str]) -> Output {
     let mut command = polygate(arguments);

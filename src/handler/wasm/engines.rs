@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{Config, Engine};
+use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
 use super::HostError;
 use super::instance::GuestState;
@@ -115,6 +115,16 @@ impl Engines {
         Ok(Self { small, large })
     }
 
+    /// Only the large engine, with instances that count what they execute.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engines::start`].
+    pub(super) fn start_metered() -> Result<Self, HostError> {
+        let large = Class::new("large", common().consume_fuel(true), Ceiling::of_this_system())?;
+        Ok(Self { small: None, large })
+    }
+
     /// Only the large engine, as where the other cannot be.
     #[cfg(test)]
     pub(super) fn without_small() -> Self {
@@ -163,6 +173,8 @@ fn common() -> Config {
     // them doubles the cost of a call.
     config.concurrency_support(false);
     config.epoch_interruption(true);
+    // Files and lines in a failed guest's backtrace, if its file has them (DWARF); only such a guest pays for it.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     config
 }
 

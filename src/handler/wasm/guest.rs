@@ -1,7 +1,7 @@
 //! One connection's side of a guest.
 
 use super::desk::Desk;
-use super::instance::{Answer, Call, Instance, Snapshot};
+use super::instance::{Answer, Call, Instance, Snapshot, Usage};
 use super::shared::Member;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
@@ -76,6 +76,22 @@ impl Guest {
         match &mut self.0 {
             Kind::Own(instance) => instance.call(desk, call).await,
             Kind::Shared(member) => member.call(desk, call).await,
+        }
+    }
+
+    /// What its instance has used so far; nothing is known of a shared one.
+    pub fn usage(&self) -> Usage {
+        match &self.0 {
+            Kind::Own(instance) => instance.usage(),
+            Kind::Shared(_) => Usage::default(),
+        }
+    }
+
+    /// Where the guest was when it failed, a function a line, innermost first; with names where its file has them.
+    pub fn backtrace(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Own(instance) => instance.backtrace(),
+            Kind::Shared(_) => None,
         }
     }
 
