@@ -1,4 +1,5 @@
-//! The admin HTTP port: is the gateway alive, is it ready, its metrics, and the changes of its handlers.
+//! The admin HTTP port: is the gateway alive, is it ready, its metrics, the changes of its handlers, and what one
+//! connection does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,11 +15,14 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::conn::table::Table;
 use crate::drain::Drain;
 use crate::rollout::Rollouts;
+use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod api;
+mod tap;
 
 pub use api::COMPONENT_BYTES_MAX;
 
@@ -50,6 +54,8 @@ struct Shared {
     token: Option<SecretString>,
     rollouts: Rollouts,
     uploads: Arc<Semaphore>,
+    connections: Table,
+    taps: Taps,
 }
 
 /// Binds the address and serves it in a task that ends with `drain`; gives the bound address.
@@ -61,6 +67,7 @@ pub async fn serve(
     options: Options,
     telemetry: Telemetry,
     rollouts: Rollouts,
+    (connections, taps): (Table, Taps),
     drain: Drain,
 ) -> Result<SocketAddr, BindError> {
     let failed = |source| BindError { bind: options.bind, source };
@@ -72,6 +79,8 @@ pub async fn serve(
         token: options.token,
         rollouts,
         uploads: Arc::new(Semaphore::new(api::UPLOADS_MAX)),
+        connections,
+        taps,
     };
     let guarded = Router::new()
         .route("/metrics", get(metrics))

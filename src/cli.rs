@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::handler::chain;
 use crate::telemetry::{LogFormat, start_log};
 
+mod admin_client;
 pub mod check;
 pub mod compile;
 pub mod completions;
@@ -16,6 +17,7 @@ pub mod guest;
 pub mod handler;
 pub mod replay;
 pub mod serve;
+pub mod tap;
 
 /// One gate for every device protocol, in any language.
 ///
@@ -63,6 +65,7 @@ enum Command {
     Replay(replay::Args),
     Guest(guest::Args),
     Handler(handler::Args),
+    Tap(tap::Args),
     Compile(compile::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
@@ -113,6 +116,7 @@ pub fn run() -> ExitCode {
                 }
             },
             Command::Handler(args) => handler::run(args).await,
+            Command::Tap(args) => tap::run(args).await,
             Command::Compile(args) => compile::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => completions::run_man(&args),

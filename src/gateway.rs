@@ -192,7 +192,10 @@ impl Gateway {
                 None => None,
             };
             let admin = match admin {
-                Some(options) => Some(admin::serve(options, telemetry.clone(), rollouts.clone(), drain.clone()).await?),
+                Some(options) => {
+                    let watched = (table.clone(), taps.clone());
+                    Some(admin::serve(options, telemetry.clone(), rollouts.clone(), watched, drain.clone()).await?)
+                }
                 None => None,
             };
             Ok((adapter, admin))

@@ -35,17 +35,26 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/handlers/{name}/rollback", post(roll_back))
         .route("/api/v1/handlers/{name}/promote", post(promote))
         .route("/api/v1/handlers/{name}/abandon", post(abandon))
+        .merge(super::tap::routes())
         .route_layer(middleware::from_fn(refuse_other_sites))
 }
 
 /// What was asked for and not done.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     error: String,
 }
 
 impl Refusal {
-    fn bad(error: impl Into<String>) -> Self {
+    pub(super) fn not_found(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, error: error.into() }
+    }
+
+    pub(super) fn busy(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, error: error.into() }
+    }
+
+    pub(super) fn bad(error: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, error: error.into() }
     }
 }

@@ -12,9 +12,7 @@ use serde::Deserialize;
 use crate::handler::chain;
 use crate::rollout::{Done, HandlerStatus, Swap, VersionStatus};
 
-mod admin_client;
-
-use admin_client::{AdminUrl, Client, ClientError};
+use super::admin_client::{self, Client, ClientError};
 
 /// Lists and changes the handlers of a running gateway
 ///
@@ -25,12 +23,8 @@ use admin_client::{AdminUrl, Client, ClientError};
     after_help = "Examples:\n  polygate handler list\n  polygate handler swap jt808 jt808-new.wasm --swap canary:5%\n  polygate handler promote jt808\n  polygate handler rollback jt808"
 )]
 pub struct Args {
-    /// The admin port; plain HTTP, so over the network it belongs in a tunnel
-    #[arg(long, global = true, default_value = "http://127.0.0.1:9180", env = "POLYGATE_ADMIN", value_name = "URL")]
-    admin: AdminUrl,
-    /// A file with the admin token; without it, the environment variable POLYGATE_ADMIN_TOKEN, or none
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    gateway: admin_client::Args,
     /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -136,11 +130,7 @@ pub async fn run(args: Args) -> ExitCode {
 
 async fn answer(args: Args) -> Result<(), HandlerError> {
     let read = |path: PathBuf| std::fs::read(&path).map_err(|source| HandlerError::Read { path, source });
-    let token = match args.token_file {
-        Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim_end().to_owned()),
-        None => std::env::var("POLYGATE_ADMIN_TOKEN").ok(),
-    };
-    let client = Client::new(args.admin, token);
+    let client = Client::of(args.gateway)?;
     let text = match args.operation {
         Operation::List => {
             let answer = client.ask(Method::GET, "/api/v1/handlers", None).await?;
@@ -179,14 +169,7 @@ async fn change(client: &Client, name: &str, operation: &str, json: bool) -> Res
 
 /// The path of a handler. Names that need escaping are none of a handler.
 fn path(name: &str) -> String {
-    let escaped: String = name
-        .bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect();
-    format!("/api/v1/handlers/{escaped}")
+    format!("/api/v1/handlers/{}", admin_client::escaped(name))
 }
 
 fn query(swap: Option<Swap>) -> String {

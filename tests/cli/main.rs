@@ -22,3 +22,4 @@ mod serving;
 mod starting;
 mod stopping;
 mod swapping;
+mod tapping;
