@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tonic::client::Grpc;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
-use tonic::{Request, Status};
+use tonic::{Request, Status, transport};
 
 use super::codec::CallCodec;
 use super::failure;
@@ -112,6 +112,8 @@ pub(super) use method;
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     channel: Channel,
+    /// How the channel connects; a probe does it by itself, since a channel only says that it would.
+    dialled: transport::Endpoint,
     service: Service,
     found: Arc<Found>,
     calls: Arc<Semaphore>,
@@ -176,7 +178,8 @@ impl Endpoint {
             }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Ok(Self { channel, service, found, calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) })
+        let calls = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
+        Ok(Self { channel, dialled: endpoint, service, found, calls })
     }
 
     /// Makes one call and waits for its end.
@@ -191,11 +194,11 @@ impl Endpoint {
         answer.map_err(|status| failure::classify(&status))
     }
 
-    /// Connects, unless it is connected; calls nothing.
+    /// Connects once more, TLS included, and hangs up; calls nothing.
     pub(super) async fn reach(&self) -> Result<(), CallError> {
-        let mut client = Grpc::new(self.channel.clone());
-        let ready = client.ready().await;
-        ready.map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
+        let connector = tower::service_fn(|url: Uri| async move { dial(&url).await.map(TokioIo::new) });
+        let connected = self.dialled.connect_with_connector(connector).await;
+        connected.map(drop).map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
     }
 
     /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did
@@ -256,17 +259,19 @@ fn tls_config(tls: Option<&ClientTls>) -> ClientTlsConfig {
 }
 
 /// Connects to a url's host, which may be a name: all its addresses are tried.
-async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
+async fn dial(url: &Uri) -> io::Result<TcpStream> {
     let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-    let connected = async {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(PING_TIMEOUT);
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(stream)
-    };
-    match connected.await {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(PING_TIMEOUT);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
+}
+
+/// Connects for calls, and tells the operator when that changes.
+async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
+    match dial(&url).await {
         Ok(stream) => {
             found.unreachable.store(false, Ordering::Relaxed);
             tracing::info!(%handler, %url, "connected to the handler");
