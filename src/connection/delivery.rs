@@ -314,7 +314,11 @@ impl Connection {
                 self.renew();
                 false
             }
-            Attached::Grpc(remote) => !remote.turn_to_another(),
+            Attached::Grpc(remote) => {
+                // It may have been cut off behind an Authenticate of this event.
+                self.adapter.expect_again();
+                !remote.turn_to_another()
+            }
         }
     }
 

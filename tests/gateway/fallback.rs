@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use polygate::exproto::proto;
 use proto::ResultCode;
+use serde_json::json;
 use tokio::sync::Notify;
 use tonic::Status;
 
+use crate::harness::echo_device::EchoDevice;
 use crate::harness::mqtt::MqttClient;
 use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Calls, Event, ScriptedHandler, Serves, Transport};
@@ -384,6 +386,49 @@ async fn shared_instances_serve_many() {
         }
     }
     assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 3.0);
+}
+
+/// A server that is cut off after it has said who the device is says so again when the event comes again, and is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_was_cut_off_is_made_again() {
+    let cut_off = Arc::new(AtomicBool::new(true));
+    let handler = ScriptedHandler::start(Serves::Unary, {
+        let cut_off = Arc::clone(&cut_off);
+        move |callback, calls: Calls| {
+            let cut_off = Arc::clone(&cut_off);
+            async move {
+                if let Event::Bytes(_) = callback.event {
+                    calls.authenticate_ok(&callback.conn, "tracker-1").await;
+                    if cut_off.swap(false, Ordering::SeqCst) {
+                        return Err(Status::unavailable("going down"));
+                    }
+                    calls.send_ok(&callback.conn, "welcome").await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("login").await;
+    device.expect("welcome").await;
+    recovered(&gateway, "h", &[("unavailable", 1)], &[("hold", 1)]).await;
+}
+
+/// The same with a guest that serves many: a device may log in again at the instance that does not know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_at_the_next_shared_instance() {
+    let gateway = Setup::guest("echo").handler("isolation = { shared = 1 }\nmemory_max = \"1536KiB\"").start().await;
+    let mut device = EchoDevice::login(gateway.listener(), "tracker-1").await;
+    let mut culprit = gateway.connect().await;
+    // A request that takes more memory than there is.
+    culprit.send(format!("{{\"type\":3,\"payload\":\"{}\"}}", "x".repeat(1_000_000))).await;
+    gateway.metric_exceeds(&failures("h", "fault"), 0.0).await;
+
+    let login = json!({ "type": 1, "clientinfo": { "proto_name": "echo", "clientid": "tracker-1" } });
+    assert_eq!(device.ask(login).await, json!({ "type": 2, "code": 0 }));
 }
 
 /// A server that sends everything back.
