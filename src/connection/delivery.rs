@@ -87,6 +87,11 @@ impl Connection {
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
+        if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
+            // Its failure is counted, and there is nobody left to tell.
+            self.link().metrics.undelivered(event.name());
+            return;
+        }
         let mut recovery = self.recovery();
         let error = loop {
             let started = Instant::now();
@@ -152,7 +157,7 @@ impl Connection {
     fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {
         let link = self.link();
         link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
-        link.versions.report(self.membership.version(), result);
+        link.versions.report(self.membership.version(), event, result);
         if let Err(error) = result {
             link.metrics.failed(error.kind());
         }

@@ -272,6 +272,9 @@ async fn the_last_handler_is_the_end() {
     device.expect_closed().await;
     recovered(&gateway, "h", &[("fault", 2)], &[("renew", 1), ("give_up", 1)]).await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_failed\"}", 1.0).await;
+    let undelivered = "polygate_undelivered_events_total{listener=\"l\",handler=\"h\",event=\"on_socket_closed\"}";
+    gateway.metric_reaches(undelivered, 1.0).await;
+    assert_eq!(gateway.metric(&failures("h", "unavailable")), 0.0, "what had failed was not asked once more");
 }
 
 /// Who the device is, what it subscribed to and its keepalive stay with the connection. The next handler may say once more
@@ -429,6 +432,19 @@ async fn a_login_at_the_next_shared_instance() {
 
     let login = json!({ "type": 1, "clientinfo": { "proto_name": "echo", "clientid": "tracker-1" } });
     assert_eq!(device.ask(login).await, json!({ "type": 2, "code": 0 }));
+}
+
+/// A handler that fails with every event of every device is taken out, although it greets each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_does_not_make_a_handler_well() {
+    let gateway =
+        Setup::guest("trap").then_guest("next", "echo").handler("settings = { mode = \"raw\" }").start().await;
+    for _ in 0..3 {
+        let mut device = gateway.connect().await;
+        device.send("trap").await;
+        device.expect("trap").await;
+    }
+    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
 }
 
 /// A server that sends everything back.
