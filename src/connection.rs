@@ -29,7 +29,7 @@ mod waking;
 pub use state::{Phase, State, Timeouts};
 pub use waiting::Waiting;
 
-use ending::{hears_the_rest, linger};
+use ending::linger;
 use shadow::Shadow;
 use state::Due;
 use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
@@ -231,13 +231,8 @@ impl Connection {
             return reason;
         }
         loop {
-            if self.adapter.close_asked() {
-                self.state.close(CloseReason::HandlerAsked);
-            }
-            if let Phase::Closing(reason) = self.state.phase()
-                && !hears_the_rest(reason)
-            {
-                return reason.clone();
+            if let Some(reason) = self.ends_at_once() {
+                return reason;
             }
             if let Some(turn) = self.review.take() {
                 self.review(socket).await;

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::shadow::Compared;
 use super::waking::{Happening, Until};
-use super::{Connection, Phase, hears_the_rest};
+use super::{Connection, Output};
 use crate::adapter::{Entry, Journal};
 use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Next, Placement, Recovery};
@@ -41,7 +41,12 @@ impl Connection {
         // Whoever takes over must be told of the connection before anything else.
         let mut introduced = true;
         loop {
-            let next = recovery.handle_failure(Instant::now(), &error, self.spread());
+            let ends = self.ends_at_once();
+            let next = match ends {
+                // Nobody is to take over what ends in any case, and do once more what was done.
+                Some(_) => Next::GiveUp,
+                None => recovery.handle_failure(Instant::now(), &error, self.spread()),
+            };
             self.tell_failure(&event, &error, next);
             if let Some(tap) = &mut self.tap {
                 tap.gap(&format!("the handler failed ({}): {error}; next: {}", error.kind(), next.name()));
@@ -62,7 +67,7 @@ impl Connection {
                     recovery = self.recovery();
                     introduced = false;
                 }
-                Next::GiveUp => return Err(failed(&event, &error)),
+                Next::GiveUp => return Err(ends.unwrap_or_else(|| failed(&event, &error))),
             }
             let mut result = Ok(());
             if !introduced && !is_created {
@@ -295,13 +300,8 @@ impl Connection {
     {
         let mut pause = pin!(tokio::time::sleep_until(until.into()));
         loop {
-            if self.adapter.close_asked() {
-                self.state.close(CloseReason::HandlerAsked);
-            }
-            if let Phase::Closing(reason) = self.state.phase()
-                && !hears_the_rest(reason)
-            {
-                return Err(reason.clone());
+            if let Some(reason) = self.ends_at_once() {
+                return Err(reason);
             }
             tokio::select! {
                 () = &mut pause => return Ok(()),
@@ -377,7 +377,8 @@ impl Connection {
     {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
-            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
+            let is_to_end = self.output == Output::Open && self.ends_at_once().is_some();
+            let until = if is_to_end { Until::Flushed } else { Until::AnythingHappens };
             tokio::select! {
                 biased;
                 done = &mut call => return done,

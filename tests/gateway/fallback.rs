@@ -447,6 +447,29 @@ async fn a_greeting_does_not_make_a_handler_well() {
     assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
 }
 
+/// A handler that closes and then fails has closed: nobody takes over a connection that is to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_is_not_recovered_from() {
+    let closing = ScriptedHandler::start(Serves::Unary, |callback, calls: Calls| async move {
+        if let Event::Bytes(_) = callback.event {
+            let close = proto::CloseSocketRequest { conn: callback.conn };
+            assert_eq!(calls.close(close).await.code, 0);
+            return Err(Status::internal("broken"));
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&closing).then_guest("next", "trap").start().await;
+    closing.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    device.expect_closed().await;
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_asked\"}", 1.0).await;
+    for action in ["renew", "fall_back"] {
+        assert_eq!(gateway.metric(&recoveries("h", action)), 0.0, "{action}");
+    }
+}
+
 /// A server that sends everything back.
 async fn echo() -> ScriptedHandler {
     echo_at(0).await
