@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use polygate::exproto::proto;
 use proto::ResultCode;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
 use crate::harness::echo_device::EchoDevice;
@@ -445,6 +446,43 @@ async fn a_greeting_does_not_make_a_handler_well() {
         device.expect("trap").await;
     }
     assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+}
+
+/// What a server asked for before it lost the connection, and what nobody has looked at yet, is not done either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_handler_has_asked_for_is_refused() {
+    const FULL: usize = 12 << 20;
+    let (tell, mut told) = mpsc::channel(1);
+    let first = Arc::new(AtomicBool::new(true));
+    let broken = ScriptedHandler::start(Serves::Unary, move |callback, calls: Calls| {
+        let (tell, first) = (tell.clone(), Arc::clone(&first));
+        async move {
+            let Event::Bytes(_) = callback.event else { return Ok(()) };
+            if first.swap(false, Ordering::SeqCst) {
+                // The device does not read yet: what is asked for after this waits.
+                calls.send_ok(&callback.conn, vec![b'-'; FULL]).await;
+                let late = proto::SendBytesRequest { conn: callback.conn, bytes: "too late".into() };
+                let waits = calls.clone();
+                tokio::spawn(async move { tell.send(waits.send(late).await.code).await });
+            }
+            // By the same way, and answered without the connection.
+            let aside = proto::RawPublishRequest { topic: "aside".into(), qos: 0, payload: Bytes::new() };
+            assert_eq!(calls.raw_publish(aside).await.code, 0);
+            Err(Status::internal("broken"))
+        }
+    })
+    .await;
+    let mut next = echo().await;
+    let gateway = Setup::grpc(&broken).listener("outbound_max = \"4KiB\"").then_grpc("next", &next).start().await;
+    broken.use_adapter(gateway.adapter());
+    next.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    next.next_created().await;
+
+    assert!(device.receive(FULL).await.iter().all(|byte| *byte == b'-'));
+    device.expect("hello").await;
+    assert_eq!(told.recv().await, Some(i32::from(ResultCode::ConnProcessNotAlive)));
 }
 
 /// A handler that closes and then fails has closed: nobody takes over a connection that is to end.
