@@ -70,7 +70,7 @@ pub struct Adapter {
     close_asked: bool,
     ended: bool,
     client: Option<Box<Client>>,
-    /// Its handler is a new one, which does not know that the peer has proved who it is.
+    /// Its handler may not know that the peer has proved who it is.
     reintroduced: bool,
     /// Kept while somebody compares or watches what the handler does.
     journal: Option<Box<Journal>>,
@@ -188,6 +188,12 @@ impl Adapter {
     /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
     pub fn reintroduce(&mut self, handler_conn: ConnId) {
         self.handler_conn = handler_conn;
+        self.expect_again();
+    }
+
+    /// The handler may have lost what it knew of the connection, or gets an event again in which it may have
+    /// authenticated the peer: it may do so once more, as the client that the peer is already.
+    pub fn expect_again(&mut self) {
         self.reintroduced = true;
     }
 
@@ -259,7 +265,7 @@ impl Adapter {
     }
 
     /// Says who the peer is. A refusal may be retried; after a success, a second call is refused, unless it comes from
-    /// a handler that has taken the connection over and says the same.
+    /// a handler that has taken the connection over, or gets an event again, and says the same.
     ///
     /// # Errors
     ///
@@ -269,7 +275,8 @@ impl Adapter {
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(known) = &self.client {
-            if std::mem::take(&mut self.reintroduced) && known.info.client_id == client.client_id {
+            if self.reintroduced && known.info.client_id == client.client_id {
+                self.reintroduced = false;
                 return Ok(());
             }
             return Err(Refused::AlreadyAuthenticated { client_id: known.info.client_id.clone() });

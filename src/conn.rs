@@ -36,7 +36,7 @@ impl ConnId {
     }
 
     /// The connection that a guest means by this number; it may not exist.
-    pub fn from_u64(id: u64) -> Self {
+    pub const fn from_u64(id: u64) -> Self {
         Self(id)
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapter::{Adapter, Lent, Services};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
-use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Timer};
+use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
 use crate::handler::Attached;
 use crate::tap::{Tap, Taps};
@@ -29,7 +29,7 @@ mod waking;
 pub use state::{Phase, State, Timeouts};
 pub use waiting::Waiting;
 
-use ending::{hears_the_rest, linger};
+use ending::linger;
 use shadow::Shadow;
 use state::Due;
 use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
@@ -231,13 +231,8 @@ impl Connection {
             return reason;
         }
         loop {
-            if self.adapter.close_asked() {
-                self.state.close(CloseReason::HandlerAsked);
-            }
-            if let Phase::Closing(reason) = self.state.phase()
-                && !hears_the_rest(reason)
-            {
-                return reason.clone();
+            if let Some(reason) = self.ends_at_once() {
+                return reason;
             }
             if let Some(turn) = self.review.take() {
                 self.review(socket).await;
@@ -329,8 +324,12 @@ impl Connection {
 
     async fn handle_mail(&mut self, mail: Mail) {
         match mail {
-            Mail::Ask(command, reply) => {
-                let result = self.adapter.apply(command).await;
+            Mail::Ask(handler_conn, command, reply) => {
+                let result = if handler_conn == self.entered.handler_conn() {
+                    self.adapter.apply(command).await
+                } else {
+                    Err(Refused::Gone)
+                };
                 self.follow_timer();
                 self.show_asked();
                 if let Err(_unread) = reply.send(result) {

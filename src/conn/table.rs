@@ -26,8 +26,8 @@ const RESERVED_FOR_COMMANDS: usize = COMMAND_BYTES_MAX / COMMAND_BYTES_MIN + 16;
 /// What a connection finds in its mailbox.
 #[derive(Debug)]
 pub enum Mail {
-    /// A handler asks for something and waits for the answer.
-    Ask(Command, Reply),
+    /// A handler asks for something and waits for the answer. The id is the one by which it knows the connection.
+    Ask(ConnId, Command, Reply),
     /// A message for one of the connection's subscriptions.
     Deliver(Message),
     /// End the connection, in order: flush, tell the handler, close.
@@ -153,20 +153,21 @@ impl Mailbox {
     }
 
     /// Asks for something and waits until the connection has answered; before that, for room. Commands keep
-    /// the order in which they were asked.
+    /// the order in which they were asked. `handler_conn` is the id by which the handler knows the connection, which
+    /// may have another one when it is asked.
     ///
     /// # Errors
     ///
     /// [`Refused::Full`] when the mailbox is full, [`Refused::Gone`] when the connection ends first, else
     /// what the operation itself says.
-    pub async fn ask(&self, command: Command) -> Result<(), Refused> {
+    pub async fn ask(&self, handler_conn: ConnId, command: Command) -> Result<(), Refused> {
         let weight = command.weight().clamp(COMMAND_BYTES_MIN, COMMAND_BYTES_MAX);
         // Clamped to what fits into 32 bits; the semaphore is never closed.
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(weight as u32).await else {
             return Err(Refused::Gone);
         };
         let (answer, answered) = oneshot::channel();
-        match self.slots.try_send(Box::new(Mail::Ask(command, Reply { answer, _room: room }))) {
+        match self.slots.try_send(Box::new(Mail::Ask(handler_conn, command, Reply { answer, _room: room }))) {
             Ok(()) => answered.await.unwrap_or(Err(Refused::Gone)),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Refused::Gone),
             Err(mpsc::error::TrySendError::Full(_)) => Err(Refused::Full {
@@ -273,7 +274,8 @@ impl Entered {
     }
 
     /// From now on handlers know the connection by this id and no other. A handler that has lost it may still be at
-    /// work on an old event; what it asks for then is not for this connection any more.
+    /// work on an old event; what it asks for then, or has asked for and not been answered, is not for this connection
+    /// any more.
     pub fn rename(&mut self, handler_conn: ConnId) {
         let Some(mailbox) = self.table.get(self.conn) else {
             return;
@@ -310,6 +312,8 @@ mod tests {
 
     use super::*;
 
+    const CONN: ConnId = ConnId::from_u64(1);
+
     /// After a new name, handlers reach the connection by it alone; the operator's id stays; nothing is left behind.
     #[test]
     fn a_handler_that_lost_the_connection_does_not_reach_it() {
@@ -334,11 +338,11 @@ mod tests {
 
     fn mailbox() -> (Mailbox, Mails) {
         let bounds = MessageBounds { messages_max: 1, bytes_max: 1 };
-        Mailbox::new(ConnId::from_u64(1), bounds, Counter::default())
+        Mailbox::new(CONN, bounds, Counter::default())
     }
 
     fn answer(mail: Mail) {
-        let Mail::Ask(_, reply) = mail else { panic!("not a command") };
+        let Mail::Ask(_, _, reply) = mail else { panic!("not a command") };
         reply.send(Ok(())).unwrap();
     }
 
@@ -347,8 +351,11 @@ mod tests {
     async fn commands_are_bounded_by_their_bytes() {
         let (mailbox, mut mails) = mailbox();
         let large = || Command::Send(Bytes::from(vec![0; COMMAND_BYTES_MAX]));
-        let (mut first, mut second, mut third) =
-            (pin!(mailbox.ask(large())), pin!(mailbox.ask(Command::Close)), pin!(mailbox.ask(large())));
+        let (mut first, mut second, mut third) = (
+            pin!(mailbox.ask(CONN, large())),
+            pin!(mailbox.ask(CONN, Command::Close)),
+            pin!(mailbox.ask(CONN, large())),
+        );
         assert!(poll!(&mut first).is_pending());
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
@@ -369,7 +376,7 @@ mod tests {
     #[tokio::test]
     async fn many_small_commands_fit() {
         let (mailbox, mut mails) = mailbox();
-        let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(Command::Close)).collect();
+        let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(CONN, Command::Close)).collect();
         let (answers, ()) = tokio::join!(futures::future::join_all(asked), async {
             for _ in 0..1000 {
                 answer(*mails.recv().await.unwrap());

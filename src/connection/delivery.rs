@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::shadow::Compared;
 use super::waking::{Happening, Until};
-use super::{Connection, Phase, hears_the_rest};
+use super::{Connection, Output};
 use crate::adapter::{Entry, Journal};
 use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Next, Placement, Recovery};
@@ -42,7 +42,12 @@ impl Connection {
         // Whoever takes over must be told of the connection before anything else.
         let mut introduced = true;
         loop {
-            let next = recovery.handle_failure(Instant::now(), &error, self.spread());
+            let ends = self.ends_at_once();
+            let next = match ends {
+                // Nobody is to take over what ends in any case, and do once more what was done.
+                Some(_) => Next::GiveUp,
+                None => recovery.handle_failure(Instant::now(), &error, self.spread()),
+            };
             self.tell_failure(&event, &error, next);
             if let Some(tap) = &mut self.tap {
                 tap.gap(&format!("the handler failed ({}): {error}; next: {}", error.kind(), next.name()));
@@ -63,7 +68,7 @@ impl Connection {
                     recovery = self.recovery();
                     introduced = false;
                 }
-                Next::GiveUp => return Err(failed(&event, &error)),
+                Next::GiveUp => return Err(ends.unwrap_or_else(|| failed(&event, &error))),
             }
             let mut result = Ok(());
             if !introduced && !is_created {
@@ -88,6 +93,11 @@ impl Connection {
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
+        if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
+            // Its failure is counted, and there is nobody left to tell.
+            self.link().metrics.undelivered(event.name());
+            return;
+        }
         let mut recovery = self.recovery();
         let error = loop {
             let started = Instant::now();
@@ -105,8 +115,11 @@ impl Connection {
                     }
                 }
             };
-            self.observe(event, started, &result);
+            let link = self.link();
+            link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
+            // A failure counts as an event that nobody got: it does the device no harm any more.
             let Err(error) = result else {
+                link.versions.report(self.membership.version(), event, &Ok(()));
                 return;
             };
             match (recovery.handle_failure(Instant::now(), &error, self.spread()), &self.attached) {
@@ -153,7 +166,7 @@ impl Connection {
     fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {
         let link = self.link();
         link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
-        link.versions.report(self.membership.version(), result);
+        link.versions.report(self.membership.version(), event, result);
         if let Err(error) = result {
             link.metrics.failed(error.kind());
         }
@@ -291,13 +304,8 @@ impl Connection {
     {
         let mut pause = pin!(tokio::time::sleep_until(until.into()));
         loop {
-            if self.adapter.close_asked() {
-                self.state.close(CloseReason::HandlerAsked);
-            }
-            if let Phase::Closing(reason) = self.state.phase()
-                && !hears_the_rest(reason)
-            {
-                return Err(reason.clone());
+            if let Some(reason) = self.ends_at_once() {
+                return Err(reason);
             }
             tokio::select! {
                 () = &mut pause => return Ok(()),
@@ -315,7 +323,11 @@ impl Connection {
                 self.renew();
                 false
             }
-            Attached::Grpc(remote) => !remote.turn_to_another(),
+            Attached::Grpc(remote) => {
+                // It may have been cut off behind an Authenticate of this event.
+                self.adapter.expect_again();
+                !remote.turn_to_another()
+            }
         }
     }
 
@@ -369,7 +381,8 @@ impl Connection {
     {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
-            let until = if self.is_to_end_at_once() { Until::Flushed } else { Until::AnythingHappens };
+            let is_to_end = self.output == Output::Open && self.ends_at_once().is_some();
+            let until = if is_to_end { Until::Flushed } else { Until::AnythingHappens };
             tokio::select! {
                 biased;
                 done = &mut call => return done,

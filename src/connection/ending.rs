@@ -13,13 +13,16 @@ use crate::conn::{CloseReason, Event};
 const LINGER: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Whether the peer is to see the end although a callback still runs: it was asked for or forced, and
-    /// what was read before does not matter any more.
-    pub(super) fn is_to_end_at_once(&mut self) -> bool {
+    /// Why the connection ends although its handler has not had everything: the end was asked for or forced, and what
+    /// was read before does not matter any more.
+    pub(super) fn ends_at_once(&mut self) -> Option<CloseReason> {
         if self.adapter.close_asked() {
             self.state.close(CloseReason::HandlerAsked);
         }
-        self.output == Output::Open && matches!(self.state.phase(), Phase::Closing(reason) if !hears_the_rest(reason))
+        match self.state.phase() {
+            Phase::Closing(reason) if !hears_the_rest(reason) => Some(reason.clone()),
+            Phase::Open | Phase::Closing(_) => None,
+        }
     }
 
     /// Ends our side of the stream, once.

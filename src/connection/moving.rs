@@ -121,6 +121,7 @@ impl Connection {
             return Err(CallError::Unfit("the handler is not a guest".to_owned()));
         };
         let mut new = handler.attach(self.entered.handler_conn(), &self.info);
+        self.adapter.expect_again();
         let mark = self.adapter.mark();
         let (desk, snapshot) = old.snapshot(Desk::Live(self.adapter.lend())).await;
         let (desk, result) = match snapshot {

@@ -42,28 +42,54 @@ impl Health {
     /// An event was handled.
     pub(super) fn handled(&self, handler: &str) {
         if self.troubled.load(Ordering::Relaxed) {
-            let change = self.breaker.lock().handle_success();
-            self.troubled.store(false, Ordering::Relaxed);
-            self.tell(handler, change, None);
+            self.change(handler, None, |breaker| {
+                self.troubled.store(false, Ordering::Relaxed);
+                breaker.handle_success()
+            });
         }
     }
 
-    fn tell(&self, handler: &str, change: Change, error: Option<&CallError>) {
+    /// An event was not handled.
+    fn failed(&self, handler: &str, error: &CallError) -> Change {
+        self.change(handler, Some(error), |breaker| {
+            self.troubled.store(true, Ordering::Relaxed);
+            let now = Instant::now();
+            match error {
+                CallError::Unfit(_) => breaker.handle_unfit(now),
+                CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Fault(_) => breaker.handle_failure(now),
+            }
+        })
+    }
+
+    /// Lets the breaker have a report. What follows from it is seen before the next one comes: connections report from
+    /// many threads, and the last word must be the breaker's.
+    fn change(&self, handler: &str, error: Option<&CallError>, report: impl FnOnce(&mut Breaker) -> Change) -> Change {
+        let change = {
+            let mut breaker = self.breaker.lock();
+            let change = report(&mut breaker);
+            match change {
+                Change::None => {}
+                Change::Tripped => {
+                    self.open.store(true, Ordering::Relaxed);
+                    self.metrics.healthy.set(0);
+                    self.metrics.trips.inc();
+                }
+                Change::Recovered => {
+                    self.open.store(false, Ordering::Relaxed);
+                    self.metrics.healthy.set(1);
+                }
+            }
+            change
+        };
         match change {
             Change::None => {}
             Change::Tripped => {
-                self.open.store(true, Ordering::Relaxed);
-                self.metrics.healthy.set(0);
-                self.metrics.trips.inc();
                 let error = error.map(tracing::field::display);
                 tracing::error!(handler, error, "the handler keeps failing; new connections go to the next one");
             }
-            Change::Recovered => {
-                self.open.store(false, Ordering::Relaxed);
-                self.metrics.healthy.set(1);
-                tracing::info!(handler, "the handler gets new connections again");
-            }
+            Change::Recovered => tracing::info!(handler, "the handler gets new connections again"),
         }
+        change
     }
 }
 
@@ -71,16 +97,7 @@ impl Versions {
     /// An event was not handled. Trips the breaker when there are too many of these, and starts the probes.
     pub(super) fn failed(self: &Arc<Self>, error: &CallError) {
         let health = self.health();
-        let change = {
-            let mut breaker = health.breaker.lock();
-            health.troubled.store(true, Ordering::Relaxed);
-            let now = Instant::now();
-            match error {
-                CallError::Unfit(_) => breaker.handle_unfit(now),
-                CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Fault(_) => breaker.handle_failure(now),
-            }
-        };
-        health.tell(self.name(), change, Some(error));
+        let change = health.failed(self.name(), error);
         if change == Change::Tripped && !health.probing.swap(true, Ordering::Relaxed) {
             tokio::spawn(probe(Arc::downgrade(self)));
         }
@@ -107,10 +124,56 @@ async fn probe(versions: Weak<Versions>) {
         let active = versions.active();
         let result = active.handler().probe().await;
         let health = versions.health();
-        let change = health.breaker.lock().handle_probe(Instant::now(), result.is_ok());
+        health.change(versions.name(), result.as_ref().err(), |breaker| {
+            breaker.handle_probe(Instant::now(), result.is_ok())
+        });
         if let Err(error) = &result {
             tracing::debug!(handler = %versions.name(), "the handler is still unwell: {error}");
         }
-        health.tell(versions.name(), change, result.as_ref().err());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    /// Connections report from many threads. Whatever the order, new connections go where the breaker says, and as long
+    /// as it is open the next success is looked at.
+    #[test]
+    fn reports_at_the_same_time() {
+        const ROUNDS: usize = 50_000;
+        const REPORTS: usize = 3;
+        let health = Health::new(Telemetry::new().health(&"h".into()));
+        let error = CallError::Unfit("no".to_owned());
+        let at_once = Barrier::new(2);
+        let wrong = AtomicUsize::new(0);
+        let report = |fails_first: bool| {
+            for _ in 0..ROUNDS {
+                at_once.wait();
+                for report in 0..REPORTS {
+                    if (report % 2 == 0) == fails_first {
+                        health.failed("h", &error);
+                    } else {
+                        health.handled("h");
+                    }
+                }
+                if at_once.wait().is_leader() {
+                    let is_open = health.breaker.lock().is_open();
+                    let is_told = health.is_good() != is_open && health.metrics.healthy.get() == i64::from(!is_open);
+                    let is_looked_at = health.troubled.load(Ordering::Relaxed) || !is_open;
+                    wrong.fetch_add(usize::from(!is_told || !is_looked_at), Ordering::Relaxed);
+                }
+                at_once.wait();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| report(true));
+            scope.spawn(|| report(false));
+        });
+        assert_eq!(wrong.into_inner(), 0);
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::health::Health;
 use super::recovery::Policy;
-use crate::conn::ConnId;
+use crate::conn::{ConnId, Event};
 use crate::handler::{CallError, Handler};
 use crate::telemetry::{HealthMetrics, VersionMetrics};
 
@@ -366,11 +366,17 @@ impl Versions {
     }
 
     /// What came of an event at one of the versions.
-    pub fn report(self: &Arc<Self>, version: &Version, result: &Result<(), CallError>) {
+    ///
+    /// That a handler takes the beginning or the end of a connection shows no more than a probe does. One that fails
+    /// with everything in between would else never count as failing: each new connection begins well.
+    pub fn report(self: &Arc<Self>, version: &Version, event: &Event, result: &Result<(), CallError>) {
         version.count(result.is_ok());
-        match result {
-            Ok(()) => self.health.handled(&self.name),
-            Err(error) => self.failed(error),
+        match (result, event) {
+            (Err(error), _) => self.failed(error),
+            (Ok(()), Event::SocketCreated(_) | Event::SocketClosed(_)) => {}
+            (Ok(()), Event::ReceivedBytes(_) | Event::ReceivedMessages(_) | Event::TimerTimeout(_)) => {
+                self.health.handled(&self.name);
+            }
         }
     }
 }

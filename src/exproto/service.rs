@@ -147,7 +147,7 @@ impl Adapter {
             why: format!("expected 16 hexadecimal digits as the gateway gave them, got {:?}", beginning(conn)),
         })?;
         let mailbox = self.table.get_for_handler(id).ok_or(Refused::Gone)?;
-        mailbox.ask(command?).await
+        mailbox.ask(id, command?).await
     }
 
     fn answer(

@@ -218,3 +218,33 @@ impl Handler {
         self.0.endpoints.get(index).ok_or_else(|| CallError::Unavailable("the handler has no url".to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A probe finds out whether somebody listens, without a call.
+    #[tokio::test]
+    async fn a_probe_finds_a_server_that_is_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let handler = handler(listener.local_addr().unwrap().port());
+        handler.probe().await.unwrap();
+        drop(listener);
+        let away = handler.probe().await.unwrap_err();
+        assert_eq!(away.kind(), "unavailable", "{away}");
+    }
+
+    fn handler(port: u16) -> Handler {
+        Handler::new(Options {
+            name: "h".into(),
+            urls: vec![format!("http://127.0.0.1:{port}").parse().unwrap()],
+            service: Service::Auto,
+            call_timeout: Duration::from_secs(5),
+            channels: 1,
+            tls: None,
+        })
+        .unwrap()
+    }
+}

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use polygate::exproto::proto;
 use proto::ResultCode;
-use tokio::sync::Notify;
+use serde_json::json;
+use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
+use crate::harness::echo_device::EchoDevice;
 use crate::harness::mqtt::MqttClient;
 use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Calls, Event, ScriptedHandler, Serves, Transport};
@@ -270,6 +273,9 @@ async fn the_last_handler_is_the_end() {
     device.expect_closed().await;
     recovered(&gateway, "h", &[("fault", 2)], &[("renew", 1), ("give_up", 1)]).await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_failed\"}", 1.0).await;
+    let undelivered = "polygate_undelivered_events_total{listener=\"l\",handler=\"h\",event=\"on_socket_closed\"}";
+    gateway.metric_reaches(undelivered, 1.0).await;
+    assert_eq!(gateway.metric(&failures("h", "unavailable")), 0.0, "what had failed was not asked once more");
 }
 
 /// Who the device is, what it subscribed to and its keepalive stay with the connection. The next handler may say once more
@@ -398,6 +404,122 @@ async fn shared_instances_serve_many() {
         }
     }
     assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 3.0);
+}
+
+/// A server that is cut off after it has said who the device is says so again when the event comes again, and is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_was_cut_off_is_made_again() {
+    let cut_off = Arc::new(AtomicBool::new(true));
+    let handler = ScriptedHandler::start(Serves::Unary, {
+        let cut_off = Arc::clone(&cut_off);
+        move |callback, calls: Calls| {
+            let cut_off = Arc::clone(&cut_off);
+            async move {
+                if let Event::Bytes(_) = callback.event {
+                    calls.authenticate_ok(&callback.conn, "tracker-1").await;
+                    if cut_off.swap(false, Ordering::SeqCst) {
+                        return Err(Status::unavailable("going down"));
+                    }
+                    calls.send_ok(&callback.conn, "welcome").await;
+                }
+                Ok(())
+            }
+        }
+    })
+    .await;
+    let gateway = Setup::grpc(&handler).start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("login").await;
+    device.expect("welcome").await;
+    recovered(&gateway, "h", &[("unavailable", 1)], &[("hold", 1)]).await;
+}
+
+/// The same with a guest that serves many: a device may log in again at the instance that does not know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_at_the_next_shared_instance() {
+    let gateway = Setup::guest("echo").handler("isolation = { shared = 1 }\nmemory_max = \"1536KiB\"").start().await;
+    let mut device = EchoDevice::login(gateway.listener(), "tracker-1").await;
+    let mut culprit = gateway.connect().await;
+    // A request that takes more memory than there is.
+    culprit.send(format!("{{\"type\":3,\"payload\":\"{}\"}}", "x".repeat(1_000_000))).await;
+    gateway.metric_exceeds(&failures("h", "fault"), 0.0).await;
+
+    let login = json!({ "type": 1, "clientinfo": { "proto_name": "echo", "clientid": "tracker-1" } });
+    assert_eq!(device.ask(login).await, json!({ "type": 2, "code": 0 }));
+}
+
+/// A handler that fails with every event of every device is taken out, although it greets each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_does_not_make_a_handler_well() {
+    let gateway =
+        Setup::guest("trap").then_guest("next", "echo").handler("settings = { mode = \"raw\" }").start().await;
+    for _ in 0..3 {
+        let mut device = gateway.connect().await;
+        device.send("trap").await;
+        device.expect("trap").await;
+    }
+    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+}
+
+/// What a server asked for before it lost the connection, and what nobody has looked at yet, is not done either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_handler_has_asked_for_is_refused() {
+    const FULL: usize = 12 << 20;
+    let (tell, mut told) = mpsc::channel(1);
+    let first = Arc::new(AtomicBool::new(true));
+    let broken = ScriptedHandler::start(Serves::Unary, move |callback, calls: Calls| {
+        let (tell, first) = (tell.clone(), Arc::clone(&first));
+        async move {
+            let Event::Bytes(_) = callback.event else { return Ok(()) };
+            if first.swap(false, Ordering::SeqCst) {
+                // The device does not read yet: what is asked for after this waits.
+                calls.send_ok(&callback.conn, vec![b'-'; FULL]).await;
+                let late = proto::SendBytesRequest { conn: callback.conn, bytes: "too late".into() };
+                let waits = calls.clone();
+                tokio::spawn(async move { tell.send(waits.send(late).await.code).await });
+            }
+            // By the same way, and answered without the connection.
+            let aside = proto::RawPublishRequest { topic: "aside".into(), qos: 0, payload: Bytes::new() };
+            assert_eq!(calls.raw_publish(aside).await.code, 0);
+            Err(Status::internal("broken"))
+        }
+    })
+    .await;
+    let mut next = echo().await;
+    let gateway = Setup::grpc(&broken).listener("outbound_max = \"4KiB\"").then_grpc("next", &next).start().await;
+    broken.use_adapter(gateway.adapter());
+    next.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    next.next_created().await;
+
+    assert!(device.receive(FULL).await.iter().all(|byte| *byte == b'-'));
+    device.expect("hello").await;
+    assert_eq!(told.recv().await, Some(i32::from(ResultCode::ConnProcessNotAlive)));
+}
+
+/// A handler that closes and then fails has closed: nobody takes over a connection that is to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_is_not_recovered_from() {
+    let closing = ScriptedHandler::start(Serves::Unary, |callback, calls: Calls| async move {
+        if let Event::Bytes(_) = callback.event {
+            let close = proto::CloseSocketRequest { conn: callback.conn };
+            assert_eq!(calls.close(close).await.code, 0);
+            return Err(Status::internal("broken"));
+        }
+        Ok(())
+    })
+    .await;
+    let gateway = Setup::grpc(&closing).then_guest("next", "trap").start().await;
+    closing.use_adapter(gateway.adapter());
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    device.expect_closed().await;
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_asked\"}", 1.0).await;
+    for action in ["renew", "fall_back"] {
+        assert_eq!(gateway.metric(&recoveries("h", action)), 0.0, "{action}");
+    }
 }
 
 /// A server that sends everything back.

@@ -25,6 +25,14 @@ impl Desk {
         }
     }
 
+    /// The instance may have to say again who the peer is.
+    pub(super) fn expect_again(&mut self) {
+        match self {
+            Self::Live(adapter) => adapter.expect_again(),
+            Self::Rehearsal(_) => {}
+        }
+    }
+
     pub(super) fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
         match self {
             Self::Live(adapter) => adapter.send(bytes),

@@ -104,6 +104,11 @@ impl Guest {
         }
     }
 
+    /// Whether its own instance has failed, so that no call reaches it any more. A shared one is made anew.
+    pub fn has_failed(&self) -> bool {
+        matches!(&self.0, Kind::Own(instance) if instance.has_failed())
+    }
+
     /// The connection has gone elsewhere: a shared instance is told, an own one ends.
     pub async fn leave(self) {
         match self.0 {

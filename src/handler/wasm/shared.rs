@@ -83,6 +83,7 @@ impl Member {
                 self.seat.served.lock().replace(served);
                 return (desk, Ok(Answer::Snapshot(None)));
             }
+            desk.expect_again();
             let created = Event::SocketCreated(Arc::clone(&self.info));
             (desk, result) = served.instance.call(desk, Call::Event(&created)).await;
         }
