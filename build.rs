@@ -1,8 +1,11 @@
 //! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs, assembles the WASI stub of the guests,
-//! and lists the recorded conversations that `polygate demo` carries with it.
+//! and lists the recorded conversations that `polygate demo` carries with it and the projects that `polygate guest new`
+//! writes.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -21,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={wasi_stub}");
     fs::write(out_dir.join("wasi_stub.wasm"), wat::parse_file(wasi_stub)?)?;
     fs::write(out_dir.join("demo_conversations.rs"), demo_conversations()?)?;
+    fs::write(out_dir.join("guest_templates.rs"), guest_templates()?)?;
     Ok(())
 }
 
@@ -45,4 +49,107 @@ fn demo_conversations() -> Result<String, Box<dyn Error>> {
     }
     list.push_str("]\n");
     Ok(list)
+}
+
+/// Folders that tools leave in a template when somebody tries it out where it lies.
+const LEFT_BY_TOOLS: [&str; 5] = ["target", "node_modules", "__pycache__", ".venv", "venv"];
+
+/// What `template.toml` says about a template beside its files.
+#[derive(Default)]
+struct Manifest {
+    /// Each file or folder to copy, relative to the template, and where to.
+    copy: Vec<(PathBuf, PathBuf)>,
+    /// The commands that come next; those of the README when it says nothing.
+    next: Option<Vec<String>>,
+}
+
+/// A Rust expression: the templates of guests/templates, with every file that a new project gets.
+fn guest_templates() -> Result<String, Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let folder = root.join("guests/templates");
+    println!("cargo:rerun-if-changed={}", folder.display());
+    let mut languages = Vec::new();
+    for entry in fs::read_dir(&folder)? {
+        languages.push(entry?.file_name().into_string().map_err(|name| format!("{name:?} is not UTF-8"))?);
+    }
+    languages.sort();
+    let mut list = "&[\n".to_owned();
+    for language in languages {
+        let template = folder.join(&language);
+        let manifest = read_manifest(&template)?;
+        let mut files = BTreeMap::new();
+        collect(&template, Path::new(""), &mut files)?;
+        files.remove(Path::new("template.toml"));
+        if let Some(file) = files.remove(Path::new("Cargo.toml.template")) {
+            files.insert("Cargo.toml".into(), file);
+        }
+        for (from, to) in &manifest.copy {
+            let from = template.join(from);
+            println!("cargo:rerun-if-changed={}", from.display());
+            if from.is_dir() {
+                collect(&from, to, &mut files)?;
+            } else {
+                files.insert(to.clone(), from);
+            }
+        }
+        files.insert("wit/handler.wit".into(), root.join("wit/handler.wit"));
+        let next = match manifest.next {
+            Some(next) => next,
+            None => commands(&fs::read_to_string(template.join("README.md"))?),
+        };
+        writeln!(list, "    Template {{ language: {language:?}, next: &{next:?}, files: &[")?;
+        for (path, file) in files {
+            let is_executable = fs::metadata(&file)?.permissions().mode() & 0o100 != 0;
+            writeln!(
+                list,
+                "        File {{ path: {path:?}, is_executable: {is_executable}, bytes: include_bytes!({file:?}) }},"
+            )?;
+        }
+        list.push_str("    ] },\n");
+    }
+    list.push_str("]\n");
+    Ok(list)
+}
+
+fn read_manifest(template: &Path) -> Result<Manifest, Box<dyn Error>> {
+    let file = template.join("template.toml");
+    let wrong = |what: &str| format!("{}: {what}", file.display());
+    let table: toml::Table = fs::read_to_string(&file).map_err(|error| wrong(&error.to_string()))?.parse()?;
+    let mut manifest = Manifest::default();
+    for entry in table.get("copy").and_then(|copy| copy.as_array()).into_iter().flatten() {
+        let text = |key: &str| entry.get(key).and_then(|value| value.as_str());
+        let (from, to) = match (entry.as_str(), text("from"), text("to")) {
+            (Some(from), ..) => {
+                let name = Path::new(from).file_name().ok_or_else(|| wrong("expected a file to copy"))?;
+                (from.into(), name.into())
+            }
+            (None, Some(from), Some(to)) => (from.into(), to.into()),
+            (None, ..) => return Err(wrong("expected a path or { from = \"..\", to = \"..\" } in copy").into()),
+        };
+        manifest.copy.push((from, to));
+    }
+    if let Some(next) = table.get("next").and_then(|next| next.as_array()) {
+        manifest.next = Some(next.iter().filter_map(|line| line.as_str()).map(str::to_owned).collect());
+    }
+    Ok(manifest)
+}
+
+/// The files below a folder, each with where it goes.
+fn collect(from: &Path, to: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(from).map_err(|error| format!("{}: {error}", from.display()))? {
+        let entry = entry?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if !path.is_dir() {
+            files.insert(to, path);
+        } else if !LEFT_BY_TOOLS.iter().any(|left| entry.file_name() == *left) {
+            collect(&path, &to, files)?;
+        }
+    }
+    Ok(())
+}
+
+/// The lines of the first block of commands in a README.
+fn commands(readme: &str) -> Vec<String> {
+    let mut lines = readme.lines().skip_while(|line| *line != "```sh").skip(1);
+    lines.by_ref().take_while(|line| *line != "```").map(str::to_owned).collect()
 }

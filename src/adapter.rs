@@ -281,20 +281,7 @@ impl Adapter {
             }
             return Err(Refused::AlreadyAuthenticated { client_id: known.info.client_id.clone() });
         }
-        if client.client_id.is_empty() {
-            return Err(Refused::Missing { what: "clientinfo.clientid" });
-        }
-        for (what, name) in [
-            ("clientinfo.clientid", &client.client_id),
-            ("clientinfo.username", &client.username),
-            ("clientinfo.proto_name", &client.proto_name),
-            ("clientinfo.proto_ver", &client.proto_ver),
-        ] {
-            if name.len() > NAME_BYTES_MAX {
-                let why = format!("expected at most {NAME_BYTES_MAX} bytes, got {}", name.len());
-                return Err(Refused::Malformed { what, why });
-            }
-        }
+        check_client(&client)?;
         let identity = Identity {
             client_id: &client.client_id,
             username: &client.username,
@@ -342,12 +329,7 @@ impl Adapter {
 
     fn set_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
         self.check_open()?;
-        if interval.is_zero() || interval > KEEPALIVE_MAX {
-            return Err(Refused::Malformed {
-                what: "interval",
-                why: format!("expected more than zero and at most 65535 s, got {} ms", interval.as_millis()),
-            });
-        }
+        check_interval(interval)?;
         match timer {
             Timer::Keepalive => self.timer_change = Some(TimerChange::Start(interval)),
         }
@@ -458,6 +440,36 @@ impl Adapter {
 pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
     check_name(topic).map_err(malformed)?;
     pubsub.publish_as_gateway(topic, qos, payload).await.map_err(Refused::from)
+}
+
+/// Whether the broker can know a client by these names.
+fn check_client(client: &ClientInfo) -> Result<(), Refused> {
+    if client.client_id.is_empty() {
+        return Err(Refused::Missing { what: "clientinfo.clientid" });
+    }
+    for (what, name) in [
+        ("clientinfo.clientid", &client.client_id),
+        ("clientinfo.username", &client.username),
+        ("clientinfo.proto_name", &client.proto_name),
+        ("clientinfo.proto_ver", &client.proto_ver),
+    ] {
+        if name.len() > NAME_BYTES_MAX {
+            let why = format!("expected at most {NAME_BYTES_MAX} bytes, got {}", name.len());
+            return Err(Refused::Malformed { what, why });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a timer can have this interval.
+fn check_interval(interval: Duration) -> Result<(), Refused> {
+    if interval.is_zero() || interval > KEEPALIVE_MAX {
+        return Err(Refused::Malformed {
+            what: "interval",
+            why: format!("expected more than zero and at most 65535 s, got {} ms", interval.as_millis()),
+        });
+    }
+    Ok(())
 }
 
 fn malformed(malformed: Malformed) -> Refused {

@@ -1,6 +1,8 @@
-//! The admin HTTP port: is the gateway alive, is it ready, and its metrics.
+//! The admin HTTP port: is the gateway alive, is it ready, its metrics, the changes of its handlers, and what one
+//! connection does.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,9 +13,18 @@ use axum::routing::get;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
+use crate::conn::table::Table;
 use crate::drain::Drain;
+use crate::rollout::Rollouts;
+use crate::tap::Taps;
 use crate::telemetry::Telemetry;
+
+mod api;
+mod tap;
+
+pub use api::COMPONENT_BYTES_MAX;
 
 /// The media type of the metrics page.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +52,10 @@ struct Shared {
     telemetry: Telemetry,
     drain: Drain,
     token: Option<SecretString>,
+    rollouts: Rollouts,
+    uploads: Arc<Semaphore>,
+    connections: Table,
+    taps: Taps,
 }
 
 /// Binds the address and serves it in a task that ends with `drain`; gives the bound address.
@@ -48,18 +63,36 @@ struct Shared {
 /// # Errors
 ///
 /// [`BindError`], when the operating system refuses the address.
-pub async fn serve(options: Options, telemetry: Telemetry, drain: Drain) -> Result<SocketAddr, BindError> {
+pub async fn serve(
+    options: Options,
+    telemetry: Telemetry,
+    rollouts: Rollouts,
+    (connections, taps): (Table, Taps),
+    drain: Drain,
+) -> Result<SocketAddr, BindError> {
     let failed = |source| BindError { bind: options.bind, source };
     let listener = TcpListener::bind(options.bind).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    let shared = Shared { telemetry, drain: drain.clone(), token: options.token };
+    let shared = Shared {
+        telemetry,
+        drain: drain.clone(),
+        token: options.token,
+        rollouts,
+        uploads: Arc::new(Semaphore::new(api::UPLOADS_MAX)),
+        connections,
+        taps,
+    };
     let guarded = Router::new()
         .route("/metrics", get(metrics))
+        .merge(api::routes())
         .route_layer(middleware::from_fn_with_state(shared.clone(), require_token));
     let router = Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
     tokio::spawn(async move {
         let stopped = async move { drain.ended().await };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+        if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+            .with_graceful_shutdown(stopped)
+            .await
+        {
             tracing::error!(%error, "the admin port has stopped");
         }
     });

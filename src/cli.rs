@@ -8,11 +8,16 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::handler::chain;
 use crate::telemetry::{LogFormat, start_log};
 
+mod admin_client;
 pub mod check;
+pub mod compile;
 pub mod completions;
 pub mod demo;
+pub mod guest;
+pub mod handler;
 pub mod replay;
 pub mod serve;
+pub mod tap;
 
 /// One gate for every device protocol, in any language.
 ///
@@ -53,12 +58,15 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Command {
     Serve(serve::Args),
     Check(check::Args),
     Demo(demo::Args),
     Replay(replay::Args),
+    Guest(guest::Args),
+    Handler(handler::Args),
+    Tap(tap::Args),
+    Compile(compile::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -100,6 +108,16 @@ pub fn run() -> ExitCode {
                     error.exit_code()
                 }
             },
+            Command::Guest(args) => match guest::run(args).await {
+                Ok(code) => code,
+                Err(error) => {
+                    eprintln!("polygate: {}", chain(&error));
+                    ExitCode::FAILURE
+                }
+            },
+            Command::Handler(args) => handler::run(args).await,
+            Command::Tap(args) => tap::run(args).await,
+            Command::Compile(args) => compile::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => completions::run_man(&args),
         }

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dispatch::Policy;
 use crate::pubsub::topic::Mountpoint;
-use crate::{admin, auth, connection, exproto, handler, listener, pubsub};
+use crate::{admin, auth, connection, exproto, listener, pubsub};
 
 mod check;
 mod fault;
@@ -23,10 +22,14 @@ mod outside;
 mod place;
 mod read;
 mod warning;
+mod written;
 
 pub use fault::{Fault, Faults, Unreadable};
 pub use place::{Place, Spot};
 pub use warning::{Advice, Warning};
+pub use written::Written;
+
+pub use crate::rollout::{Options as Handler, Program};
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug)]
@@ -49,34 +52,8 @@ pub struct Config {
     pub handlers: Vec<Handler>,
     /// The listeners, in the order of the file.
     pub listeners: Vec<Listener>,
-}
-
-/// A handler, and how its failures are met.
-#[derive(Clone, Debug)]
-pub struct Handler {
-    /// What it is.
-    pub program: Program,
-    /// How its failures are met.
-    pub policy: Policy,
-}
-
-/// A handler of either kind.
-#[derive(Clone, Debug)]
-pub enum Program {
-    /// A gRPC server that speaks ExProto.
-    Grpc(handler::grpc::Options),
-    /// A guest.
-    Wasm(handler::wasm::Options),
-}
-
-impl Handler {
-    /// Its name.
-    pub fn name(&self) -> &Arc<str> {
-        match &self.program {
-            Program::Grpc(options) => &options.name,
-            Program::Wasm(options) => &options.name,
-        }
-    }
+    /// The file as it was written, to find out later what another one changes.
+    pub written: Written,
 }
 
 /// A listener and what its connections get.

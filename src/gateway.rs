@@ -8,30 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::adapter::Services;
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{self, Config, Program};
+use crate::config::{self, Config, Written};
 use crate::conn::table::Table;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
 use crate::connection::Connections;
-use crate::dispatch::{Chain, EmptyChain, Version, Versions};
+use crate::dispatch::{Chain, EmptyChain, Mover, Versions};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
-use crate::handler::{Handler, grpc, wasm};
+use crate::handler::wasm::Compiler;
 use crate::listener::{self, Listener};
 use crate::pubsub::{PubSub, embedded};
+use crate::rollout::{self, Asker, Loader, Rollouts};
 use crate::serve::serve;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
-
-/// The number of the version that a handler starts with.
-const FIRST_VERSION: u32 = 1;
 
 /// Why the gateway could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -53,18 +52,9 @@ pub enum StartError {
     /// The embedded broker did not start.
     #[error(transparent)]
     Broker(#[from] embedded::StartError),
-    /// The engines for guests did not start.
+    /// A handler could not be loaded.
     #[error(transparent)]
-    Host(#[from] wasm::HostError),
-    /// A guest could not be loaded.
-    #[error(transparent)]
-    Guest(#[from] wasm::LoadError),
-    /// Loading a guest panicked.
-    #[error("loading a guest panicked")]
-    Loading(#[source] tokio::task::JoinError),
-    /// The certificates of a gRPC handler cannot be used.
-    #[error(transparent)]
-    HandlerTls(#[from] grpc::TlsError),
+    Handler(#[from] rollout::LoadError),
     /// A listener names a handler that does not exist.
     #[error("listener {listener:?}: no handler is named {handler:?}")]
     NoSuchHandler {
@@ -96,6 +86,18 @@ pub struct Gateway {
     broker: embedded::Broker,
     accept_loops: Vec<JoinHandle<JoinSet<()>>>,
     bound: Bound,
+    rollouts: Rollouts,
+    /// The configuration that it runs with.
+    written: Mutex<Written>,
+}
+
+/// What came of a configuration that was read again.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    /// The handlers that have changed.
+    pub changed: Vec<rollout::Done>,
+    /// The keys that differ from what the gateway was started with, and are followed only after a restart.
+    pub needs_restart: Vec<String>,
 }
 
 /// The addresses that were bound, with the ports that the system chose.
@@ -131,8 +133,18 @@ impl Gateway {
     ///
     /// [`StartError`], with the first thing that did not work.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Compiler::Here).await
+    }
+
+    /// As [`start`](Self::start), with guests compiled elsewhere than in this process.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`], with the first thing that did not work.
+    pub async fn start_with(config: Config, compiler: Compiler) -> Result<Self, StartError> {
         choose_crypto_provider();
-        let Config { node, data_dir, drain_timeout, adapter, admin, broker, auth, handlers, listeners } = config;
+        let Config { node, data_dir, drain_timeout, adapter, admin, broker, auth, handlers, listeners, written } =
+            config;
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
@@ -141,13 +153,22 @@ impl Gateway {
         let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
         let auth = Auth::new(auth)?;
 
-        let handlers = load_handlers(handlers, data_dir.join("components"), &telemetry).await?;
-        tracing::info!(handlers = handlers.len(), "handlers ready");
+        let loader = Loader::new(compiler, data_dir.join("components"), telemetry.clone());
+        let services = rollout::Services {
+            versions_dir: data_dir.join("versions"),
+            drain_timeout,
+            has_adapter: adapter.is_some(),
+            mover: Mover::new(table.clone()),
+            telemetry: telemetry.clone(),
+            drain: drain.clone(),
+        };
+        let rollouts = Rollouts::open(handlers, loader, services).await?;
+        tracing::info!(handlers = rollouts.names().count(), "handlers ready");
 
         let mut sockets = Vec::with_capacity(listeners.len());
         for options in listeners {
             let metrics = telemetry.listener(&options.socket.name);
-            let chain = Chain::new(&options.socket.name, chosen(&options, &handlers)?, &telemetry)?;
+            let chain = Chain::new(&options.socket.name, chosen(&options, &rollouts)?, &telemetry)?;
             let socket = Listener::bind(&options.socket, metrics.clone())?;
             sockets.push((socket, chain, metrics, options));
         }
@@ -171,7 +192,10 @@ impl Gateway {
                 None => None,
             };
             let admin = match admin {
-                Some(options) => Some(admin::serve(options, telemetry.clone(), drain.clone()).await?),
+                Some(options) => {
+                    let watched = (table.clone(), taps.clone());
+                    Some(admin::serve(options, telemetry.clone(), rollouts.clone(), watched, drain.clone()).await?)
+                }
                 None => None,
             };
             Ok((adapter, admin))
@@ -222,7 +246,17 @@ impl Gateway {
             admin = bound.admin.map(tracing::field::display),
             "started"
         );
-        Ok(Self { drain, drain_timeout, table, telemetry, broker, accept_loops, bound })
+        Ok(Self {
+            drain,
+            drain_timeout,
+            table,
+            telemetry,
+            broker,
+            accept_loops,
+            bound,
+            rollouts,
+            written: Mutex::new(written),
+        })
     }
 
     /// The addresses that were bound.
@@ -238,6 +272,31 @@ impl Gateway {
     /// The live connections.
     pub fn connections(&self) -> &Table {
         &self.table
+    }
+
+    /// The handlers and their versions.
+    pub fn handlers(&self) -> &Rollouts {
+        &self.rollouts
+    }
+
+    /// Follows a configuration that was read again, as far as that is possible without a restart: a handler that it changes
+    /// gets a new version.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the new versions; then no handler is changed.
+    pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<rollout::Error>> {
+        let Config { handlers, written, .. } = config;
+        let changed = self.rollouts.reload(handlers, Asker::Reload).await?;
+        let is_followed =
+            |key: &String| self.rollouts.names().any(|name| key.starts_with(&format!("handlers.{name}.")));
+        let mut last = self.written.lock();
+        let differences = last.differences(&written);
+        let needs_restart: Vec<String> = differences.iter().filter(|key| !is_followed(key)).cloned().collect();
+        if needs_restart.is_empty() {
+            *last = written;
+        }
+        Ok(Reloaded { changed, needs_restart })
     }
 
     /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
@@ -287,49 +346,10 @@ fn choose_crypto_provider() {
     }
 }
 
-/// Loads the guests, on blocking threads because compiling one may take seconds, and prepares the rest.
-async fn load_handlers(
-    options: Vec<config::Handler>,
-    cache_dir: PathBuf,
-    telemetry: &Telemetry,
-) -> Result<Vec<Arc<Versions>>, StartError> {
-    let mut host = None;
-    let mut handlers = Vec::with_capacity(options.len());
-    for config::Handler { program, policy } in options {
-        let handler = match program {
-            Program::Grpc(options) => Handler::Grpc(grpc::Handler::new(options)?),
-            Program::Wasm(options) => {
-                let host = match &host {
-                    Some(host) => host,
-                    None => {
-                        let started = wasm::Host::start(cache_dir.clone())?;
-                        let wasm::Capacity { small, large } = started.capacity();
-                        tracing::info!(
-                            small_instances_max = small,
-                            large_instances_max = large,
-                            "engines for guests ready"
-                        );
-                        host.insert(started)
-                    }
-                };
-                let (host, metrics) = (host.clone(), telemetry.instances(&options.name));
-                let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
-                let guest = loading.await.map_err(StartError::Loading)??;
-                guest.try_out().await?;
-                Handler::Wasm(guest)
-            }
-        };
-        let name = Arc::clone(handler.name());
-        let first = Version::new(FIRST_VERSION, handler, policy, telemetry.version(&name, FIRST_VERSION));
-        handlers.push(Versions::new(first, telemetry.health(&name)));
-    }
-    Ok(handlers)
-}
-
 /// The handlers that a listener names.
-fn chosen(listener: &config::Listener, handlers: &[Arc<Versions>]) -> Result<Vec<Arc<Versions>>, StartError> {
+fn chosen(listener: &config::Listener, rollouts: &Rollouts) -> Result<Vec<Arc<Versions>>, StartError> {
     let find = |name: &Arc<str>| {
-        handlers.iter().find(|versions| versions.name() == name).cloned().ok_or_else(|| StartError::NoSuchHandler {
+        rollouts.versions(name).ok_or_else(|| StartError::NoSuchHandler {
             listener: Arc::clone(&listener.socket.name),
             handler: Arc::clone(name),
         })

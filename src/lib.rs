@@ -7,14 +7,16 @@
 //!
 //! | floor | module | what it is |
 //! | --- | --- | --- |
-//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, completions and man |
+//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, guest, completions and man |
 //! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, drains |
 //! | 7 | [`config`] | checked settings, made of each module's own options; finds every fault at once |
 //! | 7 | [`admin`] | health and metrics over HTTP |
+//! | 6 | [`rollout`] | new versions of handlers, while devices stay connected |
 //! | 6 | [`serve`] | the accept loop |
 //! | 6 | [`exproto::service`] | the gRPC `ConnectionAdapter` |
 //! | 5 | [`connection`] | the task that owns one connection: its queues, its deadlines, its end |
 //! | 5 | [`dispatch`] | listener to handlers |
+//! | 5 | [`rehearsal`] | conversations played against a guest in its real host, without a gateway |
 //! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
 //! | 4 | [`tap`] | watching one connection, as a conversation |
 //! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
@@ -24,7 +26,7 @@
 //! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
 //! | 1 | [`conn`] | the vocabulary of a connection; the table from its id to its mailbox |
 //! | 1 | [`conversation`] | recorded conversations: parse, print, play, record |
-//! | 0 | [`drain`], [`telemetry`] | the stop signal; the log and every metric |
+//! | 0 | [`drain`], [`telemetry`], [`files`] | the stop signal; the log and every metric; whole files |
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod cli;
@@ -34,10 +36,12 @@ pub mod gateway;
 pub mod admin;
 pub mod config;
 
+pub mod rollout;
 pub mod serve;
 
 pub mod connection;
 pub mod dispatch;
+pub mod rehearsal;
 
 pub mod handler;
 pub mod tap;
@@ -54,4 +58,5 @@ pub mod conn;
 pub mod conversation;
 
 pub mod drain;
+pub mod files;
 pub mod telemetry;

@@ -61,6 +61,12 @@ struct VersionLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SwapLabel {
+    handler: Arc<str>,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabel {
     listener: Arc<str>,
     handler: Arc<str>,
@@ -110,6 +116,8 @@ pub struct Telemetry {
     shadow_differences: Family<HandlerLabel, Counter>,
     versions: Family<HandlerLabel, Gauge>,
     version_connections: Family<VersionLabel, Gauge>,
+    active_version: Family<HandlerLabel, Gauge>,
+    swaps: Family<SwapLabel, Counter>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
     log_lines_shed: Family<HandlerLabel, Counter>,
@@ -207,6 +215,10 @@ impl Telemetry {
             "Live connections of a version of a handler",
             version_connections.clone(),
         );
+        let active_version = Family::default();
+        registry.register("handler_active_version", "The version that serves new connections", active_version.clone());
+        let swaps = Family::default();
+        registry.register("handler_swaps", "Changes of a handler that were asked for, by result", swaps.clone());
         let instances = Family::default();
         registry.register("instances", "Live instances of a guest", instances.clone());
         let instance_memory_bytes = Family::default();
@@ -247,6 +259,8 @@ impl Telemetry {
             shadow_differences,
             versions,
             version_connections,
+            active_version,
+            swaps,
             instances,
             instance_memory_bytes,
             log_lines_shed,
@@ -359,6 +373,17 @@ impl Telemetry {
             all_connections: self.version_connections.clone(),
             label,
         }
+    }
+
+    /// A version is the active one from now on.
+    pub fn activated(&self, handler: &Arc<str>, version: u32) {
+        let label = HandlerLabel { handler: Arc::clone(handler) };
+        self.active_version.get_or_create(&label).set(version.into());
+    }
+
+    /// Counts a change of a handler, by what came of it.
+    pub fn swapped(&self, handler: &Arc<str>, result: &'static str) {
+        self.swaps.get_or_create(&SwapLabel { handler: Arc::clone(handler), result }).inc();
     }
 
     /// The gauges of one guest's instances.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polygate::config::{Advice, Config, Faults, Handler, Outside, Program, Warning};
+use polygate::dispatch::Share;
+use polygate::rollout::Swap;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
@@ -170,6 +172,35 @@ fn a_guest_gets_what_the_file_says_and_needs_no_adapter() {
     assert_eq!(all.settings["any key"], "");
     assert!(config.adapter.is_none());
     assert_eq!(advice(&warnings), [Advice::NoListener, Advice::HandlerUnused, Advice::HandlerUnused]);
+}
+
+/// How a new version of a handler takes over, and when the last one comes back.
+#[test]
+fn a_handler_has_its_way_to_swap() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("guest.wasm"), b"\0asm").unwrap();
+    let text = r#"
+        [handlers.defaults]
+        kind = "grpc"
+        url = "http://127.0.0.1:9001"
+
+        [handlers.all]
+        kind = "wasm"
+        component = "guest.wasm"
+        swap = { canary = "12.5%" }
+        rollback_threshold = "0.01%"
+        rollback_window = "100ms"
+        compile_timeout = "1s"
+        compile_memory_max = "64MiB"
+        "#;
+    let (config, _) = parse(text, "t.toml", dir.path()).unwrap();
+    let [defaults, all] = config.handlers.as_slice() else { panic!("two handlers") };
+    assert_eq!((defaults.swap, defaults.rollback.threshold), (Swap::Live, Share::new(500)));
+    assert_eq!(defaults.rollback.window, Duration::from_secs(60));
+    assert_eq!(defaults.compile.memory_bytes_max, 4 << 30);
+    assert_eq!((all.swap, all.rollback.threshold), (Swap::Canary(Share::new(1250)), Share::new(1)));
+    assert_eq!(all.rollback.window, Duration::from_millis(100));
+    assert_eq!((all.compile.timeout, all.compile.memory_bytes_max), (Duration::from_secs(1), 64 << 20));
 }
 
 /// With users, nobody else gets in unless the file says so.

@@ -20,9 +20,9 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate man > /usr/share/man/man1/polygate.1\n  polygate man serve | man -l -")]
 pub struct ManArgs {
-    /// A subcommand, whose page is printed instead
+    /// A subcommand, and one of its own, whose page is printed instead
     #[arg(value_name = "COMMAND")]
-    command: Option<String>,
+    commands: Vec<String>,
 }
 
 /// Writes the completions to stdout.
@@ -37,11 +37,15 @@ pub fn run_man(args: &ManArgs) -> ExitCode {
     let mut command = definition();
     // Gives every subcommand its full name and the options that all have in common.
     command.build();
-    if let Some(name) = &args.command {
+    for name in &args.commands {
         match command.find_subcommand(name) {
             Some(found) => command = found.clone(),
             None => {
-                let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+                let names: Vec<&str> = command
+                    .get_subcommands()
+                    .filter(|command| !command.is_hide_set())
+                    .map(clap::Command::get_name)
+                    .collect();
                 eprintln!("polygate: expected one of the commands {}, found {name:?}", names.join(", "));
                 return ExitCode::from(2);
             }

@@ -29,6 +29,7 @@ mod record;
 mod report;
 
 pub use record::RecordError;
+pub(super) use record::replace;
 use report::Report;
 
 /// Results of plays that wait to be counted; a play whose result finds no room waits.

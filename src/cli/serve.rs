@@ -1,27 +1,41 @@
 //! `polygate serve`: runs the gateway.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueHint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::Config;
-use crate::gateway::Gateway;
+use crate::config::{Config, Program};
+use crate::gateway::{Gateway, Reloaded};
 use crate::handler::chain;
+use crate::handler::wasm::Compiler;
 use crate::telemetry::LogFormat;
+
+mod watching;
+
+use watching::Watcher;
+
+/// This program, also when its file has been replaced by another version meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Runs the gateway until SIGTERM or SIGINT, then drains
 ///
 /// To drain is to accept no more devices, tell the handlers of the end of each connection and write what was sent,
 /// for as long as `drain_timeout` allows. A second signal ends the process at once. Exits with 0 after a clean stop, with 1
 /// when the gateway could not start or connections had to be cut off.
+///
+/// SIGHUP reads the configuration again: handlers that it changes get a new version while devices stay connected; what needs a
+/// restart is named in the log. A configuration with faults changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate serve -c /etc/polygate/polygate.toml")]
 pub struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
+    /// Read the configuration again when its file or a component has changed
+    #[arg(long)]
+    watch: bool,
 }
 
 /// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
@@ -41,7 +55,7 @@ pub async fn run(args: Args, log_format: LogFormat) -> ExitCode {
         tracing::warn!("{warning}");
     }
     tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
-    match serve_until_stopped(config).await {
+    match serve_until_stopped(config, args).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_cut_off) => ExitCode::FAILURE,
         Err(error) => {
@@ -69,20 +83,84 @@ fn raise_descriptors_max() -> Option<u64> {
     }
 }
 
-async fn serve_until_stopped(config: Config) -> Result<usize, Box<dyn std::error::Error>> {
+async fn serve_until_stopped(config: Config, args: Args) -> Result<usize, Box<dyn std::error::Error>> {
     // Before the start: a signal that comes during a long compilation stops the gateway as well.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hangup = signal(SignalKind::hangup())?;
+    let watcher = args.watch.then(|| Watcher::new(files(&args.config, &config)));
     let gateway = tokio::select! {
-        started = Gateway::start(config) => started?,
+        started = Gateway::start_with(config, Compiler::Apart(THIS_PROGRAM.into())) => started?,
         () = either(&mut terminate, &mut interrupt) => {
             tracing::info!("stopped before the gateway had started");
             return Ok(0);
         }
     };
-    either(&mut terminate, &mut interrupt).await;
+    tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => {}
+        () = reload_when_asked(&gateway, args.config, hangup, watcher) => {}
+    }
     tokio::select! {
         cut_off = gateway.stop() => Ok(cut_off),
         () = either(&mut terminate, &mut interrupt) => Err("stopped by a second signal, before the connections had ended".into()),
+    }
+}
+
+/// The files whose change is a change of the configuration.
+fn files(path: &Path, config: &Config) -> Vec<PathBuf> {
+    let components = config.handlers.iter().filter_map(|handler| match &handler.program {
+        Program::Wasm(options) => Some(options.component.clone()),
+        Program::Grpc(_) => None,
+    });
+    components.chain([path.to_owned()]).collect()
+}
+
+/// Reads the configuration again at each SIGHUP and, if that is asked for, at each change of a file; for ever.
+async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal, mut watcher: Option<Watcher>) {
+    loop {
+        let changed = async {
+            match &mut watcher {
+                Some(watcher) => watcher.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let why = tokio::select! {
+            _ = hangup.recv() => "SIGHUP",
+            () = changed => "a file has changed",
+        };
+        tracing::info!(why, "reading the configuration again");
+        let reading = path.clone();
+        let (config, warnings) = match tokio::task::spawn_blocking(move || Config::load(&reading)).await {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(faults)) => {
+                tracing::error!("everything stays as it is, because {faults}");
+                continue;
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading the configuration panicked");
+                continue;
+            }
+        };
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        if let Some(watcher) = &mut watcher {
+            watcher.follow(files(&path, &config));
+        }
+        match gateway.reload(config).await {
+            Ok(Reloaded { changed, needs_restart }) => {
+                if !needs_restart.is_empty() {
+                    let keys = needs_restart.join(", ");
+                    tracing::warn!(keys, "changes of these keys take effect with the next start only");
+                }
+                let handlers: Vec<String> = changed.into_iter().map(|done| done.handler).collect();
+                tracing::info!(?handlers, "configuration followed");
+            }
+            Err(errors) => {
+                for error in errors {
+                    tracing::error!("everything stays as it is: {}", chain(&error));
+                }
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::file;
 use super::findings::{Findings, Told};
 use super::read::Table;
 use super::warning::{Advice, Warning};
-use super::{Config, Outside};
+use super::{Config, Outside, Written};
 
 mod access;
 mod binds;
@@ -29,7 +29,7 @@ pub(super) fn check(text: &str, file_name: &str, outside: Outside<'_>) -> Result
     let findings = Findings::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
     let config = match syntax(&findings, &errors) {
-        Ok(()) => config(&Table::root(&findings, document.get_ref()), outside),
+        Ok(()) => config(&Table::root(&findings, document.get_ref()), outside, text),
         // What was understood of a broken file is not what its writer meant.
         Err(told) => Err(told),
     };
@@ -50,7 +50,7 @@ fn syntax(findings: &Findings<'_>, errors: &[toml::de::Error]) -> Result<(), Tol
     result
 }
 
-fn config(root: &Table<'_>, outside: Outside<'_>) -> Result<Config, Told> {
+fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, Told> {
     root.admit(&[&file::ROOT], &[]);
     let mut binds = Binds::default();
 
@@ -86,6 +86,7 @@ fn config(root: &Table<'_>, outside: Outside<'_>) -> Result<Config, Told> {
         auth: auth.into_options(),
         handlers: handlers.into_options()?,
         listeners,
+        written: Written::read(text),
     })
 }
 

@@ -99,7 +99,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 14] = [
+static SECTIONS: [&Section; 15] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -114,6 +114,7 @@ static SECTIONS: [&Section; 14] = [
     &listener::ONE,
     &secret::SECTION,
     &isolation::SECTION,
+    &swap::SECTION,
 ];
 
 /// Where a secret is, when it is not in the file.
@@ -167,6 +168,24 @@ pub(super) mod isolation {
         presence: Required,
         about: "instances that serve all connections of the handler",
     };
+}
+
+/// The part of a canary.
+pub(super) mod swap {
+    use super::{Section, Shape};
+    use crate::config::form::{Key, Percent, Required};
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "",
+        title: "Canaries",
+        about: "Instead of a word, the `swap` of a handler may be a table with this key: a new version is tried on a part \
+                of the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).",
+        shape: Shape::Once,
+        entries: &[&CANARY],
+    };
+
+    pub(in crate::config) static CANARY: Key<Percent, Required> =
+        Key { name: "canary", form: Percent, presence: Required, about: "the part of all new connections" };
 }
 
 /// All keys, as the tables of the reference in Markdown.

@@ -11,13 +11,15 @@ mod isolation;
 mod list;
 mod number;
 mod secret;
+mod swap;
 mod text;
 
 pub(super) use address::{Address, BindForm};
 pub(super) use isolation::IsolationForm;
 pub(super) use list::{List, Placed, Texts};
-pub(super) use number::{Count, Size, Span};
+pub(super) use number::{Count, Percent, Size, Span};
 pub(super) use secret::{Secret, SecretSource};
+pub(super) use swap::SwapForm;
 pub(super) use text::{Choice, FilePath, Flag, Text};
 
 /// A way to write a value.

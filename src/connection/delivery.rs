@@ -29,6 +29,7 @@ impl Connection {
         let mut error = match self.attempt(socket, &event).await {
             Ok(()) => {
                 self.settle(&event).await;
+                self.replace_worn().await;
                 return Ok(());
             }
             Err(error) => error,

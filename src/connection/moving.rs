@@ -85,6 +85,36 @@ impl Connection {
         Ok(())
     }
 
+    /// Gives the connection a fresh instance of the same version, with its state, before the old one has no memory left:
+    /// many interpreters and some guests give back less than they take. A guest without `migrate` goes on until it fails, and
+    /// then starts anew.
+    pub(super) async fn replace_worn(&mut self) {
+        let Attached::Wasm(guest) = &self.attached else {
+            return;
+        };
+        if !guest.is_worn() {
+            return;
+        }
+        let version = Arc::clone(self.membership.version());
+        let Handler::Wasm(handler) = version.handler() else {
+            return;
+        };
+        if !handler.migrates() {
+            return;
+        }
+        match self.carry(handler).await {
+            Ok(fresh) => {
+                self.attached = fresh;
+                self.link().metrics.recovered("replace");
+                tracing::debug!(conn = %self.conn(), handler = %handler.name(), "a fresh instance goes on: the last had little memory left");
+            }
+            Err(error) => {
+                tracing::warn!(conn = %self.conn(), handler = %handler.name(), "an instance with little memory left could not be replaced: {error}");
+            }
+        }
+        self.follow_timer();
+    }
+
     /// Carries the connection's state from its guest to the next version of it.
     async fn carry(&mut self, handler: &wasm::Handler) -> Result<Attached, CallError> {
         let Attached::Wasm(old) = &mut self.attached else {

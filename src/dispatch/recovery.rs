@@ -20,7 +20,7 @@ pub enum OnFailure {
 }
 
 /// How a handler's failures are met.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// What is done at all.
     pub on_failure: OnFailure,

@@ -1,11 +1,13 @@
 //! The versions of one configured handler: which of them serves whom.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::health::Health;
 use super::recovery::Policy;
@@ -22,6 +24,8 @@ pub struct Version {
     members: Mutex<HashSet<ConnId>>,
     events: AtomicU64,
     failures: AtomicU64,
+    /// Wakes who waits for the next failure.
+    failed: Notify,
     metrics: VersionMetrics,
 }
 
@@ -36,6 +40,7 @@ impl Version {
             members: Mutex::default(),
             events: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            failed: Notify::new(),
             metrics,
         })
     }
@@ -70,7 +75,13 @@ impl Version {
         self.events.fetch_add(1, Ordering::Relaxed);
         if !handled {
             self.failures.fetch_add(1, Ordering::Relaxed);
+            self.failed.notify_one();
         }
+    }
+
+    /// Returns at the next failure, or at once when there was one since it last returned. For one waiter at a time.
+    pub async fn failure(&self) {
+        self.failed.notified().await;
     }
 
     /// Events that it was given, and those of them that failed.
@@ -146,7 +157,7 @@ impl PartialEq for Placement {
     }
 }
 
-/// A part of all new connections, in 1/10,000.
+/// A part of a whole, in 1/10,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Share(u16);
 
@@ -161,10 +172,42 @@ impl Share {
         self.0
     }
 
+    /// A part of so many percent: `"5%"` or `"0.25%"`, with at most two digits behind the point, `0%..=100%`. `None` for
+    /// any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let (whole, hundredths) = text.strip_suffix('%')?.split_once('.').unwrap_or((text.strip_suffix('%')?, "0"));
+        if !(1..=3).contains(&whole.len()) || !(1..=2).contains(&hundredths.len()) {
+            return None;
+        }
+        if !digits(whole) || !digits(hundredths) {
+            return None;
+        }
+        let tenths: u16 = if hundredths.len() == 1 { 10 } else { 1 };
+        let basis_points = whole.parse::<u16>().ok()? * 100 + hundredths.parse::<u16>().ok()? * tenths;
+        (basis_points <= 10_000).then_some(Self(basis_points))
+    }
+
+    /// Whether `part` of `whole` is more than this.
+    pub fn is_exceeded(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * 10_000 > u128::from(whole) * u128::from(self.0)
+    }
+
     /// Whether the turn with this number is among the share. Over 10,000 turns in a row it is exact, and evenly spread.
     fn has(self, turn: u32) -> bool {
         let (turn, share) = (u64::from(turn % 10_000), u64::from(self.0));
         (turn + 1) * share / 10_000 > turn * share / 10_000
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, hundredths) = (self.0 / 100, self.0 % 100);
+        match (hundredths, hundredths % 10) {
+            (0, _) => write!(f, "{whole}%"),
+            (_, 0) => write!(f, "{whole}.{}%", hundredths / 10),
+            _ => write!(f, "{whole}.{hundredths:02}%"),
+        }
     }
 }
 
@@ -257,13 +300,23 @@ impl Versions {
 
     /// A new connection comes: its version.
     pub fn enter(&self, conn: ConnId) -> Membership {
-        let plan = self.plan.load();
-        if let Some(Trial { version, how: TrialKind::Canary(share) }) = &plan.trial
-            && share.has(self.turns.fetch_add(1, Ordering::Relaxed))
-        {
-            return version.enter(conn);
+        loop {
+            let plan = self.plan.load();
+            let version = match &plan.trial {
+                Some(Trial { version, how: TrialKind::Canary(share) })
+                    if share.has(self.turns.fetch_add(1, Ordering::Relaxed)) =>
+                {
+                    version
+                }
+                Some(_) | None => &plan.active,
+            };
+            let membership = version.enter(conn);
+            // Whoever changes the plan asks the members of each version afterwards. One that was not yet among them when
+            // they were asked sees the change here.
+            if Arc::ptr_eq(&plan, &self.plan.load()) {
+                return membership;
+            }
         }
-        plan.active.enter(conn)
     }
 
     /// What a connection of this version is to do.
@@ -278,6 +331,11 @@ impl Versions {
             Others::Move => Placement::Move(Arc::clone(&plan.active)),
             Others::End => Placement::End,
         }
+    }
+
+    /// How many connections of this version are not where they belong.
+    pub fn strays(&self, version: &Arc<Version>) -> usize {
+        if self.placement(version) == Placement::Stay { 0 } else { version.connections() }
     }
 
     /// Whether it works well enough for new connections.
@@ -339,5 +397,35 @@ mod tests {
             let expected = f64::from(count) * f64::from(basis_points) / 10_000.0;
             prop_assert!((among(0..count) as f64 - expected).abs() <= 1.0);
         }
+
+        /// A share is read as it is written.
+        #[test]
+        fn a_share_is_read_as_it_is_written(basis_points in 0..=10_000u16) {
+            let share = Share::new(basis_points);
+            prop_assert_eq!(Share::parse(&share.to_string()), Some(share));
+        }
+
+        /// What is not a percentage is none, and nothing panics.
+        #[test]
+        fn other_texts_are_no_share(text in "[0-9.%]{0,8}") {
+            if let Some(share) = Share::parse(&text) {
+                let value: f64 = text.trim_end_matches('%').parse().unwrap();
+                prop_assert!((value * 100.0 - f64::from(share.basis_points())).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_in_words() {
+        for (text, basis_points) in
+            [("0%", 0), ("5%", 500), ("0.5%", 50), ("0.25%", 25), ("0.05%", 5), ("100%", 10_000)]
+        {
+            assert_eq!(Share::parse(text), Some(Share::new(basis_points)));
+            assert_eq!(Share::new(basis_points).to_string(), text);
+        }
+        for text in ["", "%", "5", ".5%", "5.%", "101%", "100.01%", "-5%", "5 %", "1e2%", "0.005%", "0005%"] {
+            assert_eq!(Share::parse(text), None, "{text:?}");
+        }
+        assert!(Share::new(500).is_exceeded(6, 100) && !Share::new(500).is_exceeded(5, 100));
     }
 }

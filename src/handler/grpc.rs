@@ -22,8 +22,14 @@ mod failure;
 
 pub use endpoint::{ClientTls, Service, TlsError};
 
+/// How long a call may take where nobody says another bound.
+pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// HTTP/2 connections for each url where nobody says another number.
+pub const CHANNELS_DEFAULT: usize = 2;
+
 /// Where a gRPC handler is and how it is called.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The handler's name in the configuration, in logs and metrics.
     pub name: Arc<str>,
@@ -37,6 +43,33 @@ pub struct Options {
     pub channels: usize,
     /// For `https://` urls.
     pub tls: Option<ClientTls>,
+}
+
+impl Options {
+    /// Servers of which only the addresses are known.
+    pub fn new(name: Arc<str>, urls: Vec<Uri>) -> Self {
+        Self {
+            name,
+            urls,
+            service: Service::Auto,
+            call_timeout: CALL_TIMEOUT_DEFAULT,
+            channels: CHANNELS_DEFAULT,
+            tls: None,
+        }
+    }
+}
+
+/// Reads a server's address: `http://` or `https://`, a host, a port, and nothing else. `None` for any other text.
+pub fn url(text: &str) -> Option<Uri> {
+    let url: Uri = text.parse().ok()?;
+    let scheme = matches!(url.scheme_str(), Some("http" | "https"));
+    let host = url.host().is_some_and(|host| !host.is_empty());
+    // A port that is no number of 16 bits, or zero, is taken for none by the parser. A user name stands before the host.
+    let after_host = url.authority().and_then(|whole| whole.as_str().strip_prefix(url.host().unwrap_or_default()));
+    let port = after_host == Some("") || (after_host.is_some() && url.port_u16().is_some_and(|port| port != 0));
+    // The path is ExProto's.
+    let path = matches!(url.path_and_query().map(|path| path.as_str()), None | Some("/"));
+    (scheme && host && port && path).then_some(url)
 }
 
 /// A gRPC handler, shared by all its connections; cheap to clone.

@@ -5,7 +5,7 @@
 //! do to an instance reaches another. A guest can call the adapter and nothing else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +19,14 @@ use crate::telemetry::InstanceMetrics;
 use crate::wit::bindings::ConnectionHandlerIndices;
 use crate::wit::migration::MigrationIndices;
 
+mod apart;
 mod cache;
 pub mod component;
 mod desk;
 mod engines;
 mod guest;
 mod host;
+mod inspect;
 mod instance;
 mod limits;
 mod log;
@@ -32,11 +34,13 @@ mod shared;
 mod slab;
 mod wasi;
 
+pub use apart::{Bounds, Compiler, bound_this_process};
 pub use cache::CacheError;
 pub use desk::Desk;
 pub use engines::Capacity;
 pub use guest::Guest;
-pub use instance::Snapshot;
+pub use inspect::{Form, Import, Inspection, Memory};
+pub use instance::{Snapshot, Usage};
 pub use limits::EventBudget;
 
 use component::ComponentError;
@@ -52,6 +56,12 @@ const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
 /// The exported interface that lets a connection go on with another version of its guest.
 const MIGRATE_INTERFACE: &str = "polygate:handler/migrate@0.1.0";
 
+/// Linear memory of one instance where nobody says another bound, in bytes.
+pub const MEMORY_BYTES_DEFAULT: usize = 16 << 20;
+
+/// CPU time of one event where nobody says another bound.
+pub const EVENT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+
 /// How a guest's connections are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
@@ -62,7 +72,7 @@ pub enum Isolation {
 }
 
 /// What a guest is and what it may use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The handler's name in the configuration, in logs and metrics.
     pub name: Arc<str>,
@@ -78,6 +88,21 @@ pub struct Options {
     pub budget: EventBudget,
     /// What the guest can read with `setting`.
     pub settings: BTreeMap<String, String>,
+}
+
+impl Options {
+    /// A guest with the bounds of one of which only its file is known.
+    pub fn new(name: Arc<str>, component: PathBuf) -> Self {
+        Self {
+            name,
+            component,
+            isolation: Isolation::Connection,
+            memory_bytes_max: MEMORY_BYTES_DEFAULT,
+            event_timeout: EVENT_TIMEOUT_DEFAULT,
+            budget: EventBudget::default(),
+            settings: BTreeMap::new(),
+        }
+    }
 }
 
 /// Why a guest could not be loaded.
@@ -146,6 +171,25 @@ pub enum LoadError {
     /// The cache of compiled components cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The process that compiles has refused the component, or has come to an end.
+    #[error("{0}")]
+    Apart(String),
+}
+
+impl LoadError {
+    /// The same of a file that the user knows by another path.
+    pub fn about(self, known_as: &Path) -> Self {
+        let path = known_as.to_owned();
+        match self {
+            Self::Read { handler, source, .. } => Self::Read { handler, path, source },
+            Self::NotAComponent { handler, source, .. } => Self::NotAComponent { handler, path, source },
+            Self::Compile { handler, why, .. } => Self::Compile { handler, path, why },
+            Self::NoHandler { handler, exports, .. } => Self::NoHandler { handler, path, exports },
+            Self::Link { handler, why, .. } => Self::Link { handler, path, why },
+            Self::Start { handler, why, .. } => Self::Start { handler, path, why },
+            Self::Cache(_) | Self::Apart(_) => self,
+        }
+    }
 }
 
 /// Why the host could not be started.
@@ -168,6 +212,14 @@ pub struct Host {
     engines: Engines,
     cache: cache::Cache,
     ticker: Arc<Ticker>,
+    metering: Metering,
+}
+
+/// Whether instances count what they execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Metering {
+    None,
+    Fuel,
 }
 
 impl std::fmt::Debug for Host {
@@ -183,10 +235,40 @@ impl Host {
     ///
     /// [`HostError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
-        let engines = Engines::start()?;
+        Self::with(Engines::start()?, cache_dir, Metering::None)
+    }
+
+    /// As [`Host::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
+    /// their speed: for measuring.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn start_metered(cache_dir: PathBuf) -> Result<Self, HostError> {
+        Self::with(Engines::start_metered()?, cache_dir, Metering::Fuel)
+    }
+
+    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, HostError> {
         let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self { engines, cache, ticker: Arc::new(ticker) })
+        Ok(Self { engines, cache, ticker: Arc::new(ticker), metering })
+    }
+
+    /// Starts what it takes to compile components into the cache, and to look at them. It has hardly any room for instances;
+    /// `has_small` says whether the host that runs what is compiled has a small engine.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn start_compiler(cache_dir: PathBuf, has_small: bool) -> Result<Self, HostError> {
+        Self::with(Engines::to_compile(has_small)?, cache_dir, Metering::None)
+    }
+
+    /// The same host, which takes compiled components from the cache and compiles none.
+    #[must_use]
+    pub fn without_compiler(mut self) -> Self {
+        self.cache.keep_from_compiling();
+        self
     }
 
     /// How many instances may live at once.
@@ -219,6 +301,10 @@ impl Host {
                 LoadError::Compile { handler: Arc::clone(&handler), path: path.clone(), why: format!("{error:#}") }
             }
             cache::CompileError::Cache(error) => LoadError::Cache(error),
+            cache::CompileError::Missing => {
+                let why = "no usable compiled component is in the cache".to_owned();
+                LoadError::Compile { handler: Arc::clone(&handler), path: path.clone(), why }
+            }
         })?;
         let exports = exports(&class.engine, &component, &handler, &path)?;
         let migrates = exports.iter().any(|name| name == MIGRATE_INTERFACE);
@@ -245,19 +331,16 @@ impl Host {
             seats,
             log: HandlerLog::new(),
             metrics,
+            engine_name: class.name,
             ceiling: class.ceiling.clone(),
+            metering: self.metering,
             _ticker: Arc::clone(&self.ticker),
         })))
     }
 }
 
 /// What a component exports, if that makes it a handler.
-fn exports(
-    engine: &Engine,
-    component: &Component,
-    handler: &Arc<str>,
-    path: &std::path::Path,
-) -> Result<Vec<String>, LoadError> {
+fn exports(engine: &Engine, component: &Component, handler: &Arc<str>, path: &Path) -> Result<Vec<String>, LoadError> {
     let ty = component.component_type();
     let names: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
     if names.iter().any(|name| name == HANDLER_INTERFACE) {
@@ -293,7 +376,9 @@ struct Shared {
     /// What all its instances may say.
     log: HandlerLog,
     metrics: InstanceMetrics,
+    engine_name: &'static str,
     ceiling: Ceiling,
+    metering: Metering,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
 }
@@ -308,6 +393,11 @@ impl Handler {
     /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.0.options.name
+    }
+
+    /// The engine that it runs on: `small` or `large`.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine_name
     }
 
     /// Whether it can carry a connection's state over to another version.

@@ -2,9 +2,11 @@
 
 use crate::program::{run, run_into};
 
-/// The names of the subcommands, `help` not among them.
+/// The names of the subcommands that people use, `help` not among them.
 fn commands() -> Vec<String> {
-    polygate::cli::definition().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+    let definition = polygate::cli::definition();
+    let shown = definition.get_subcommands().filter(|command| !command.is_hide_set());
+    shown.map(|command| command.get_name().to_owned()).collect()
 }
 
 /// Every command's help begins with what it does and ends with an example of itself.
@@ -19,6 +21,19 @@ async fn every_command_has_an_example() {
         let first = head.lines().next().unwrap();
         assert!(first.starts_with(char::is_uppercase) && first.len() < 90, "{first}");
         assert_eq!(run(&["help", &command]).await.stdout, output.stdout);
+    }
+}
+
+/// The commands for guests have help of their own, with examples, and pages.
+#[tokio::test]
+async fn commands_for_guests() {
+    for command in ["new", "check", "test", "bench"] {
+        let output = run(&["guest", command, "--help"]).await;
+        assert_eq!(output.code, Some(0));
+        assert!(output.stdout.contains(&format!("\n  polygate guest {command} ")), "{}", output.stdout);
+        let page = run(&["man", "guest", command]).await;
+        assert_eq!((page.code, &*page.stderr), (Some(0), ""));
+        assert!(page.stdout.contains(&format!(".TH polygate-guest-{command} 1")), "{}", page.stdout);
     }
 }
 
@@ -48,7 +63,10 @@ async fn wrong_usage() {
         (&["replay", "--to", "tcp://127.0.0.1:1"], "<CONVERSATION>..."),
         (&["replay", "x", "--to", "127.0.0.1:1"], "expected a gateway as tcp://host:port, found \"127.0.0.1:1\""),
         (&["completions", "tcsh"], "[possible values: bash, elvish, fish, powershell, zsh]"),
-        (&["man", "nope"], "polygate: expected one of the commands serve, check, demo, replay, completions, man, help"),
+        (
+            &["man", "nope"],
+            "polygate: expected one of the commands serve, check, demo, replay, guest, handler, tap, completions, man, help",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = run(arguments).await;

@@ -9,13 +9,17 @@
     reason = "a test that gets something else than it expects fails"
 )]
 
+mod fixture;
 mod program;
 
 mod checking;
 mod demo;
+mod guests;
 mod helping;
 mod replaying;
 mod secrets;
 mod serving;
 mod starting;
 mod stopping;
+mod swapping;
+mod tapping;

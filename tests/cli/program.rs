@@ -51,6 +51,13 @@ pub async fn run(arguments: &[&str]) -> Output {
     output(polygate(arguments)).await
 }
 
+/// Runs the program to its end, in a folder.
+pub async fn run_in(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = polygate(arguments);
+    command.current_dir(folder);
+    output(command).await
+}
+
 /// Runs the program to its end, with its results going to a file or device.
 pub async fn run_into(stdout: &str, arguments: &[&str]) -> Output {
     let mut command = polygate(arguments);
@@ -103,6 +110,18 @@ impl Setup {
     /// More tables.
     pub fn more(mut self, tables: &str) -> Self {
         self.text.push_str(tables);
+        self
+    }
+
+    /// More keys of the admin port.
+    pub fn admin(mut self, keys: &str) -> Self {
+        self.text = self.text.replace("[admin]\n", &format!("[admin]\n{keys}\n"));
+        self
+    }
+
+    /// Another text, in the same directory.
+    pub fn with_text(mut self, text: String) -> Self {
+        self.text = text;
         self
     }
 
@@ -206,6 +225,11 @@ impl Serving {
         self.port("started", "broker")
     }
 
+    /// Where operators ask.
+    pub fn admin(&self) -> SocketAddr {
+        self.port("started", "admin")
+    }
+
     /// Nobody reads the log from now on: its pipe is broken.
     pub async fn close_stderr(&mut self) {
         self.reading.abort();
@@ -249,6 +273,17 @@ impl Device {
         let mut bytes = vec![0; expected.len()];
         within("bytes from the gateway", self.0.read_exact(&mut bytes)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), expected);
+    }
+
+    /// The next line, without its end.
+    pub async fn line(&mut self) -> String {
+        let mut bytes = Vec::new();
+        loop {
+            match within("bytes from the gateway", self.0.read_u8()).await.unwrap() {
+                b'\n' => return String::from_utf8(bytes).unwrap(),
+                byte => bytes.push(byte),
+            }
+        }
     }
 
     /// The gateway ends the stream in order, without another byte.

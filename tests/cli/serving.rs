@@ -26,6 +26,7 @@ async fn the_story_in_json() {
             "settings read",
             "engines for guests ready",
             "guest loaded",
+            "handler ready",
             "handlers ready",
             "MQTT port open",
             "accepting",
@@ -68,6 +69,7 @@ async fn the_story_in_text() {
         "settings read config=",
         "engines for guests ready small_instances_max=262144 large_instances_max=",
         "guest loaded handler=h engine=small instances_max=262144",
+        "handler ready handler=h version=1",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
         "accepting listener=l transport=tcp address=127.0.0.1:",
@@ -77,7 +79,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(told.len(), 9, "{told:#?}");
+    assert_eq!(told.len(), 10, "{told:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.

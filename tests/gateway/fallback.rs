@@ -353,6 +353,20 @@ async fn a_breaker_trips_and_recovers() {
     handler.next_created().await;
 }
 
+/// A guest that leaks is given a fresh instance with its state before its memory is used up, again and again; nothing fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_leaks() {
+    let gateway = Setup::guest("leak").handler("memory_max = \"8MiB\"").start().await;
+    let mut device = gateway.connect().await;
+    for count in 1..=30 {
+        device.send("x").await;
+        device.expect(format!("{count}\n")).await;
+    }
+    assert!(gateway.metric(&recoveries("h", "replace")) >= 4.0);
+    assert_eq!(gateway.metric(&failures("h", "fault")), 0.0);
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 1.0).await;
+}
+
 /// Two devices share an instance. A trap costs both what the instance knew of them, and neither its socket: each is
 /// introduced to the next instance.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! What the tests of the gateway share: a real gateway on free ports, real handlers, real peers.
 
+pub mod admin;
 pub mod certificates;
 pub mod echo_device;
 pub mod mqtt;
@@ -17,7 +18,8 @@ use std::time::Duration;
 
 use polygate::config::Config;
 use polygate::conn::table::Mailbox;
-use polygate::gateway::{Gateway, StartError};
+use polygate::gateway::{Gateway, Reloaded, StartError};
+use polygate::rollout::{Error, Rollouts};
 use polygate::telemetry::Telemetry;
 use tempfile::TempDir;
 
@@ -87,7 +89,12 @@ impl Setup {
 
     /// One listener whose handler is a guest.
     pub fn guest(name: &str) -> Self {
-        Self::new(format!("[handlers.h]\nkind = \"wasm\"\ncomponent = {:?}\n", guest(name)))
+        Self::guest_at(&guest(name))
+    }
+
+    /// One listener whose handler is the guest in this file.
+    pub fn guest_at(component: &Path) -> Self {
+        Self::new(format!("[handlers.h]\nkind = \"wasm\"\ncomponent = {component:?}\n"))
     }
 
     /// One listener whose handler is a gRPC server.
@@ -210,19 +217,39 @@ impl Setup {
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
         let _lock = text.contains("/large/").then(one_compiles);
         let gateway = Gateway::start(config).await?;
-        Ok(GatewayUnderTest { gateway: Some(gateway), _dir: dir })
+        Ok(GatewayUnderTest { gateway: Some(gateway), text, dir })
     }
 }
 
 /// A running gateway with a directory of its own.
 pub struct GatewayUnderTest {
     gateway: Option<Gateway>,
-    _dir: TempDir,
+    text: String,
+    dir: TempDir,
 }
 
 impl GatewayUnderTest {
     fn gateway(&self) -> &Gateway {
         self.gateway.as_ref().unwrap()
+    }
+
+    /// Follows its configuration with one text in place of another.
+    pub async fn reload(&self, from: &str, to: &str) -> Result<Reloaded, Vec<Error>> {
+        assert!(self.text.contains(from), "no {from} in {}", self.text);
+        let text = self.text.replace(from, to);
+        let (config, _) =
+            Config::parse(&text, self.dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}"));
+        self.gateway().reload(config).await
+    }
+
+    /// Its handlers.
+    pub fn handlers(&self) -> &Rollouts {
+        self.gateway().handlers()
+    }
+
+    /// Where it keeps its data, if that is a directory of its own.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Where devices connect.

@@ -17,6 +17,7 @@ mod nmea;
 mod observability;
 mod pubsub;
 mod simulation;
+mod swap;
 mod tcp;
 mod teltonika;
 mod templates;

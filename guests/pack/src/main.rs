@@ -41,7 +41,8 @@ fn write(guests: &Path, out: &Path) -> Result<()> {
     for guest in sources::guests(guests)? {
         let file = format!("{}.wasm", guest.name);
         let built = guests.join(guest.language.built()).join(guest.language.file_name(&guest.name));
-        let module = fs::read(&built).with_context(|| format!("reading {}, which its compiler builds", built.display()))?;
+        let module =
+            fs::read(&built).with_context(|| format!("reading {}, which its compiler builds", built.display()))?;
         let component = component::from_module(&module, guest.language, &wit)
             .with_context(|| format!("making a component of {file}"))?;
         keep(out, &file, &component)?;

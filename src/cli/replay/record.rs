@@ -75,7 +75,7 @@ pub(super) async fn record_all(args: &Args, conversations: &[Conversation], out:
 }
 
 /// Replaces a file by a new one in one step: whoever stops us in between keeps the old text whole.
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+pub(in crate::cli) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);

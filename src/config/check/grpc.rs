@@ -73,15 +73,7 @@ fn url(text: &str) -> Result<Uri, Fault> {
         return Err(Fault::UserInfo { expected: EXPECTED });
     }
     let malformed = || Fault::Malformed { found: text.to_owned(), expected: format!("of {EXPECTED}") };
-    let url: Uri = text.parse().map_err(|_| malformed())?;
-    let scheme = matches!(url.scheme_str(), Some("http" | "https"));
-    let host = url.host().is_some_and(|host| !host.is_empty());
-    // A port that is no number of 16 bits, or zero, is taken for none by the parser.
-    let after_host = url.authority().and_then(|whole| whole.as_str().strip_prefix(url.host().unwrap_or_default()));
-    let port = after_host == Some("") || url.port_u16().is_some_and(|port| port != 0);
-    // The path is ExProto's.
-    let path = matches!(url.path_and_query().map(|path| path.as_str()), None | Some("/"));
-    if scheme && host && port && path { Ok(url) } else { Err(malformed()) }
+    crate::handler::grpc::url(text).ok_or_else(malformed)
 }
 
 fn client_tls(table: &Table<'_>, outside: Outside<'_>) -> Result<ClientTls, Told> {

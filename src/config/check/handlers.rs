@@ -11,6 +11,8 @@ use crate::config::read::{Item, Named, Table};
 use crate::config::warning::Advice;
 use crate::config::{Handler, Listener, Outside, Program};
 use crate::dispatch::Policy;
+use crate::handler::wasm::Bounds;
+use crate::rollout::Rollback;
 
 /// All handlers, in the order of the file.
 #[derive(Debug)]
@@ -42,11 +44,11 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
             let options = match kind {
                 Ok(Kind::Wasm) => {
                     table.admit(&[wasm], &[grpc]);
-                    with_policy(&table, guest::read(name, &table, outside).map(Program::Wasm))
+                    with_policy(&table, guest::read(name, &table, outside).map(Program::Wasm), compile(&table))
                 }
                 Ok(Kind::Grpc) => {
                     table.admit(&[grpc], &[wasm]);
-                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc))
+                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc), Ok(Bounds::default()))
                 }
                 Err(told) => {
                     table.admit(&[&handler::SECTION, wasm, grpc], &[]);
@@ -60,10 +62,30 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
 }
 
 /// What both kinds have.
-fn with_policy(table: &Table<'_>, program: Result<Program, Told>) -> Result<Handler, Told> {
+fn with_policy(
+    table: &Table<'_>,
+    program: Result<Program, Told>,
+    compile: Result<Bounds, Told>,
+) -> Result<Handler, Told> {
     let on_failure = table.get(&handler::ON_FAILURE);
     let hold_timeout = table.get(&handler::HOLD_TIMEOUT);
-    Ok(Handler { program: program?, policy: Policy { on_failure: on_failure?, hold_timeout: hold_timeout? } })
+    let swap = table.get(&handler::SWAP);
+    let threshold = table.get(&handler::ROLLBACK_THRESHOLD);
+    let window = table.get(&handler::ROLLBACK_WINDOW);
+    Ok(Handler {
+        program: program?,
+        policy: Policy { on_failure: on_failure?, hold_timeout: hold_timeout? },
+        swap: swap?,
+        rollback: Rollback { threshold: threshold?, window: window? },
+        compile: compile?,
+    })
+}
+
+/// What compiling may take.
+fn compile(table: &Table<'_>) -> Result<Bounds, Told> {
+    let timeout = table.get(&handler::wasm::COMPILE_TIMEOUT);
+    let memory_bytes_max = table.get(&handler::wasm::COMPILE_MEMORY_MAX);
+    Ok(Bounds { timeout: timeout?, memory_bytes_max: memory_bytes_max? as u64 })
 }
 
 /// Names stand in logs, metrics and urls as they are.

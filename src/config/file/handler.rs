@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::config::file::{Section, Shape};
-use crate::config::form::{Choice, Key, Otherwise, Required, Span};
-use crate::dispatch::OnFailure;
+use crate::config::form::{Choice, Key, Otherwise, Percent, Required, Span, SwapForm};
+use crate::dispatch::{OnFailure, Share};
+use crate::rollout::Swap;
 
 /// The kinds of handler there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +38,34 @@ pub(in crate::config) static HOLD_TIMEOUT: Key<Span, Otherwise<Duration>> = Key 
     about: "how long an event is held and tried again while the handler cannot be reached",
 };
 
+pub(in crate::config) static SWAP: Key<SwapForm, Otherwise<Swap>> = Key {
+    name: "swap",
+    form: SwapForm,
+    presence: Otherwise(|| Swap::Live),
+    about: "how a new version takes over: `\"live\"`: connections move to it between two events; `\"new-connections\"`: it gets the new ones; `{ canary = \"5%\" }`: it is tried on a part of the new ones; `\"shadow\"`: it is tried on the same events without effect",
+};
+
+pub(in crate::config) static ROLLBACK_THRESHOLD: Key<Percent, Otherwise<Share>> = Key {
+    name: "rollback_threshold",
+    form: Percent,
+    presence: Otherwise(|| Share::new(500)),
+    about: "failed events of a new version, of all its events, over which the last version comes back by itself; it takes five failures at least; 100% for never",
+};
+
+pub(in crate::config) static ROLLBACK_WINDOW: Key<Span, Otherwise<Duration>> = Key {
+    name: "rollback_window",
+    form: Span(Duration::from_millis(100)..=Duration::from_secs(24 * 3600)),
+    presence: Otherwise(|| Duration::from_secs(60)),
+    about: "how long a new version is watched for that; one that is tried is watched until it is promoted or abandoned",
+};
+
 pub(in crate::config) mod wasm {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
     use crate::config::file::{Section, Shape};
     use crate::config::form::{Count, FilePath, IsolationForm, Key, Otherwise, Required, Size, Span, Texts};
-    use crate::handler::wasm::{EventBudget, Isolation};
+    use crate::handler::wasm::{self, Bounds, EventBudget, Isolation};
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "handlers",
@@ -62,6 +84,11 @@ pub(in crate::config) mod wasm {
             &SETTINGS,
             &super::ON_FAILURE,
             &super::HOLD_TIMEOUT,
+            &super::SWAP,
+            &super::ROLLBACK_THRESHOLD,
+            &super::ROLLBACK_WINDOW,
+            &COMPILE_TIMEOUT,
+            &COMPILE_MEMORY_MAX,
         ],
     };
 
@@ -83,7 +110,7 @@ pub(in crate::config) mod wasm {
         name: "memory_max",
         // From one page to all that 32-bit WebAssembly can address.
         form: Size(65_536..=1 << 32),
-        presence: Otherwise(|| 16 << 20),
+        presence: Otherwise(|| wasm::MEMORY_BYTES_DEFAULT),
         about: "linear memory of one instance",
     };
 
@@ -91,7 +118,7 @@ pub(in crate::config) mod wasm {
         name: "event_timeout",
         // A guest's time is counted in steps of 10 ms.
         form: Span(Duration::from_millis(10)..=Duration::from_secs(60)),
-        presence: Otherwise(|| Duration::from_secs(1)),
+        presence: Otherwise(|| wasm::EVENT_TIMEOUT_DEFAULT),
         about: "CPU time of one event",
     };
 
@@ -122,6 +149,20 @@ pub(in crate::config) mod wasm {
         presence: Otherwise(BTreeMap::new),
         about: "what the guest reads with `setting`; no place for secrets",
     };
+
+    pub(in crate::config) static COMPILE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+        name: "compile_timeout",
+        form: Span(Duration::from_secs(1)..=Duration::from_secs(3600)),
+        presence: Otherwise(|| Bounds::default().timeout),
+        about: "how long a version of the guest may take to compile",
+    };
+
+    pub(in crate::config) static COMPILE_MEMORY_MAX: Key<Size, Otherwise<usize>> = Key {
+        name: "compile_memory_max",
+        form: Size((64 << 20)..=(1 << 40)),
+        presence: Otherwise(|| Bounds::default().memory_bytes_max as usize),
+        about: "memory of the process that compiles it",
+    };
 }
 
 pub(in crate::config) mod grpc {
@@ -129,7 +170,7 @@ pub(in crate::config) mod grpc {
 
     use crate::config::file::{Section, Shape};
     use crate::config::form::{Choice, Count, Key, List, Optional, Otherwise, Span, Text};
-    use crate::handler::grpc::Service;
+    use crate::handler::grpc::{self, Service};
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "handlers",
@@ -145,6 +186,9 @@ pub(in crate::config) mod grpc {
             &CHANNELS,
             &super::ON_FAILURE,
             &super::HOLD_TIMEOUT,
+            &super::SWAP,
+            &super::ROLLBACK_THRESHOLD,
+            &super::ROLLBACK_WINDOW,
             &tls::SECTION,
         ],
     };
@@ -179,14 +223,14 @@ pub(in crate::config) mod grpc {
     pub(in crate::config) static CALL_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
         name: "call_timeout",
         form: Span(Duration::from_millis(1)..=Duration::from_secs(600)),
-        presence: Otherwise(|| Duration::from_secs(10)),
+        presence: Otherwise(|| grpc::CALL_TIMEOUT_DEFAULT),
         about: "how long the answer to one event may take",
     };
 
     pub(in crate::config) static CHANNELS: Key<Count, Otherwise<u32>> = Key {
         name: "channels",
         form: Count(1..=64),
-        presence: Otherwise(|| 2),
+        presence: Otherwise(|| grpc::CHANNELS_DEFAULT as u32),
         about: "HTTP/2 connections for each url, of at most 150 calls at a time",
     };
 

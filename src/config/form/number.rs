@@ -9,6 +9,7 @@ use super::{Form, span};
 use crate::config::fault::Fault;
 use crate::config::findings::Told;
 use crate::config::read::Item;
+use crate::dispatch::Share;
 
 /// A whole number.
 #[derive(Debug)]
@@ -115,6 +116,39 @@ impl Form for Size {
         match usize::try_from(bytes) {
             Ok(fits) if self.0.contains(&bytes) => Ok(fits),
             _ => Err(item.fault(Fault::OutOfRange { found: cut(format!("{text:?}")), range: self.range() })),
+        }
+    }
+}
+
+/// A part of a whole.
+#[derive(Debug)]
+pub(in crate::config) struct Percent;
+
+impl Form for Percent {
+    type Value = Share;
+
+    fn expected(&self) -> String {
+        "a percentage such as \"5%\" or \"0.5%\"".to_owned()
+    }
+
+    fn name(&self) -> String {
+        "percentage".to_owned()
+    }
+
+    fn range(&self) -> String {
+        span(Share::new(1), Share::new(10_000))
+    }
+
+    fn show(&self, value: &Share) -> String {
+        format!("\"{value}\"")
+    }
+
+    fn read(&self, item: &Item<'_>) -> Result<Share, Told> {
+        let text = item.text(&self.expected())?;
+        match Share::parse(text) {
+            Some(share) if share.basis_points() > 0 => Ok(share),
+            Some(_) => Err(item.fault(Fault::OutOfRange { found: format!("{text:?}"), range: self.range() })),
+            None => Err(item.fault(Fault::Malformed { found: text.to_owned(), expected: self.expected() })),
         }
     }
 }

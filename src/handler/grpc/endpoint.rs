@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tonic::client::Grpc;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
-use tonic::{Request, Status, transport};
+use tonic::{Request, Status};
 
 use super::codec::CallCodec;
 use super::failure;
@@ -56,7 +56,7 @@ pub enum Service {
 }
 
 /// Certificates for a handler on https.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientTls {
     /// The authorities that may have signed the handler's certificate, in PEM; the system's when absent.
     pub ca_pem: Option<Vec<u8>>,
@@ -111,9 +111,10 @@ pub(super) use method;
 /// One HTTP/2 connection to one server.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
+    handler: Arc<str>,
+    /// Opens connections of the channel's kind.
+    dial: tonic::transport::Endpoint,
     channel: Channel,
-    /// How the channel connects; a probe does it by itself, since a channel only says that it would.
-    dialled: transport::Endpoint,
     service: Service,
     found: Arc<Found>,
     calls: Arc<Semaphore>,
@@ -178,8 +179,14 @@ impl Endpoint {
             }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
-        let calls = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
-        Ok(Self { channel, dialled: endpoint, service, found, calls })
+        Ok(Self {
+            handler: Arc::clone(handler),
+            dial: endpoint,
+            channel,
+            service,
+            found,
+            calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)),
+        })
     }
 
     /// Makes one call and waits for its end.
@@ -194,11 +201,15 @@ impl Endpoint {
         answer.map_err(|status| failure::classify(&status))
     }
 
-    /// Connects once more, TLS included, and hangs up; calls nothing.
+    /// Opens a connection beside the channel's and closes it; calls nothing. The channel itself is always ready to take a
+    /// call, and finds out with the first one.
     pub(super) async fn reach(&self) -> Result<(), CallError> {
-        let connector = tower::service_fn(|url: Uri| async move { dial(&url).await.map(TokioIo::new) });
-        let connected = self.dialled.connect_with_connector(connector).await;
-        connected.map(drop).map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
+        let connector = tower::service_fn({
+            let (found, handler) = (Arc::clone(&self.found), Arc::clone(&self.handler));
+            move |url: Uri| connect(Arc::clone(&handler), Arc::clone(&found), url)
+        });
+        let connected = self.dial.connect_with_connector(connector).await;
+        connected.map(|_| ()).map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
     }
 
     /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did
@@ -259,19 +270,17 @@ fn tls_config(tls: Option<&ClientTls>) -> ClientTlsConfig {
 }
 
 /// Connects to a url's host, which may be a name: all its addresses are tried.
-async fn dial(url: &Uri) -> io::Result<TcpStream> {
+async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
     let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(PING_TIMEOUT);
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    Ok(stream)
-}
-
-/// Connects for calls, and tells the operator when that changes.
-async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
-    match dial(&url).await {
+    let connected = async {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(PING_TIMEOUT);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(stream)
+    };
+    match connected.await {
         Ok(stream) => {
             found.unreachable.store(false, Ordering::Relaxed);
             tracing::info!(%handler, %url, "connected to the handler");

@@ -1,12 +1,18 @@
-use std::fs::{self, File};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+use crate::files::write_whole;
+
+/// Compiled components that are kept; each is some times as large as its component.
+const KEPT_MAX: usize = 64;
 
 /// Compiled components, so that a restart does not compile again.
 ///
@@ -15,6 +21,7 @@ use wasmtime::component::Component;
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
+    compiles: bool,
 }
 
 /// The cache cannot be used.
@@ -63,6 +70,8 @@ pub(super) enum CompileError {
     Compile(wasmtime::Error),
     /// It could not be kept.
     Cache(CacheError),
+    /// It is not there, and this cache does not compile.
+    Missing,
 }
 
 impl Cache {
@@ -72,7 +81,12 @@ impl Cache {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
         let found = fs::metadata(&dir).map_err(failed)?;
         check(&dir, found.mode() & 0o777, found.uid(), rustix::process::geteuid().as_raw())?;
-        Ok(Self { dir })
+        Ok(Self { dir, compiles: true })
+    }
+
+    /// What is not there is missing from now on.
+    pub(super) fn keep_from_compiling(&mut self) {
+        self.compiles = false;
     }
 
     /// The component compiled for this engine: from the cache, else compiled now and kept.
@@ -85,15 +99,45 @@ impl Cache {
             // version and its settings.
             let kept = unsafe { Component::deserialize_file(engine, &file) };
             match kept {
-                Ok(component) => return Ok(component),
+                Ok(component) => {
+                    touch(&file);
+                    return Ok(component);
+                }
                 Err(error) => tracing::warn!(?file, %error, "a compiled component is unusable; compiling again"),
             }
+        }
+        if !self.compiles {
+            return Err(CompileError::Missing);
         }
         let compiled = Component::new(engine, component).map_err(CompileError::Compile)?;
         let code = compiled.serialize().map_err(CompileError::Compile)?;
         write_whole(&file, &code)
             .map_err(|source| CompileError::Cache(CacheError::Write { file: file.clone(), source }))?;
+        self.forget_oldest();
         Ok(compiled)
+    }
+
+    /// Removes what was not used for longest, beyond what is kept. Code that is mapped stays mapped.
+    fn forget_oldest(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        let used = |entry: fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
+        let mut files: Vec<_> = entries.filter_map(|entry| used(entry.ok()?)).collect();
+        files.sort();
+        for (_, file) in files.iter().rev().skip(KEPT_MAX) {
+            if let Err(error) = fs::remove_file(file) {
+                tracing::warn!(?file, %error, "cannot remove a compiled component that was not used for long");
+            }
+        }
+    }
+}
+
+/// Marks a file as used now. What cannot be marked is only forgotten earlier.
+fn touch(file: &Path) {
+    let touched = fs::File::options().append(true).open(file).and_then(|open| open.set_modified(SystemTime::now()));
+    if let Err(error) = touched {
+        tracing::debug!(?file, %error, "cannot mark a compiled component as used");
     }
 }
 
@@ -117,25 +161,6 @@ fn file_name(engine: &Engine, component: &[u8]) -> String {
     format!("{hex}-{:016x}.cwasm", compatibility.finish())
 }
 
-/// Writes beside, then renames: a reader finds the whole file or none, also after the power has failed.
-fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let suffix = getrandom::u64().map_err(io::Error::other)?;
-    let beside = file.with_extension(format!("{suffix:016x}"));
-    let written = File::create_new(&beside)
-        .and_then(|mut open| {
-            open.write_all(bytes)?;
-            // Without this the name may reach the disk before the bytes, and machine code is not checked when it is read.
-            open.sync_all()
-        })
-        .and_then(|()| fs::rename(&beside, file));
-    if written.is_err()
-        && let Err(error) = fs::remove_file(&beside)
-    {
-        tracing::debug!(?beside, %error, "an unfinished file is left");
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -152,15 +177,32 @@ mod tests {
         let engine = Engine::default();
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
         let file = cache.dir.join(file_name(&engine, EMPTY_COMPONENT));
-        let written = fs::metadata(&file).unwrap().modified().unwrap();
+        let written = fs::metadata(&file).unwrap().ino();
 
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
-        assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+        assert_eq!(fs::metadata(&file).unwrap().ino(), written);
 
         fs::write(&file, b"broken").unwrap();
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
         assert_ne!(fs::read(&file).unwrap(), b"broken");
         assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    /// What was used last is kept, and no more than its number.
+    #[test]
+    fn what_was_not_used_for_longest_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("components")).unwrap();
+        let engine = Engine::default();
+        let begin = SystemTime::now() - std::time::Duration::from_secs(1000);
+        for number in 0..KEPT_MAX as u64 {
+            let file = fs::File::create(cache.dir.join(number.to_string())).unwrap();
+            file.set_modified(begin + std::time::Duration::from_secs(number)).unwrap();
+        }
+        cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
+        let left = fs::read_dir(&cache.dir).unwrap().count();
+        assert_eq!(left, KEPT_MAX);
+        assert!(!cache.dir.join("0").exists() && cache.dir.join("1").exists());
     }
 
     /// A directory of another user is refused, whatever its mode; the administrator's is not.
@@ -171,17 +213,6 @@ mod tests {
         assert!(check(dir, 0o755, 8, 8).is_ok());
         assert!(check(dir, 0o755, 0, 8).is_ok());
         assert!(matches!(check(dir, 0o770, 8, 8), Err(CacheError::Writable { mode: 0o770, .. })));
-    }
-
-    /// What could not be written whole leaves nothing behind.
-    #[test]
-    fn a_failed_write_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        // A directory at the place of the file: the last step cannot succeed.
-        let place = dir.path().join("place");
-        fs::create_dir_all(place.join("taken")).unwrap();
-        write_whole(&place, b"bytes").unwrap_err();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     /// A directory that others may write to is refused.

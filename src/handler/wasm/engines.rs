@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{Config, Engine};
+use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
 use super::HostError;
 use super::instance::GuestState;
@@ -98,6 +98,33 @@ impl Engines {
         Ok(Self { small, large })
     }
 
+    /// The same engines with hardly any room for instances: to compile with, where memory is bounded. Whether there is a
+    /// small engine is up to whoever runs what is compiled.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Engine`]: an engine cannot run here.
+    pub(super) fn to_compile(has_small: bool) -> Result<Self, HostError> {
+        let large = Class::new("large", &mut common(), Ceiling::of_this_system())?;
+        let small = if has_small {
+            let slabs = map(1).map_err(|error| HostError::Engine(error.to_string()))?;
+            Some(Class::new("small", &mut dense(slabs), Ceiling::new(1, Bound::Slots))?)
+        } else {
+            None
+        };
+        Ok(Self { small, large })
+    }
+
+    /// Only the large engine, with instances that count what they execute.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engines::start`].
+    pub(super) fn start_metered() -> Result<Self, HostError> {
+        let large = Class::new("large", common().consume_fuel(true), Ceiling::of_this_system())?;
+        Ok(Self { small: None, large })
+    }
+
     /// Only the large engine, as where the other cannot be.
     #[cfg(test)]
     pub(super) fn without_small() -> Self {
@@ -146,6 +173,8 @@ fn common() -> Config {
     // them doubles the cost of a call.
     config.concurrency_support(false);
     config.epoch_interruption(true);
+    // Files and lines in a failed guest's backtrace, if its file has them (DWARF); only such a guest pays for it.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
     config
 }
 

@@ -1,7 +1,7 @@
 //! One connection's side of a guest.
 
 use super::desk::Desk;
-use super::instance::{Answer, Call, Instance, Snapshot};
+use super::instance::{Answer, Call, Instance, Snapshot, Usage};
 use super::shared::Member;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
@@ -82,6 +82,31 @@ impl Guest {
     /// Whether its own instance has failed, so that no call reaches it any more. A shared one is made anew.
     pub fn has_failed(&self) -> bool {
         matches!(&self.0, Kind::Own(instance) if instance.has_failed())
+    }
+
+    /// What its instance has used so far; nothing is known of a shared one.
+    pub fn usage(&self) -> Usage {
+        match &self.0 {
+            Kind::Own(instance) => instance.usage(),
+            Kind::Shared(_) => Usage::default(),
+        }
+    }
+
+    /// Where the guest was when it failed, a function a line, innermost first; with names where its file has them.
+    pub fn backtrace(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Own(instance) => instance.backtrace(),
+            Kind::Shared(_) => None,
+        }
+    }
+
+    /// Whether this connection's instance has little memory left, and a fresh one would have more. An instance that is shared is
+    /// not replaced: the others have their state in it too.
+    pub fn is_worn(&self) -> bool {
+        match &self.0 {
+            Kind::Own(instance) => instance.is_worn(),
+            Kind::Shared(_) => false,
+        }
     }
 
     /// The connection has gone elsewhere: a shared instance is told, an own one ends.

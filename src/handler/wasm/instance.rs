@@ -6,13 +6,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::Shared;
 use super::desk::Desk;
 use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
 use super::log::GuestLog;
 use super::wasi::Wasi;
+use super::{Metering, Shared};
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::handler::CallError;
 use crate::wit::bindings::ConnectionHandler;
@@ -22,6 +22,9 @@ use crate::wit::types;
 /// How long an event may take in all, on top of its CPU time: what a guest waits for (the broker, the
 /// authentication) has timeouts of its own below this, and a guest that sleeps is ended by it.
 const WAITING_MAX: Duration = Duration::from_secs(30);
+
+/// First bytes of an event that the log shows when the guest failed in it.
+const SHOWN_BYTES_MAX: usize = 64;
 
 /// The state of one connection, as a guest wrote it for its next version.
 pub use migrate::State as Snapshot;
@@ -57,6 +60,32 @@ pub(super) enum Call<'a> {
     Restore(&'a ConnInfo, Option<&'a Snapshot>),
 }
 
+impl Call<'_> {
+    /// Its name in the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Event(event) => event.name(),
+            Self::Snapshot => "snapshot",
+            Self::Restore(..) => "restore",
+        }
+    }
+
+    /// How many bytes it carries for the guest, and the first of them.
+    fn payload(&self) -> (usize, &[u8]) {
+        match self {
+            Self::Event(Event::ReceivedBytes(bytes)) => (bytes.len(), bytes),
+            Self::Event(Event::ReceivedMessages(messages)) => (
+                messages.iter().map(|message| message.payload.len()).sum(),
+                messages.first().map_or(&[], |message| &message.payload),
+            ),
+            Self::Restore(_, Some(state)) => (state.bytes.len(), &state.bytes),
+            Self::Event(Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_))
+            | Self::Snapshot
+            | Self::Restore(_, None) => (0, &[]),
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -70,6 +99,10 @@ pub(super) struct Instance {
     store: Store<GuestState>,
     exports: Option<Exports>,
     failed: bool,
+    /// Where the guest was when it failed.
+    backtrace: Option<String>,
+    /// Its linear memory after the first call, in bytes.
+    born_bytes: usize,
 }
 
 struct Exports {
@@ -107,12 +140,41 @@ impl Instance {
         let mut store = Store::new(&shared.engine, state);
         store.limiter(|state| &mut state.limit);
         store.epoch_deadline_callback(limits::on_tick);
-        Self { store, exports: None, failed: false }
+        if shared.metering == Metering::Fuel
+            && let Err(error) = store.set_fuel(u64::MAX)
+        {
+            tracing::error!(%error, "an engine that meters takes no fuel");
+        }
+        Self { store, exports: None, failed: false, backtrace: None, born_bytes: 0 }
+    }
+
+    /// What it has used so far.
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            memory_bytes: self.store.data().limit.bytes(),
+            fuel: match self.store.data().shared.metering {
+                Metering::None => None,
+                Metering::Fuel => self.store.get_fuel().ok().map(|left| u64::MAX - left),
+            },
+        }
+    }
+
+    /// Where the guest was when it failed.
+    pub(super) fn backtrace(&self) -> Option<&str> {
+        self.backtrace.as_deref()
     }
 
     /// Whether it must not be entered any more.
     pub(super) fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
+    /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
+    pub(super) fn is_worn(&self) -> bool {
+        let state = self.store.data();
+        let bytes = state.limit.bytes();
+        bytes >= state.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
     }
 
     /// From now on the instance speaks about this connection.
@@ -148,6 +210,9 @@ impl Instance {
             }
         };
         self.failed = result.is_err();
+        if self.born_bytes == 0 {
+            self.born_bytes = self.store.data().limit.bytes();
+        }
         // Nothing takes it away but this.
         let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
         (desk, result)
@@ -183,25 +248,22 @@ impl Instance {
         };
         let handler = exports.handler.polygate_handler_handler();
         let id = conn.to_u64();
-        let (name, called) = match call {
-            Call::Event(event) => (
-                event.name(),
-                match event {
-                    Event::ReceivedBytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await,
-                    Event::SocketCreated(info) => {
-                        handler.call_on_socket_created(&mut *store, id, &types::ConnInfo::from(info.as_ref())).await
-                    }
-                    Event::TimerTimeout(timer) => handler.call_on_timer_timeout(&mut *store, id, (*timer).into()).await,
-                    Event::ReceivedMessages(messages) => {
-                        let messages: Vec<types::Message> = messages.iter().map(Into::into).collect();
-                        handler.call_on_received_messages(&mut *store, id, &messages).await
-                    }
-                    Event::SocketClosed(reason) => {
-                        handler.call_on_socket_closed(&mut *store, id, &types::CloseReason::from(reason)).await
-                    }
+        let called = match call {
+            Call::Event(event) => match event {
+                Event::ReceivedBytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await,
+                Event::SocketCreated(info) => {
+                    handler.call_on_socket_created(&mut *store, id, &types::ConnInfo::from(info.as_ref())).await
                 }
-                .map(|()| Answer::Done),
-            ),
+                Event::TimerTimeout(timer) => handler.call_on_timer_timeout(&mut *store, id, (*timer).into()).await,
+                Event::ReceivedMessages(messages) => {
+                    let messages: Vec<types::Message> = messages.iter().map(Into::into).collect();
+                    handler.call_on_received_messages(&mut *store, id, &messages).await
+                }
+                Event::SocketClosed(reason) => {
+                    handler.call_on_socket_closed(&mut *store, id, &types::CloseReason::from(reason)).await
+                }
+            }
+            .map(|()| Answer::Done),
             Call::Snapshot | Call::Restore(..) => {
                 let Some(migration) = &exports.migration else {
                     return Err(CallError::Unfit("the guest does not export the migrate interface".to_owned()));
@@ -210,15 +272,18 @@ impl Instance {
                 match call {
                     Call::Restore(info, state) => {
                         let info = types::ConnInfo::from(info);
-                        ("restore", migrate.call_restore(&mut *store, id, &info, state).await.map(Answer::Restored))
+                        migrate.call_restore(&mut *store, id, &info, state).await.map(Answer::Restored)
                     }
                     Call::Snapshot | Call::Event(_) => {
-                        ("snapshot", migrate.call_snapshot(&mut *store, id).await.map(Answer::Snapshot))
+                        migrate.call_snapshot(&mut *store, id).await.map(Answer::Snapshot)
                     }
                 }
             }
         };
-        called.map_err(|error| self.failure(conn, name, &error))
+        called.map_err(|error| {
+            let (bytes, payload) = call.payload();
+            self.failure(conn, call.name(), bytes, payload, &error)
+        })
     }
 
     async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
@@ -235,26 +300,61 @@ impl Instance {
             };
             Ok(Exports { handler, migration })
         };
-        made.await.map_err(|error| match self.failure(conn, "instantiation", &error) {
+        made.await.map_err(|error| match self.failure(conn, "instantiation", 0, &[], &error) {
             CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
             other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,
         })
     }
 
     /// What a failed call means, and a line in the log that its author can use.
-    fn failure(&self, conn: ConnId, call: &'static str, error: &wasmtime::Error) -> CallError {
+    fn failure(
+        &mut self,
+        conn: ConnId,
+        call: &'static str,
+        bytes: usize,
+        payload: &[u8],
+        error: &wasmtime::Error,
+    ) -> CallError {
+        self.backtrace = error.downcast_ref::<WasmBacktrace>().map(frames);
         let state = self.store.data();
         let options = &state.shared.options;
+        // What the device said is its own business: only who asks for it in the log's filter sees it.
+        let first = &payload[..payload.len().min(SHOWN_BYTES_MAX)];
+        tracing::debug!(%conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
+        // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF.
+        tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
         if error.downcast_ref::<TimeUsedUp>().is_some() {
             return CallError::Timeout(options.event_timeout);
         }
-        // The backtrace names the guest's functions if it has a name section.
-        tracing::warn!(%conn, handler = %options.name, call, "the guest failed: {error:?}");
         let trap = error.downcast_ref::<Trap>().map_or_else(|| error.root_cause().to_string(), ToString::to_string);
         if state.limit.exceeded {
             CallError::Fault(format!("{trap}, after memory beyond {} bytes was refused", options.memory_bytes_max))
         } else {
             CallError::Fault(trap)
         }
+    }
+}
+
+/// The functions of a backtrace, without its heading and without the modules, which have no names in components.
+fn frames(backtrace: &WasmBacktrace) -> String {
+    let text = backtrace.to_string();
+    text.split_once('\n').map_or("", |(_, frames)| frames).replace("<unknown>!", "")
+}
+
+/// What an instance has used since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Linear memory of all its memories, which never shrink.
+    pub memory_bytes: usize,
+    /// Instructions, roughly: what wasmtime calls fuel. `None` on a host that does not meter.
+    pub fuel: Option<u64>,
+}
+
+/// Bytes as hex digits.
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }

@@ -178,6 +178,13 @@ impl MemoryLimit {
     }
 }
 
+impl MemoryLimit {
+    /// Linear memory of the instance, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
         self.metrics.memory_bytes.dec_by(gauge(self.bytes));

@@ -1,0 +1,258 @@
+//! `/api/v1/handlers`: what runs, and its changes. Answers are JSON; an error is `{"error": ".."}` and says what was expected.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Shared;
+use crate::handler::{chain, grpc};
+use crate::rollout::{Asker, Candidate, Done, Error, LoadError, Swap};
+
+/// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
+pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
+
+/// Uploads at a time. Each holds its component in memory.
+pub(super) const UPLOADS_MAX: usize = 2;
+
+/// How long the body of an upload may take to arrive.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The routes, without the token, which is asked for before them.
+pub(super) fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/api/v1/handlers", get(list))
+        .route("/api/v1/handlers/{name}/versions", get(list_versions).put(upload))
+        .route("/api/v1/handlers/{name}/versions/{number}/activate", post(activate))
+        .route("/api/v1/handlers/{name}/rollback", post(roll_back))
+        .route("/api/v1/handlers/{name}/promote", post(promote))
+        .route("/api/v1/handlers/{name}/abandon", post(abandon))
+        .merge(super::tap::routes())
+        .route_layer(middleware::from_fn(refuse_other_sites))
+}
+
+/// What was asked for and not done.
+pub(super) struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+impl Refusal {
+    pub(super) fn not_found(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, error: error.into() }
+    }
+
+    pub(super) fn busy(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, error: error.into() }
+    }
+
+    pub(super) fn bad(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, error: error.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.error }))).into_response()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::NoSuchHandler { .. } | Error::NoSuchVersion { .. } => StatusCode::NOT_FOUND,
+            Error::NoPrevious { .. }
+            | Error::NoTrial { .. }
+            | Error::IsActive { .. }
+            | Error::NoAdapter
+            | Error::NoShadow => StatusCode::CONFLICT,
+            Error::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Error::NotWasm { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Error::Load(LoadError::Guest(_) | LoadError::Tls(_)) | Error::Unwell { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Error::Load(LoadError::Host(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self { status, error: chain(&error) }
+    }
+}
+
+type Answer = Result<Json<Done>, Refusal>;
+
+/// What stands behind the `?` of a change.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    /// How the version takes over; as the configuration says without.
+    swap: Option<String>,
+    /// Whether it takes over at all, or is only kept.
+    #[serde(default = "yes")]
+    activate: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A server in a guest's place, or in another server's.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Server {
+    kind: String,
+    url: String,
+}
+
+async fn list(State(shared): State<Shared>) -> Response {
+    Json(json!({ "handlers": shared.rollouts.list() })).into_response()
+}
+
+async fn list_versions(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    let versions = shared.rollouts.list_versions(&name)?;
+    Ok(Json(json!({ "handler": name, "versions": versions })).into_response())
+}
+
+async fn upload(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+    asked: Query<Asked>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Done>), Refusal> {
+    let swap = swap(&asked)?;
+    // Before the body is read: what nobody can use need not be sent.
+    shared.rollouts.list_versions(&name)?;
+    let Ok(_one) = shared.uploads.try_acquire() else {
+        let error = format!("{UPLOADS_MAX} uploads are under way; expected at most that many");
+        return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, error });
+    };
+    let too_large = || Refusal {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        error: format!("the body is too large; expected at most {COMPONENT_BYTES_MAX} bytes"),
+    };
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    let body = match tokio::time::timeout(UPLOAD_TIMEOUT, to_bytes(body, COMPONENT_BYTES_MAX)).await {
+        Ok(Ok(body)) => body,
+        // A body without a length that is larger ends like one that breaks off.
+        Ok(Err(error)) if length.is_none() && error.to_string().contains("limit") => return Err(too_large()),
+        Ok(Err(error)) => return Err(Refusal::bad(format!("the body cannot be read: {error}"))),
+        Err(_) => {
+            let seconds = UPLOAD_TIMEOUT.as_secs();
+            let error = format!("the body has not arrived within {seconds} s; expected all of it");
+            return Err(Refusal { status: StatusCode::REQUEST_TIMEOUT, error });
+        }
+    };
+    let is_json =
+        headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let candidate = if is_json { Candidate::Server(server(&body)?) } else { Candidate::Component(body) };
+    let done = shared.rollouts.swap(&name, candidate, swap, asked.activate, Asker::Admin(peer)).await?;
+    Ok((StatusCode::CREATED, Json(done)))
+}
+
+fn server(body: &[u8]) -> Result<tonic::transport::Uri, Refusal> {
+    const EXPECTED: &str = "expected {\"kind\": \"grpc\", \"url\": \"http://127.0.0.1:9001\"}";
+    let Server { kind, url } =
+        serde_json::from_slice(body).map_err(|error| Refusal::bad(format!("{error}; {EXPECTED}")))?;
+    if kind != "grpc" {
+        return Err(Refusal::bad(format!("{kind:?} is no kind of handler that has a url; {EXPECTED}")));
+    }
+    // Not shown: a password may be in it.
+    grpc::url(&url).ok_or_else(|| Refusal::bad(format!("the url is not of the form scheme://host:port; {EXPECTED}")))
+}
+
+async fn activate(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path((name, number)): Path<(String, String)>,
+    asked: Query<Asked>,
+) -> Answer {
+    let swap = swap(&asked)?;
+    let number = number.parse().map_err(|_| Refusal::bad("expected the number of a version"))?;
+    Ok(Json(shared.rollouts.activate(&name, number, swap, Asker::Admin(peer)).await?))
+}
+
+async fn roll_back(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+) -> Answer {
+    Ok(Json(shared.rollouts.roll_back(&name, Asker::Admin(peer)).await?))
+}
+
+async fn promote(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+) -> Answer {
+    Ok(Json(shared.rollouts.promote(&name, Asker::Admin(peer)).await?))
+}
+
+async fn abandon(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(name): Path<String>,
+) -> Answer {
+    Ok(Json(shared.rollouts.abandon(&name, Asker::Admin(peer)).await?))
+}
+
+fn swap(asked: &Asked) -> Result<Option<Swap>, Refusal> {
+    asked.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
+}
+
+/// A browser of the operator's must not be made to change handlers by some page that it shows. Browsers tell the page's site
+/// in `Origin`; and where a page's own name has been pointed at this port, they tell that name in `Host`.
+async fn refuse_other_sites(request: Request, next: Next) -> Response {
+    if is_own_site(request.headers()) {
+        return next.run(request).await;
+    }
+    let error = "the request comes from the page of another site; expected one of this port by its address".to_owned();
+    Refusal { status: StatusCode::FORBIDDEN, error }.into_response()
+}
+
+fn is_own_site(headers: &HeaderMap) -> bool {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = header(header::HOST);
+    let is_own = header(header::ORIGIN)
+        .is_none_or(|origin| host.is_some() && origin.split_once("://").map(|(_, site)| site) == host);
+    let has_token = headers.contains_key(header::AUTHORIZATION);
+    is_own && (has_token || host.is_none_or(is_no_name))
+}
+
+/// Whether a `Host` is an address, or the one name that always is this machine.
+fn is_no_name(host: &str) -> bool {
+    host.parse::<SocketAddr>().is_ok()
+        || host.parse::<IpAddr>().is_ok()
+        || host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|ip| ip.parse::<IpAddr>().is_ok())
+        || host == "localhost"
+        || host.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_are_no_names() {
+        for host in ["127.0.0.1:9180", "127.0.0.1", "[::1]:9180", "[::1]", "localhost", "localhost:9180"] {
+            assert!(is_no_name(host), "{host}");
+        }
+        for host in ["", "evil.example", "evil.example:9180", "localhost.evil.example", "localhost:x", "127.0.0.1.evil"]
+        {
+            assert!(!is_no_name(host), "{host}");
+        }
+    }
+}

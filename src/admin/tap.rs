@@ -1,0 +1,73 @@
+//! `/api/v1/tap`: one connection, as it lives, in the format of conversations.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+
+use super::Shared;
+use super::api::Refusal;
+use crate::conn::ConnId;
+use crate::tap::{Watching, Whom};
+
+/// The route, without the token, which is asked for before it.
+pub(super) fn routes() -> Router<Shared> {
+    Router::new().route("/api/v1/tap", get(tap))
+}
+
+/// Whom to watch: a connection by its id, a client, or else the next one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    conn: Option<String>,
+    client: Option<String>,
+    listener: Option<String>,
+    peer: Option<IpAddr>,
+}
+
+impl Asked {
+    fn whom(self) -> Result<Whom, Refusal> {
+        match self {
+            Self { conn: Some(conn), client: None, listener: None, peer: None } => match ConnId::parse(&conn) {
+                Some(conn) => Ok(Whom::Conn(conn)),
+                None => {
+                    Err(Refusal::bad(format!("conn: expected 16 hexadecimal digits as in the log, found {conn:?}")))
+                }
+            },
+            Self { conn: None, client: Some(client), listener: None, peer: None } => Ok(Whom::Client(client)),
+            Self { conn: None, client: None, listener, peer } => Ok(Whom::Next { listener, peer }),
+            _ => Err(Refusal::bad("expected conn, or client, or neither of them with listener and peer as you like")),
+        }
+    }
+}
+
+async fn tap(
+    State(shared): State<Shared>,
+    ConnectInfo(asker): ConnectInfo<SocketAddr>,
+    asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(asked) = asked.map_err(|rejection| Refusal::bad(rejection.body_text()))?;
+    let whom = asked.whom()?;
+    if let Whom::Conn(conn) = whom
+        && shared.connections.get(conn).is_none()
+    {
+        return Err(Refusal::not_found(format!("no connection has the id {conn}")));
+    }
+    let watching = shared.taps.watch(whom.clone()).map_err(|full| Refusal::busy(full.to_string()))?;
+    tracing::info!(%asker, ?whom, "a connection is watched");
+    let drain = shared.drain.clone();
+    let lines = futures::stream::unfold((watching, drain), |(mut watching, drain): (Watching, _)| async move {
+        // The admin port outlives the connections; who waits for one must not keep it open.
+        let piece = tokio::select! {
+            piece = watching.next() => piece?,
+            () = drain.ended() => return None,
+        };
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(piece)), (watching, drain)))
+    });
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(lines)).into_response())
+}

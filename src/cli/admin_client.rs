@@ -1,0 +1,254 @@
+//! Requests to the admin port of a running gateway.
+
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use clap::ValueHint;
+use futures::StreamExt;
+use http::{Method, Request, Response, header};
+use hyper_util::rt::TokioIo;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::net::TcpStream;
+
+/// How long the connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an answer may take: as long as the gateway may compile, and a little more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3700);
+
+/// Largest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Which gateway is asked.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// The admin port; plain HTTP, so over the network it belongs in a tunnel
+    #[arg(long, global = true, default_value = "http://127.0.0.1:9180", env = "POLYGATE_ADMIN", value_name = "URL")]
+    admin: AdminUrl,
+    /// A file with the admin token; without it, the environment variable POLYGATE_ADMIN_TOKEN, or none
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    token_file: Option<PathBuf>,
+}
+
+/// Where an admin port is: host and port.
+#[derive(Clone, Debug)]
+pub(super) struct AdminUrl(String);
+
+/// A text that is no [`AdminUrl`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected the admin port as http://host:port, without a path (https is not supported), found {0:?}")]
+pub(super) struct MalformedAdminUrl(String);
+
+impl FromStr for AdminUrl {
+    type Err = MalformedAdminUrl;
+
+    fn from_str(text: &str) -> Result<Self, MalformedAdminUrl> {
+        let malformed = || MalformedAdminUrl(text.to_owned());
+        let authority = text.strip_prefix("http://").ok_or_else(malformed)?;
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let (host, port) = authority.rsplit_once(':').ok_or_else(malformed)?;
+        let is_host = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+        let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
+        if is_host && is_port { Ok(Self(authority.to_owned())) } else { Err(malformed()) }
+    }
+}
+
+/// Why there is no answer, or a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody is there.
+    #[error("cannot reach the admin port at {at}")]
+    Connect {
+        /// Where.
+        at: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The exchange broke off.
+    #[error("the admin port at {at} did not answer")]
+    Exchange {
+        /// Where.
+        at: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file of the token could not be read.
+    #[error("cannot read {path:?}")]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// What was received could not be passed on.
+    #[error("cannot write what is received")]
+    Write(#[source] io::Error),
+    /// The token is missing or another one.
+    #[error("the admin port at {at} wants another token; give it with --token-file or POLYGATE_ADMIN_TOKEN")]
+    Token {
+        /// Where.
+        at: String,
+    },
+    /// The gateway does not do what it was asked for.
+    #[error("{0}")]
+    Refused(String),
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+/// Asks one gateway.
+#[derive(Debug)]
+pub(super) struct Client {
+    at: String,
+    token: Option<SecretString>,
+}
+
+impl Client {
+    /// The gateway that the arguments name.
+    pub(super) fn of(Args { admin: AdminUrl(at), token_file }: Args) -> Result<Self, ClientError> {
+        let token = match token_file {
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(token) => Some(token.trim_end().to_owned()),
+                Err(source) => return Err(ClientError::TokenFile { path, source }),
+            },
+            None => std::env::var("POLYGATE_ADMIN_TOKEN").ok(),
+        };
+        Ok(Self { at, token: token.map(Into::into) })
+    }
+
+    /// The body of a good answer.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Vec<u8>)>,
+    ) -> Result<String, ClientError> {
+        let stream = self.connect().await?;
+        let asking = async {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let request = self.request(method, path, body)?;
+            let answering = async {
+                let response = sender.send_request(request).await?;
+                let status = response.status();
+                let body = to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX).await?;
+                Ok::<_, Cause>((status, body))
+            };
+            // The connection is driven by being polled; that it ends is seen by the answer.
+            let (answer, _) = tokio::join!(answering, connection);
+            answer
+        };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(|late| Err(late.into()));
+        let (status, body) = answer.map_err(|source| self.broke_off(source))?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if status.is_success() { Ok(text) } else { Err(self.refused(status, text)) }
+    }
+
+    /// Passes on what a good answer consists of, as it comes, until it ends.
+    pub(super) async fn follow(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let stream = self.connect().await?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|source| self.broke_off(source.into()))?;
+        let request = self.request(Method::GET, path, None).map_err(|source| self.broke_off(source))?;
+        let following = async {
+            let response: Response<_> =
+                sender.send_request(request).await.map_err(|source| self.broke_off(source.into()))?;
+            let status = response.status();
+            let body = Body::new(response.into_body());
+            if !status.is_success() {
+                let body = to_bytes(body, ANSWER_BYTES_MAX).await.map_err(|source| self.broke_off(source.into()))?;
+                return Err(self.refused(status, String::from_utf8_lossy(&body).into_owned()));
+            }
+            let mut pieces = body.into_data_stream();
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(|source| self.broke_off(source.into()))?;
+                each(&piece).map_err(ClientError::Write)?;
+            }
+            Ok(())
+        };
+        let (followed, _) = tokio::join!(following, connection);
+        followed
+    }
+
+    async fn connect(&self) -> Result<TcpStream, ClientError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.at))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ClientError::Connect { at: self.at.clone(), source })
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Vec<u8>)>,
+    ) -> Result<Request<Body>, Cause> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.at)
+            .header(header::CONNECTION, "close");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
+        }
+        Ok(match body {
+            Some((kind, bytes)) => request.header(header::CONTENT_TYPE, kind).body(Body::from(bytes))?,
+            None => request.body(Body::empty())?,
+        })
+    }
+
+    fn broke_off(&self, source: Cause) -> ClientError {
+        ClientError::Exchange { at: self.at.clone(), source }
+    }
+
+    fn refused(&self, status: http::StatusCode, text: String) -> ClientError {
+        if status == http::StatusCode::UNAUTHORIZED {
+            return ClientError::Token { at: self.at.clone() };
+        }
+        let why = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.error);
+        ClientError::Refused(if why.is_empty() { status.to_string() } else { why })
+    }
+}
+
+/// As much of somebody's words as may stand in a part of a url.
+pub(super) fn escaped(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admin_urls() {
+        for (text, at) in
+            [("http://127.0.0.1:9180", "127.0.0.1:9180"), ("http://[::1]:1/", "[::1]:1"), ("http://h:1", "h:1")]
+        {
+            assert_eq!(text.parse::<AdminUrl>().unwrap().0, at);
+        }
+        for text in
+            ["", "127.0.0.1:9180", "https://h:1", "http://h", "http://:1", "http://h:0", "http://h:1/x", "http://u@h:1"]
+        {
+            let told = text.parse::<AdminUrl>().unwrap_err().to_string();
+            assert!(told.starts_with("expected the admin port as http://host:port"), "{told}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `polygate guest`: what the author of a handler needs, without a gateway.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::conversation::ReadError;
+use crate::handler::wasm::{HostError, LoadError};
+use crate::handler::{CallError, chain};
+
+pub mod bench;
+pub mod check;
+pub mod loading;
+pub mod new;
+pub mod test;
+
+use loading::SettingsError;
+
+/// Makes, checks, tests and measures handlers that run inside the gateway
+///
+/// A guest is a WebAssembly component that turns a device's bytes into messages. These commands run it in the gateway's own
+/// host, without a gateway: no socket is opened and no broker is needed.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  polygate guest new meter --lang rust\n  polygate guest check meter/handler.wasm\n  polygate guest test meter/handler.wasm meter/conversations"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    New(new::Args),
+    Check(check::Args),
+    Test(test::Args),
+    Bench(bench::Args),
+}
+
+/// A command for guests could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The new project.
+    #[error(transparent)]
+    New(#[from] new::NewError),
+    /// The guest's file.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// This machine.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Files that cannot be read or are no conversations: all of them.
+    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    Conversations(Vec<ReadError>),
+    /// A folder without conversations.
+    #[error("expected files that end in .conversation in {path}, found none", path = .0.display())]
+    NoConversations(std::path::PathBuf),
+    /// The settings of a configuration.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A conversation that could not be recorded; its file is as it was.
+    #[error("{name}: {why}")]
+    Record {
+        /// The file.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// The guest failed while it was measured.
+    #[error("the guest failed in {event}: {why}")]
+    Failed {
+        /// The event.
+        event: &'static str,
+        /// What happened.
+        why: CallError,
+    },
+    /// A file or a folder.
+    #[error("{path}", path = .path.display())]
+    File {
+        /// Which one.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody takes the output.
+    #[error("cannot write the result")]
+    Output(#[from] io::Error),
+}
+
+/// Runs the subcommand; results go to standard output. Exit code 1: what was asked for failed, or is not so.
+///
+/// # Errors
+///
+/// See [`Error`].
+pub async fn run(args: Args) -> Result<ExitCode, Error> {
+    let mut out = io::stdout();
+    let code = match args.command {
+        Command::New(args) => new::run(&args, &mut out)?,
+        Command::Check(args) => check::run(&args, &mut out).await?,
+        Command::Test(args) => test::run(&args, &mut out).await?,
+        Command::Bench(args) => bench::run(&args, &mut out).await?,
+    };
+    out.flush()?;
+    Ok(code)
+}
+
+/// A number of bytes for people: three digits or so.
+fn bytes_text(bytes: u64) -> String {
+    // Far below 2^53; what is lost is not shown.
+    let number = bytes as f64;
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", number / 1024.0),
+        _ => format!("{:.1} MiB", number / 1_048_576.0),
+    }
+}
+
+/// A time for people: three digits or so.
+fn time_text(time: std::time::Duration) -> String {
+    let micros = time.as_secs_f64() * 1e6;
+    match micros {
+        ..10.0 => format!("{micros:.2} us"),
+        10.0..1_000.0 => format!("{micros:.0} us"),
+        1_000.0..100_000.0 => format!("{:.1} ms", micros / 1e3),
+        100_000.0..1_000_000.0 => format!("{:.0} ms", micros / 1e3),
+        _ => format!("{:.2} s", micros / 1e6),
+    }
+}
+
+/// A number with its thousands apart.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 event`, `2 events`.
+fn count(number: usize, what: &str) -> String {
+    format!("{} {what}{}", thousands(number as u64), if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!([0, 1023, 1024, 1 << 20].map(bytes_text), ["0 B", "1023 B", "1.0 KiB", "1.0 MiB"]);
+        assert_eq!(
+            [1, 999, 1_500, 250_000, 2_000_000].map(|us| time_text(Duration::from_micros(us))),
+            ["1.00 us", "999 us", "1.5 ms", "250 ms", "2.00 s"]
+        );
+        assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([1, 2].map(|number| count(number, "event")), ["1 event", "2 events"]);
+    }
+}

@@ -1,0 +1,228 @@
+//! `polygate guest new`: a project that builds and passes its own test at once.
+
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::builder::PossibleValuesParser;
+
+use super::Error;
+
+/// A project for one language, as it lies in guests/templates.
+#[derive(Debug)]
+struct Template {
+    language: &'static str,
+    /// The commands that come after it is written.
+    next: &'static [&'static str],
+    files: &'static [File],
+}
+
+#[derive(Debug)]
+struct File {
+    path: &'static str,
+    is_executable: bool,
+    bytes: &'static [u8],
+}
+
+/// Everything that `new` writes is in the program: there is nothing to fetch, and it fits the interface of this version.
+const TEMPLATES: &[Template] = include!(concat!(env!("OUT_DIR"), "/guest_templates.rs"));
+
+/// What stands for the project's name in a template.
+const NAME: &str = "{{name}}";
+
+/// The longest name: it becomes a file's, a package's and a handler's.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Names that a compiler or a package manager keeps for itself.
+const RESERVED: [&str; 20] = [
+    "abstract",
+    "async",
+    "await",
+    "const",
+    "core",
+    "crate",
+    "false",
+    "final",
+    "handler",
+    "impl",
+    "macro",
+    "match",
+    "polygate",
+    "polygate-guest",
+    "self",
+    "std",
+    "struct",
+    "test",
+    "true",
+    "type",
+];
+
+/// Writes a new handler project
+///
+/// The project is a folder of the handler's name, which must not exist or be empty. It has the handler, the interface, a
+/// conversation that tests it, and a README; it builds and passes its test at once.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  polygate guest new meter --lang rust")]
+pub struct Args {
+    /// The handler's name: lower-case letters, digits and "-"
+    pub name: String,
+
+    /// The language
+    #[arg(long, value_parser = PossibleValuesParser::new(TEMPLATES.iter().map(|template| template.language)))]
+    pub lang: String,
+}
+
+/// The project could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum NewError {
+    /// The name will not do.
+    #[error(
+        "expected a name of 1 to {NAME_BYTES_MAX} lower-case letters, digits and \"-\" that begins with a letter and does not \
+         end with \"-\", found {0:?}"
+    )]
+    Name(String),
+    /// The name is taken by others.
+    #[error("expected a name that no compiler keeps for itself, found {0:?}")]
+    Reserved(String),
+    /// There is no such template.
+    #[error("expected one of the languages {there}, found {found:?}")]
+    Language {
+        /// What was given.
+        found: String,
+        /// What there is.
+        there: String,
+    },
+    /// The folder has something in it.
+    #[error("expected {path} not to exist, or to be an empty folder; it has something in it", path = .0.display())]
+    NotEmpty(PathBuf),
+    /// A file or folder could not be written.
+    #[error("cannot write {path}", path = .path.display())]
+    Write {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Writes the project into the current folder, and says what to do next.
+///
+/// # Errors
+///
+/// [`NewError`]; nothing is written when the name, the language or the folder will not do.
+pub fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+    let template = write_project(&args.name, &args.lang, Path::new(&args.name))?;
+    writeln!(out, "{}: {} files. Next:\n", args.name, template.files.len())?;
+    writeln!(out, "  cd {}", args.name)?;
+    for line in template.next {
+        writeln!(out, "  {}", line.replace(NAME, &args.name))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_project(name: &str, language: &str, folder: &Path) -> Result<&'static Template, NewError> {
+    check_name(name)?;
+    let template = TEMPLATES.iter().find(|template| template.language == language).ok_or_else(|| {
+        let there = TEMPLATES.iter().map(|template| template.language).collect::<Vec<_>>().join(", ");
+        NewError::Language { found: language.to_owned(), there }
+    })?;
+    check_empty(folder)?;
+    for file in template.files {
+        let path = folder.join(file.path);
+        write_file(&path, file, name).map_err(|source| NewError::Write { path, source })?;
+    }
+    Ok(template)
+}
+
+fn check_name(name: &str) -> Result<(), NewError> {
+    let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !name.ends_with('-');
+    if !fits {
+        return Err(NewError::Name(name.to_owned()));
+    }
+    if RESERVED.contains(&name) { Err(NewError::Reserved(name.to_owned())) } else { Ok(()) }
+}
+
+fn check_empty(folder: &Path) -> Result<(), NewError> {
+    match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(NewError::NotEmpty(folder.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(NewError::Write { path: folder.to_owned(), source }),
+    }
+}
+
+fn write_file(path: &Path, file: &File, name: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mode = if file.is_executable { 0o777 } else { 0o666 };
+    let mut open = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    match std::str::from_utf8(file.bytes) {
+        Ok(text) => open.write_all(text.replace(NAME, name).as_bytes()),
+        Err(_) => open.write_all(file.bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Every template becomes a project with the interface and a test, and without a trace of having been a template.
+    #[test]
+    fn a_project_of_each_language() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!TEMPLATES.is_empty());
+        for template in TEMPLATES {
+            let folder = dir.path().join(template.language);
+            write_project("meter-2", template.language, &folder).unwrap();
+            let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+            assert!(!template.next.is_empty(), "{}", template.language);
+            for line in template.next {
+                let line = line.replace(NAME, "meter-2");
+                assert!(
+                    readme.lines().any(|read| read == line),
+                    "{line:?} is not in the README of {}",
+                    template.language
+                );
+            }
+            assert!(folder.join("wit/handler.wit").is_file() && folder.join("README.md").is_file());
+            assert!(!folder.join("template.toml").exists());
+            let conversations = std::fs::read_dir(folder.join("conversations")).unwrap().count();
+            assert!(conversations > 0, "{}", template.language);
+            for file in template.files {
+                let path = folder.join(file.path);
+                let is_executable = std::fs::metadata(&path).unwrap().permissions().mode() & 0o100 != 0;
+                assert_eq!(is_executable, file.is_executable, "{path:?}");
+                let bytes = std::fs::read(&path).unwrap();
+                assert!(!bytes.windows(NAME.len()).any(|window| window == NAME.as_bytes()), "{path:?}");
+            }
+        }
+    }
+
+    /// Nothing that is there is touched.
+    #[test]
+    fn a_folder_with_something_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("mine"), "").unwrap();
+        let refused = write_project("meter", TEMPLATES[0].language, dir.path()).unwrap_err();
+        assert!(matches!(refused, NewError::NotEmpty(_)), "{refused}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn names() {
+        for name in ["a", "meter-7", "x1"] {
+            check_name(name).unwrap();
+        }
+        for name in ["", "7up", "Meter", "a_b", "a/b", "..", "a-", "-a", "é", &"a".repeat(65)] {
+            assert!(matches!(check_name(name), Err(NewError::Name(_))), "{name:?}");
+        }
+        assert!(matches!(check_name("std"), Err(NewError::Reserved(_))));
+    }
+}

@@ -1,0 +1,204 @@
+//! `polygate guest test`: recorded conversations against a guest in its real host.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::ValueHint;
+use serde_json::{Value, json};
+
+use super::loading::{Loaded, Loading, Metered};
+use super::{Error, bytes_text, count, thousands, time_text};
+use crate::cli::replay::replace;
+use crate::conversation::bless::bless;
+use crate::conversation::{Conversation, ReadError};
+use crate::rehearsal::{self, Cost, Options, PLACES_MAX, Report, record, rehearse};
+
+/// What the names of conversations end with.
+const EXTENSION: &str = "conversation";
+
+/// Plays conversations against a guest, and cuts the device's bytes at every byte
+///
+/// Each conversation is played as it was recorded; then with each ">" line cut in two at every byte, byte by byte, and with
+/// the lines joined: a stream has no frames, and each time the same must come out. At last the device vanishes after every
+/// byte, which no guest may fail at. Everything happens in this process, with the gateway's own limits: there is no socket,
+/// no broker and no waiting; timers run out when the conversation says so.
+///
+/// Exits with 0 when all conversations went as recorded, with 1 when any did not.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  polygate guest test handler.wasm conversations\n  polygate guest test handler.wasm night.conversation --setting timezone=+08:00 --bless"
+)]
+pub struct Args {
+    /// The guest, its limits and its settings.
+    #[command(flatten)]
+    pub loading: Loading,
+
+    /// Files with one conversation each; of a folder, all that end in .conversation
+    #[arg(value_name = "CONVERSATION", required = true, value_hint = ValueHint::AnyPath)]
+    pub conversations: Vec<PathBuf>,
+
+    /// At how many places a ">" line is cut, and after how many bytes the device vanishes; 0 plays as recorded only
+    #[arg(long, value_name = "N", default_value_t = PLACES_MAX)]
+    pub cuts_max: usize,
+
+    /// Does not compare: writes what the guest does into the files
+    #[arg(long, conflicts_with_all = ["cuts_max", "json"])]
+    pub bless: bool,
+
+    /// Prints one JSON object instead of text for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the subcommand: what came of it goes to `out`.
+///
+/// # Errors
+///
+/// It could not begin. Conversations that fail are a result: they are printed, and the code is 1.
+pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+    let paths = files(&args.conversations)?;
+    let conversations = read_all(&paths)?;
+    let loaded = args.loading.load(Metered::No).await?;
+    if args.bless {
+        bless_all(&loaded, &paths, &conversations, out).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let metered = args.loading.load(Metered::Yes).await?;
+    let mut reports = Vec::new();
+    for conversation in &conversations {
+        let options = Options { places_max: args.cuts_max };
+        let report = rehearse(&loaded.handler, Some(&metered.handler), conversation, options).await;
+        if !args.json {
+            write!(out, "{}", as_text(conversation.name(), &report))?;
+            out.flush()?;
+        }
+        reports.push(report);
+    }
+    let failed = reports.iter().filter(|report| !report.is_good()).count();
+    if args.json {
+        let told =
+            conversations.iter().zip(&reports).map(|(conversation, report)| as_json(conversation.name(), report));
+        let told: Vec<Value> = told.collect();
+        let file = &args.loading.file;
+        writeln!(out, "{}", json!({ "file": file, "passed": failed == 0, "conversations": told }))?;
+    } else {
+        let plays = reports.iter().map(|report| report.plays.played).sum();
+        let good = reports.len() - failed;
+        let (all, plays) = (count(reports.len(), "conversation"), count(plays, "play"));
+        writeln!(out, "{all}, {good} as recorded, {failed} failed; {plays}")?;
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The files, with those of folders in the order of their names.
+pub(super) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let failed = |source| Error::File { path: path.clone(), source };
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(failed)? {
+            let file = entry.map_err(failed)?.path();
+            if file.extension().is_some_and(|extension| extension == EXTENSION) {
+                found.push(file);
+            }
+        }
+        if found.is_empty() {
+            return Err(Error::NoConversations(path.clone()));
+        }
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+/// Reads all, and tells of all that cannot be read.
+pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<Conversation>, Error> {
+    let (read, faults): (Vec<Result<_, ReadError>>, Vec<_>) =
+        paths.iter().map(|path: &PathBuf| Conversation::read(path)).partition(Result::is_ok);
+    let faults: Vec<ReadError> = faults.into_iter().filter_map(Result::err).collect();
+    if faults.is_empty() { Ok(read.into_iter().flatten().collect()) } else { Err(Error::Conversations(faults)) }
+}
+
+async fn bless_all(
+    loaded: &Loaded,
+    paths: &[PathBuf],
+    conversations: &[Conversation],
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    for (path, conversation) in paths.iter().zip(conversations) {
+        let failed = |why: String| Error::Record { name: conversation.name().to_owned(), why };
+        let happened = record(&loaded.handler, conversation).await.map_err(|why| failed(why.to_string()))?;
+        let blessed = bless(conversation, &happened).map_err(|early| failed(early.to_string()))?;
+        let text = blessed.to_string();
+        Conversation::parse(conversation.name(), &text)
+            .map_err(|faults| failed(format!("the recorded conversation could not be read back: {faults}")))?;
+        let unchanged = blessed == *conversation;
+        if !unchanged {
+            write_file(path, &text)?;
+        }
+        writeln!(out, "{}  {}", conversation.name(), if unchanged { "unchanged" } else { "recorded" })?;
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), Error> {
+    replace(path, text).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+fn as_text(name: &str, report: &Report) -> String {
+    let Report { failures, plays, cost } = report;
+    if failures.is_empty() {
+        let less = match plays.left_out {
+            0 => String::new(),
+            more => format!(" (of {})", thousands((plays.played + more) as u64)),
+        };
+        let events = count(cost.event_times.len(), "event");
+        return format!("ok      {name}  {events}, {}{less}, {}\n", count(plays.played, "play"), cost_text(cost));
+    }
+    let mut text = String::new();
+    for failure in failures {
+        text.push_str(&format!("failed  {name}: {failure}\n"));
+    }
+    text
+}
+
+/// What the events of a conversation cost: fuel and memory are the same each time, times are not.
+fn cost_text(cost: &Cost) -> String {
+    let mut text = String::new();
+    if let Some(most) = cost.event_fuel.iter().max() {
+        let total = thousands(cost.event_fuel.iter().sum());
+        text.push_str(&format!("fuel {total} (most in one event {}), ", thousands(*most)));
+    }
+    let (median, longest) = (time_text(cost.median_time()), time_text(cost.longest_time()));
+    text.push_str(&format!("{}, about {median} an event (longest {longest})", bytes_text(cost.memory_bytes as u64)));
+    text
+}
+
+fn as_json(name: &str, report: &Report) -> Value {
+    let rehearsal::Plays { played, cut, vanished, left_out } = report.plays;
+    let cost = &report.cost;
+    let micros = |time: std::time::Duration| (time.as_secs_f64() * 1e8).round() / 1e2;
+    let failures: Vec<Value> = report
+        .failures
+        .iter()
+        .map(|failure| json!({ "cuts": failure.cuts.to_string(), "why": failure.why.to_string() }))
+        .collect();
+    json!({
+        "name": name,
+        "passed": report.is_good(),
+        "failures": failures,
+        "plays": { "played": played, "cut": cut, "vanished": vanished, "left_out": left_out },
+        "events": cost.event_times.len(),
+        "fuel": (!cost.event_fuel.is_empty()).then(|| json!({
+            "total": cost.event_fuel.iter().sum::<u64>(),
+            "event_max": cost.event_fuel.iter().max(),
+        })),
+        "memory_bytes": cost.memory_bytes,
+        "indicative": { "event_us_median": micros(cost.median_time()), "event_us_longest": micros(cost.longest_time()) },
+    })
+}

@@ -1,0 +1,175 @@
+//! New versions of handlers, while devices stay connected.
+//!
+//! A version is loaded beside the others, off the data path, and looked at; then the connections go over to it as the
+//! handler's [`Swap`] says; it is watched for a while, and if too much fails the last version comes back. What
+//! was loaded is kept on disk, so that any of the last versions can be made active, also after a restart.
+//!
+//! [`Rollouts`] does it, for all handlers; what it decides without a clock or a disk is in the pure files beside.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::dispatch::{Policy, Share};
+use crate::handler::{grpc, wasm};
+
+mod error;
+mod index;
+mod line;
+mod loader;
+mod rollouts;
+mod settling;
+mod status;
+mod store;
+mod watch;
+
+pub use error::{Error, LoadError};
+pub use index::{Origin, Record, What};
+pub use loader::Loader;
+pub use rollouts::{Candidate, Done, Rollouts, Services};
+pub use status::{HandlerStatus, TrialStatus, VersionState, VersionStatus};
+pub use watch::FAILURES_MIN;
+
+/// What the configuration says of one handler.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What it is.
+    pub program: Program,
+    /// How its failures are met.
+    pub policy: Policy,
+    /// How a new version takes over.
+    pub swap: Swap,
+    /// When the last one comes back by itself.
+    pub rollback: Rollback,
+    /// What compiling a guest may take.
+    pub compile: wasm::Bounds,
+}
+
+impl Options {
+    /// The handler's name.
+    pub fn name(&self) -> &Arc<str> {
+        self.program.name()
+    }
+}
+
+/// A handler of either kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A gRPC server that speaks ExProto.
+    Grpc(grpc::Options),
+    /// A guest.
+    Wasm(wasm::Options),
+}
+
+impl Program {
+    /// The handler's name.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Grpc(options) => &options.name,
+            Self::Wasm(options) => &options.name,
+        }
+    }
+}
+
+/// How a new version takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// Connections go over to it between two events. One that cannot stays until it ends or the drain timeout is over.
+    Live,
+    /// It gets the new connections; the others stay until they end.
+    NewConnections,
+    /// It is tried on this part of the new connections.
+    Canary(Share),
+    /// It is tried on the same events without effect; differences are counted.
+    Shadow,
+}
+
+impl fmt::Display for Swap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Live => f.write_str("live"),
+            Self::NewConnections => f.write_str("new-connections"),
+            Self::Canary(share) => write!(f, "canary:{share}"),
+            Self::Shadow => f.write_str("shadow"),
+        }
+    }
+}
+
+/// A text that is no [`Swap`].
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{found:?} is no way to swap; expected live, new-connections, shadow or canary:SHARE with a SHARE such as 5%, in 0.01%..=100%"
+)]
+pub struct MalformedSwap {
+    found: String,
+}
+
+/// As [`Display`](fmt::Display) writes it.
+impl FromStr for Swap {
+    type Err = MalformedSwap;
+
+    fn from_str(text: &str) -> Result<Self, MalformedSwap> {
+        match text {
+            "live" => Ok(Self::Live),
+            "new-connections" => Ok(Self::NewConnections),
+            "shadow" => Ok(Self::Shadow),
+            _ => text
+                .strip_prefix("canary:")
+                .and_then(Share::parse)
+                .filter(|share| share.basis_points() > 0)
+                .map(Self::Canary)
+                .ok_or_else(|| MalformedSwap { found: text.chars().take(80).collect() }),
+        }
+    }
+}
+
+/// When the last version comes back by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// Failures among the new version's events, over which it is taken out; all for never.
+    pub threshold: Share,
+    /// How long it is watched.
+    pub window: Duration,
+}
+
+/// Who asked for a change; told in the log and kept with a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// The gateway starts.
+    Start,
+    /// The configuration was read again.
+    Reload,
+    /// A call of the admin port, from this address.
+    Admin(SocketAddr),
+    /// Nobody: too much had failed.
+    Watch,
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => f.write_str("start"),
+            Self::Reload => f.write_str("reload"),
+            Self::Admin(address) => write!(f, "admin {address}"),
+            Self::Watch => f.write_str("rollback"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swaps_are_read_as_they_are_written() {
+        for text in ["live", "new-connections", "shadow", "canary:5%", "canary:0.25%"] {
+            assert_eq!(text.parse::<Swap>().unwrap().to_string(), text);
+        }
+        for text in ["", "Live", "canary", "canary:", "canary:0%", "canary:101%", "canary:5"] {
+            let told = text.parse::<Swap>().unwrap_err().to_string();
+            assert!(told.starts_with(&format!("{text:?} is no way to swap; expected live")), "{told}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Loads programs, off the data path.
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::OnceCell;
+
+use super::{LoadError, Program};
+use crate::handler::wasm::{Bounds, Capacity, Compiler, Host};
+use crate::handler::{Handler, grpc};
+use crate::telemetry::Telemetry;
+
+/// Loads handlers of both kinds.
+#[derive(Debug)]
+pub struct Loader {
+    compiler: Compiler,
+    cache_dir: PathBuf,
+    /// Started with the first guest: a gateway without guests needs no engine.
+    host: OnceCell<Host>,
+    telemetry: Telemetry,
+}
+
+impl Loader {
+    /// Keeps compiled components in `cache_dir`.
+    pub fn new(compiler: Compiler, cache_dir: PathBuf, telemetry: Telemetry) -> Self {
+        Self { compiler, cache_dir, host: OnceCell::new(), telemetry }
+    }
+
+    /// Loads a program and, of a guest, makes one instance. A guest may take seconds to compile; nothing else waits for it. Errors name its file as `known_as`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub(super) async fn load(&self, program: Program, known_as: &Path, bounds: Bounds) -> Result<Handler, LoadError> {
+        match program {
+            Program::Grpc(options) => Ok(Handler::Grpc(grpc::Handler::new(options)?)),
+            Program::Wasm(options) => {
+                let host = self.host.get_or_try_init(|| self.start()).await?.clone();
+                self.compiler.prepare(&self.cache_dir, host.capacity(), &options, known_as, bounds).await?;
+                let metrics = self.telemetry.instances(&options.name);
+                let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
+                let guest = loading.await?.map_err(|error| error.about(known_as))?;
+                guest.try_out().await.map_err(|error| error.about(known_as))?;
+                Ok(Handler::Wasm(guest))
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<Host, LoadError> {
+        let host = Host::start(self.cache_dir.clone())?;
+        let Capacity { small, large } = host.capacity();
+        tracing::info!(small_instances_max = small, large_instances_max = large, "engines for guests ready");
+        Ok(match self.compiler {
+            Compiler::Here => host,
+            Compiler::Apart(_) => host.without_compiler(),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! What is kept of a handler's versions in the data directory: the components, by their digests, and the index.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::index::Index;
+use crate::files::write_whole;
+
+const INDEX: &str = "index.json";
+
+/// A damaged index is put here, for whoever wants to know.
+const DAMAGED: &str = "index.damaged";
+
+/// How a component's file ends.
+const COMPONENT: &str = "wasm";
+
+/// One handler's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Makes the directory, or takes the one that is there.
+    pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        Ok(Self { dir })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The index; none when there is none or when it is damaged, which is told and set aside.
+    pub(super) fn read(&self, handler: &str) -> io::Result<Option<Index>> {
+        let file = self.dir.join(INDEX);
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let index = String::from_utf8(bytes).map_err(|error| error.to_string()).and_then(|text| Index::read(&text));
+        match index {
+            Ok(index) => Ok(Some(index)),
+            Err(why) => {
+                let aside = self.dir.join(DAMAGED);
+                fs::rename(&file, &aside)?;
+                tracing::error!(
+                    handler,
+                    ?aside,
+                    "the index of the handler's versions is damaged and set aside; going on with what the configuration says: {why}"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// Replaces the index.
+    pub(super) fn write(&self, index: &Index) -> io::Result<()> {
+        let text = index.write().map_err(io::Error::other)?;
+        write_whole(&self.dir.join(INDEX), text.as_bytes())
+    }
+
+    /// Keeps a component; gives its digest.
+    pub(super) fn put(&self, component: &[u8]) -> io::Result<String> {
+        let sha256 = digest(component);
+        if !self.has(&sha256) {
+            write_whole(&self.component(&sha256), component)?;
+        }
+        Ok(sha256)
+    }
+
+    /// Whether a component is there as it was kept.
+    pub(super) fn has(&self, sha256: &str) -> bool {
+        fs::read(self.component(sha256)).is_ok_and(|bytes| digest(&bytes) == sha256)
+    }
+
+    /// Where a component is.
+    pub(super) fn component(&self, sha256: &str) -> PathBuf {
+        self.dir.join(sha256).with_extension(COMPONENT)
+    }
+
+    /// Removes the components that are none of these. What cannot be removed is tried again the next time.
+    pub(super) fn prune(&self, kept: &BTreeSet<&str>) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let is_component = path.extension().is_some_and(|extension| extension == COMPONENT);
+            let is_kept = path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| kept.contains(stem));
+            if is_component
+                && !is_kept
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(?path, %error, "cannot remove a component that is not needed any more");
+            }
+        }
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::index::{Origin, Record, What};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("versions/h")).unwrap();
+        (dir, store)
+    }
+
+    /// A component whose bytes have changed on the disk is not taken for what it was, and is replaced.
+    #[test]
+    fn a_changed_component_is_not_there() {
+        let (_dir, store) = store();
+        let sha256 = store.put(b"component").unwrap();
+        assert!(store.has(&sha256));
+        fs::write(store.component(&sha256), b"other").unwrap();
+        assert!(!store.has(&sha256));
+        assert_eq!(store.put(b"component").unwrap(), sha256);
+        assert!(store.has(&sha256));
+    }
+
+    /// What no version needs is removed; nothing else is.
+    #[test]
+    fn what_is_not_needed_is_removed() {
+        let (_dir, store) = store();
+        let [one, two] = [b"one", b"two"].map(|bytes| store.put(bytes).unwrap());
+        fs::write(store.dir().join("note.txt"), "mine").unwrap();
+        store.prune(&[&*two].into());
+        assert!(!store.has(&one) && store.has(&two) && store.dir().join("note.txt").exists());
+    }
+
+    /// A damaged index is set aside, and the next one takes its place.
+    #[test]
+    fn a_damaged_index_is_set_aside() {
+        let (_dir, store) = store();
+        assert_eq!(store.read("h").unwrap(), None);
+        let what = What::Wasm { sha256: store.put(b"one").unwrap() };
+        let first = Record { number: 1, origin: Origin::Configuration, by: "start".to_owned(), at_s: 0, what };
+        let index = Index::new(first);
+        store.write(&index).unwrap();
+        assert_eq!(store.read("h").unwrap(), Some(index.clone()));
+
+        fs::write(store.dir().join(INDEX), b"{\xff").unwrap();
+        assert_eq!(store.read("h").unwrap(), None);
+        assert_eq!(fs::read(store.dir().join(DAMAGED)).unwrap(), b"{\xff");
+        store.write(&index).unwrap();
+        assert_eq!(store.read("h").unwrap(), Some(index));
+    }
+}
