@@ -314,16 +314,17 @@ impl Connection {
     /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
     /// connection.
     fn keeps_state_when_held(&mut self) -> bool {
+        let is_replaced = self.is_replaced();
         match &mut self.attached {
-            // There was no instance, so there is none that could know it.
-            Attached::Wasm(_) => {
-                self.renew();
-                false
-            }
-            Attached::Grpc(remote) => {
+            Attached::Grpc(remote) if !is_replaced => {
                 // It may have been cut off behind an Authenticate of this event.
                 self.adapter.expect_again();
                 !remote.turn_to_another()
+            }
+            // There was no instance, so there is none that could know it; or the next version is told of it now.
+            Attached::Grpc(_) | Attached::Wasm(_) => {
+                self.renew();
+                false
             }
         }
     }
@@ -331,13 +332,18 @@ impl Connection {
     /// The same handler starts anew with this connection: a guest in a fresh instance. If its version has been replaced
     /// meanwhile, there is no reason to start the old one again.
     fn renew(&mut self) {
-        let versions = &self.link().versions;
-        if versions.placement(self.membership.version()) != Placement::Stay {
-            self.membership = versions.active().enter(self.conn());
+        if self.is_replaced() {
+            self.forget_remote();
+            self.membership = self.link().versions.active().enter(self.conn());
         }
         let conn = self.entered.handler_conn();
         self.attached = self.membership.version().handler().attach(conn, &self.info);
         self.adapter.reintroduce(conn);
+    }
+
+    /// Whether the connection's version is not the one for it any more.
+    fn is_replaced(&self) -> bool {
+        self.link().versions.placement(self.membership.version()) != Placement::Stay
     }
 
     /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers.

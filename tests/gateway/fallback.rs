@@ -522,6 +522,23 @@ async fn a_close_is_not_recovered_from() {
     }
 }
 
+/// A device whose event is held for a server that is away goes on with the one that the operator puts in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_goes_to_the_next_version() {
+    let away = echo().await;
+    let url = away.url();
+    away.kill().await;
+    let gateway = Setup::grpc_at(&url).start().await;
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    gateway.metric_exceeds(&recoveries("h", "hold"), 0.0).await;
+
+    let next = echo().await;
+    next.use_adapter(gateway.adapter());
+    gateway.reload(&url, &next.url()).await.unwrap();
+    device.expect("hello").await;
+}
+
 /// A server that sends everything back.
 async fn echo() -> ScriptedHandler {
     echo_at(0).await
