@@ -21,13 +21,13 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         if self.shadow.as_ref().is_some_and(|shadow| !shadow.is_wanted(&self.link().versions)) {
-            self.end_shadow();
+            self.end_shadow().await;
         }
         match self.link().versions.placement(self.membership.version()) {
             Placement::Stay => {}
             Placement::End => self.state.close(CloseReason::Draining),
             Placement::Move(to) => {
-                self.end_shadow();
+                self.end_shadow().await;
                 let to = to.enter(self.conn());
                 let from = self.membership.version().number();
                 let version = to.version().number();
