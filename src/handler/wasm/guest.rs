@@ -2,6 +2,7 @@
 
 use super::desk::Desk;
 use super::instance::{Answer, Call, Instance, Snapshot, Usage};
+use super::log::told;
 use super::shared::Member;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
@@ -66,7 +67,7 @@ impl Guest {
     ) -> (Desk, Result<(), CallError>) {
         let (desk, result) = self.enter(desk, Call::Restore(info, state)).await;
         let restored = result.and_then(|answer| match answer {
-            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {why}"))),
+            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {}", told(&why)))),
             Answer::Restored(Ok(())) | Answer::Done | Answer::Snapshot(_) => Ok(()),
         });
         (desk, restored)
@@ -106,6 +107,13 @@ impl Guest {
         match &self.0 {
             Kind::Own(instance) => instance.is_worn(),
             Kind::Shared(_) => false,
+        }
+    }
+
+    /// No fresh instance could take over: this one goes on until it fails, and is not worn before.
+    pub fn stays(&mut self) {
+        if let Kind::Own(instance) = &mut self.0 {
+            instance.stays();
         }
     }
 
