@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::shadow::Compared;
+use super::shadow::{Compared, Shadow};
 use super::waking::{Happening, Until};
 use super::{Connection, Output};
 use crate::adapter::{Entry, Journal};
@@ -35,7 +35,7 @@ impl Connection {
             Err(error) => error,
         };
         // What follows is not what a version that is tried would be compared with.
-        self.end_shadow();
+        self.end_shadow().await;
         let created = Event::SocketCreated(Arc::clone(&self.info));
         let is_created = matches!(event, Event::SocketCreated(_));
         let mut recovery = self.recovery();
@@ -93,6 +93,7 @@ impl Connection {
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
+        self.end_shadow().await;
         if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
             // Its failure is counted, and there is nobody left to tell.
             self.link().metrics.undelivered(event.name());
@@ -222,37 +223,37 @@ impl Connection {
 
     /// Lets the version that is tried do what the active one has done, and compares.
     async fn follow_with_shadow(&mut self, event: &Event, done: &[Entry], left_out: u64) {
-        let Some(mut shadow) = self.shadow.take() else {
-            return;
-        };
-        if left_out > 0 || !shadow.is_wanted(&self.link().versions) {
-            self.end_shadow();
+        let is_wanted = |shadow: &Shadow| left_out == 0 && shadow.is_wanted(&self.link().versions);
+        if !self.shadow.as_deref().is_some_and(is_wanted) {
+            self.end_shadow().await;
             return;
         }
+        let Some(shadow) = &mut self.shadow else {
+            return;
+        };
         let compared = shadow.follow(event, done).await;
         let link = self.link();
         let (conn, handler, name) = (self.conn(), link.versions.name(), event.name());
         match compared {
-            Compared::Same => {
-                link.versions.compared(true);
-                self.shadow = Some(shadow);
-            }
+            Compared::Same => link.versions.compared(true),
             Compared::Different(what) => {
                 link.versions.compared(false);
                 tracing::info!(%conn, %handler, event = name, "the version that is tried does something else: {what}");
-                self.shadow = Some(shadow);
             }
             Compared::Failed(error) => {
                 link.versions.compared(false);
                 tracing::warn!(%conn, %handler, event = name, "the version that is tried failed: {error}");
-                self.end_shadow();
+                self.end_shadow().await;
             }
         }
     }
 
-    pub(super) fn end_shadow(&mut self) {
-        self.shadow = None;
+    pub(super) async fn end_shadow(&mut self) {
+        let Some(shadow) = self.shadow.take() else {
+            return;
+        };
         self.adapter.keep_journal(self.tap.is_some());
+        shadow.leave().await;
     }
 
     pub(super) fn take_back(&mut self, desk: Desk) {
@@ -317,16 +318,17 @@ impl Connection {
     /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
     /// connection.
     fn keeps_state_when_held(&mut self) -> bool {
+        let is_replaced = self.is_replaced();
         match &mut self.attached {
-            // There was no instance, so there is none that could know it.
-            Attached::Wasm(_) => {
-                self.renew();
-                false
-            }
-            Attached::Grpc(remote) => {
+            Attached::Grpc(remote) if !is_replaced => {
                 // It may have been cut off behind an Authenticate of this event.
                 self.adapter.expect_again();
                 !remote.turn_to_another()
+            }
+            // There was no instance, so there is none that could know it; or the next version is told of it now.
+            Attached::Grpc(_) | Attached::Wasm(_) => {
+                self.renew();
+                false
             }
         }
     }
@@ -334,13 +336,18 @@ impl Connection {
     /// The same handler starts anew with this connection: a guest in a fresh instance. If its version has been replaced
     /// meanwhile, there is no reason to start the old one again.
     fn renew(&mut self) {
-        let versions = &self.link().versions;
-        if versions.placement(self.membership.version()) != Placement::Stay {
-            self.membership = versions.active().enter(self.conn());
+        if self.is_replaced() {
+            self.forget_remote();
+            self.membership = self.link().versions.active().enter(self.conn());
         }
         let conn = self.entered.handler_conn();
         self.attached = self.membership.version().handler().attach(conn, &self.info);
         self.adapter.reintroduce(conn);
+    }
+
+    /// Whether the connection's version is not the one for it any more.
+    fn is_replaced(&self) -> bool {
+        self.link().versions.placement(self.membership.version()) != Placement::Stay
     }
 
     /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers.

@@ -21,13 +21,13 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         if self.shadow.as_ref().is_some_and(|shadow| !shadow.is_wanted(&self.link().versions)) {
-            self.end_shadow();
+            self.end_shadow().await;
         }
         match self.link().versions.placement(self.membership.version()) {
             Placement::Stay => {}
             Placement::End => self.state.close(CloseReason::Draining),
             Placement::Move(to) => {
-                self.end_shadow();
+                self.end_shadow().await;
                 let to = to.enter(self.conn());
                 let from = self.membership.version().number();
                 let version = to.version().number();
@@ -86,8 +86,8 @@ impl Connection {
     }
 
     /// Gives the connection a fresh instance of the same version, with its state, before the old one has no memory left:
-    /// many interpreters and some guests give back less than they take. A guest without `migrate` goes on until it fails, and
-    /// then starts anew.
+    /// many interpreters and some guests give back less than they take. A guest without `migrate`, or one that does not take
+    /// its state back, goes on until it fails, and then starts anew.
     pub(super) async fn replace_worn(&mut self) {
         let Attached::Wasm(guest) = &self.attached else {
             return;
@@ -110,6 +110,9 @@ impl Connection {
             }
             Err(error) => {
                 tracing::warn!(conn = %self.conn(), handler = %handler.name(), "an instance with little memory left could not be replaced: {error}");
+                if let Attached::Wasm(guest) = &mut self.attached {
+                    guest.stays();
+                }
             }
         }
         self.follow_timer();

@@ -53,6 +53,11 @@ impl Shadow {
         plan.trial.as_ref().is_some_and(|trial| trial.how == TrialKind::Shadow && Arc::ptr_eq(&trial.version, version))
     }
 
+    /// The connection has ended, or the version is tried on it no more: an instance that serves others too forgets it.
+    pub(super) async fn leave(self) {
+        self.guest.leave().await;
+    }
+
     /// Gives it the event that the active version has handled, with the answers that were given then.
     pub(super) async fn follow(&mut self, event: &Event, done: &[Entry]) -> Compared {
         let Some(mut rehearsal) = self.rehearsal.take() else {

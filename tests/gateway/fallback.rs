@@ -522,6 +522,56 @@ async fn a_close_is_not_recovered_from() {
     }
 }
 
+/// A guest that does not take its own state back goes on as it is, and is not asked for it after every event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worn_instance_that_cannot_be_replaced() {
+    // Every event takes twelve of sixteen pages, if they are there, and answers how many snapshots there were.
+    let module = r#"(module
+        (import "polygate:handler/adapter@0.1.0" "send" (func $send (param i64 i32 i32 i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 16) "\01")
+        (data (i32.const 64) "0")
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+        (func (export "polygate:handler/handler@0.1.0#on-socket-created")
+            (param i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32))
+        (func (export "polygate:handler/handler@0.1.0#on-received-bytes") (param i64 i32 i32)
+            (drop (memory.grow (i32.const 12)))
+            (call $send (local.get 0) (i32.const 64) (i32.const 1) (i32.const 32)))
+        (func (export "polygate:handler/handler@0.1.0#on-timer-timeout") (param i64 i32))
+        (func (export "polygate:handler/handler@0.1.0#on-received-messages") (param i64 i32 i32))
+        (func (export "polygate:handler/handler@0.1.0#on-socket-closed") (param i64 i32 i32 i32))
+        (func (export "polygate:handler/migrate@0.1.0#snapshot") (param i64) (result i32)
+            (i32.store8 (i32.const 64) (i32.add (i32.load8_u (i32.const 64)) (i32.const 1)))
+            i32.const 48)
+        (func (export "polygate:handler/migrate@0.1.0#restore") (param i32) (result i32) i32.const 16))"#;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("worn.wasm");
+    std::fs::write(&file, wat::parse_str(module).unwrap()).unwrap();
+    let gateway = Setup::guest(file.to_str().unwrap()).handler("memory_max = \"1MiB\"").start().await;
+    let mut device = gateway.connect().await;
+    for snapshots in ["0", "1", "1", "1"] {
+        device.send("x").await;
+        device.expect(snapshots).await;
+    }
+}
+
+/// A device whose event is held for a server that is away goes on with the one that the operator puts in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_goes_to_the_next_version() {
+    let away = echo().await;
+    let url = away.url();
+    away.kill().await;
+    let gateway = Setup::grpc_at(&url).start().await;
+    let mut device = gateway.connect().await;
+    device.send("hello").await;
+    gateway.metric_exceeds(&recoveries("h", "hold"), 0.0).await;
+
+    let next = echo().await;
+    next.use_adapter(gateway.adapter());
+    gateway.reload(&url, &next.url()).await.unwrap();
+    device.expect("hello").await;
+}
+
 /// A server that sends everything back.
 async fn echo() -> ScriptedHandler {
     echo_at(0).await

@@ -144,6 +144,21 @@ async fn a_shadow_is_abandoned() {
     asks(&mut device, "1:2").await;
 }
 
+/// A shadow that serves many devices hears when one of them has gone, and can forget it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_shadow_hears_the_end() {
+    let shared = "isolation = { shared = 1 }\nswap = \"shadow\"";
+    let gateway = Setup::guest("trap").handler(shared).handler(ONE).start().await;
+    gateway.reload(ONE, TWO).await.unwrap();
+    let mut device = gateway.connect().await;
+    // Whoever hears the end of this connection traps, and is gone.
+    device.send("close").await;
+    device.expect("close").await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 2.0).await;
+    drop(device);
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 0.0).await;
+}
+
 /// A server's calls have effects, so it cannot be a shadow.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_no_shadow() {

@@ -2,6 +2,7 @@
 
 use super::desk::Desk;
 use super::instance::{Answer, Call, Instance, Snapshot, Usage};
+use super::log::told;
 use super::shared::Member;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
@@ -66,7 +67,7 @@ impl Guest {
     ) -> (Desk, Result<(), CallError>) {
         let (desk, result) = self.enter(desk, Call::Restore(info, state)).await;
         let restored = result.and_then(|answer| match answer {
-            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {why}"))),
+            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {}", told(&why)))),
             Answer::Restored(Ok(())) | Answer::Done | Answer::Snapshot(_) => Ok(()),
         });
         (desk, restored)
@@ -77,6 +78,11 @@ impl Guest {
             Kind::Own(instance) => instance.call(desk, call).await,
             Kind::Shared(member) => member.call(desk, call).await,
         }
+    }
+
+    /// Whether its own instance has failed, so that no call reaches it any more. A shared one is made anew.
+    pub fn has_failed(&self) -> bool {
+        matches!(&self.0, Kind::Own(instance) if instance.has_failed())
     }
 
     /// What its instance has used so far; nothing is known of a shared one.
@@ -104,9 +110,11 @@ impl Guest {
         }
     }
 
-    /// Whether its own instance has failed, so that no call reaches it any more. A shared one is made anew.
-    pub fn has_failed(&self) -> bool {
-        matches!(&self.0, Kind::Own(instance) if instance.has_failed())
+    /// No fresh instance could take over: this one goes on until it fails, and is not worn before.
+    pub fn stays(&mut self) {
+        if let Kind::Own(instance) = &mut self.0 {
+            instance.stays();
+        }
     }
 
     /// The connection has gone elsewhere: a shared instance is told, an own one ends.

@@ -101,7 +101,7 @@ pub(super) struct Instance {
     failed: bool,
     /// Where the guest was when it failed.
     backtrace: Option<String>,
-    /// Its linear memory after the first call, in bytes.
+    /// Its linear memory after the first call, or when it could not be replaced, in bytes.
     born_bytes: usize,
 }
 
@@ -175,6 +175,11 @@ impl Instance {
         let state = self.store.data();
         let bytes = state.limit.bytes();
         bytes >= state.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
+    }
+
+    /// It could not be replaced: what it has now is what it is to have.
+    pub(super) fn stays(&mut self) {
+        self.born_bytes = self.store.data().limit.bytes();
     }
 
     /// From now on the instance speaks about this connection.

@@ -71,7 +71,7 @@ impl GuestLog {
 
     /// One line, cut at [`LINE_BYTES_MAX`], unless the instance has said too many.
     pub(super) fn line(&mut self, level: Level, text: &str) {
-        let text = one_line(&text[..text.floor_char_boundary(LINE_BYTES_MAX)]);
+        let text = told(text);
         macro_rules! say {
             ($level:ident) => {
                 // A line that nobody wants to see costs nothing of what may be said.
@@ -169,6 +169,11 @@ impl Budget {
     }
 }
 
+/// What a guest says of a failure, in one line and cut as a line of the log.
+pub(super) fn told(text: &str) -> Cow<'_, str> {
+    one_line(&text[..text.floor_char_boundary(LINE_BYTES_MAX)])
+}
+
 /// The text without what would end its line or steer a terminal; a tab may stay.
 fn one_line(text: &str) -> Cow<'_, str> {
     let breaks = |character: char| character.is_control() && character != '\t';
@@ -201,6 +206,13 @@ mod tests {
             "a\\n2026-01-01 ERROR polygate: x\\r\\u{1b}[2J\ttab é"
         );
         assert!(matches!(one_line("plain"), Cow::Borrowed("plain")));
+    }
+
+    /// What a guest gives as a reason stands in the gateway's own lines.
+    #[test]
+    fn a_reason_stays_one_line() {
+        assert_eq!(told("no\nroom"), "no\\nroom");
+        assert_eq!(told(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
     }
 
     /// Instances that each stay within their own bounds are bounded together.
