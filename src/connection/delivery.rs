@@ -107,6 +107,7 @@ impl Connection {
             };
             self.observe(event, started, &result);
             let Err(error) = result else {
+                self.settle(event).await;
                 return;
             };
             match (recovery.handle_failure(Instant::now(), &error, self.spread()), &self.attached) {
