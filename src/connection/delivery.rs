@@ -93,10 +93,10 @@ impl Connection {
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
-        self.end_shadow().await;
         if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
             // Its failure is counted, and there is nobody left to tell.
             self.link().metrics.undelivered(event.name());
+            self.end_shadow().await;
             return;
         }
         let mut recovery = self.recovery();
@@ -121,6 +121,7 @@ impl Connection {
             // A failure counts as an event that nobody got: it does the device no harm any more.
             let Err(error) = result else {
                 link.versions.report(self.membership.version(), event, &Ok(()));
+                self.settle(event).await;
                 return;
             };
             match (recovery.handle_failure(Instant::now(), &error, self.spread()), &self.attached) {
@@ -128,6 +129,7 @@ impl Connection {
                 _ => break error,
             }
         };
+        self.end_shadow().await;
         self.link().metrics.undelivered(event.name());
         tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use crate::adapter::{Entry, Operation, Rehearsal};
-use crate::conn::{ConnId, Event};
+use crate::conn::{ConnId, Event, Refused};
 use crate::dispatch::{Membership, TrialKind, Versions};
 use crate::handler::wasm::{Desk, Guest};
 use crate::handler::{CallError, Handler};
@@ -63,7 +63,10 @@ impl Shadow {
         let Some(mut rehearsal) = self.rehearsal.take() else {
             return Compared::Failed(CallError::Unavailable("the shadow has failed before".to_owned()));
         };
-        rehearsal.answer_with(done.iter().map(|entry| entry.result.clone()));
+        if matches!(event, Event::SocketClosed(_)) {
+            rehearsal.end();
+        }
+        rehearsal.answer_with(counted(done).map(|entry| entry.result.clone()));
         let (desk, result) = self.guest.call(Desk::Rehearsal(rehearsal), event).await;
         self.membership.version().count(result.is_ok());
         let Desk::Rehearsal(mut rehearsal) = desk else {
@@ -74,8 +77,13 @@ impl Shadow {
         }
         let (operations, _) = rehearsal.take();
         self.rehearsal = Some(rehearsal);
-        compare(done.iter().map(|entry| &entry.operation), &operations)
+        compare(counted(done).map(|entry| &entry.operation), &operations)
     }
+}
+
+/// What counts of what was done. What was asked for after the end was nothing, and a rehearsal does not write it down either.
+fn counted(done: &[Entry]) -> impl Iterator<Item = &Entry> {
+    done.iter().filter(|entry| entry.result != Err(Refused::Gone))
 }
 
 /// Compares what two versions did. How bytes for the peer are cut into sends makes no difference: the peer cannot see it.
@@ -108,10 +116,32 @@ fn joined<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<Operation>
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::conn::{Command, QoS};
 
     fn send(text: &'static str) -> Operation {
         Operation::Send(text.into())
+    }
+
+    /// A handler that goes on after a Close does the same as one that goes on after a Close.
+    #[test]
+    fn nothing_after_the_end_counts() {
+        let message = || Bytes::from_static(b"bye");
+        let raw = || Operation::RawPublish { topic: "t".to_owned(), qos: QoS::AtMostOnce, payload: message() };
+        let done = [
+            Entry { operation: Operation::Close, result: Ok(()) },
+            Entry { operation: send("late"), result: Err(Refused::Gone) },
+            Entry { operation: raw(), result: Err(Refused::Malformed { what: "topic", why: String::new() }) },
+        ];
+        let mut rehearsal = Rehearsal::new(ConnId::from_u64(1));
+        rehearsal.answer_with(counted(&done).map(|entry| entry.result.clone()));
+        assert_eq!(rehearsal.apply(Command::Close), done[0].result);
+        assert_eq!(rehearsal.apply(Command::Send("late".into())), done[1].result);
+        assert_eq!(rehearsal.raw_publish("t".to_owned(), QoS::AtMostOnce, message()), done[2].result);
+        let (operations, _) = rehearsal.take();
+        assert!(matches!(compare(counted(&done).map(|entry| &entry.operation), &operations), Compared::Same));
     }
 
     /// What the peer sees is what counts, and the first thing that differs is named.

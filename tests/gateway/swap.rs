@@ -6,6 +6,8 @@ use polygate::rollout::{Asker, Candidate, Error, FAILURES_MIN, Swap, VersionStat
 use serde_json::json;
 
 use crate::harness::admin::ask;
+use crate::harness::echo_device::EchoDevice;
+use crate::harness::mqtt::MqttClient;
 use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Event, ScriptedHandler, Serves};
 use crate::harness::{GatewayUnderTest, Setup, eventually, guest};
@@ -13,6 +15,9 @@ use crate::harness::{GatewayUnderTest, Setup, eventually, guest};
 /// What a handler's options say; the counter answers it.
 const ONE: &str = "settings = { version = \"1\" }";
 const TWO: &str = "settings = { version = \"2\" }";
+
+const SHADOW_EVENTS: &str = "polygate_shadow_events_total{handler=\"h\"}";
+const SHADOW_DIFFERENCES: &str = "polygate_shadow_differences_total{handler=\"h\"}";
 
 /// Every device keeps its socket and its state, and the old version is gone with its memory and its code.
 #[tokio::test(flavor = "multi_thread")]
@@ -131,17 +136,109 @@ async fn a_canary_that_fails_is_abandoned() {
     assert_eq!(gateway.metric("polygate_handler_active_version{handler=\"h\"}"), 1.0);
 }
 
-/// A shadow has no effect, and is gone when it is abandoned.
+/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get everything
+/// once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_does_the_same() {
+    let gateway = Setup::guest("echo").start().await;
+    let done = upload(&gateway, "echo", Swap::Shadow).await.unwrap();
+    assert_eq!((done.version, done.state, done.before), (2, VersionState::Trial, 1));
+    let mut app = MqttClient::connect(gateway.broker(), "app").await;
+    app.subscribe("up/#").await;
+
+    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    assert_eq!(device.subscribe("dn/1").await, json!({"type": 6, "code": 0}));
+    assert_eq!(device.publish("up/1", "from the device").await, json!({"type": 4, "code": 0}));
+    app.publish("dn/1", "to the device").await;
+    let message = json!({"type": 3, "topic": "dn/1", "qos": 1, "payload": "to the device"});
+    assert_eq!(device.receive().await, message);
+    // Created, login, subscribe, publish, message.
+    gateway.metric_reaches(SHADOW_EVENTS, 5.0).await;
+    assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 2.0);
+    device.send(&json!({"type": 9})).await;
+    device.expect_closed().await;
+    // Disconnect, closed.
+    gateway.metric_reaches(SHADOW_EVENTS, 7.0).await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 0.0).await;
+
+    app.publish("up/end", "").await;
+    assert_eq!(app.next_text().await, ("up/1".to_owned(), "from the device".to_owned()));
+    assert_eq!(app.next_text().await.0, "up/end", "nothing came twice");
+    assert_eq!(gateway.metric(SHADOW_DIFFERENCES), 0.0);
+    let [two, one] = &gateway.handlers().list_versions("h").unwrap()[..] else { panic!("not two versions") };
+    assert_eq!((one.events, one.failures, two.events, two.failures), (7, 0, 7, 0));
+}
+
+/// What a shadow would have answered and published otherwise is counted, and seen by nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_does_something_else() {
+    let (raw, json) = ("settings = { mode = \"raw\" }", "settings = { mode = \"json\" }");
+    let gateway = Setup::guest("echo").handler("swap = \"shadow\"").handler(raw).start().await;
+    gateway.reload(raw, json).await.unwrap();
+    let mut app = MqttClient::connect(gateway.broker(), "app").await;
+    app.subscribe("#").await;
+
+    let mut device = EchoDevice::connect(gateway.listener()).await;
+    let login = json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": "device-1"}});
+    let publish = json!({"type": 3, "topic": "up/1", "qos": 0, "payload": "from the device"});
+    for object in [login, publish] {
+        assert_eq!(device.ask(object.clone()).await, object, "the active version's answer alone");
+    }
+    gateway.metric_reaches(SHADOW_EVENTS, 3.0).await;
+    assert_eq!(gateway.metric(SHADOW_DIFFERENCES), 2.0);
+    app.publish("end", "").await;
+    assert_eq!(app.next_text().await.0, "end");
+}
+
+/// A shadow that traps is counted and gone, and its device does not notice; when too many have, none is tried any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_traps() {
+    let gateway = Setup::guest("counter").start().await;
+    upload(&gateway, "trap", Swap::Shadow).await.unwrap();
+    let mut devices = Vec::new();
+    for tried in 1..=FAILURES_MIN {
+        let mut device = gateway.connect().await;
+        device.send("trap").await;
+        device.expect("1:1\n").await;
+        gateway.metric_reaches(SHADOW_DIFFERENCES, tried as f64).await;
+        devices.push(device);
+    }
+    gateway.metric_reaches(&swaps("rolled_back"), 1.0).await;
+    gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 1.0).await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", FAILURES_MIN as f64).await;
+    assert_eq!(gateway.metric(SHADOW_EVENTS), 2.0 * FAILURES_MIN as f64);
+    assert!(gateway.handlers().list()[0].trial.is_none());
+    devices.push(gateway.connect().await);
+    let last = devices.pop();
+    for device in &mut devices {
+        asks(device, "1:2").await;
+    }
+    asks(&mut last.unwrap(), "1:1").await;
+    assert_eq!(gateway.metric(SHADOW_EVENTS), 2.0 * FAILURES_MIN as f64);
+}
+
+/// A shadow is gone with its instances when it is abandoned.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_is_abandoned() {
-    let gateway = Setup::guest("counter").handler("swap = \"shadow\"").handler(ONE).start().await;
-    gateway.reload(ONE, TWO).await.unwrap();
-    let mut device = gateway.connect().await;
-    asks(&mut device, "1:1").await;
-    gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 2.0).await;
+    let (gateway, mut device) = with_a_shadow().await;
     gateway.handlers().abandon("h", Asker::Reload).await.unwrap();
     gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 1.0).await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 1.0).await;
     asks(&mut device, "1:2").await;
+    assert_eq!((gateway.metric(SHADOW_EVENTS), gateway.metric(SHADOW_DIFFERENCES)), (2.0, 1.0));
+}
+
+/// A shadow that is promoted takes over what the active version knows, and ends as a shadow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_is_promoted() {
+    let (gateway, mut device) = with_a_shadow().await;
+    gateway.handlers().promote("h", Asker::Reload).await.unwrap();
+    gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 1.0).await;
+    gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 1.0).await;
+    gateway.metric_reaches("polygate_instances{handler=\"h\"}", 1.0).await;
+    asks(&mut device, "2:2").await;
+    asks(&mut gateway.connect().await, "2:1").await;
+    assert_eq!((gateway.metric(SHADOW_EVENTS), gateway.metric(SHADOW_DIFFERENCES)), (2.0, 1.0));
 }
 
 /// A shadow that serves many devices hears when one of them has gone, and can forget it.
@@ -594,6 +691,18 @@ async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     }
     assert_eq!(tried, 10);
     (gateway, devices)
+}
+
+/// A device with a shadow that answers otherwise.
+async fn with_a_shadow() -> (GatewayUnderTest, RawPeer) {
+    let gateway = Setup::guest("counter").handler("swap = \"shadow\"").handler(ONE).start().await;
+    gateway.reload(ONE, TWO).await.unwrap();
+    let mut device = gateway.connect().await;
+    asks(&mut device, "1:1").await;
+    gateway.metric_reaches(SHADOW_EVENTS, 2.0).await;
+    assert_eq!(gateway.metric("polygate_handler_versions{handler=\"h\"}"), 2.0);
+    assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 2.0);
+    (gateway, device)
 }
 
 async fn upload(gateway: &GatewayUnderTest, name: &str, swap: Swap) -> Result<polygate::rollout::Done, Error> {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::loading::{Loading, MEMORY_MAX, Metered};
+use super::loading::{Loading, Metered};
 use super::{Error, bytes_text, count, time_text};
 use crate::adapter::Rehearsal;
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
 use crate::handler::chain;
-use crate::handler::wasm::{Desk, Form, Inspection, Usage};
+use crate::handler::wasm::{Desk, Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
 
 /// Says whether a file is a handler, and what it needs
 ///
@@ -190,10 +190,13 @@ fn as_text(file: &Path, checked: &Checked) -> String {
         "started",
         &format!("in {}, with {} of memory then", time_text(*started_in), bytes_text(usage.memory_bytes as u64)),
     );
-    if *memory_bytes_max > MEMORY_MAX && usage.memory_bytes > MEMORY_MAX {
+    if *memory_bytes_max > MEMORY_BYTES_DEFAULT && usage.memory_bytes > MEMORY_BYTES_DEFAULT {
         line(
             "needs",
-            &format!("memory_max above {}, which is what it is when nothing is said", bytes_text(MEMORY_MAX as u64)),
+            &format!(
+                "memory_max above {}, which is what it is when nothing is said",
+                bytes_text(MEMORY_BYTES_DEFAULT as u64)
+            ),
         );
     }
     text

@@ -1,6 +1,5 @@
 //! Which guest, and with what limits and settings: what the commands for guests have in common.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,14 +11,8 @@ use tracing::subscriber::NoSubscriber;
 
 use super::Error;
 use crate::config::{Config, Faults, Program};
-use crate::handler::wasm::{EventBudget, Handler, Host, Isolation, Options};
+use crate::handler::wasm::{Handler, Host, Isolation, Options};
 use crate::telemetry::Telemetry;
-
-/// Linear memory of one instance when nothing is said: what it is in the configuration too.
-pub const MEMORY_MAX: usize = 16 << 20;
-
-/// CPU time of one event when nothing is said: what it is in the configuration too.
-pub const EVENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The guest, its limits and its settings
 #[derive(Clone, Debug, clap::Args)]
@@ -129,15 +122,7 @@ impl Loading {
     fn options(&self) -> Result<Options, SettingsError> {
         let mut options = match &self.settings_from {
             Some((path, handler)) => configured(path, handler)?,
-            None => Options {
-                name: self.name(),
-                component: self.file.clone(),
-                isolation: Isolation::Connection,
-                memory_bytes_max: MEMORY_MAX,
-                event_timeout: EVENT_TIMEOUT,
-                budget: EventBudget::default(),
-                settings: BTreeMap::new(),
-            },
+            None => Options::new(self.name(), self.file.clone()),
         };
         options.name = self.name();
         options.component.clone_from(&self.file);
