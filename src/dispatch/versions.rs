@@ -183,9 +183,10 @@ impl Share {
         if !digits(whole) || !digits(hundredths) {
             return None;
         }
-        let tenths: u16 = if hundredths.len() == 1 { 10 } else { 1 };
-        let basis_points = whole.parse::<u16>().ok()? * 100 + hundredths.parse::<u16>().ok()? * tenths;
-        (basis_points <= 10_000).then_some(Self(basis_points))
+        let tenths: u32 = if hundredths.len() == 1 { 10 } else { 1 };
+        // Three digits before the point make up to 99,999, which 16 bits do not hold.
+        let basis_points = whole.parse::<u32>().ok()? * 100 + hundredths.parse::<u32>().ok()? * tenths;
+        u16::try_from(basis_points).ok().filter(|basis_points| *basis_points <= 10_000).map(Self)
     }
 
     /// Whether `part` of `whole` is more than this.
@@ -423,7 +424,7 @@ mod tests {
             assert_eq!(Share::parse(text), Some(Share::new(basis_points)));
             assert_eq!(Share::new(basis_points).to_string(), text);
         }
-        for text in ["", "%", "5", ".5%", "5.%", "101%", "100.01%", "-5%", "5 %", "1e2%", "0.005%", "0005%"] {
+        for text in ["", "%", "5", ".5%", "5.%", "101%", "655.99%", "700%", "999.99%", "100.01%", "-5%", "5 %", "1e2%", "0.005%", "0005%"] {
             assert_eq!(Share::parse(text), None, "{text:?}");
         }
         assert!(Share::new(500).is_exceeded(6, 100) && !Share::new(500).is_exceeded(5, 100));
