@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::conn::table::Table;
 use crate::drain::Drain;
@@ -58,7 +59,16 @@ struct Shared {
     taps: Taps,
 }
 
-/// Binds the address and serves it in a task that ends with `drain`; gives the bound address.
+/// The admin port as it is served.
+#[derive(Debug)]
+pub struct Served {
+    /// The bound address.
+    pub bound: SocketAddr,
+    /// Ends after the drain, when the answers under way have been given.
+    pub task: JoinHandle<()>,
+}
+
+/// Binds the address and serves it in a task that ends with `drain`.
 ///
 /// # Errors
 ///
@@ -69,7 +79,7 @@ pub async fn serve(
     rollouts: Rollouts,
     (connections, taps): (Table, Taps),
     drain: Drain,
-) -> Result<SocketAddr, BindError> {
+) -> Result<Served, BindError> {
     let failed = |source| BindError { bind: options.bind, source };
     let listener = TcpListener::bind(options.bind).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -87,7 +97,7 @@ pub async fn serve(
         .merge(api::routes())
         .route_layer(middleware::from_fn_with_state(shared.clone(), require_token));
     let router = Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let stopped = async move { drain.ended().await };
         if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
             .with_graceful_shutdown(stopped)
@@ -96,7 +106,7 @@ pub async fn serve(
             tracing::error!(%error, "the admin port has stopped");
         }
     });
-    Ok(bound)
+    Ok(Served { bound, task })
 }
 
 /// The process runs.

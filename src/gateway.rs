@@ -32,6 +32,9 @@ use crate::telemetry::Telemetry;
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
 
+/// How long answers of the admin port that are under way may take to end, such as that of a watcher who waits.
+const ANSWERS_END: Duration = Duration::from_secs(1);
+
 /// Why the gateway could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -84,6 +87,7 @@ pub struct Gateway {
     table: Table,
     telemetry: Telemetry,
     broker: embedded::Broker,
+    admin: Option<JoinHandle<()>>,
     accept_loops: Vec<JoinHandle<JoinSet<()>>>,
     bound: Bound,
     rollouts: Rollouts,
@@ -200,7 +204,7 @@ impl Gateway {
             };
             Ok((adapter, admin))
         };
-        (bound.adapter, bound.admin) = match ports.await {
+        let (adapter, admin) = match ports.await {
             Ok(ports) => ports,
             Err(error) => {
                 drain.begin();
@@ -209,6 +213,7 @@ impl Gateway {
                 return Err(error);
             }
         };
+        (bound.adapter, bound.admin) = (adapter, admin.as_ref().map(|admin| admin.bound));
 
         // From here on nothing can fail, so no device is let in only to be cut off.
         let mut accept_loops = Vec::with_capacity(sockets.len());
@@ -252,6 +257,7 @@ impl Gateway {
             table,
             telemetry,
             broker,
+            admin: admin.map(|admin| admin.task),
             accept_loops,
             bound,
             rollouts,
@@ -334,6 +340,11 @@ impl Gateway {
         }
         self.drain.end();
         self.broker.shutdown().await;
+        if let Some(admin) = self.admin
+            && tokio::time::timeout(ANSWERS_END, admin).await.is_err()
+        {
+            tracing::debug!("somebody still reads an answer of the admin port");
+        }
         tracing::info!("stopped");
         left
     }

@@ -424,7 +424,10 @@ mod tests {
             assert_eq!(Share::parse(text), Some(Share::new(basis_points)));
             assert_eq!(Share::new(basis_points).to_string(), text);
         }
-        for text in ["", "%", "5", ".5%", "5.%", "101%", "655.99%", "700%", "999.99%", "100.01%", "-5%", "5 %", "1e2%", "0.005%", "0005%"] {
+        for text in [
+            "", "%", "5", ".5%", "5.%", "101%", "655.99%", "700%", "999.99%", "100.01%", "-5%", "5 %", "1e2%",
+            "0.005%", "0005%",
+        ] {
             assert_eq!(Share::parse(text), None, "{text:?}");
         }
         assert!(Share::new(500).is_exceeded(6, 100) && !Share::new(500).is_exceeded(5, 100));
