@@ -1,23 +1,16 @@
 //! Many devices at once, each with an instance of its own in one gateway: what one costs, and what an echo costs among
 //! so many.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
 
+use crate::devices::{self, Echoes};
 use crate::process::Server;
 
 /// Addresses that the gateway listens on: 127.0.0.1 and on.
 pub const LISTENERS: u8 = 4;
-
-/// Devices of one address of theirs; a system has some 28,000 ports for that, and finds a free one slowly when most
-/// are taken.
-const DEVICES_PER_ADDRESS: usize = 4_000;
 
 /// Connections that are being opened, and echoes on their way, at a time.
 pub const CONCURRENCY: usize = 256;
@@ -25,30 +18,22 @@ pub const CONCURRENCY: usize = 256;
 /// Descriptors that each side needs for other things.
 const DESCRIPTORS_ELSE: usize = 500;
 
-/// A device, and the number that it says, so that another one's bytes are noticed.
-pub struct Device<S> {
-    pub number: u64,
-    pub stream: S,
-}
-
-/// What was measured of echoes.
-pub struct Echoes {
-    pub count: usize,
-    pub elapsed: Duration,
-    pub p50: Duration,
-    pub p99: Duration,
-}
-
-/// Prints a row for each number of devices, as far as descriptors allow.
+/// Prints a row for each number of devices. Where one table of descriptors does not hold the largest number, the gateway
+/// has threads with a table each, for all rows, and the devices are in as many processes.
 pub async fn run(numbers: &[usize], payload_bytes: usize, seconds: u64) {
     let most = numbers.iter().max().copied().unwrap_or(0);
-    let room = descriptors(most + DESCRIPTORS_ELSE).saturating_sub(DESCRIPTORS_ELSE);
+    let room = room_for(most);
+    let tables = most.div_ceil(room);
+    if tables > 1 {
+        println!("a table of descriptors holds {room} connections: the gateway has {tables} threads with one each");
+    }
     header();
     for &devices in numbers {
-        if devices > room {
-            println!("{devices:>8} need more descriptors than there may be; {room} are measured");
+        if tables > 1 {
+            measure_in_tables(devices, tables, payload_bytes, seconds).await;
+        } else {
+            measure(devices, payload_bytes, Duration::from_secs(seconds)).await;
         }
-        measure(devices.min(room), payload_bytes, Duration::from_secs(seconds)).await;
     }
 }
 
@@ -58,26 +43,18 @@ pub async fn run_in_memory(numbers: &[usize], payload_bytes: usize, seconds: u64
     header();
     for &devices in numbers {
         let mut server = Server::start(&["streams"]).await;
-        server.ask(&format!("open 1 {payload_bytes}")).await;
+        server.ask(&format!("open 0 1 {payload_bytes}")).await;
         server.ask("close").await;
         let before = Taken::by(&server);
 
         let opening = Instant::now();
-        server.ask(&format!("open {devices} {payload_bytes}")).await;
+        server.ask(&format!("open 0 {devices} {payload_bytes}")).await;
         let opened_per_second = devices as f64 / opening.elapsed().as_secs_f64();
         let (live, maps) = (Taken::by(&server), server.mappings());
 
         let cpu_before = server.cpu();
-        let answer = server.ask(&format!("echo {seconds} {payload_bytes}")).await;
+        let echoes = Echoes::from_line(&server.ask(&format!("echo {seconds} {payload_bytes}")).await);
         let cpu = server.cpu() - cpu_before;
-        let figures: Vec<u64> = answer.split(' ').map(|figure| figure.parse().expect("no number")).collect();
-        let [count, elapsed, p50, p99] = figures[..] else { panic!("four figures, and not {answer:?}") };
-        let echoes = Echoes {
-            count: count as usize,
-            elapsed: Duration::from_micros(elapsed),
-            p50: Duration::from_micros(p50),
-            p99: Duration::from_micros(p99),
-        };
         server.ask("close").await;
         let left = Taken::by(&server);
         print(devices, maps, opened_per_second, cpu, &echoes, [&before, &live, &left]);
@@ -86,18 +63,19 @@ pub async fn run_in_memory(numbers: &[usize], payload_bytes: usize, seconds: u64
 
 async fn measure(count: usize, payload_bytes: usize, span: Duration) {
     let server = Server::start(&["guests"]).await;
+    let listeners = server.listeners();
     // The first connection pays for what is made once.
-    drop(open(&server, 1, payload_bytes).await);
+    drop(devices::open(0..1, listeners, payload_bytes, 1).await);
     let before = Taken::by(&server);
     let descriptors_before = server.descriptors();
 
     let opening = Instant::now();
-    let devices = open(&server, count, payload_bytes).await;
+    let devices = devices::open(0..count, listeners, payload_bytes, CONCURRENCY).await;
     let opened_per_second = count as f64 / opening.elapsed().as_secs_f64();
     let (live, maps) = (Taken::by(&server), server.mappings());
 
     let cpu_before = server.cpu();
-    let (devices, echoes) = echo(devices, payload_bytes, span).await;
+    let (devices, echoes) = devices::echo(devices, payload_bytes, span, CONCURRENCY).await;
     let cpu = server.cpu() - cpu_before;
 
     drop(devices);
@@ -105,6 +83,49 @@ async fn measure(count: usize, payload_bytes: usize, span: Duration) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     print(count, maps, opened_per_second, cpu, &echoes, [&before, &live, &Taken::by(&server)]);
+}
+
+async fn measure_in_tables(count: usize, tables: usize, payload_bytes: usize, seconds: u64) {
+    let mut server = Server::start(&["tables", &tables.to_string()]).await;
+    let mut clients = Vec::with_capacity(tables);
+    for listener in server.addresses() {
+        let at_once = CONCURRENCY.div_ceil(tables);
+        clients.push(Server::start(&["devices", &listener.to_string(), &at_once.to_string()]).await);
+    }
+    // The first connection of each thread pays for what is made once.
+    for client in &mut clients {
+        client.ask(&format!("open 0 1 {payload_bytes}")).await;
+        client.ask("close").await;
+    }
+    until_all_have_ended(&mut server).await;
+    let before = Taken::by(&server);
+
+    let opening = Instant::now();
+    let each = count.div_ceil(tables);
+    join_all(clients.iter_mut().enumerate().map(async |(index, client)| {
+        let first = (index * each).min(count);
+        let own = each.min(count - first);
+        client.ask(&format!("open {first} {own} {payload_bytes}")).await
+    }))
+    .await;
+    let opened_per_second = count as f64 / opening.elapsed().as_secs_f64();
+    let (live, maps) = (Taken::by(&server), server.mappings());
+
+    let cpu_before = server.cpu();
+    let answers =
+        join_all(clients.iter_mut().map(async |client| client.ask(&format!("echo {seconds} {payload_bytes}")).await));
+    let echoes = Echoes::together(answers.await.iter().map(|line| Echoes::from_line(line)));
+    let cpu = server.cpu() - cpu_before;
+
+    join_all(clients.iter_mut().map(async |client| client.ask("close").await)).await;
+    until_all_have_ended(&mut server).await;
+    print(count, maps, opened_per_second, cpu, &echoes, [&before, &live, &Taken::by(&server)]);
+}
+
+async fn until_all_have_ended(server: &mut Server) {
+    while server.ask("live").await != "0" {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn header() {
@@ -139,10 +160,10 @@ fn print(
         each(live.resident_kib, before.resident_kib),
         each(live.tables_kib, before.tables_kib),
         each(left.resident_kib + left.tables_kib, before.resident_kib + before.tables_kib),
-        echoes.count as f64 / echoes.elapsed.as_secs_f64(),
-        cpu.as_secs_f64() * 1e6 / echoes.count as f64,
-        echoes.p50.as_micros(),
-        echoes.p99.as_micros(),
+        echoes.count() as f64 / echoes.elapsed.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / echoes.count() as f64,
+        echoes.percentile_us(50.0),
+        echoes.percentile_us(99.0),
     );
 }
 
@@ -158,85 +179,17 @@ impl Taken {
     }
 }
 
-/// Connects devices; each has had its first bytes back, so its instance lives.
-async fn open(server: &Server, count: usize, payload_bytes: usize) -> Vec<Device<TcpStream>> {
-    let listeners = server.listeners();
-    let devices = futures::stream::iter(0..count).map(|number| async move {
-        let mut device = connect(number, listeners[number % listeners.len()]).await?;
-        device.echo(&mut vec![0; payload_bytes]).await?;
-        std::io::Result::Ok(device)
-    });
-    devices.buffer_unordered(CONCURRENCY).try_collect().await.expect("a device failed")
-}
-
-async fn connect(number: usize, to: SocketAddr) -> std::io::Result<Device<TcpStream>> {
-    let third = u8::try_from(1 + number / DEVICES_PER_ADDRESS).expect("fewer devices");
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddrV4::new(Ipv4Addr::new(127, 0, third, 1), 0).into())?;
-    let stream = socket.connect(to).await?;
-    stream.set_nodelay(true)?;
-    // A reset at the end: ports that linger in TIME_WAIT would be missing in the next row.
-    stream.set_zero_linger()?;
-    Ok(Device { number: number as u64, stream })
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
-    /// Says its number, over and over, and waits for the same to come back.
-    pub async fn echo(&mut self, buffer: &mut [u8]) -> std::io::Result<()> {
-        let said: Vec<u8> = self.number.to_be_bytes().into_iter().cycle().take(buffer.len()).collect();
-        self.stream.write_all(&said).await?;
-        self.stream.read_exact(buffer).await?;
-        assert!(*buffer == *said, "device {} got the bytes of another", self.number);
-        Ok(())
-    }
-}
-
-/// Echoes of all devices in turn, some at a time, at least one of each.
-pub async fn echo<S>(devices: Vec<Device<S>>, payload_bytes: usize, span: Duration) -> (Vec<Device<S>>, Echoes)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let started = Instant::now();
-    let mut groups: Vec<Vec<Device<S>>> = (0..CONCURRENCY.min(devices.len())).map(|_| Vec::new()).collect();
-    let count = groups.len();
-    for (index, device) in devices.into_iter().enumerate() {
-        groups[index % count].push(device);
-    }
-    let mut tasks = JoinSet::new();
-    for mut group in groups {
-        tasks.spawn(async move {
-            let (mut latencies, mut buffer) = (Vec::new(), vec![0; payload_bytes]);
-            while latencies.is_empty() || started.elapsed() < span {
-                for device in &mut group {
-                    let before = Instant::now();
-                    device.echo(&mut buffer).await.expect("a device failed");
-                    latencies.push(before.elapsed());
-                }
-            }
-            (group, latencies)
-        });
-    }
-    let (mut devices, mut latencies) = (Vec::new(), Vec::new());
-    while let Some(group) = tasks.join_next().await {
-        let (group, some) = group.expect("a device has panicked");
-        devices.extend(group);
-        latencies.extend(some);
-    }
-    let elapsed = started.elapsed();
-    latencies.sort_unstable();
-    let percentile = |percent: usize| latencies[(latencies.len() - 1) * percent / 100];
-    (devices, Echoes { count: latencies.len(), elapsed, p50: percentile(50), p99: percentile(99) })
-}
-
-/// Raises the limit of this process and of the servers it starts; gives what it is then.
-fn descriptors(wanted: usize) -> usize {
+/// Connections that one table of descriptors holds, up to the number that is wanted. Raises the limit of this process
+/// and of the servers it starts as far as that takes and the system allows.
+pub fn room_for(wanted: usize) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = Some(wanted as u64);
+    let needed = Some((wanted + DESCRIPTORS_ELSE) as u64);
     // Beyond the hard limit only the administrator may go.
-    for limit in [Rlimit { current: wanted, maximum: maximum.max(wanted) }, Rlimit { current: maximum, maximum }] {
-        if current < wanted && setrlimit(Resource::Nofile, limit).is_ok() {
+    for limit in [Rlimit { current: needed, maximum: maximum.max(needed) }, Rlimit { current: maximum, maximum }] {
+        if current < needed && setrlimit(Resource::Nofile, limit).is_ok() {
             break;
         }
     }
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |current| current as usize)
+    let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |current| current as usize);
+    descriptors.saturating_sub(DESCRIPTORS_ELSE).clamp(1, wanted.max(1))
 }

@@ -3,14 +3,22 @@
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
 //! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
-//! instance of its own; the administrator may go beyond the shell's limit on descriptors, and `--in-memory` needs none.
+//! instance of its own; where the limit on descriptors is short of that, threads have a table of descriptors each, and
+//! `--in-memory` needs none. `-- --neighbours` shows what a bad guest does to the devices of a good one, and `-- --swap
+//! 10000` what so many devices feel of a swap of their handler's version.
 //! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
 
 mod client;
+mod devices;
 mod live;
+mod neighbours;
+mod pace;
+mod parts;
 mod process;
 mod server;
 mod streams;
+mod swap;
+mod tables;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,6 +54,15 @@ struct Args {
     /// With --live: streams in memory, for more devices than there may be descriptors
     #[arg(long, requires = "live")]
     in_memory: bool,
+    /// Latency beside guests that misbehave, instead of the table; all of them when none is named
+    #[arg(long, value_delimiter = ',', num_args = 0.., value_parser = neighbours::BAD)]
+    neighbours: Option<Vec<String>>,
+    /// With --neighbours: how often each is measured with the bad guest and without it
+    #[arg(long, default_value_t = 10, requires = "neighbours")]
+    rounds: usize,
+    /// Number of devices whose handler is swapped, instead of the table
+    #[arg(long)]
+    swap: Option<usize>,
     /// Given by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -89,6 +106,16 @@ async fn main() -> ExitCode {
         } else {
             live::run(live, args.payload_bytes, args.seconds).await;
         }
+        return ExitCode::SUCCESS;
+    }
+    if let Some(bad) = &args.neighbours {
+        neighbours::run(bad, args.rounds, args.payload_bytes, args.seconds).await;
+        return ExitCode::SUCCESS;
+    }
+    if let Some(devices) = args.swap {
+        let room = live::room_for(devices);
+        assert!(room >= devices, "{devices} devices need more descriptors than there may be: there is room for {room}");
+        swap::run(devices, args.payload_bytes, args.seconds).await;
         return ExitCode::SUCCESS;
     }
     header();

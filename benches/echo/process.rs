@@ -19,12 +19,18 @@ pub struct Server {
 
 impl Server {
     pub async fn start(args: &[&str]) -> Self {
+        Self::start_with(args, Stdio::inherit()).await
+    }
+
+    /// The same with a log of its own.
+    pub async fn start_with(args: &[&str], log: Stdio) -> Self {
         let this = std::env::current_exe().expect("this program has no path");
         let mut child = Command::new(this)
             .arg("--server")
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("cannot start a server");
@@ -40,7 +46,12 @@ impl Server {
         self.addresses[0]
     }
 
-    /// Where devices connect, when there are several addresses.
+    /// All that it has told.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where devices connect, when the last address is the adapter's.
     pub fn listeners(&self) -> &[SocketAddr] {
         &self.addresses[..self.addresses.len() - 1]
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use polygate::config::Config;
+use polygate::config::{Config, Program};
 use polygate::exproto::proto;
 use polygate::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
@@ -16,7 +16,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
-use crate::{live, streams};
+use crate::parts::Parts;
+use crate::{devices, live, streams, swap, tables};
 
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
@@ -26,11 +27,22 @@ pub async fn run(args: &[String]) {
         // Memory that no slot holds puts it there.
         ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1).await,
         ["guests"] => gateway(GUEST, live::LISTENERS).await,
+        ["neighbours", bad] => neighbours(bad).await,
         ["streams"] => {
             let dir = start();
-            streams::serve(config(GUEST, 1, dir.path())).await;
+            streams::serve(Parts::start(config(GUEST, 1, dir.path())).await).await;
         }
-        ["grpc", handler] => gateway(&format!("kind = \"grpc\"\nurl = \"http://{handler}\""), 1).await,
+        ["tables", tables] => {
+            let (dir, tables) = (start(), tables.parse().expect("no number"));
+            tables::run(Parts::start(config(GUEST, tables, dir.path())).await).await;
+        }
+        ["devices", listener, at_once] => {
+            let (listener, at_once) = ([listener.parse().expect("no address")], at_once.parse().expect("no number"));
+            let open = async |numbers, payload_bytes| devices::open(numbers, &listener, payload_bytes, at_once).await;
+            devices::obey(at_once, open, async || {}).await;
+        }
+        ["swap"] => swap().await,
+        ["grpc", handler] => gateway(&grpc(handler), 1).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -53,6 +65,11 @@ async fn bare() {
             }
         });
     }
+}
+
+/// A server as a handler.
+fn grpc(address: &str) -> String {
+    format!("kind = \"grpc\"\nurl = \"http://{address}\"")
 }
 
 /// The echo guest as a handler.
@@ -83,7 +100,34 @@ fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
 
 async fn gateway(handler: &str, listeners: u8) {
     let dir = start();
-    let gateway = Gateway::start(config(handler, listeners, dir.path())).await.expect("cannot start");
+    run_gateway(config(handler, listeners, dir.path())).await;
+}
+
+/// A gateway with the echo guest, and a listener for it, and another guest on a second one.
+async fn neighbours(bad: &str) {
+    let dir = start();
+    let mut config = config(GUEST, 2, dir.path());
+    let mut handler = config.handlers[0].clone();
+    let Program::Wasm(options) = &mut handler.program else { panic!("a guest") };
+    options.name = "bad".into();
+    options.component.set_file_name(format!("{bad}.wasm"));
+    config.handlers.push(handler);
+    config.listeners[1].handlers = vec!["bad".into()];
+    run_gateway(config).await;
+}
+
+/// A gateway whose echo guest is swapped for what stdin says.
+async fn swap() {
+    let dir = start();
+    let handler = |request: &str| {
+        let text = request.strip_prefix("grpc ").map_or(GUEST.to_owned(), grpc);
+        config(&text, 1, dir.path()).handlers.remove(0)
+    };
+    swap::serve(Parts::start(config(GUEST, live::LISTENERS, dir.path())).await, handler).await;
+}
+
+async fn run_gateway(config: Config) {
+    let gateway = Gateway::start(config).await.expect("cannot start");
     let bound = gateway.bound();
     for (_, address) in &bound.listeners {
         print!("{address} ");

@@ -1,99 +1,43 @@
 //! The gateway's connections on streams in memory, with their devices in the same process.
 
-use std::io::{self, BufRead};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::ops::Range;
 
 use futures::{StreamExt, TryStreamExt};
-use polygate::auth::Auth;
-use polygate::config::{Config, Program};
-use polygate::conn::table::Table;
-use polygate::conn::{ConnIds, ConnInfo, ListenAddr, PeerAddr, SocketKind};
+use polygate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use polygate::connection::Connections;
-use polygate::dispatch::{Chain, Version, Versions};
-use polygate::handler::{Handler, wasm};
-use polygate::pubsub::PubSub;
-use polygate::pubsub::embedded::Broker;
-use polygate::tap::Taps;
-use polygate::telemetry::Telemetry;
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::live::{self, CONCURRENCY, Device};
+use crate::devices::{self, Device};
+use crate::live::CONCURRENCY;
+use crate::parts::Parts;
 
 /// What a stream holds for the other side, in bytes; more than an echo.
 const STREAM_BYTES: usize = 4096;
 
-/// Does what it is asked on stdin, one line at a time: `open` so many devices, `echo` for so many seconds, each with the
-/// bytes of an echo, and `close` them.
-pub async fn serve(config: Config) {
-    let connections = connections(config).await;
-    println!();
-    let (line_tx, mut lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in io::stdin().lock().lines().map_while(Result::ok) {
-            if line_tx.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    let (mut devices, mut tasks) = (Vec::new(), JoinSet::new());
-    while let Some(line) = lines.recv().await {
-        let words: Vec<&str> = line.split(' ').collect();
-        let number = |index: usize| words[index].parse::<usize>().expect("no number");
-        match words[0] {
-            "open" => {
-                devices = open(&connections, &mut tasks, number(1), number(2)).await;
-                println!("opened");
-            }
-            "echo" => {
-                let span = Duration::from_secs(number(1) as u64);
-                let (back, echoes) = live::echo(devices, number(2), span).await;
-                devices = back;
-                let [elapsed, p50, p99] = [echoes.elapsed, echoes.p50, echoes.p99].map(|time| time.as_micros());
-                println!("{} {elapsed} {p50} {p99}", echoes.count);
-            }
-            "close" => {
-                devices.clear();
-                while tasks.join_next().await.is_some() {}
-                println!("closed");
-            }
-            _ => panic!("no such request: {line:?}"),
-        }
-    }
-}
-
-/// The parts of a gateway that a connection needs.
-async fn connections(config: Config) -> Connections {
-    let telemetry = Telemetry::new();
-    let auth = Auth::new(config.auth).expect("no users");
-    let [handler] = <[_; 1]>::try_from(config.handlers).expect("one handler");
-    let Program::Wasm(options) = handler.program else { panic!("a guest") };
-    let host = wasm::Host::start(config.data_dir.join("components")).expect("no engine");
-    let name = Arc::clone(&options.name);
-    let guest = host.load(options, telemetry.instances(&name)).expect("no guest");
-    let version = Version::new(1, Handler::Wasm(guest), handler.policy, telemetry.version(&name, 1));
-    let versions = Versions::new(version, telemetry.health(&name));
-    let [listener] = <[_; 1]>::try_from(config.listeners).expect("one listener");
-    let metrics = telemetry.listener(&listener.socket.name);
-    let chain = Chain::new(&listener.socket.name, [versions], &telemetry).expect("no chain");
-    let pubsub = PubSub::Embedded(Broker::start(config.broker, auth.clone()).await.expect("no broker"));
-    let mountpoint = listener.mountpoint;
-    let services = polygate::adapter::Services { auth, pubsub, mountpoint, metrics: metrics.clone() };
-    let ids = Arc::new(ConnIds::new().expect("no randomness"));
-    Connections::new(listener.connection, ids, Table::default(), services, chain, Taps::default(), metrics)
+/// Opens, uses and closes devices as stdin asks for.
+pub async fn serve(parts: Parts) {
+    let connections = parts.connections(&parts.listeners[0]);
+    let tasks = Mutex::new(JoinSet::new());
+    devices::obey(
+        CONCURRENCY,
+        async |numbers, payload_bytes| open(&connections, &mut *tasks.lock().await, numbers, payload_bytes).await,
+        async || while tasks.lock().await.join_next().await.is_some() {},
+    )
+    .await;
 }
 
 async fn open(
     connections: &Connections,
     tasks: &mut JoinSet<()>,
-    count: usize,
+    numbers: Range<usize>,
     payload_bytes: usize,
 ) -> Vec<Device<DuplexStream>> {
-    let mut devices = Vec::with_capacity(count);
-    for number in 0..count {
+    let mut devices = Vec::with_capacity(numbers.len());
+    for number in numbers {
         let (ours, theirs) = tokio::io::duplex(STREAM_BYTES);
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let info = ConnInfo {

@@ -59,6 +59,9 @@ impl Connection {
                 }
                 Next::Renew => {
                     self.renew();
+                    if let Attached::Wasm(guest) = &mut self.attached {
+                        guest.suspect();
+                    }
                     introduced = false;
                 }
                 Next::FallBack => {

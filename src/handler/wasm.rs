@@ -30,6 +30,7 @@ mod inspect;
 mod instance;
 mod limits;
 mod log;
+mod long;
 mod shared;
 mod slab;
 mod wasi;
@@ -48,6 +49,7 @@ use engines::Engines;
 use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
 use log::HandlerLog;
+use long::LongEvents;
 use shared::Seats;
 
 /// The exported interface that makes a component a handler.
@@ -204,6 +206,9 @@ pub enum HostError {
     /// No thread for the clock of the event timeout.
     #[error("cannot start the thread that bounds guests' time")]
     Ticker(#[source] std::io::Error),
+    /// No threads for events that take long.
+    #[error("cannot start the threads for long events of guests")]
+    LongEvents(#[source] std::io::Error),
 }
 
 /// The engines that run all guests.
@@ -212,6 +217,7 @@ pub struct Host {
     engines: Engines,
     cache: cache::Cache,
     ticker: Arc<Ticker>,
+    long_events: Arc<LongEvents>,
     metering: Metering,
 }
 
@@ -249,9 +255,10 @@ impl Host {
     }
 
     fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, HostError> {
-        let ticker = Ticker::start(engines.all()).map_err(HostError::Ticker)?;
+        let ticker = Arc::new(Ticker::start(engines.all()).map_err(HostError::Ticker)?);
+        let long_events = Arc::new(LongEvents::start().map_err(HostError::LongEvents)?);
         let cache = cache::Cache::open(cache_dir)?;
-        Ok(Self { engines, cache, ticker: Arc::new(ticker), metering })
+        Ok(Self { engines, cache, ticker, long_events, metering })
     }
 
     /// Starts what it takes to compile components into the cache, and to look at them. It has hardly any room for instances;
@@ -333,6 +340,7 @@ impl Host {
             metrics,
             engine_name: class.name,
             ceiling: class.ceiling.clone(),
+            long_events: Arc::clone(&self.long_events),
             metering: self.metering,
             _ticker: Arc::clone(&self.ticker),
         })))
@@ -379,6 +387,8 @@ struct Shared {
     engine_name: &'static str,
     ceiling: Ceiling,
     metering: Metering,
+    /// Where events go on that take long.
+    long_events: Arc<LongEvents>,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
 }

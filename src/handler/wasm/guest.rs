@@ -13,17 +13,26 @@ pub struct Guest(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Own(Box<Instance>),
+    Own(Instance),
     Shared(Member),
 }
 
 impl Guest {
     pub(super) fn own(instance: Instance) -> Self {
-        Self(Kind::Own(Box::new(instance)))
+        Self(Kind::Own(instance))
     }
 
     pub(super) fn shared(member: Member) -> Self {
         Self(Kind::Shared(member))
+    }
+
+    /// The last instance of this connection has failed, and this one gets the same event: it runs among the long ones.
+    pub fn suspect(&mut self) {
+        match &mut self.0 {
+            Kind::Own(instance) => instance.suspect(),
+            // Others wait for it already.
+            Kind::Shared(_) => {}
+        }
     }
 
     /// Calls the export for an event and waits until it returns. What the guest asks for meanwhile is answered at

@@ -1,16 +1,19 @@
 //! One instance of a guest: its store, its exports, and how it is entered.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::desk::Desk;
 use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
 use super::log::GuestLog;
+use super::long::Stretch;
 use super::wasi::Wasi;
 use super::{Metering, Shared};
 use crate::conn::{ConnId, ConnInfo, Event};
@@ -22,6 +25,9 @@ use crate::wit::types;
 /// How long an event may take in all, on top of its CPU time: what a guest waits for (the broker, the
 /// authentication) has timeouts of its own below this, and a guest that sleeps is ended by it.
 const WAITING_MAX: Duration = Duration::from_secs(30);
+
+/// An instance with more memory than this is dropped where nobody waits for it.
+const MEMORY_BYTES_QUICK: usize = 2 << 20;
 
 /// First bytes of an event that the log shows when the guest failed in it.
 const SHOWN_BYTES_MAX: usize = 64;
@@ -37,8 +43,10 @@ pub(super) struct GuestState {
     pub(super) limit: MemoryLimit,
     /// Shared with the streams that WASI makes of it, which live in tasks of their own.
     pub(super) log: Arc<Mutex<GuestLog>>,
-    /// Ticks of the clock that the event in progress may still see.
-    pub(super) ticks_left: u32,
+    /// CPU time that the event in progress may still take.
+    pub(super) cpu_left: Duration,
+    /// How it runs, once it is long.
+    pub(super) stretch: Arc<Stretch>,
     /// What the event in progress has asked for.
     pub(super) spent: Spent,
     /// Made when the guest first uses WASI; most never do.
@@ -60,32 +68,6 @@ pub(super) enum Call<'a> {
     Restore(&'a ConnInfo, Option<&'a Snapshot>),
 }
 
-impl Call<'_> {
-    /// Its name in the log.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Event(event) => event.name(),
-            Self::Snapshot => "snapshot",
-            Self::Restore(..) => "restore",
-        }
-    }
-
-    /// How many bytes it carries for the guest, and the first of them.
-    fn payload(&self) -> (usize, &[u8]) {
-        match self {
-            Self::Event(Event::ReceivedBytes(bytes)) => (bytes.len(), bytes),
-            Self::Event(Event::ReceivedMessages(messages)) => (
-                messages.iter().map(|message| message.payload.len()).sum(),
-                messages.first().map_or(&[], |message| &message.payload),
-            ),
-            Self::Restore(_, Some(state)) => (state.bytes.len(), &state.bytes),
-            Self::Event(Event::SocketCreated(_) | Event::TimerTimeout(_) | Event::SocketClosed(_))
-            | Self::Snapshot
-            | Self::Restore(_, None) => (0, &[]),
-        }
-    }
-}
-
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -96,13 +78,26 @@ pub(super) enum Answer {
 
 /// An instance, made for its first call, and after a failure never entered again.
 pub(super) struct Instance {
-    store: Store<GuestState>,
-    exports: Option<Exports>,
-    failed: bool,
+    shared: Arc<Shared>,
+    stretch: Arc<Stretch>,
+    /// Its calls are long ones from their beginning, until one has succeeded.
+    suspected: bool,
+    /// Nothing from the beginning of a call until it has succeeded.
+    inner: Option<Box<Inner>>,
     /// Where the guest was when it failed.
     backtrace: Option<String>,
+    /// What it had used when it failed.
+    used: Usage,
     /// Its linear memory after the first call, or when it could not be replaced, in bytes.
     born_bytes: usize,
+}
+
+/// What a call takes along, wherever it runs.
+struct Inner {
+    store: Store<GuestState>,
+    exports: Option<Exports>,
+    /// Where the guest was when it failed.
+    backtrace: Option<String>,
 }
 
 struct Exports {
@@ -113,9 +108,9 @@ struct Exports {
 impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Instance")
-            .field("handler", &self.store.data().shared.options.name)
-            .field("live", &self.exports.is_some())
-            .field("failed", &self.failed)
+            .field("handler", &self.shared.options.name)
+            .field("live", &self.inner.as_ref().is_some_and(|inner| inner.exports.is_some()))
+            .field("failed", &self.has_failed())
             .finish()
     }
 }
@@ -127,11 +122,13 @@ impl Instance {
         let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
         let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
         let log = Arc::new(Mutex::new(log));
+        let stretch = Arc::<Stretch>::default();
         let state = GuestState {
             desk: None,
             limit,
             log,
-            ticks_left: 0,
+            cpu_left: Duration::ZERO,
+            stretch: Arc::clone(&stretch),
             spent: Spent::default(),
             wasi: None,
             permit: None,
@@ -145,18 +142,13 @@ impl Instance {
         {
             tracing::error!(%error, "an engine that meters takes no fuel");
         }
-        Self { store, exports: None, failed: false, backtrace: None, born_bytes: 0 }
+        let inner = Some(Box::new(Inner { store, exports: None, backtrace: None }));
+        Self { shared, stretch, suspected: false, inner, backtrace: None, used: Usage::default(), born_bytes: 0 }
     }
 
-    /// What it has used so far.
+    /// What it has used so far, or had when it failed.
     pub(super) fn usage(&self) -> Usage {
-        Usage {
-            memory_bytes: self.store.data().limit.bytes(),
-            fuel: match self.store.data().shared.metering {
-                Metering::None => None,
-                Metering::Fuel => self.store.get_fuel().ok().map(|left| u64::MAX - left),
-            },
-        }
+        self.inner.as_ref().map_or(self.used, |inner| inner.usage())
     }
 
     /// Where the guest was when it failed.
@@ -166,29 +158,37 @@ impl Instance {
 
     /// Whether it must not be entered any more.
     pub(super) fn has_failed(&self) -> bool {
-        self.failed
+        self.inner.is_none()
+    }
+
+    /// It takes over from one that has failed, and its first event is the same. Whatever that does, it does it where nobody
+    /// waits for it.
+    pub(super) fn suspect(&mut self) {
+        self.suspected = true;
     }
 
     /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
     /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
     pub(super) fn is_worn(&self) -> bool {
-        let state = self.store.data();
-        let bytes = state.limit.bytes();
-        bytes >= state.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
+        let bytes = self.usage().memory_bytes;
+        bytes >= self.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
     }
 
     /// It could not be replaced: what it has now is what it is to have.
     pub(super) fn stays(&mut self) {
-        self.born_bytes = self.store.data().limit.bytes();
+        self.born_bytes = self.usage().memory_bytes;
     }
 
     /// From now on the instance speaks about this connection.
     pub(super) fn speaks_about(&mut self, conn: ConnId) {
-        self.store.data().log.lock().speaks_about(conn);
+        if let Some(inner) = &self.inner {
+            inner.store.data().log.lock().speaks_about(conn);
+        }
     }
 
-    /// Enters the instance and waits until it returns. The desk comes back with the answer; it is lost only when the
-    /// future is dropped, which fails the instance as well.
+    /// Enters the instance and waits until it returns; if that takes long, it goes on among the [long
+    /// events](super::long::LongEvents). The desk comes back with the answer; it is lost only when the future is dropped, which
+    /// fails the instance as well.
     ///
     /// # Errors
     ///
@@ -196,30 +196,36 @@ impl Instance {
     /// used up. [`CallError::Fault`]: the guest trapped; the text says how. [`CallError::Unfit`]: it has no such
     /// export.
     pub(super) async fn call(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
-        if self.failed {
+        // Given back when the call has succeeded: a future that is dropped leaves a guest stopped in its middle.
+        let Some(inner) = self.inner.take() else {
             return (desk, Err(CallError::Unavailable("the instance has failed before".to_owned())));
-        }
-        // Until the call has returned: a future that is dropped leaves a guest stopped in its middle.
-        self.failed = true;
-        let conn = desk.conn();
-        self.store.data_mut().desk = Some(desk);
-        let timeout = self.begin_event();
-        let result = {
-            let mut entered = pin!(self.enter(conn, call));
-            // Most events are over when they are first polled; a timer would cost them more than the rest of this.
-            match futures::poll!(entered.as_mut()) {
-                Poll::Ready(result) => result,
-                Poll::Pending => tokio::time::timeout(timeout + WAITING_MAX, entered)
-                    .await
-                    .unwrap_or(Err(CallError::Timeout(timeout + WAITING_MAX))),
+        };
+        let introduces = matches!(call, Call::Event(Event::SocketCreated(_)));
+        // Owned, so that it can go on in another thread.
+        let mut called = Box::pin(inner.call(desk, Entry::of(call)));
+        let (mut inner, desk, result) = loop {
+            if self.suspected || self.stretch.is_long() {
+                let answered = self.shared.long_events.finish(called).await;
+                self.stretch.end();
+                break answered;
+            }
+            match futures::poll!(called.as_mut()) {
+                Poll::Ready(answered) => break answered,
+                Poll::Pending if self.stretch.is_long() => {}
+                Poll::Pending => woken().await,
             }
         };
-        self.failed = result.is_err();
         if self.born_bytes == 0 {
-            self.born_bytes = self.store.data().limit.bytes();
+            self.born_bytes = inner.memory_bytes();
         }
-        // Nothing takes it away but this.
-        let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
+        if result.is_ok() {
+            self.suspected &= introduces;
+            self.inner = Some(inner);
+        } else {
+            self.used = inner.usage();
+            self.backtrace = inner.backtrace.take();
+            self.shared.long_events.discard(inner);
+        }
         (desk, result)
     }
 
@@ -229,22 +235,138 @@ impl Instance {
     ///
     /// As [`Self::call`].
     pub(super) async fn try_out(mut self, conn: ConnId) -> Result<(), CallError> {
-        let within = self.begin_event() + WAITING_MAX;
-        let made = tokio::time::timeout(within, self.instantiate(conn)).await;
+        let Some(mut inner) = self.inner.take() else {
+            return Err(CallError::Unavailable("the instance has failed before".to_owned()));
+        };
+        let within = inner.begin_event() + WAITING_MAX;
+        let made = tokio::time::timeout(within, inner.instantiate(conn)).await;
         made.unwrap_or(Err(CallError::Timeout(within))).map(drop)
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // To give much memory back takes the kernel milliseconds.
+        if let Some(inner) = self.inner.take_if(|inner| inner.memory_bytes() > MEMORY_BYTES_QUICK) {
+            self.shared.long_events.discard(inner);
+        }
+    }
+}
+
+/// Returns when whoever polls this is polled again.
+async fn woken() {
+    let mut is_first = true;
+    poll_fn(|_| if std::mem::take(&mut is_first) { Poll::Pending } else { Poll::Ready(()) }).await;
+}
+
+/// A call with its arguments, as the guest gets them.
+enum Entry {
+    Bytes(Bytes),
+    Created(types::ConnInfo),
+    Timer(types::Timer),
+    Messages(Vec<types::Message>),
+    Closed(types::CloseReason),
+    Snapshot,
+    Restore(types::ConnInfo, Option<Snapshot>),
+}
+
+impl Entry {
+    fn of(call: Call<'_>) -> Self {
+        match call {
+            Call::Event(Event::ReceivedBytes(bytes)) => Self::Bytes(bytes.clone()),
+            Call::Event(Event::SocketCreated(info)) => Self::Created(info.as_ref().into()),
+            Call::Event(Event::TimerTimeout(timer)) => Self::Timer((*timer).into()),
+            Call::Event(Event::ReceivedMessages(messages)) => Self::Messages(messages.iter().map(Into::into).collect()),
+            Call::Event(Event::SocketClosed(reason)) => Self::Closed(reason.into()),
+            Call::Snapshot => Self::Snapshot,
+            Call::Restore(info, state) => Self::Restore(info.into(), state.cloned()),
+        }
+    }
+
+    /// Its name in the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Bytes(_) => "on_received_bytes",
+            Self::Created(_) => "on_socket_created",
+            Self::Timer(_) => "on_timer_timeout",
+            Self::Messages(_) => "on_received_messages",
+            Self::Closed(_) => "on_socket_closed",
+            Self::Snapshot => "snapshot",
+            Self::Restore(..) => "restore",
+        }
+    }
+
+    /// How many bytes it carries for the guest, and the first of them.
+    fn payload(&self) -> (usize, &[u8]) {
+        match self {
+            Self::Bytes(bytes) => (bytes.len(), bytes),
+            Self::Messages(messages) => (
+                messages.iter().map(|message| message.payload.len()).sum(),
+                messages.first().map_or(&[], |message| &message.payload),
+            ),
+            Self::Restore(_, Some(state)) => (state.bytes.len(), &state.bytes),
+            Self::Created(_) | Self::Timer(_) | Self::Closed(_) | Self::Snapshot | Self::Restore(_, None) => (0, &[]),
+        }
+    }
+}
+
+impl Inner {
+    fn memory_bytes(&self) -> usize {
+        self.store.data().limit.bytes()
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            memory_bytes: self.memory_bytes(),
+            fuel: match self.store.data().shared.metering {
+                Metering::None => None,
+                Metering::Fuel => self.store.get_fuel().ok().map(|left| u64::MAX - left),
+            },
+        }
+    }
+
+    /// One call, with a bound on its time, but for that one on its CPU time.
+    async fn call(mut self: Box<Self>, desk: Desk, entry: Entry) -> (Box<Self>, Desk, Result<Answer, CallError>) {
+        let conn = desk.conn();
+        self.store.data_mut().desk = Some(desk);
+        let timeout = self.begin_event();
+        let result = {
+            let mut entered = pin!(self.enter(conn, entry));
+            // Most events are over when they are first polled; a timer would cost them more than the rest of this.
+            match futures::poll!(entered.as_mut()) {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    let within = timeout + WAITING_MAX;
+                    let mut late = pin!(tokio::time::sleep(within));
+                    let mut was_polled = true;
+                    poll_fn(|context| {
+                        // A guest that has yielded a moment ago goes on elsewhere, or at its next turn.
+                        if !std::mem::take(&mut was_polled)
+                            && let Poll::Ready(result) = entered.as_mut().poll(context)
+                        {
+                            return Poll::Ready(result);
+                        }
+                        late.as_mut().poll(context).map(|()| Err(CallError::Timeout(within)))
+                    })
+                    .await
+                }
+            }
+        };
+        // Nothing takes it away but this.
+        let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
+        (self, desk, result)
     }
 
     /// Starts the event's CPU time; gives it as the handler's options have it.
     fn begin_event(&mut self) -> Duration {
         let timeout = self.store.data().shared.options.event_timeout;
-        let ticks = timeout.as_millis().div_ceil(limits::TICK.as_millis());
-        self.store.data_mut().ticks_left = u32::try_from(ticks).unwrap_or(u32::MAX);
+        self.store.data_mut().cpu_left = timeout;
         self.store.data_mut().spent = Spent::default();
-        self.store.set_epoch_deadline(1);
+        self.store.set_epoch_deadline(limits::FIRST_TICKS);
         timeout
     }
 
-    async fn enter(&mut self, conn: ConnId, call: Call<'_>) -> Result<Answer, CallError> {
+    async fn enter(&mut self, conn: ConnId, entry: Entry) -> Result<Answer, CallError> {
         if self.exports.is_none() {
             self.exports = Some(self.instantiate(conn).await?);
         }
@@ -252,42 +374,29 @@ impl Instance {
             return Err(CallError::Unavailable("there is no instance".to_owned()));
         };
         let handler = exports.handler.polygate_handler_handler();
+        let migrate = exports.migration.as_ref().map(Migration::polygate_handler_migrate);
+        let unfit = || CallError::Unfit("the guest does not export the migrate interface".to_owned());
         let id = conn.to_u64();
-        let called = match call {
-            Call::Event(event) => match event {
-                Event::ReceivedBytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await,
-                Event::SocketCreated(info) => {
-                    handler.call_on_socket_created(&mut *store, id, &types::ConnInfo::from(info.as_ref())).await
-                }
-                Event::TimerTimeout(timer) => handler.call_on_timer_timeout(&mut *store, id, (*timer).into()).await,
-                Event::ReceivedMessages(messages) => {
-                    let messages: Vec<types::Message> = messages.iter().map(Into::into).collect();
-                    handler.call_on_received_messages(&mut *store, id, &messages).await
-                }
-                Event::SocketClosed(reason) => {
-                    handler.call_on_socket_closed(&mut *store, id, &types::CloseReason::from(reason)).await
-                }
+        let called = match &entry {
+            Entry::Bytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await.map(|()| Answer::Done),
+            Entry::Created(info) => handler.call_on_socket_created(&mut *store, id, info).await.map(|()| Answer::Done),
+            Entry::Timer(timer) => handler.call_on_timer_timeout(&mut *store, id, *timer).await.map(|()| Answer::Done),
+            Entry::Messages(messages) => {
+                handler.call_on_received_messages(&mut *store, id, messages).await.map(|()| Answer::Done)
             }
-            .map(|()| Answer::Done),
-            Call::Snapshot | Call::Restore(..) => {
-                let Some(migration) = &exports.migration else {
-                    return Err(CallError::Unfit("the guest does not export the migrate interface".to_owned()));
-                };
-                let migrate = migration.polygate_handler_migrate();
-                match call {
-                    Call::Restore(info, state) => {
-                        let info = types::ConnInfo::from(info);
-                        migrate.call_restore(&mut *store, id, &info, state).await.map(Answer::Restored)
-                    }
-                    Call::Snapshot | Call::Event(_) => {
-                        migrate.call_snapshot(&mut *store, id).await.map(Answer::Snapshot)
-                    }
-                }
+            Entry::Closed(reason) => {
+                handler.call_on_socket_closed(&mut *store, id, reason).await.map(|()| Answer::Done)
             }
+            Entry::Snapshot => migrate.ok_or_else(unfit)?.call_snapshot(&mut *store, id).await.map(Answer::Snapshot),
+            Entry::Restore(info, state) => migrate
+                .ok_or_else(unfit)?
+                .call_restore(&mut *store, id, info, state.as_ref())
+                .await
+                .map(Answer::Restored),
         };
         called.map_err(|error| {
-            let (bytes, payload) = call.payload();
-            self.failure(conn, call.name(), bytes, payload, &error)
+            let (bytes, payload) = entry.payload();
+            self.failure(conn, entry.name(), bytes, payload, &error)
         })
     }
 

@@ -1,0 +1,102 @@
+//! The parts of a gateway, put together so that a measurement can reach between them.
+
+use std::sync::Arc;
+
+use polygate::adapter::Services;
+use polygate::auth::Auth;
+use polygate::config::{self, Config, Program};
+use polygate::conn::ConnIds;
+use polygate::conn::table::Table;
+use polygate::connection::Connections;
+use polygate::dispatch::{Chain, Version, Versions};
+use polygate::exproto::service;
+use polygate::handler::{Handler, grpc, wasm};
+use polygate::pubsub::PubSub;
+use polygate::pubsub::embedded::Broker;
+use polygate::tap::Taps;
+use polygate::telemetry::Telemetry;
+
+/// What the connections of all listeners share.
+pub struct Parts {
+    pub telemetry: Telemetry,
+    pub table: Table,
+    pub versions: Arc<Versions>,
+    pub pubsub: PubSub,
+    pub adapter: service::Options,
+    pub listeners: Vec<config::Listener>,
+    host: wasm::Host,
+    auth: Auth,
+    ids: Arc<ConnIds>,
+    taps: Taps,
+}
+
+impl Parts {
+    /// Of a configuration with one handler.
+    pub async fn start(config: Config) -> Self {
+        let telemetry = Telemetry::new();
+        let auth = Auth::new(config.auth).expect("no users");
+        let host = wasm::Host::start(config.data_dir.join("components")).expect("no engine");
+        let pubsub = PubSub::Embedded(Broker::start(config.broker, auth.clone()).await.expect("no broker"));
+        let [handler] = <[_; 1]>::try_from(config.handlers).expect("one handler");
+        let health = telemetry.health(handler.name());
+        let first = version(&host, &telemetry, 1, handler).await;
+        Self {
+            versions: Versions::new(first, health),
+            table: Table::default(),
+            adapter: config.adapter.expect("an adapter"),
+            listeners: config.listeners,
+            ids: Arc::new(ConnIds::new().expect("no randomness")),
+            taps: Taps::default(),
+            telemetry,
+            pubsub,
+            host,
+            auth,
+        }
+    }
+
+    /// The connections of one of the listeners.
+    pub fn connections(&self, listener: &config::Listener) -> Connections {
+        let metrics = self.telemetry.listener(&listener.socket.name);
+        let services = Services {
+            auth: self.auth.clone(),
+            pubsub: self.pubsub.clone(),
+            mountpoint: listener.mountpoint.clone(),
+            metrics: metrics.clone(),
+        };
+        let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
+        Connections::new(
+            listener.connection.clone(),
+            Arc::clone(&self.ids),
+            self.table.clone(),
+            services,
+            chain,
+            self.taps.clone(),
+            metrics,
+        )
+    }
+
+    /// Another version of the handler.
+    pub async fn version(&self, number: u32, handler: config::Handler) -> Arc<Version> {
+        version(&self.host, &self.telemetry, number, handler).await
+    }
+
+    /// How many versions hold memory, as the gauge says it.
+    pub fn versions_loaded(&self) -> i64 {
+        self.telemetry.version(self.versions.name(), 1).loaded.get()
+    }
+}
+
+async fn version(host: &wasm::Host, telemetry: &Telemetry, number: u32, handler: config::Handler) -> Arc<Version> {
+    let name = Arc::clone(handler.name());
+    let program = match handler.program {
+        Program::Grpc(options) => Handler::Grpc(grpc::Handler::new(options).expect("no TLS is asked for")),
+        Program::Wasm(options) => {
+            let (host, metrics) = (host.clone(), telemetry.instances(&name));
+            let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
+            let guest = loading.await.expect("loading panicked").expect("no guest");
+            guest.try_out().await.expect("the guest does not start");
+            Handler::Wasm(guest)
+        }
+    };
+    Version::new(number, program, handler.policy, telemetry.version(&name, number))
+}
