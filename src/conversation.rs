@@ -38,6 +38,7 @@ use crate::conn::{QoS, SocketKind, Timer};
 pub mod bless;
 mod cursor;
 mod fault;
+mod folder;
 mod parse;
 mod pattern;
 pub mod play;
@@ -45,6 +46,7 @@ mod print;
 pub mod run;
 
 pub use fault::{Fault, Faults, Problem, ReadError};
+pub use folder::{FolderError, files, read_all};
 pub use pattern::{Difference, Pattern, Payload};
 
 /// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.

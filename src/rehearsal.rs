@@ -10,7 +10,7 @@
 //! device may vanish after any byte: there the guest must only not fail.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
@@ -45,11 +45,13 @@ const PLACES_MIN: usize = 16;
 pub struct Options {
     /// At how many places each frame is cut, and after how many bytes the device vanishes; 0 plays it as recorded only.
     pub places_max: usize,
+    /// After this no more plays are begun; those that are left out are counted. What was recorded is played in any case.
+    pub until: Option<Instant>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { places_max: PLACES_MAX }
+        Self { places_max: PLACES_MAX, until: None }
     }
 }
 
@@ -227,7 +229,11 @@ pub async fn rehearse(
     let places_max = options.places_max.min((EVENTS_MAX / events).max(PLACES_MIN));
     for (kind, places) in cuts::kinds(conversation).into_iter().filter(|_| options.places_max > 0) {
         plays.left_out += places.saturating_sub(places_max);
-        for cuts in cuts::spread(places, places_max).map(kind) {
+        for (index, cuts) in cuts::spread(places, places_max).map(kind).enumerate() {
+            if options.until.is_some_and(|until| Instant::now() >= until) {
+                plays.left_out += places.min(places_max) - index;
+                break;
+            }
             plays.played += 1;
             match cuts {
                 Cuts::Vanishing(_) => plays.vanished += 1,

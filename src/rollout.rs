@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use crate::dispatch::{Policy, Share};
 use crate::handler::{grpc, wasm};
 
+mod conversations;
 mod error;
 mod index;
 mod line;
@@ -25,6 +27,7 @@ mod status;
 mod store;
 mod watch;
 
+pub use conversations::{ConversationsError, Deviations};
 pub use error::{Error, LoadError};
 pub use index::{Origin, Record, What};
 pub use loader::Loader;
@@ -45,6 +48,8 @@ pub struct Options {
     pub rollback: Rollback,
     /// What compiling a guest may take.
     pub compile: wasm::Bounds,
+    /// Files and folders of conversations that a new version, if it is a guest, must do as recorded.
+    pub conversations: Vec<PathBuf>,
 }
 
 impl Options {

@@ -179,6 +179,7 @@ fn a_guest_gets_what_the_file_says_and_needs_no_adapter() {
 fn a_handler_has_its_way_to_swap() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("guest.wasm"), b"\0asm").unwrap();
+    fs::write(dir.path().join("tour.conversation"), "").unwrap();
     let text = r#"
         [handlers.defaults]
         kind = "grpc"
@@ -192,15 +193,24 @@ fn a_handler_has_its_way_to_swap() {
         rollback_window = "100ms"
         compile_timeout = "1s"
         compile_memory_max = "64MiB"
+        conversations = "tour.conversation"
+
+        [handlers.several]
+        kind = "wasm"
+        component = "guest.wasm"
+        conversations = ["tour.conversation", "."]
         "#;
     let (config, _) = parse(text, "t.toml", dir.path()).unwrap();
-    let [defaults, all] = config.handlers.as_slice() else { panic!("two handlers") };
+    let [defaults, all, several] = config.handlers.as_slice() else { panic!("three handlers") };
     assert_eq!((defaults.swap, defaults.rollback.threshold), (Swap::Live, Share::new(500)));
     assert_eq!(defaults.rollback.window, Duration::from_secs(60));
     assert_eq!(defaults.compile.memory_bytes_max, 4 << 30);
     assert_eq!((all.swap, all.rollback.threshold), (Swap::Canary(Share::new(1250)), Share::new(1)));
     assert_eq!(all.rollback.window, Duration::from_millis(100));
     assert_eq!((all.compile.timeout, all.compile.memory_bytes_max), (Duration::from_secs(1), 64 << 20));
+    assert!(defaults.conversations.is_empty());
+    assert_eq!(all.conversations, [dir.path().join("tour.conversation")]);
+    assert_eq!(several.conversations, [dir.path().join("tour.conversation"), dir.path().join(".")]);
 }
 
 /// With users, nobody else gets in unless the file says so.
@@ -282,6 +292,7 @@ fn the_examples_are_valid() {
     let (examples, guests) = (dir.path().join("examples"), dir.path().join("guests/dist"));
     fs::create_dir_all(&examples).unwrap();
     fs::create_dir_all(&guests).unwrap();
+    fs::create_dir_all(examples.join("conversations/jt808")).unwrap();
     for guest in ["jt808.wasm", "gt06.wasm"] {
         fs::write(guests.join(guest), b"\0asm\x0d\0\x01\0").unwrap();
     }
@@ -308,6 +319,7 @@ fn the_lines_of_the_sample_are_true() {
     ] {
         fs::write(dir.path().join(name), content).unwrap();
     }
+    fs::create_dir_all(dir.path().join("conversations/jt808")).unwrap();
     let sample = fs::read_to_string(root().join("examples/polygate.toml")).unwrap();
     let sample = sample.replace("../guests/dist/", "");
     let (plain, _) = parse(&sample, "polygate.toml", dir.path()).unwrap();

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::Shared;
 use crate::handler::{chain, grpc};
-use crate::rollout::{Asker, Candidate, Done, Error, LoadError, Swap};
+use crate::rollout::{Asker, Candidate, ConversationsError, Done, Error, LoadError, Swap};
 
 /// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
 pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
@@ -76,9 +76,13 @@ impl From<Error> for Refusal {
             | Error::NoShadow => StatusCode::CONFLICT,
             Error::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Error::NotWasm { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Error::Load(LoadError::Guest(_) | LoadError::Tls(_)) | Error::Unwell { .. } => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            // The conversations are the gateway's own.
+            Error::Load(LoadError::Conversations {
+                source: ConversationsError::Folder(_) | ConversationsError::Read(_),
+                ..
+            }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Load(LoadError::Guest(_) | LoadError::Tls(_) | LoadError::Conversations { .. })
+            | Error::Unwell { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Error::Load(LoadError::Host(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -99,6 +103,9 @@ struct Asked {
     /// Whether it takes over at all, or is only kept.
     #[serde(default = "yes")]
     activate: bool,
+    /// Whether a component takes over without going through the handler's conversations.
+    #[serde(default)]
+    unchecked: bool,
 }
 
 fn yes() -> bool {
@@ -158,7 +165,11 @@ async fn upload(
     };
     let is_json =
         headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    let candidate = if is_json { Candidate::Server(server(&body)?) } else { Candidate::Component(body) };
+    let candidate = match (is_json, asked.unchecked) {
+        (true, _) => Candidate::Server(server(&body)?),
+        (false, false) => Candidate::Component(body),
+        (false, true) => Candidate::Unchecked(body),
+    };
     let done = shared.rollouts.swap(&name, candidate, swap, asked.activate, Asker::Admin(peer)).await?;
     Ok((StatusCode::CREATED, Json(done)))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::conversation::ReadError;
+use crate::conversation::{FolderError, ReadError};
 use crate::handler::wasm::{HostError, LoadError};
 use crate::handler::{CallError, chain};
 
@@ -54,8 +54,8 @@ pub enum Error {
     #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// A folder without conversations.
-    #[error("expected files that end in .conversation in {path}, found none", path = .0.display())]
-    NoConversations(std::path::PathBuf),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The settings of a configuration.
     #[error(transparent)]
     Settings(#[from] SettingsError),

@@ -57,6 +57,9 @@ enum Operation {
         /// Only load and keep it
         #[arg(long, conflicts_with = "swap")]
         keep: bool,
+        /// Take it without playing the handler's conversations against it
+        #[arg(long, conflicts_with = "url")]
+        unchecked: bool,
     },
     /// Makes one of the last versions serve
     Activate {
@@ -140,7 +143,7 @@ async fn answer(args: Args) -> Result<(), HandlerError> {
             let answer = client.ask(Method::GET, &format!("{}/versions", path(&name)), None).await?;
             if args.json { answer } else { versions(&serde_json::from_str::<OfHandler>(&answer)?.versions) }
         }
-        Operation::Swap { name, file, url, swap, keep } => {
+        Operation::Swap { name, file, url, swap, keep, unchecked } => {
             let body = match (file, url) {
                 (Some(file), _) => ("application/wasm", read(file)?),
                 (None, url) => {
@@ -148,7 +151,10 @@ async fn answer(args: Args) -> Result<(), HandlerError> {
                     ("application/json", server.to_string().into_bytes())
                 }
             };
-            let query = if keep { "?activate=false".to_owned() } else { query(swap) };
+            let mut query = if keep { "?activate=false".to_owned() } else { query(swap) };
+            if unchecked {
+                query.push_str(if query.is_empty() { "?unchecked=true" } else { "&unchecked=true" });
+            }
             changed(client.ask(Method::PUT, &format!("{}/versions{query}", path(&name)), Some(body)).await?, args.json)?
         }
         Operation::Activate { name, number, swap } => {

@@ -16,7 +16,7 @@ mod text;
 
 pub(super) use address::{Address, BindForm};
 pub(super) use isolation::IsolationForm;
-pub(super) use list::{List, Placed, Texts};
+pub(super) use list::{List, Paths, Placed, Texts};
 pub(super) use number::{Count, Percent, Size, Span};
 pub(super) use secret::{Secret, SecretSource};
 pub(super) use swap::SwapForm;

@@ -63,6 +63,16 @@ impl Outside<'_> {
         .map_err(|why| Fault::File { path: written.to_owned(), why })
     }
 
+    /// Looks whether there is a file or a directory; its reader does the rest.
+    pub(super) fn check_there(&self, written: &str) -> Result<(), Fault> {
+        let found = std::fs::metadata(self.path(written)).map_err(Unreadable::Io);
+        let known = found.and_then(|found| match found.is_file() || found.is_dir() {
+            true => Ok(()),
+            false => Err(Unreadable::NotAFile),
+        });
+        known.map_err(|why| Fault::File { path: written.to_owned(), why })
+    }
+
     /// Looks whether a directory is one, or can become one.
     pub(super) fn check_dir(&self, written: &str) -> Result<(), Fault> {
         match std::fs::metadata(self.path(written)) {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::conversations::ConversationsError;
 use super::line::WAITING_MAX;
 use crate::handler::{CallError, grpc, wasm};
 
@@ -19,6 +20,16 @@ pub enum LoadError {
     /// The certificates of a gRPC handler cannot be used.
     #[error(transparent)]
     Tls(#[from] grpc::TlsError),
+    /// It does something else than its handler's conversations say.
+    #[error("handler {handler:?}: {path:?} has not gone through its conversations")]
+    Conversations {
+        /// The handler.
+        handler: Arc<str>,
+        /// Its file.
+        path: PathBuf,
+        /// What it did.
+        source: ConversationsError,
+    },
     /// Loading it panicked.
     #[error("loading a handler panicked")]
     Panicked(#[from] tokio::task::JoinError),

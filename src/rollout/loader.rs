@@ -1,11 +1,14 @@
 //! Loads programs, off the data path.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::OnceCell;
+use tracing::subscriber::NoSubscriber;
 
+use super::conversations::{self, Played};
 use super::{LoadError, Program};
-use crate::handler::wasm::{Bounds, Capacity, Compiler, Host};
+use crate::handler::wasm::{self, Bounds, Capacity, Compiler, Host, Isolation};
 use crate::handler::{Handler, grpc};
 use crate::telemetry::Telemetry;
 
@@ -43,6 +46,41 @@ impl Loader {
                 Ok(Handler::Wasm(guest))
             }
         }
+    }
+
+    /// Plays the handler's conversations against a guest, off the data path and beside the instances of devices; a server has
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub(super) async fn rehearse(
+        &self,
+        program: &Program,
+        known_as: &Path,
+        conversations: &[PathBuf],
+    ) -> Result<(), LoadError> {
+        let (Program::Wasm(options), false) = (program, conversations.is_empty()) else {
+            return Ok(());
+        };
+        let host = self.host.get_or_try_init(|| self.start()).await?.clone();
+        let handler = Arc::clone(&options.name);
+        // One device at a time, in an instance of its own; counted among nobody's.
+        let options = wasm::Options { isolation: Isolation::Connection, ..options.clone() };
+        let metrics = Telemetry::new().instances(&handler);
+        let paths = conversations.to_vec();
+        let playing = tokio::task::spawn_blocking(move || {
+            let loaded = tracing::subscriber::with_default(NoSubscriber::new(), || host.load(options, metrics));
+            loaded.map(|guest| conversations::play(&guest, &paths))
+        });
+        let played = playing.await?.map_err(|error| error.about(known_as))?;
+        let Played { conversations, plays, left_out } = played.map_err(|source| LoadError::Conversations {
+            handler: Arc::clone(&handler),
+            path: known_as.to_owned(),
+            source,
+        })?;
+        tracing::info!(%handler, path = ?known_as, conversations, plays, left_out, "all conversations went as recorded");
+        Ok(())
     }
 
     async fn start(&self) -> Result<Host, LoadError> {

@@ -56,6 +56,8 @@ struct Shared {
 pub enum Candidate {
     /// A component.
     Component(Bytes),
+    /// A component whose conversations are not played: the operator knows better.
+    Unchecked(Bytes),
     /// A gRPC server.
     Server(Uri),
 }
@@ -316,8 +318,17 @@ impl Rollouts {
 
     /// Loads what somebody has brought.
     async fn prepare_candidate(&self, line: &Line, candidate: Candidate, asker: Asker) -> Result<Prepared, Error> {
+        let conversations = match candidate {
+            Candidate::Component(_) => line.state.lock().options.conversations.clone(),
+            Candidate::Unchecked(_) => {
+                let handler = line.name();
+                tracing::warn!(%handler, by = %asker, "the new version is unchecked: no conversation is played");
+                Vec::new()
+            }
+            Candidate::Server(_) => Vec::new(),
+        };
         let (what, known_as) = match candidate {
-            Candidate::Component(bytes) => {
+            Candidate::Component(bytes) | Candidate::Unchecked(bytes) => {
                 if !bytes.starts_with(b"\0asm") {
                     return Err(Error::NotWasm { bytes: bytes.len() });
                 }
@@ -328,7 +339,13 @@ impl Rollouts {
             }
             Candidate::Server(url) => (What::Grpc { urls: vec![url.to_string()] }, ""),
         };
-        let prepared = self.prepare_new(line, what, Origin::Upload, Path::new(known_as), None, asker).await;
+        let known_as = Path::new(known_as);
+        let prepared = async {
+            let prepared = self.prepare_new(line, what, Origin::Upload, known_as, None, asker).await?;
+            self.0.loader.rehearse(&prepared.program, known_as, &conversations).await?;
+            Ok(prepared)
+        };
+        let prepared = prepared.await;
         if prepared.is_err() {
             forget_components(line).await;
         }
@@ -366,6 +383,7 @@ impl Rollouts {
             (Program::Grpc(_), _) => PathBuf::new(),
         };
         let prepared = self.prepare_new(line, next, origin, &known_as, Some(options), asker).await?;
+        self.0.loader.rehearse(&prepared.program, &known_as, &options.conversations).await?;
         Ok((what, Some(prepared)))
     }
 
@@ -606,6 +624,7 @@ async fn open_line(options: Options, loader: &Loader, services: &Services) -> Re
                 Program::Grpc(_) => PathBuf::new(),
             };
             let handler = loader.load(program.clone(), &known_as, options.compile).await?;
+            loader.rehearse(&program, &known_as, &options.conversations).await?;
             let index = with_configured(index, what);
             let number = index.active;
             (index, number, program, handler)

@@ -65,6 +65,27 @@ async fn watch() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
+/// A component that does not do what the handler's conversations say is refused in words, unless the operator insists.
+#[tokio::test]
+async fn unchecked() {
+    let setup = Setup::guest("counter", "conversations = \"a.conversation\"");
+    let conversation = PathBuf::from(setup.write()).with_file_name("a.conversation");
+    std::fs::write(&conversation, "> \"x\"\n< \"1:1\\n\"\n").unwrap();
+    let mut serving = setup.served().await;
+    let admin = format!("http://{}", serving.admin());
+    let component = repository("guests/dist/trap.wasm").display().to_string();
+    let swap = ["handler", "swap", "h", &component, "--admin", &admin];
+
+    let refused = run(&swap).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("a.conversation: line 2: the bytes to the device differ"), "{refused:?}");
+    let taken = run(&[&swap[..], &["--unchecked", "--keep"]].concat()).await;
+    assert_eq!(taken.stdout, "handler h: version 2 is kept; version 1 was active\n", "{taken:?}");
+    serving.line("the new version is unchecked: no conversation is played").await;
+    let taken = run(&[&swap[..], &["--unchecked"]].concat()).await;
+    assert_eq!(taken.stdout, "handler h: version 3 is active; version 1 was active\n", "{taken:?}");
+}
+
 /// From the shell and back: every operation, for people and as JSON, with the token.
 #[tokio::test]
 async fn handler() {

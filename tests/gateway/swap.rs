@@ -16,6 +16,9 @@ use crate::harness::{GatewayUnderTest, Setup, eventually, guest};
 const ONE: &str = "settings = { version = \"1\" }";
 const TWO: &str = "settings = { version = \"2\" }";
 
+/// What the counter does as version 1.
+const COUNTED: &str = "> \"x\"\n< \"1:1\\n\"\n";
+
 const SHADOW_EVENTS: &str = "polygate_shadow_events_total{handler=\"h\"}";
 const SHADOW_DIFFERENCES: &str = "polygate_shadow_differences_total{handler=\"h\"}";
 
@@ -492,6 +495,76 @@ async fn a_bad_component_is_refused() {
     assert_eq!(gateway.metric(&swaps("refused")), 5.0);
 }
 
+/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old version
+/// goes on; the operator can insist.
+#[tokio::test(flavor = "multi_thread")]
+async fn conversations_come_first() {
+    let (_dir, conversations) = conversations(&[("a", COUNTED), ("b", COUNTED)]);
+    let gateway = Setup::guest("counter").handler(ONE).handler(&conversations).start().await;
+    let mut device = gateway.connect().await;
+    asks(&mut device, "1:1").await;
+
+    let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
+    let told = told_of(error);
+    assert!(
+        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
+        "{told}"
+    );
+    assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
+    assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
+    asks(&mut device, "1:2").await;
+    let other = "settings = { version = \"1\", other = \"yes\" }";
+    assert_eq!(gateway.reload(ONE, other).await.unwrap().changed[0].version, 2);
+    gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 1.0).await;
+    asks(&mut device, "1:3").await;
+
+    let trap = std::fs::read(guest("trap")).unwrap();
+    let answer = put(&gateway, "", &[], &trap).await;
+    assert_eq!(answer.status, 422);
+    assert!(answer.error().contains("\"the upload\" has not gone through its conversations: "), "{answer:?}");
+    assert!(answer.error().contains("a.conversation: line 2: "), "{answer:?}");
+    assert_eq!(
+        put(&gateway, "?activate=false", &[], &trap).await.status,
+        422,
+        "nothing is kept that could be activated"
+    );
+    asks(&mut device, "1:4").await;
+    assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 1.0, "the player's instances are not the device's");
+    assert_eq!(gateway.handlers().list_versions("h").unwrap().len(), 2);
+
+    let counter = std::fs::read(guest("counter-pinned")).unwrap();
+    assert_eq!(put(&gateway, "", &[], &counter).await.json()["version"], 3);
+    assert_eq!(put(&gateway, "?unchecked=true", &[], &trap).await.json()["version"], 4);
+    gateway.connect().await.send("hello").await;
+    assert_eq!(gateway.handlers().roll_back("h", Asker::Reload).await.unwrap().version, 3);
+}
+
+/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations cannot be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn conversations_at_the_start() {
+    for (text, told) in [
+        ("> \"x\"\n< \"2:1\\n\"\n", "a.conversation: line 2: the bytes to the device differ"),
+        ("> \"x\"\n\nhello\n", "a.conversation has 1 fault:\n  line 3 column 1"),
+    ] {
+        let (dir, conversations) = conversations(&[("a", text)]);
+        let setup = || Setup::guest("counter").handler(ONE).handler(&conversations);
+        let error = setup().try_start().await.err().unwrap();
+        let told_at_start = told_of(&error);
+        assert!(told_at_start.contains(told), "{told_at_start}");
+        std::fs::write(dir.path().join("a.conversation"), COUNTED).unwrap();
+        let gateway = setup().start().await;
+        // What is wrong with the gateway's own files is not the upload's fault.
+        std::fs::write(dir.path().join("a.conversation"), text).unwrap();
+        let answer = put(&gateway, "", &[], &std::fs::read(guest("counter-pinned")).unwrap()).await;
+        assert_eq!(answer.status, if text.contains("hello") { 500 } else { 422 });
+        assert!(answer.error().contains(told), "{answer:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let error = Setup::guest("counter").handler(&format!("conversations = {:?}", dir.path())).try_start().await;
+    let told = told_of(&error.err().unwrap());
+    assert!(told.contains("expected files that end in .conversation in "), "{told}");
+}
+
 /// A configuration of which one handler cannot be followed changes none; what it changes besides is named.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_is_whole() {
@@ -691,6 +764,21 @@ async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     }
     assert_eq!(tried, 10);
     (gateway, devices)
+}
+
+/// A folder of conversations, and the key that names it.
+fn conversations(files: &[(&str, &str)]) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(dir.path().join(name).with_extension("conversation"), text).unwrap();
+    }
+    let key = format!("conversations = {:?}", dir.path());
+    (dir, key)
+}
+
+/// An error with its causes.
+fn told_of(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A device with a shadow that answers otherwise.

@@ -11,11 +11,10 @@ use clap::ValueHint;
 use serde_json::{Value, json};
 
 use super::loading::{Loading, Metered};
-use super::test::{files, read_all};
 use super::{Error, bytes_text, thousands, time_text};
 use crate::adapter::Rehearsal;
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
-use crate::conversation::{Action, Conversation};
+use crate::conversation::{Action, Conversation, files, read_all};
 use crate::handler::wasm::{Desk, Guest, Handler};
 
 /// Instances that live at once while their memory is measured, and how much memory they may take together: enough to tell
@@ -76,7 +75,7 @@ struct Calls {
 ///
 /// It could not begin, or the guest failed.
 pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
-    let conversations = read_all(&files(&args.conversations)?)?;
+    let conversations = read_all(&files(&args.conversations)?).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;
     let instances = measure_instances(&loaded.handler).await?;
     let mut calls = Vec::new();

@@ -11,11 +11,8 @@ use super::loading::{Loaded, Loading, Metered};
 use super::{Error, bytes_text, count, thousands, time_text};
 use crate::cli::replay::replace;
 use crate::conversation::bless::bless;
-use crate::conversation::{Conversation, ReadError};
+use crate::conversation::{Conversation, files, read_all};
 use crate::rehearsal::{self, Cost, Options, PLACES_MAX, Report, record, rehearse};
-
-/// What the names of conversations end with.
-const EXTENSION: &str = "conversation";
 
 /// Plays conversations against a guest, and cuts the device's bytes at every byte
 ///
@@ -58,7 +55,7 @@ pub struct Args {
 /// It could not begin. Conversations that fail are a result: they are printed, and the code is 1.
 pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let paths = files(&args.conversations)?;
-    let conversations = read_all(&paths)?;
+    let conversations = read_all(&paths).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;
     if args.bless {
         bless_all(&loaded, &paths, &conversations, out).await?;
@@ -67,7 +64,7 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let metered = args.loading.load(Metered::Yes).await?;
     let mut reports = Vec::new();
     for conversation in &conversations {
-        let options = Options { places_max: args.cuts_max };
+        let options = Options { places_max: args.cuts_max, ..Options::default() };
         let report = rehearse(&loaded.handler, Some(&metered.handler), conversation, options).await;
         if !args.json {
             write!(out, "{}", as_text(conversation.name(), &report))?;
@@ -89,39 +86,6 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
         writeln!(out, "{all}, {good} as recorded, {failed} failed; {plays}")?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The files, with those of folders in the order of their names.
-pub(super) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-    let mut files = Vec::new();
-    for path in paths {
-        if !path.is_dir() {
-            files.push(path.clone());
-            continue;
-        }
-        let failed = |source| Error::File { path: path.clone(), source };
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(failed)? {
-            let file = entry.map_err(failed)?.path();
-            if file.extension().is_some_and(|extension| extension == EXTENSION) {
-                found.push(file);
-            }
-        }
-        if found.is_empty() {
-            return Err(Error::NoConversations(path.clone()));
-        }
-        found.sort();
-        files.extend(found);
-    }
-    Ok(files)
-}
-
-/// Reads all, and tells of all that cannot be read.
-pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<Conversation>, Error> {
-    let (read, faults): (Vec<Result<_, ReadError>>, Vec<_>) =
-        paths.iter().map(|path: &PathBuf| Conversation::read(path)).partition(Result::is_ok);
-    let faults: Vec<ReadError> = faults.into_iter().filter_map(Result::err).collect();
-    if faults.is_empty() { Ok(read.into_iter().flatten().collect()) } else { Err(Error::Conversations(faults)) }
 }
 
 async fn bless_all(

@@ -1,10 +1,37 @@
 //! Handlers of kind `wasm`.
 
+use std::path::PathBuf;
+
 use crate::config::Outside;
 use crate::config::file::handler::wasm;
 use crate::config::findings::Told;
+use crate::config::form::Placed;
 use crate::config::read::Table;
-use crate::handler::wasm::{EventBudget, Options};
+use crate::handler::wasm::{Bounds, EventBudget, Options};
+
+/// What a version goes through before it is one.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    pub(super) compile: Bounds,
+    pub(super) conversations: Vec<PathBuf>,
+}
+
+pub(super) fn checks(table: &Table<'_>, outside: Outside<'_>) -> Result<Checks, Told> {
+    let timeout = table.get(&wasm::COMPILE_TIMEOUT);
+    let memory_bytes_max = table.get(&wasm::COMPILE_MEMORY_MAX);
+    let conversations = table.get(&wasm::CONVERSATIONS).and_then(|written| {
+        let found = written.into_iter().flatten().map(|Placed { value, place }| {
+            outside.check_there(&value).map_err(|fault| table.fault_in(place, fault))?;
+            Ok(outside.path(&value))
+        });
+        // All are looked at before the first fault ends it.
+        found.collect::<Vec<Result<_, Told>>>().into_iter().collect()
+    });
+    Ok(Checks {
+        compile: Bounds { timeout: timeout?, memory_bytes_max: memory_bytes_max? as u64 },
+        conversations: conversations?,
+    })
+}
 
 pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Result<Options, Told> {
     let component = table.get(&wasm::COMPONENT).and_then(|written| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::guest::Checks;
 use super::{grpc, guest};
 use crate::config::fault::Fault;
 use crate::config::file::handler::{self, Kind};
@@ -11,7 +12,6 @@ use crate::config::read::{Item, Named, Table};
 use crate::config::warning::Advice;
 use crate::config::{Handler, Listener, Outside, Program};
 use crate::dispatch::Policy;
-use crate::handler::wasm::Bounds;
 use crate::rollout::Rollback;
 
 /// All handlers, in the order of the file.
@@ -44,11 +44,15 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
             let options = match kind {
                 Ok(Kind::Wasm) => {
                     table.admit(&[wasm], &[grpc]);
-                    with_policy(&table, guest::read(name, &table, outside).map(Program::Wasm), compile(&table))
+                    with_policy(
+                        &table,
+                        guest::read(name, &table, outside).map(Program::Wasm),
+                        guest::checks(&table, outside),
+                    )
                 }
                 Ok(Kind::Grpc) => {
                     table.admit(&[grpc], &[wasm]);
-                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc), Ok(Bounds::default()))
+                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc), Ok(Checks::default()))
                 }
                 Err(told) => {
                     table.admit(&[&handler::SECTION, wasm, grpc], &[]);
@@ -65,27 +69,22 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
 fn with_policy(
     table: &Table<'_>,
     program: Result<Program, Told>,
-    compile: Result<Bounds, Told>,
+    checks: Result<Checks, Told>,
 ) -> Result<Handler, Told> {
     let on_failure = table.get(&handler::ON_FAILURE);
     let hold_timeout = table.get(&handler::HOLD_TIMEOUT);
     let swap = table.get(&handler::SWAP);
     let threshold = table.get(&handler::ROLLBACK_THRESHOLD);
     let window = table.get(&handler::ROLLBACK_WINDOW);
+    let Checks { compile, conversations } = checks?;
     Ok(Handler {
         program: program?,
         policy: Policy { on_failure: on_failure?, hold_timeout: hold_timeout? },
         swap: swap?,
         rollback: Rollback { threshold: threshold?, window: window? },
-        compile: compile?,
+        compile,
+        conversations,
     })
-}
-
-/// What compiling may take.
-fn compile(table: &Table<'_>) -> Result<Bounds, Told> {
-    let timeout = table.get(&handler::wasm::COMPILE_TIMEOUT);
-    let memory_bytes_max = table.get(&handler::wasm::COMPILE_MEMORY_MAX);
-    Ok(Bounds { timeout: timeout?, memory_bytes_max: memory_bytes_max? as u64 })
 }
 
 /// Names stand in logs, metrics and urls as they are.

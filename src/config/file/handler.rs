@@ -64,7 +64,9 @@ pub(in crate::config) mod wasm {
     use std::time::Duration;
 
     use crate::config::file::{Section, Shape};
-    use crate::config::form::{Count, FilePath, IsolationForm, Key, Otherwise, Required, Size, Span, Texts};
+    use crate::config::form::{
+        Count, FilePath, IsolationForm, Key, Optional, Otherwise, Paths, Required, Size, Span, Texts,
+    };
     use crate::handler::wasm::{self, Bounds, EventBudget, Isolation};
 
     pub(in crate::config) static SECTION: Section = Section {
@@ -89,6 +91,7 @@ pub(in crate::config) mod wasm {
             &super::ROLLBACK_WINDOW,
             &COMPILE_TIMEOUT,
             &COMPILE_MEMORY_MAX,
+            &CONVERSATIONS,
         ],
     };
 
@@ -162,6 +165,13 @@ pub(in crate::config) mod wasm {
         form: Size((64 << 20)..=(1 << 40)),
         presence: Otherwise(|| Bounds::default().memory_bytes_max as usize),
         about: "memory of the process that compiles it",
+    };
+
+    pub(in crate::config) static CONVERSATIONS: Key<Paths, Optional> = Key {
+        name: "conversations",
+        form: Paths,
+        presence: Optional("none"),
+        about: "recorded conversations, files or folders, that a new version must do as recorded, however the device's bytes are cut, before it is made active",
     };
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Form;
+use super::{FilePath, Form};
 use crate::config::fault::Fault;
 use crate::config::findings::Told;
 use crate::config::place::Place;
@@ -54,6 +54,44 @@ impl<F: Form> Form for List<F> {
         // One at fault is recorded and left out: what else is wrong with the others can still be found.
         let placed = |element: &Item<'_>| Some(Placed { value: self.of.read(element).ok()?, place: element.place() });
         Ok(elements.iter().filter_map(placed).collect())
+    }
+}
+
+/// A path, or a list of them.
+#[derive(Debug)]
+pub(in crate::config) struct Paths;
+
+impl Paths {
+    const SEVERAL: List<FilePath> = List { of: FilePath, one: "path" };
+}
+
+impl Form for Paths {
+    type Value = Vec<Placed<String>>;
+
+    fn expected(&self) -> String {
+        "a path or an array of paths".to_owned()
+    }
+
+    fn name(&self) -> String {
+        "path or array of paths".to_owned()
+    }
+
+    fn range(&self) -> String {
+        Self::SEVERAL.range()
+    }
+
+    fn show(&self, values: &Self::Value) -> String {
+        Self::SEVERAL.show(values)
+    }
+
+    fn read(&self, item: &Item<'_>) -> Result<Self::Value, Told> {
+        if item.value().is_array() {
+            return Self::SEVERAL.read(item);
+        }
+        if !item.value().is_str() {
+            return Err(item.wrong_type(self.expected()));
+        }
+        Ok(vec![Placed { value: FilePath.read(item)?, place: item.place() }])
     }
 }
 
