@@ -2,7 +2,7 @@
 //!
 //! An ordinary event is over within microseconds. A guest that computes for longer would hold a thread that others wait
 //! for, and a guest in an endless loop a processor. So its event goes on in threads that get what all the others leave of
-//! the processors: at once where one is idle, and next to nothing while the gateway's own work takes them all.
+//! the processors: at once where one is idle, and a small share while the gateway's own work takes them all.
 
 use std::io;
 use std::sync::Arc;
