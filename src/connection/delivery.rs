@@ -56,6 +56,10 @@ impl Connection {
                 Next::Hold { until } => {
                     introduced &= self.keeps_state_when_held();
                     self.hold(socket, until).await?;
+                    if self.is_replaced() {
+                        self.renew();
+                        introduced = false;
+                    }
                 }
                 Next::Renew => {
                     self.renew();
@@ -303,7 +307,8 @@ impl Connection {
         }
     }
 
-    /// Waits for the next attempt. The socket and the mailbox are served meanwhile, up to their bounds.
+    /// Waits for the next attempt, or until the handler's version is another. The socket and the mailbox are served
+    /// meanwhile, up to their bounds.
     async fn hold<S>(&mut self, socket: &mut S, until: Instant) -> Result<(), CloseReason>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -312,6 +317,10 @@ impl Connection {
         loop {
             if let Some(reason) = self.ends_at_once() {
                 return Err(reason);
+            }
+            if self.review.is_some() && self.is_replaced() {
+                // There is another version to go on with, and others wait for their turn to do so.
+                return Ok(());
             }
             tokio::select! {
                 () = &mut pause => return Ok(()),
@@ -323,17 +332,16 @@ impl Connection {
     /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
     /// connection.
     fn keeps_state_when_held(&mut self) -> bool {
-        let is_replaced = self.is_replaced();
         match &mut self.attached {
-            Attached::Grpc(remote) if !is_replaced => {
+            // There was no instance, so there is none that could know it.
+            Attached::Wasm(_) => {
+                self.renew();
+                false
+            }
+            Attached::Grpc(remote) => {
                 // It may have been cut off behind an Authenticate of this event.
                 self.adapter.expect_again();
                 !remote.turn_to_another()
-            }
-            // There was no instance, so there is none that could know it; or the next version is told of it now.
-            Attached::Grpc(_) | Attached::Wasm(_) => {
-                self.renew();
-                false
             }
         }
     }

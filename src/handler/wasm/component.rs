@@ -63,6 +63,9 @@ pub enum ComponentError {
 
 /// A core module becomes a component; everything else stays as it is, and is the compiler's to judge.
 ///
+/// Not for files of strangers in a process that others rely on: metadata whose packages need one another in a circle make
+/// `wit-parser` call itself until the stack is used up. The gateway lets a process of its own try each file first.
+///
 /// # Errors
 ///
 /// [`ComponentError`], when a core module is no handler.
