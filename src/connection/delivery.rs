@@ -131,9 +131,12 @@ impl Connection {
                 self.settle(event).await;
                 return;
             };
-            match (recovery.handle_failure(Instant::now(), &error, self.spread()), &self.attached) {
-                (Next::Hold { until }, Attached::Grpc(_)) => tokio::time::sleep_until(until.into()).await,
-                _ => break error,
+            // A gateway that stops does not wait for a handler that is away.
+            let is_stopping = matches!(event, Event::SocketClosed(CloseReason::Draining));
+            let may_hold = matches!(self.attached, Attached::Grpc(_)) && !is_stopping;
+            match recovery.handle_failure(Instant::now(), &error, self.spread()) {
+                Next::Hold { until } if may_hold => tokio::time::sleep_until(until.into()).await,
+                Next::Hold { .. } | Next::Renew | Next::FallBack | Next::GiveUp => break error,
             }
         };
         self.end_shadow().await;

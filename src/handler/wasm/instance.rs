@@ -18,6 +18,7 @@ use super::wasi::Wasi;
 use super::{Metering, Shared};
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::handler::CallError;
+use crate::telemetry::PAYLOAD_LOG;
 use crate::wit::bindings::ConnectionHandler;
 use crate::wit::migration::{Migration, exports::polygate::handler::migrate};
 use crate::wit::types;
@@ -434,9 +435,14 @@ impl Inner {
         let options = &state.shared.options;
         // What the device said is its own business: only who asks for it in the log's filter sees it.
         let first = &payload[..payload.len().min(SHOWN_BYTES_MAX)];
-        tracing::debug!(%conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
-        // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF.
-        tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
+        tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
+        // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
+        // makes its guest fail again and again fills the log only as far as a guest may.
+        if state.shared.log.may_say() {
+            tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
+        } else {
+            state.shared.metrics.log_lines_shed.inc();
+        }
         if error.downcast_ref::<TimeUsedUp>().is_some() {
             return CallError::Timeout(options.event_timeout);
         }

@@ -40,6 +40,11 @@ impl HandlerLog {
     pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Budget::new(OF_A_HANDLER, Instant::now()))))
     }
+
+    /// Whether one more line may be said, on whosoever's behalf.
+    pub(super) fn may_say(&self) -> bool {
+        self.0.lock().handle_line(Instant::now()) != May::NotSay
+    }
 }
 
 /// One instance's way to the log.
@@ -99,7 +104,7 @@ impl GuestLog {
         let now = Instant::now();
         let may = self.budget.handle_line(now);
         // A line that an instance may not say takes nothing from the others.
-        if may == May::NotSay || self.together.0.lock().handle_line(now) == May::NotSay {
+        if may == May::NotSay || !self.together.may_say() {
             self.shed.inc();
             return false;
         }
