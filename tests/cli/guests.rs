@@ -189,7 +189,7 @@ async fn guests_that_break_a_limit() {
 #[tokio::test]
 async fn a_failure_in_the_log_of_the_gateway() {
     let (_workshop, guest) = Workshop::per_chunk();
-    for (log, shows_payload) in [("info", false), ("debug", true)] {
+    for (log, shows_payload) in [("debug", false), ("info,polygate::payload=trace", true)] {
         let text = format!(
             "[broker]\nbind = \"127.0.0.1:0\"\n[handlers.h]\nkind = \"wasm\"\ncomponent = {guest:?}\n\
              [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n"
