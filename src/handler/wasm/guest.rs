@@ -35,6 +35,11 @@ impl Guest {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_suspected(&self) -> bool {
+        matches!(&self.0, Kind::Own(instance) if instance.is_suspected())
+    }
+
     /// Calls the export for an event and waits until it returns. What the guest asks for meanwhile is answered at
     /// the desk, which comes back with the answer.
     ///

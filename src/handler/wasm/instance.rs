@@ -168,6 +168,11 @@ impl Instance {
         self.suspected = true;
     }
 
+    #[cfg(test)]
+    pub(super) fn is_suspected(&self) -> bool {
+        self.suspected
+    }
+
     /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
     /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
     pub(super) fn is_worn(&self) -> bool {
