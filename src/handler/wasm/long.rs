@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 
 use super::limits::{FIRST_TICKS, TICK};
 
-/// The priority of these threads (setpriority(2)): a thread of the ordinary one, when it wakes, does not wait for them, and
-/// gets nine times their share when both have work all the time. At the lowest, 19, it would be 68 times, and on a machine
-/// that is full a guest that is only slow would not come to its end.
-const NICENESS: i32 = 10;
+/// The lowest priority that a thread can have (setpriority(2)): a thread of the ordinary one, when it wakes, does not wait for
+/// it, and gets 68 times its share when both have work all the time. At 10, where it would be nine times, an endless loop
+/// made the others' p99 three times as long.
+const NICENESS: i32 = 19;
 
 /// Threads of low priority; they end when dropped, and the events with them.
 #[derive(Debug)]
