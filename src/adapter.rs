@@ -93,15 +93,15 @@ struct Client {
 }
 
 impl Adapter {
-    /// The operations of a connection that was just accepted. `mailbox` gets its messages.
-    pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound_bytes_max: usize) -> Self {
+    /// The operations of a connection that was just accepted. `mailbox` gets its messages, `outbound` its bytes.
+    pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound: Outbound) -> Self {
         Self {
             conn: mailbox.conn(),
             handler_conn: mailbox.conn(),
             info,
             services,
             mailbox,
-            outbound: Outbound::new(outbound_bytes_max),
+            outbound,
             timer_change: None,
             close_asked: false,
             ended: false,

@@ -130,6 +130,43 @@ pub enum SocketKind {
     Dtls,
 }
 
+impl SocketKind {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Tls, Self::Udp, Self::Dtls];
+
+    /// Its word in addresses, conversations and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Udp => "udp",
+            Self::Dtls => "dtls",
+        }
+    }
+
+    /// Whether the peer sends datagrams, each a whole, instead of a stream of bytes.
+    pub const fn has_datagrams(self) -> bool {
+        match self {
+            Self::Tcp | Self::Tls => false,
+            Self::Udp | Self::Dtls => true,
+        }
+    }
+
+    /// Whether what is sent is encrypted.
+    pub const fn is_secure(self) -> bool {
+        match self {
+            Self::Tcp | Self::Udp => false,
+            Self::Tls | Self::Dtls => true,
+        }
+    }
+}
+
+impl fmt::Display for SocketKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Identity read from a verified peer certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {

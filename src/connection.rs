@@ -7,14 +7,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::adapter::{Adapter, Lent, Services};
+use crate::adapter::{Adapter, Lent, Outbound, Services};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
 use crate::handler::Attached;
+use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
 
@@ -26,7 +26,7 @@ mod state;
 mod waiting;
 mod waking;
 
-pub use state::{Phase, State, Timeouts};
+pub use state::{Idle, Phase, State, Timeouts};
 pub use waiting::Waiting;
 
 use ending::linger;
@@ -95,6 +95,11 @@ impl Connections {
         Permit(Arc::clone(&self.0.permits).acquire_owned().await.ok())
     }
 
+    /// The right to hold one more connection, if it may be held now.
+    pub fn try_permit(&self) -> Option<Permit> {
+        Arc::clone(&self.0.permits).try_acquire_owned().ok().map(|permit| Permit(Some(permit)))
+    }
+
     /// A connection for an accepted peer. It can be asked for things from now on, and lives by its `run`.
     pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
@@ -102,11 +107,12 @@ impl Connections {
         let id = shared.ids.next();
         let info = Arc::new(info);
         let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
+        let outbound = if info.kind.has_datagrams() { Outbound::of_datagrams } else { Outbound::of_stream };
         let mut adapter = Adapter::new(
             Arc::clone(&info),
             Arc::clone(&shared.services),
             mailbox.clone(),
-            shared.options.outbound_bytes_max,
+            outbound(shared.options.outbound_bytes_max),
         );
         let position = shared.chain.choose();
         let versions = &shared.chain.link(position).versions;
@@ -129,6 +135,7 @@ impl Connections {
             info,
             input: Input::Open,
             output: Output::Open,
+            unflushed: false,
             counted: false,
             had_mail: false,
             alarm: None,
@@ -164,6 +171,8 @@ pub struct Connection {
     mails: Mails,
     input: Input,
     output: Output,
+    /// The socket itself may still hold bytes that it took.
+    unflushed: bool,
     /// It is among the live connections of the metrics.
     counted: bool,
     /// The last thing that happened was a mail.
@@ -195,11 +204,13 @@ enum Output {
 }
 
 impl Connection {
+    /// Decides that the connection ends, before it has begun to run.
+    pub fn end(&mut self, reason: CloseReason) {
+        self.state.close(reason);
+    }
+
     /// Serves the peer on its socket until the connection has ended.
-    pub async fn run<S>(mut self, mut socket: S)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    pub async fn run(mut self, mut socket: Socket) {
         let metrics = &self.shared.metrics;
         metrics.accepted.inc();
         metrics.connections.inc();
@@ -210,7 +221,7 @@ impl Connection {
         self.state.close(reason);
         let reason = self.finish(&mut socket).await;
         self.tell_closed(reason).await;
-        if matches!((&self.input, self.output), (Input::Open, Output::Ended)) {
+        if matches!((&self.input, self.output), (Input::Open, Output::Ended)) && !self.info.kind.has_datagrams() {
             linger(&mut socket).await;
         }
     }
@@ -225,7 +236,7 @@ impl Connection {
     }
 
     /// Everything between the first event and the decision to end.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(&mut self, socket: &mut S) -> CloseReason {
+    async fn serve(&mut self, socket: &mut Socket) -> CloseReason {
         let created = Event::SocketCreated(Arc::clone(&self.info));
         if let Err(reason) = self.deliver(socket, created).await {
             return reason;

@@ -250,13 +250,3 @@ impl Closer {
         }
     }
 }
-
-/// The word for a transport in the file.
-fn transport_word(kind: SocketKind) -> &'static str {
-    match kind {
-        SocketKind::Tcp => "tcp",
-        SocketKind::Tls => "tls",
-        SocketKind::Udp => "udp",
-        SocketKind::Dtls => "dtls",
-    }
-}

@@ -4,61 +4,22 @@
 //! one peer ends that peer, and what goes wrong with the machine (no descriptors left) is counted, told
 //! and tried again.
 
-use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::conn::{ConnInfo, ListenAddr};
+use arc_swap::ArcSwap;
+
+use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
+mod arrival;
+mod bind;
+mod socket;
 mod tcp;
 
-/// A transport and an address, as in `tcp://0.0.0.0:7993`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bind {
-    /// The transport.
-    pub transport: Transport,
-    /// Where; port 0 lets the system choose.
-    pub address: SocketAddr,
-}
-
-/// The transports a listener can speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Plain TCP.
-    Tcp,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-        })
-    }
-}
-
-impl fmt::Display for Bind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.transport, self.address)
-    }
-}
-
-/// The text is no transport and address.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not of the form \"tcp://0.0.0.0:7993\" or \"tcp://[::]:7993\"")]
-pub struct MalformedBind;
-
-impl FromStr for Bind {
-    type Err = MalformedBind;
-
-    fn from_str(text: &str) -> Result<Self, MalformedBind> {
-        let address = text.strip_prefix("tcp://").ok_or(MalformedBind)?;
-        let address = address.parse().map_err(|_| MalformedBind)?;
-        Ok(Self { transport: Transport::Tcp, address })
-    }
-}
+pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
+pub use bind::{Bind, MalformedBind};
+pub use socket::{Received, Socket};
 
 /// What a listener is to be.
 #[derive(Clone, Debug)]
@@ -70,6 +31,10 @@ pub struct Options {
     /// Peers that the kernel keeps for us until they are accepted, `1..`; the kernel's own bound
     /// (`net.core.somaxconn`) applies besides.
     pub backlog: u32,
+    /// Peers that may be about their handshake at a time, `1..`; more wait in the backlog.
+    pub handshakes_max: usize,
+    /// What a peer has to pass.
+    pub admission: Admission,
 }
 
 /// Why a listener could not be bound.
@@ -98,22 +63,6 @@ pub enum Listener {
     Tcp(tcp::TcpListener),
 }
 
-/// A peer that was accepted.
-#[derive(Debug)]
-pub struct Accepted {
-    /// What is known of it.
-    pub info: ConnInfo,
-    /// Its socket.
-    pub socket: Socket,
-}
-
-/// The socket of an accepted peer.
-#[derive(Debug)]
-pub enum Socket {
-    /// Plain TCP.
-    Tcp(tokio::net::TcpStream),
-}
-
 impl Listener {
     /// Binds the address; from here on peers may connect.
     ///
@@ -122,7 +71,8 @@ impl Listener {
     /// [`BindError`], when the operating system refuses the address.
     pub fn bind(options: &Options, metrics: ListenerMetrics) -> Result<Self, BindError> {
         let bound = match options.bind.transport {
-            Transport::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
+            SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
+            SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -134,8 +84,22 @@ impl Listener {
         }
     }
 
+    /// What peers have to pass from now on, where it is replaced.
+    pub fn admission(&self) -> Arc<ArcSwap<Admission>> {
+        match self {
+            Self::Tcp(listener) => listener.admission(),
+        }
+    }
+
+    /// Whether peers wait somewhere until they are accepted. Those that send datagrams do not.
+    pub fn has_backlog(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+        }
+    }
+
     /// The next peer. Can be dropped and called again without losing one.
-    pub async fn accept(&mut self) -> Accepted {
+    pub async fn accept(&mut self) -> Arrived {
         match self {
             Self::Tcp(listener) => listener.accept().await,
         }
@@ -144,6 +108,9 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
     use super::*;
     use crate::handler::chain;
 
@@ -151,8 +118,14 @@ mod tests {
     #[test]
     fn a_refused_address_is_one_sentence() {
         let told = |port: u16, number: i32| {
-            let bind = Bind { transport: Transport::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
-            let options = Options { name: "modbus".into(), bind, backlog: 1 };
+            let bind = Bind { transport: SocketKind::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
+            let options = Options {
+                name: "modbus".into(),
+                bind,
+                backlog: 1,
+                handshakes_max: 1,
+                admission: Admission { handshake_timeout: Duration::from_secs(1) },
+            };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();
@@ -165,16 +138,5 @@ mod tests {
             told(502, rustix::io::Errno::ADDRINUSE.raw_os_error()),
             "cannot bind listener \"modbus\" on tcp://0.0.0.0:502: address already in use"
         );
-    }
-
-    /// The written form is read back, and what is not of the form is refused.
-    #[test]
-    fn bind_has_a_written_form() {
-        for text in ["tcp://0.0.0.0:7993", "tcp://[::1]:0"] {
-            assert_eq!(text.parse::<Bind>().unwrap().to_string(), text);
-        }
-        for text in ["", "tcp://", "0.0.0.0:7993", "tcp://localhost:1", "udp:/1.2.3.4:5", "tcp://1.2.3.4"] {
-            assert_eq!(text.parse::<Bind>(), Err(MalformedBind), "{text:?}");
-        }
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
-use crate::conn::{ConnId, SocketKind};
+use crate::conn::ConnId;
 use crate::conversation::bless::Happened;
 use crate::conversation::run::Mismatch;
 use crate::conversation::{Action, Conversation};
@@ -257,14 +257,6 @@ pub async fn rehearse(
 /// The guest failed, or could not be told what the conversation says.
 pub async fn record(guest: &Handler, conversation: &Conversation) -> Result<Happened, Why> {
     Player::new(guest, conversation, Ids::default().next()).record().await
-}
-
-/// Whether the transport of a conversation keeps the borders of what is sent.
-fn has_borders(conversation: &Conversation) -> bool {
-    match conversation.transport() {
-        SocketKind::Tcp | SocketKind::Tls => false,
-        SocketKind::Udp | SocketKind::Dtls => true,
-    }
 }
 
 /// How long each `>` line of a conversation is.

@@ -95,6 +95,7 @@ pub struct Telemetry {
     connections: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
+    turned_away: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     received_bytes: Family<ListenerLabel, Counter>,
     sent_bytes: Family<ListenerLabel, Counter>,
@@ -146,6 +147,8 @@ impl Telemetry {
         registry.register("accepted_connections", "Connections accepted", accepted.clone());
         let accept_errors = Family::default();
         registry.register("accept_errors", "Accepts that failed and were tried again", accept_errors.clone());
+        let turned_away = Family::default();
+        registry.register("turned_away", "Peers that got no connection, by reason", turned_away.clone());
         let closes = Family::default();
         registry.register("closes", "Connections ended, by reason", closes.clone());
         let received_bytes = Family::default();
@@ -238,6 +241,7 @@ impl Telemetry {
             connections,
             accepted,
             accept_errors,
+            turned_away,
             closes,
             received_bytes,
             sent_bytes,
@@ -318,6 +322,8 @@ impl Telemetry {
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
             messages_shed: self.shed(name, "messages_full"),
+            turned_away: self.turned_away.clone(),
+            sheds: self.sheds.clone(),
             closes: self.closes.clone(),
             listener: Arc::clone(name),
         }
@@ -427,14 +433,30 @@ pub struct ListenerMetrics {
     pub queued_messages: Gauge,
     /// Messages for which a connection had no room.
     pub messages_shed: Counter,
+    turned_away: Family<ReasonLabel, Counter>,
+    sheds: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     listener: Arc<str>,
 }
 
 impl ListenerMetrics {
+    /// Counts a peer that got no connection.
+    pub fn turned_away(&self, reason: &'static str) {
+        self.turned_away.get_or_create(&self.reason(reason)).inc();
+    }
+
+    /// Counts something of a peer or for it that was dropped on purpose, such as a datagram.
+    pub fn shed(&self, reason: &'static str) {
+        self.sheds.get_or_create(&self.reason(reason)).inc();
+    }
+
+    fn reason(&self, reason: &'static str) -> ReasonLabel {
+        ReasonLabel { listener: Arc::clone(&self.listener), reason }
+    }
+
     /// Counts the end of a connection.
     pub fn closed(&self, reason: &'static str) {
-        self.closes.get_or_create(&ReasonLabel { listener: Arc::clone(&self.listener), reason }).inc();
+        self.closes.get_or_create(&self.reason(reason)).inc();
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polygate::config::{Advice, Config, Faults, Handler, Outside, Program, Warning};
+use polygate::connection::Idle;
 use polygate::dispatch::Share;
 use polygate::rollout::Swap;
 use proptest::prelude::*;
@@ -87,7 +88,7 @@ fn a_listener_gets_what_the_file_says() {
     let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
     assert_eq!(defaults.socket.backlog, 1024);
     assert_eq!(defaults.connection.connections_max, 1_000_000);
-    assert_eq!(defaults.connection.timeouts.idle, Duration::from_secs(30));
+    assert_eq!(defaults.connection.timeouts.idle, Idle::BeforeFirst(Duration::from_secs(30)));
     assert_eq!(defaults.connection.timeouts.write, Duration::from_secs(15));
     assert_eq!(defaults.connection.inbound_bytes_max, 64 << 10);
     assert_eq!(defaults.connection.messages.messages_max, 1000);
@@ -98,7 +99,7 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(all.socket.bind.to_string(), "tcp://[::1]:1002");
     assert_eq!(all.socket.backlog, 16);
     assert_eq!(all.connection.connections_max, 1000);
-    assert_eq!(all.connection.timeouts.idle, Duration::from_secs(90));
+    assert_eq!(all.connection.timeouts.idle, Idle::BeforeFirst(Duration::from_secs(90)));
     assert_eq!(all.connection.timeouts.write, Duration::from_millis(500));
     assert_eq!(all.connection.inbound_bytes_max, 2000);
     assert_eq!(all.connection.messages.messages_max, 7);

@@ -11,6 +11,9 @@ const SLICES_MAX: usize = 16;
 /// otherwise be a hundred times its size, and the bound counts bytes.
 const GATHERED_BELOW: usize = 4096;
 
+/// What a waiting datagram takes at least, in bytes: its entry here and its own small buffer.
+const SMALLEST: usize = 64;
+
 /// Bytes that wait for the peer's socket, in order.
 #[derive(Debug)]
 pub struct Outbound {
@@ -21,12 +24,33 @@ pub struct Outbound {
     gathered: BytesMut,
     bytes: usize,
     bytes_max: usize,
+    borders: Borders,
+}
+
+/// Whether the pieces are told apart on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Borders {
+    /// A stream: only the order of the bytes matters.
+    None,
+    /// Each piece is a datagram.
+    Kept,
 }
 
 impl Outbound {
-    /// Nothing waits. At `bytes_max` it is full; the piece that reaches the bound may go over it.
-    pub fn new(bytes_max: usize) -> Self {
-        Self { first: Bytes::new(), more: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, bytes_max }
+    /// Nothing waits for a peer that gets a stream. At `bytes_max` it is full; the piece that reaches the bound may go
+    /// over it.
+    pub fn of_stream(bytes_max: usize) -> Self {
+        Self::new(bytes_max, Borders::None)
+    }
+
+    /// Nothing waits for a peer that gets datagrams: each piece is one, and is written by itself. It is full at
+    /// `bytes_max` as well, and when as many wait as would take that much memory if they were empty but for a byte.
+    pub fn of_datagrams(bytes_max: usize) -> Self {
+        Self::new(bytes_max, Borders::Kept)
+    }
+
+    fn new(bytes_max: usize, borders: Borders) -> Self {
+        Self { first: Bytes::new(), more: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, bytes_max, borders }
     }
 
     /// Whether nothing waits.
@@ -36,7 +60,8 @@ impl Outbound {
 
     /// Whether no more may be queued.
     pub fn is_full(&self) -> bool {
-        self.bytes >= self.bytes_max
+        let many = self.borders == Borders::Kept && self.more.len() >= self.bytes_max / SMALLEST;
+        many || self.bytes >= self.bytes_max
     }
 
     /// How many bytes wait.
@@ -57,6 +82,9 @@ impl Outbound {
         self.bytes += piece.len();
         if self.first.is_empty() {
             self.first = piece;
+        } else if self.borders == Borders::Kept {
+            // A copy of a small one, because the request that brought it would be kept with it.
+            self.more.push_back(if piece.len() < GATHERED_BELOW { Bytes::copy_from_slice(&piece) } else { piece });
         } else if piece.len() < GATHERED_BELOW {
             self.gathered.extend_from_slice(&piece);
             if self.gathered.len() >= GATHERED_BELOW {
@@ -98,9 +126,10 @@ impl Outbound {
         }
     }
 
-    /// The oldest bytes, when there is nothing behind them: for a plain write.
+    /// The oldest bytes, when there is nothing behind them that may be written with them: for a plain write.
     pub fn only(&self) -> Option<&[u8]> {
-        (self.more.is_empty() && self.gathered.is_empty()).then_some(&*self.first)
+        let alone = self.borders == Borders::Kept || (self.more.is_empty() && self.gathered.is_empty());
+        alone.then_some(&*self.first)
     }
 
     /// The oldest bytes, for a vectored write.
@@ -158,7 +187,7 @@ mod tests {
             pieces in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
             cut in prop_oneof![1..70usize, 1000..5000usize],
         ) {
-            let mut outbound = Outbound::new(1 << 20);
+            let mut outbound = Outbound::of_stream(1 << 20);
             let mut expected = Vec::new();
             for (number, size) in pieces.iter().enumerate() {
                 let piece: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
@@ -186,7 +215,7 @@ mod tests {
             pieces in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
             keep in 0..20_000usize,
         ) {
-            let mut outbound = Outbound::new(1 << 20);
+            let mut outbound = Outbound::of_stream(1 << 20);
             let mut expected = Vec::new();
             for (number, size) in pieces.iter().enumerate() {
                 let piece: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
@@ -212,7 +241,7 @@ mod tests {
     /// Many small pieces take little more room than their bytes.
     #[test]
     fn small_pieces_are_gathered() {
-        let mut outbound = Outbound::new(1 << 20);
+        let mut outbound = Outbound::of_stream(1 << 20);
         for _ in 0..100_000 {
             outbound.push(Bytes::from_static(b"x"));
         }
@@ -220,10 +249,30 @@ mod tests {
         assert!(outbound.more.len() <= 100_000 / GATHERED_BELOW, "{} pieces", outbound.more.len());
     }
 
+    /// Datagrams are offered one at a time, as they were sent, and their number is bounded too.
+    #[test]
+    fn datagrams_keep_their_borders() {
+        let mut outbound = Outbound::of_datagrams(1 << 10);
+        for piece in ["ab", "c", "def"] {
+            outbound.push(Bytes::from_static(piece.as_bytes()));
+        }
+        for piece in ["ab", "c", "def"] {
+            assert_eq!(outbound.only(), Some(piece.as_bytes()));
+            outbound.advance(piece.len());
+        }
+        assert!(outbound.is_empty());
+
+        for _ in 0..=16 {
+            assert!(!outbound.is_full());
+            outbound.push(Bytes::from_static(b"x"));
+        }
+        assert!(outbound.is_full());
+    }
+
     /// It is full at its bound, and the piece that reaches the bound is taken whole.
     #[test]
     fn it_is_bounded() {
-        let mut outbound = Outbound::new(4);
+        let mut outbound = Outbound::of_stream(4);
         outbound.push(Bytes::from_static(b"abc"));
         assert!(!outbound.is_full());
         outbound.push(Bytes::from_static(b"defgh"));

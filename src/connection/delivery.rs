@@ -4,8 +4,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::shadow::{Compared, Shadow};
 use super::waking::{Happening, Until};
 use super::{Connection, Output};
@@ -14,16 +12,14 @@ use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Next, Placement, Recovery};
 use crate::handler::wasm::Desk;
 use crate::handler::{Attached, CallError, grpc};
+use crate::listener::Socket;
 use crate::tap::Who;
 use crate::telemetry::PAYLOAD_LOG;
 
 impl Connection {
     /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
     /// tells why the connection must end.
-    pub(super) async fn deliver<S>(&mut self, socket: &mut S, event: Event) -> Result<(), CloseReason>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    pub(super) async fn deliver(&mut self, socket: &mut Socket, event: Event) -> Result<(), CloseReason> {
         self.show_event(&event);
         // Nearly always it is handled at once; what follows then costs nothing.
         let mut error = match self.attempt(socket, &event).await {
@@ -146,10 +142,7 @@ impl Connection {
 
     /// One call for one event. What a guest had collected when it failed is forgotten: the event has had no effect
     /// on the peer, and may be delivered again.
-    async fn attempt<S>(&mut self, socket: &mut S, event: &Event) -> Result<(), CallError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    async fn attempt(&mut self, socket: &mut Socket, event: &Event) -> Result<(), CallError> {
         let started = Instant::now();
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
         let result = match &mut self.attached {
@@ -312,10 +305,7 @@ impl Connection {
 
     /// Waits for the next attempt, or until the handler's version is another. The socket and the mailbox are served
     /// meanwhile, up to their bounds.
-    async fn hold<S>(&mut self, socket: &mut S, until: Instant) -> Result<(), CloseReason>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    async fn hold(&mut self, socket: &mut Socket, until: Instant) -> Result<(), CloseReason> {
         let mut pause = pin!(tokio::time::sleep_until(until.into()));
         loop {
             if let Some(reason) = self.ends_at_once() {
@@ -393,15 +383,12 @@ impl Connection {
 
     /// Drives a call to a remote handler, and meanwhile the socket and the mailbox: the handler asks for
     /// things from inside the callback and waits for the answers.
-    pub(super) async fn while_calling<S>(
+    pub(super) async fn while_calling(
         &mut self,
-        socket: &mut S,
+        socket: &mut Socket,
         mut call: grpc::Call,
         timeout: Duration,
-    ) -> Result<(), CallError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    ) -> Result<(), CallError> {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
             let is_to_end = self.output == Output::Open && self.ends_at_once().is_some();

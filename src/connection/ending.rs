@@ -1,12 +1,12 @@
 //! How a connection ends, always in the same order, and who is told.
 
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
-
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::waking::{Happening, Until};
 use super::{Connection, Output, Phase, Waiting};
 use crate::conn::{CloseReason, Event};
+use crate::listener::{Received, Socket};
 
 /// After our side of the stream has ended, how long the peer may take to end its own. A socket that is
 /// closed with bytes unread resets the stream, and the peer would lose the last bytes that it was sent.
@@ -26,21 +26,23 @@ impl Connection {
     }
 
     /// Ends our side of the stream, once.
-    pub(super) async fn end_output<S: AsyncWrite + Unpin>(&mut self, socket: &mut S) {
+    pub(super) async fn end_output(&mut self, socket: &mut Socket) {
         if self.output != Output::Open {
             return;
         }
         self.output = Output::Ended;
-        if let Err(error) = socket.shutdown().await {
-            tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
+        // A TLS peer that takes nothing any more could keep its own end from being told.
+        match tokio::time::timeout(LINGER, poll_fn(|cx| socket.poll_shutdown(cx))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
+            }
+            Err(_) => tracing::trace!(conn = %self.conn(), "the peer did not take the end of the stream"),
         }
     }
 
     /// Writes what waits, at most for the write timeout, and ends our side of the stream.
-    pub(super) async fn finish<S>(&mut self, socket: &mut S) -> CloseReason
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    pub(super) async fn finish(&mut self, socket: &mut Socket) -> CloseReason {
         loop {
             let happening = self.happening(socket, Until::Flushed).await;
             if matches!(happening, Happening::Flushed) {
@@ -97,8 +99,21 @@ impl Drop for Connection {
 }
 
 /// Reads and drops what the peer still sends, until it has ended its side too.
-pub(super) async fn linger<S: AsyncRead + Unpin>(socket: &mut S) {
-    let until_the_end = async { while matches!(socket.read(&mut [0; 1024]).await, Ok(1..)) {} };
+pub(super) async fn linger(socket: &mut Socket) {
+    let mut buffer = [0; 1024];
+    let until_the_end = async {
+        loop {
+            let ended = poll_fn(|cx| {
+                socket.poll_receive(cx, &mut buffer).map(|received| match received {
+                    Ok(Received::Bytes(_) | Received::Datagram(_)) => false,
+                    Ok(Received::End) | Err(_) => true,
+                })
+            });
+            if ended.await {
+                return;
+            }
+        }
+    };
     if tokio::time::timeout(LINGER, until_the_end).await.is_err() {
         tracing::trace!("the peer did not end its side of the stream");
     }

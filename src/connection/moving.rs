@@ -3,23 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::Connection;
 use crate::conn::{CloseReason, Event};
 use crate::dispatch::{Membership, Placement};
 use crate::handler::wasm::Desk;
 use crate::handler::{Attached, CallError, Handler, wasm};
+use crate::listener::Socket;
 
 /// How long a server that loses the connection to another version may take to hear of it; the device waits meanwhile.
 const FAREWELL_MAX: Duration = Duration::from_millis(500);
 
 impl Connection {
     /// Looks at the versions of the handler, and does what they ask for.
-    pub(super) async fn review<S>(&mut self, socket: &mut S)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    pub(super) async fn review(&mut self, socket: &mut Socket) {
         if self.shadow.as_ref().is_some_and(|shadow| !shadow.is_wanted(&self.link().versions)) {
             self.end_shadow().await;
         }
@@ -54,10 +50,7 @@ impl Connection {
     }
 
     /// Goes over to another version; on an error the connection stays where it was.
-    async fn move_to<S>(&mut self, socket: &mut S, to: Membership) -> Result<(), CallError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    async fn move_to(&mut self, socket: &mut Socket, to: Membership) -> Result<(), CallError> {
         let version = Arc::clone(to.version());
         let moved = match (&self.attached, self.membership.version().handler(), version.handler()) {
             (Attached::Wasm(_), Handler::Wasm(old), Handler::Wasm(new)) => {
@@ -144,10 +137,7 @@ impl Connection {
 
     /// Tells a handler that has no state of this connection that it exists. ExProto has no way to carry state over, so
     /// where a server is on either side, the new one gets what it gets after a fall back.
-    async fn introduce<S>(&mut self, socket: &mut S, handler: &Handler) -> Result<Attached, CallError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    async fn introduce(&mut self, socket: &mut Socket, handler: &Handler) -> Result<Attached, CallError> {
         let last = self.entered.handler_conn();
         self.forget_remote();
         let conn = self.entered.handler_conn();

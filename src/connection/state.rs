@@ -17,10 +17,19 @@ pub enum Phase {
 /// The spans that end a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// How long a new peer may take to send its first byte.
-    pub idle: Duration,
+    /// What silence of the peer ends it without a keepalive.
+    pub idle: Idle,
     /// How long bytes may wait for a peer that does not take any.
     pub write: Duration,
+}
+
+/// What silence ends a connection whose handler has started no keepalive timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// That before the first byte: a stream tells of its end later on.
+    BeforeFirst(Duration),
+    /// Any: a peer that sends datagrams just stops. Once a keepalive timer was started, its interval decides instead.
+    Always(Duration),
 }
 
 /// What has become due.
@@ -28,7 +37,7 @@ pub struct Timeouts {
 pub enum Due {
     /// The keepalive interval ran out; the handler is to be told before the connection ends.
     Keepalive,
-    /// The peer has not sent a byte.
+    /// The peer was silent for too long.
     Idle,
     /// The peer does not take what is sent to it; there is no use in offering it more.
     Write,
@@ -122,7 +131,14 @@ impl State {
     }
 
     fn idle_deadline(&self) -> Option<Instant> {
-        (self.phase == Phase::Open && self.received.is_none()).then(|| self.opened + self.timeouts.idle)
+        if self.phase != Phase::Open {
+            return None;
+        }
+        match (self.timeouts.idle, self.received) {
+            (Idle::BeforeFirst(span), None) => Some(self.opened + span),
+            (Idle::BeforeFirst(_), Some(_)) => None,
+            (Idle::Always(span), received) => self.keepalive.is_none().then(|| received.unwrap_or(self.opened) + span),
+        }
     }
 
     fn keepalive_deadline(&self) -> Option<Instant> {
@@ -144,7 +160,25 @@ mod tests {
 
     fn opened(idle: Duration) -> (Instant, State) {
         let now = Instant::now();
-        (now, State::new(now, Timeouts { idle, write: 1000 * MS }))
+        (now, State::new(now, Timeouts { idle: Idle::BeforeFirst(idle), write: 1000 * MS }))
+    }
+
+    /// A peer that sends datagrams is ended after any silence, until a keepalive timer decides instead.
+    #[test]
+    fn silence_between_datagrams() {
+        let start = Instant::now();
+        let mut state = State::new(start, Timeouts { idle: Idle::Always(500 * MS), write: 1000 * MS });
+        assert_eq!(state.poll_timeout(), Some(start + 500 * MS), "also before the first");
+        state.handle_received(start + 300 * MS);
+        assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
+
+        state.handle_timer(start + 300 * MS, TimerChange::Start(4000 * MS));
+        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce that it speaks rarely");
+        state.handle_timer(start + 300 * MS, TimerChange::Stop);
+
+        assert_eq!(state.handle_timeout(start + 799 * MS), None);
+        assert_eq!(state.handle_timeout(start + 800 * MS), Some(Due::Idle));
+        assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
     }
 
     /// A peer that never speaks is ended at 500 ms, and not at 499.

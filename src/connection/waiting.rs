@@ -8,6 +8,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::conn::{Event, Message, Timer};
 
+/// Datagrams that may wait, however small they are; an empty one takes room too.
+const WHOLES_MAX: usize = 256;
+
 /// Neighbours of one kind are merged, so what waited for a busy handler reaches it as one event.
 #[derive(Debug)]
 enum Waits {
@@ -15,6 +18,8 @@ enum Waits {
     Read(Bytes),
     /// Several.
     Reads(BytesMut),
+    /// A datagram, which is never merged with another.
+    Whole(Bytes),
     Messages(Vec<Message>),
     Timer(Timer),
 }
@@ -27,6 +32,7 @@ pub struct Waiting {
     first: Option<Waits>,
     queue: VecDeque<Waits>,
     bytes: usize,
+    wholes: usize,
     messages: usize,
 }
 
@@ -34,7 +40,7 @@ impl Waiting {
     /// Nothing waits. At `bytes_max` bytes of the stream the socket is not to be read; the read that reaches
     /// the bound may go over it.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, first: None, queue: VecDeque::new(), bytes: 0, messages: 0 }
+        Self { bytes_max, first: None, queue: VecDeque::new(), bytes: 0, wholes: 0, messages: 0 }
     }
 
     /// Whether nothing waits.
@@ -54,7 +60,7 @@ impl Waiting {
 
     /// Whether the socket may be read.
     pub fn has_room_for_bytes(&self) -> bool {
-        self.bytes < self.bytes_max
+        self.bytes < self.bytes_max && self.wholes < WHOLES_MAX
     }
 
     /// The next bytes of the stream. The caller asked [`Waiting::has_room_for_bytes`] before it read them.
@@ -72,6 +78,13 @@ impl Waiting {
             }
             _ => self.push(Waits::Read(Bytes::copy_from_slice(bytes))),
         }
+    }
+
+    /// The next datagram: an event of its own. The caller asked [`Waiting::has_room_for_bytes`] before.
+    pub fn push_whole(&mut self, datagram: Bytes) {
+        self.bytes += datagram.len();
+        self.wholes += 1;
+        self.push(Waits::Whole(datagram));
     }
 
     /// A message of a subscription.
@@ -99,6 +112,10 @@ impl Waiting {
         Some(match first {
             Waits::Read(bytes) => self.bytes_event(bytes),
             Waits::Reads(bytes) => self.bytes_event(bytes.freeze()),
+            Waits::Whole(bytes) => {
+                self.wholes -= 1;
+                self.bytes_event(bytes)
+            }
             Waits::Messages(messages) => {
                 self.messages -= messages.len();
                 Event::ReceivedMessages(messages)
@@ -159,6 +176,27 @@ mod tests {
         assert!(matches!(waiting.pop(), Some(Event::TimerTimeout(Timer::Keepalive))));
         assert!(matches!(waiting.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
         assert!(waiting.pop().is_none());
+    }
+
+    /// Datagrams keep their borders, also the empty ones, and their number is bounded.
+    #[test]
+    fn datagrams_stay_whole() {
+        let mut waiting = Waiting::new(BYTES_MAX);
+        for datagram in ["ab", "", "c"] {
+            waiting.push_whole(Bytes::from_static(datagram.as_bytes()));
+        }
+        for datagram in ["ab", "", "c"] {
+            assert!(matches!(waiting.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
+        }
+        assert!(waiting.pop().is_none());
+
+        for _ in 0..WHOLES_MAX {
+            assert!(waiting.has_room_for_bytes());
+            waiting.push_whole(Bytes::new());
+        }
+        assert!(!waiting.has_room_for_bytes());
+        assert!(waiting.pop().is_some());
+        assert!(waiting.has_room_for_bytes());
     }
 
     proptest! {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::{Connection, Input, Output, Phase, Shared};
 use crate::conn::CloseReason;
 use crate::conn::table::Mail;
+use crate::listener::{Received, Socket};
 
 /// One read takes at most this many bytes; each worker thread has one buffer of that size for all its
 /// connections, so an idle connection holds none.
@@ -86,17 +86,11 @@ pub(super) enum Until {
 
 impl Connection {
     /// Waits for the next thing that concerns this connection. Can be dropped and called again.
-    pub(super) async fn happening<S>(&mut self, socket: &mut S, until: Until) -> Happening
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    pub(super) async fn happening(&mut self, socket: &mut Socket, until: Until) -> Happening {
         poll_fn(|cx| self.poll_happening(socket, until, cx)).await
     }
 
-    fn poll_happening<S>(&mut self, socket: &mut S, until: Until, cx: &mut Context<'_>) -> Poll<Happening>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
+    fn poll_happening(&mut self, socket: &mut Socket, until: Until, cx: &mut Context<'_>) -> Poll<Happening> {
         let was_full = self.adapter.outbound().is_full();
         if let Err(error) = self.poll_write(socket, cx) {
             return Poll::Ready(Happening::WriteFailed(error));
@@ -105,7 +99,7 @@ impl Connection {
             // An event may have waited for nothing else.
             return Poll::Ready(Happening::Room);
         }
-        if until == Until::Flushed && self.adapter.outbound().is_empty() {
+        if until == Until::Flushed && self.adapter.outbound().is_empty() && !self.unflushed {
             return Poll::Ready(Happening::Flushed);
         }
         // After a mail it is the socket's turn: a flood of messages must not keep the device from being heard.
@@ -145,26 +139,32 @@ impl Connection {
     }
 
     /// One read, through a buffer that all connections of this thread share.
-    fn poll_read<S: AsyncRead + Unpin>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_read(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<()> {
         thread_local! {
             static BUFFER: std::cell::RefCell<Box<[u8]>> = std::cell::RefCell::new(vec![0; READ_BYTES_MAX].into());
         }
         BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            match Pin::new(socket).poll_read(cx, &mut read) {
+            match socket.poll_receive(cx, buffer) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if read.filled().is_empty() => self.end_input(CloseReason::PeerClosed),
-                Poll::Ready(Ok(())) => {
-                    let bytes = read.filled();
-                    self.state.handle_received(Instant::now());
-                    self.received_bytes += bytes.len() as u64;
-                    self.shared.metrics.received_bytes.inc_by(bytes.len() as u64);
+                Poll::Ready(Ok(Received::End)) => self.end_input(CloseReason::PeerClosed),
+                Poll::Ready(Ok(Received::Bytes(bytes))) => {
+                    self.count_received(bytes.len());
                     self.waiting.push_bytes(bytes);
+                }
+                Poll::Ready(Ok(Received::Datagram(datagram))) => {
+                    self.count_received(datagram.len());
+                    self.waiting.push_whole(datagram);
                 }
                 Poll::Ready(Err(error)) => self.end_input(socket_error(&error)),
             }
             Poll::Ready(())
         })
+    }
+
+    fn count_received(&mut self, bytes: usize) {
+        self.state.handle_received(Instant::now());
+        self.received_bytes += bytes as u64;
+        self.shared.metrics.received_bytes.inc_by(bytes as u64);
     }
 
     /// Nothing more can be read; a reset that was known before is the reason.
@@ -176,13 +176,14 @@ impl Connection {
     }
 
     /// Writes what the socket takes now.
-    fn poll_write<S: AsyncWrite + Unpin>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_write(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> io::Result<()> {
         let outbound = self.adapter.outbound();
-        if outbound.is_empty() {
+        if outbound.is_empty() && !self.unflushed {
             return Ok(());
         }
         if self.output != Output::Open {
             outbound.clear();
+            self.unflushed = false;
             return Ok(());
         }
         let mut taken_in_all = 0;
@@ -191,10 +192,10 @@ impl Connection {
                 break Ok(());
             }
             let written = match outbound.only() {
-                Some(bytes) => Pin::new(&mut *socket).poll_write(cx, bytes),
+                Some(bytes) => socket.poll_send(cx, bytes),
                 None => {
                     let (slices, count) = outbound.slices();
-                    Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count])
+                    socket.poll_send_vectored(cx, &slices[..count])
                 }
             };
             match written {
@@ -203,11 +204,22 @@ impl Connection {
                 Poll::Ready(Ok(taken)) => {
                     outbound.advance(taken);
                     taken_in_all += taken;
+                    self.unflushed = socket.holds_bytes();
                 }
                 Poll::Ready(Err(error)) => break Err(error),
             }
         };
-        let some_wait = !outbound.is_empty();
+        let result = match result {
+            Ok(()) if self.unflushed => match socket.poll_flush(cx) {
+                Poll::Pending => Ok(()),
+                Poll::Ready(flushed) => {
+                    self.unflushed = false;
+                    flushed
+                }
+            },
+            result => result,
+        };
+        let some_wait = !outbound.is_empty() || self.unflushed;
         if taken_in_all > 0 {
             self.sent_bytes += taken_in_all as u64;
             self.shared.metrics.sent_bytes.inc_by(taken_in_all as u64);

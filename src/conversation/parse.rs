@@ -11,7 +11,6 @@ use super::cursor::{Cells, Cursor};
 use super::fault::{Fault, Faults, Found, Problem, ReadError};
 use super::{
     Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What,
-    transport_word,
 };
 use crate::conn::{QoS, SocketKind, Timer};
 
@@ -166,7 +165,7 @@ impl Reader {
                     Action::Close(choice(cursor, "who closes", &Closer::ALL.map(|closer| (closer.word(), closer)))?)
                 }
                 "transport" if at.is_none() => {
-                    let kind = choice(cursor, "the transport", &TRANSPORTS.map(|kind| (transport_word(kind), kind)))?;
+                    let kind = choice(cursor, "the transport", &TRANSPORTS.map(|kind| (kind.name(), kind)))?;
                     return match (self.transport.replace(line), self.first_step) {
                         (Some(first), _) => Err(here(Problem::TransportAgain { first })),
                         (None, Some(_)) => Err(here(Problem::TransportAfterStep)),

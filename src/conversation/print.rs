@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::{Action, Conversation, Message, Pattern, Payload, Step, What, transport_word};
+use super::{Action, Conversation, Message, Pattern, Payload, Step, What};
 
 /// Bytes of hex on one line: with the sign in front it stays well under a hundred columns.
 const HEX_BYTES_A_LINE: usize = 40;
@@ -24,7 +24,7 @@ impl fmt::Display for What {
             Self::Blank => Ok(()),
             // A comment of several lines is as many comments; without this its second line would be a step.
             Self::Comment(text) => write!(f, "#{}", text.replace('\n', "\n#")),
-            Self::Transport(kind) => write!(f, "transport {}", transport_word(*kind)),
+            Self::Transport(kind) => write!(f, "transport {kind}"),
             Self::Step(step) => step.fmt(f),
         }
     }

@@ -2,11 +2,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Accepted, Options, Socket};
-use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
+use super::arrival::Raw;
+use super::{Admission, Arrived, Options};
+use crate::conn::{ListenAddr, PeerAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
 /// How long an accept that failed for the machine's sake waits: descriptors come back when connections end.
@@ -15,10 +18,14 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// After this long without a failed accept, the next one is told again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
-/// Accepts TCP peers.
+/// Accepts the peers of a TCP socket, whatever they speak over it.
 #[derive(Debug)]
 pub struct TcpListener {
     name: Arc<str>,
+    kind: SocketKind,
+    admission: Arc<ArcSwap<Admission>>,
+    /// The peers that may be about their handshake.
+    turns: Arc<Semaphore>,
     socket: Inner,
     local: ListenAddr,
     metrics: ListenerMetrics,
@@ -37,19 +44,37 @@ impl TcpListener {
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         let socket = Inner::from_std(socket.into())?;
         let local = ListenAddr(socket.local_addr()?);
-        Ok(Self { name: Arc::clone(&options.name), socket, local, metrics, failed: None })
+        Ok(Self {
+            name: Arc::clone(&options.name),
+            kind: options.bind.transport,
+            admission: Arc::new(ArcSwap::from_pointee(options.admission.clone())),
+            turns: Arc::new(Semaphore::new(options.handshakes_max.min(Semaphore::MAX_PERMITS))),
+            socket,
+            local,
+            metrics,
+            failed: None,
+        })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
         self.local
     }
 
-    pub(super) async fn accept(&mut self) -> Accepted {
+    pub(super) fn admission(&self) -> Arc<ArcSwap<Admission>> {
+        Arc::clone(&self.admission)
+    }
+
+    pub(super) async fn accept(&mut self) -> Arrived {
+        let mut turn = match self.kind.is_secure() {
+            // The semaphore is never closed.
+            true => Arc::clone(&self.turns).acquire_owned().await.ok(),
+            false => None,
+        };
         loop {
             match self.socket.accept().await {
                 Ok((stream, peer)) => {
-                    if let Some(accepted) = self.accepted(stream, PeerAddr(peer)) {
-                        return accepted;
+                    if self.prepare(&stream, PeerAddr(peer)) {
+                        return self.arrived(stream, PeerAddr(peer), turn.take());
                     }
                 }
                 Err(error) if is_the_peers(&error) => {
@@ -67,16 +92,28 @@ impl TcpListener {
         }
     }
 
-    fn accepted(&self, stream: TcpStream, peer: PeerAddr) -> Option<Accepted> {
+    /// Sets the options of an accepted socket; not if its peer is gone.
+    fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
         // Device protocols are made of small frames that wait for an answer: Nagle's delay would add 40 ms to each.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(listener = %self.name, %peer, %error, "a peer was gone when it was accepted");
-            return None;
+            return false;
         }
-        // The address that this peer used: the listener may be bound to a wildcard.
-        let local = stream.local_addr().map_or(self.local, ListenAddr);
-        let info = ConnInfo { kind: SocketKind::Tcp, peer, local, certificate: None };
-        Some(Accepted { info, socket: Socket::Tcp(stream) })
+        true
+    }
+
+    fn arrived(&self, stream: TcpStream, peer: PeerAddr, turn: Option<OwnedSemaphorePermit>) -> Arrived {
+        Arrived {
+            listener: Arc::clone(&self.name),
+            kind: self.kind,
+            peer,
+            // The address that this peer used: the listener may be bound to a wildcard.
+            local: stream.local_addr().map_or(self.local, ListenAddr),
+            socket: Raw::Tcp(stream),
+            admission: self.admission.load_full(),
+            metrics: self.metrics.clone(),
+            _turn: turn,
+        }
     }
 }
 

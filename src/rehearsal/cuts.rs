@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{frame_lengths, has_borders};
+use super::frame_lengths;
 use crate::conversation::Conversation;
 
 /// How the device's bytes come to the guest.
@@ -57,7 +57,7 @@ type Kind = fn(usize) -> Cuts;
 
 /// The kinds of cuts that a conversation allows, beside those that it was recorded with, and at how many places each.
 pub(super) fn kinds(conversation: &Conversation) -> Vec<(Kind, usize)> {
-    if has_borders(conversation) {
+    if conversation.transport().has_datagrams() {
         return Vec::new();
     }
     let longest = frame_lengths(conversation).max().unwrap_or(0);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::fault::Fault;
 use crate::config::place::Place;
 use crate::config::read::Table;
+use crate::listener::Bind;
 
 /// Every address that is to be bound.
 #[derive(Debug, Default)]
@@ -14,13 +15,27 @@ pub(super) struct Binds(Vec<Bound>);
 struct Bound {
     place: Place,
     address: SocketAddr,
+    ports: Ports,
     /// As the user wrote it.
     shown: String,
 }
 
+/// TCP and UDP have ports of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ports {
+    Tcp,
+    Udp,
+}
+
 impl Binds {
-    pub(super) fn add(&mut self, place: Place, address: SocketAddr, shown: String) {
-        self.0.push(Bound { place, address, shown });
+    /// A TCP port for something else than devices.
+    pub(super) fn add(&mut self, place: Place, address: SocketAddr) {
+        self.0.push(Bound { place, address, ports: Ports::Tcp, shown: address.to_string() });
+    }
+
+    pub(super) fn add_listener(&mut self, place: Place, bind: Bind) {
+        let ports = if bind.transport.has_datagrams() { Ports::Udp } else { Ports::Tcp };
+        self.0.push(Bound { place, address: bind.address, ports, shown: bind.to_string() });
     }
 
     /// Records each address that one before it has taken.
@@ -28,7 +43,11 @@ impl Binds {
         // The later one is told, wherever the parts were read.
         self.0.sort_by_key(|bound| bound.place.line);
         for (index, bound) in self.0.iter().enumerate() {
-            let first = self.0.iter().take(index).find(|first| overlap(first.address, bound.address));
+            let first = self
+                .0
+                .iter()
+                .take(index)
+                .find(|first| first.ports == bound.ports && overlap(first.address, bound.address));
             if let Some(first) = first {
                 let other = match first.place.line {
                     Some(line) => format!("{} in line {line}", first.place.spot),
@@ -40,7 +59,7 @@ impl Binds {
     }
 }
 
-/// Whether only one of two TCP sockets can have its address. A wildcard takes the port of every address of
+/// Whether only one of two sockets of one kind can have its address. A wildcard takes the port of every address of
 /// its family, and `[::]` that of IPv4 too, as long as nobody sets `IPV6_V6ONLY`.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let takes = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());

@@ -10,8 +10,8 @@ use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
 use crate::conn::table::MessageBounds;
-use crate::connection::{Options, Timeouts};
-use crate::listener;
+use crate::connection::{Idle, Options, Timeouts};
+use crate::listener::{self, Admission};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -33,7 +33,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let table = named.item.section(&keys::ONE)?;
     let bind = table.get(&keys::BIND);
     if let Ok(bind) = bind {
-        binds.add(table.place("bind"), bind.address, bind.to_string());
+        binds.add_listener(table.place("bind"), bind);
     }
     let chain = chain(&table, handlers);
     let mountpoint = table.get(&keys::MOUNTPOINT).and_then(|text| {
@@ -41,6 +41,8 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     });
     let idle = table.get(&keys::IDLE_TIMEOUT);
     let write = table.get(&keys::WRITE_TIMEOUT);
+    let handshake_timeout = table.get(&keys::HANDSHAKE_TIMEOUT);
+    let handshakes_max = table.get(&keys::HANDSHAKES_MAX);
     let connections_max = table.get(&keys::CONNECTIONS_MAX);
     let backlog = table.get(&keys::BACKLOG);
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
@@ -49,12 +51,20 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
     checked?;
     let name: Arc<str> = named.key.into();
+    let bind = bind?;
+    let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
     Ok(Listener {
-        socket: listener::Options { name: Arc::clone(&name), bind: bind?, backlog: backlog? },
+        socket: listener::Options {
+            name: Arc::clone(&name),
+            bind,
+            backlog: backlog?,
+            handshakes_max: handshakes_max? as usize,
+            admission: Admission { handshake_timeout: handshake_timeout? },
+        },
         connection: Options {
             listener: name,
             connections_max: connections_max? as usize,
-            timeouts: Timeouts { idle: idle?, write: write? },
+            timeouts: Timeouts { idle, write: write? },
             inbound_bytes_max: inbound_bytes_max?,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,

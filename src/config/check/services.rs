@@ -139,7 +139,7 @@ pub(super) fn broker(root: &Table<'_>, binds: &mut Binds) -> Result<embedded::Op
     let kind = table.get(&broker::KIND);
     let bind = table.get(&broker::BIND);
     if let Ok(Some(bind)) = bind {
-        binds.add(table.place("bind"), bind, bind.to_string());
+        binds.add(table.place("bind"), bind);
     }
     let packet_bytes_max = table.get(&broker::PACKET_MAX);
     let subscriptions_max = table.get(&broker::SUBSCRIPTIONS_MAX);
@@ -171,6 +171,6 @@ where
     P: Presence<F, Value = SocketAddr>,
 {
     let bind = table.get(key)?;
-    binds.add(table.place(key.name), bind, bind.to_string());
+    binds.add(table.place(key.name), bind);
     Ok(bind)
 }

@@ -20,6 +20,8 @@ pub(in crate::config) static ONE: Section = Section {
         &MOUNTPOINT,
         &IDLE_TIMEOUT,
         &WRITE_TIMEOUT,
+        &HANDSHAKE_TIMEOUT,
+        &HANDSHAKES_MAX,
         &CONNECTIONS_MAX,
         &BACKLOG,
         &INBOUND_MAX,
@@ -54,7 +56,8 @@ pub(in crate::config) static IDLE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key 
     name: "idle_timeout",
     form: Span(Duration::from_millis(1)..=TIMEOUT_MAX),
     presence: Otherwise(|| Duration::from_secs(30)),
-    about: "how long a new peer may take to send its first byte",
+    about: "how long a new peer of tcp or tls may take to send its first byte; over udp and dtls, how long any peer may be \
+            silent, unless its handler has started a keepalive timer",
 };
 
 pub(in crate::config) static WRITE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
@@ -64,11 +67,26 @@ pub(in crate::config) static WRITE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key
     about: "how long bytes may wait for a peer that takes none; then the connection ends",
 };
 
+pub(in crate::config) static HANDSHAKE_TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+    name: "handshake_timeout",
+    form: Span(Duration::from_millis(1)..=Duration::from_secs(600)),
+    presence: Otherwise(|| Duration::from_secs(10)),
+    about: "how long the handshake of a new peer of tls or dtls may take",
+};
+
+pub(in crate::config) static HANDSHAKES_MAX: Key<Count, Otherwise<u32>> = Key {
+    name: "handshakes_max",
+    form: Count(1..=1_000_000),
+    presence: Otherwise(|| 4096),
+    about: "peers of tls or dtls that may be about their handshake at a time; over tls more wait in the backlog, over dtls \
+            they are shed and counted",
+};
+
 pub(in crate::config) static CONNECTIONS_MAX: Key<Count, Otherwise<u32>> = Key {
     name: "connections_max",
     form: Count(1..=100_000_000),
     presence: Otherwise(|| 1_000_000),
-    about: "connections at a time; more peers wait in the backlog",
+    about: "connections at a time; more peers wait in the backlog (tcp, tls), or are shed and counted (udp, dtls)",
 };
 
 pub(in crate::config) static BACKLOG: Key<Count, Otherwise<u32>> = Key {

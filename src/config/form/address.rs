@@ -45,7 +45,7 @@ impl Form for BindForm {
     }
 
     fn name(&self) -> String {
-        "`tcp://`, IP address and port".to_owned()
+        "`tcp://`, `tls://`, `udp://` or `dtls://`, IP address and port".to_owned()
     }
 
     fn show(&self, value: &Bind) -> String {

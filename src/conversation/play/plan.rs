@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Options;
 use crate::conn::SocketKind;
 use crate::conversation::run::Stop;
-use crate::conversation::{Action, Closer, Conversation, Message, transport_word};
+use crate::conversation::{Action, Closer, Conversation, Message};
 
 /// A conversation needs what the player was not given: everything that it lacks, at least one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub enum Need {
         dependent: u32,
     },
     /// It was recorded on datagrams and cannot be played on a stream, which does not keep their borders.
-    #[error("expected a conversation of a stream (tcp or tls), found \"transport {}\"", transport_word(*.0))]
+    #[error("expected a conversation of a stream (tcp or tls), found \"transport {}\"", .0)]
     Stream(SocketKind),
 }
 
