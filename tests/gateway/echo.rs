@@ -1,11 +1,12 @@
-//! The echo cases of EMQX's own suite, through every kind of handler.
+//! The echo cases of EMQX's own suite, through every kind of handler and over every transport.
 
 use serde_json::json;
 
 use crate::harness::certificates::Certificates;
 use crate::harness::echo_device::EchoDevice;
 use crate::harness::mqtt::MqttClient;
-use crate::harness::scripted_handler::{ScriptedHandler, Serves, Transport};
+use crate::harness::scripted_handler::{self, ScriptedHandler, Serves};
+use crate::harness::transport::Transport;
 use crate::harness::{GatewayUnderTest, Setup, guest};
 
 /// The kinds of handler that speak the echo protocol.
@@ -20,7 +21,12 @@ enum Kind {
 }
 
 /// A gateway whose handler is of this kind, and the handler if it is a server.
-async fn start(kind: Kind, configure: impl FnOnce(Setup) -> Setup) -> (GatewayUnderTest, Option<ScriptedHandler>) {
+async fn start(
+    kind: Kind,
+    transport: Transport,
+    configure: impl FnOnce(Setup) -> Setup,
+) -> (GatewayUnderTest, Option<ScriptedHandler>) {
+    let configure = |setup: Setup| configure(setup.over(transport));
     let handler = match kind {
         Kind::Guest(file) => {
             let gateway = configure(Setup::guest(file)).start().await;
@@ -42,7 +48,7 @@ async fn start_https(configure: impl FnOnce(Setup) -> Setup) -> (GatewayUnderTes
     let ca = certificates.ca_file();
     let (certificate, key) = certificates.sign("localhost");
     let tls = (certificate.clone(), key.clone(), ca.clone());
-    let transport = Transport { tls: Some(tls.clone()), ..Transport::default() };
+    let transport = scripted_handler::Transport { tls: Some(tls.clone()), ..scripted_handler::Transport::default() };
     let handler = ScriptedHandler::echo_on(transport, Serves::Unary).await;
     let gateway = configure(Setup::grpc(&handler))
         .handler(&format!("tls = {{ ca_file = {ca:?}, cert_file = {certificate:?}, key_file = {key:?} }}"))
@@ -54,11 +60,11 @@ async fn start_https(configure: impl FnOnce(Setup) -> Setup) -> (GatewayUnderTes
 }
 
 /// A message to the device loses the mountpoint, one from it gains it.
-async fn mountpoint_echo(kind: Kind) {
-    let (gateway, _handler) = start(kind, |setup| setup.listener("mountpoint = \"ct/\"")).await;
+async fn mountpoint_echo(kind: Kind, transport: Transport) {
+    let (gateway, _handler) = start(kind, transport, |setup| setup.listener("mountpoint = \"ct/\"")).await;
     let mut client = MqttClient::connect(gateway.broker(), "app").await;
     client.subscribe("ct/#").await;
-    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    let mut device = gateway.login("device-1").await;
 
     assert_eq!(device.subscribe("t/dn").await, json!({"type": 6, "code": 0}));
     client.publish("ct/t/dn", "echo").await;
@@ -74,11 +80,11 @@ async fn mountpoint_echo(kind: Kind) {
 }
 
 /// A raw publish goes past the mountpoint.
-async fn raw_publish(kind: Kind) {
-    let (gateway, _handler) = start(kind, |setup| setup.listener("mountpoint = \"ct/\"")).await;
+async fn raw_publish(kind: Kind, transport: Transport) {
+    let (gateway, _handler) = start(kind, transport, |setup| setup.listener("mountpoint = \"ct/\"")).await;
     let mut client = MqttClient::connect(gateway.broker(), "app").await;
     client.subscribe("t/raw").await;
-    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    let mut device = gateway.login("device-1").await;
 
     let answer = device.ask(json!({"type": 10, "topic": "t/raw", "qos": 0, "payload": "past"})).await;
     assert_eq!(answer, json!({"type": 4, "code": 0}));
@@ -86,37 +92,37 @@ async fn raw_publish(kind: Kind) {
 }
 
 /// A refused device gets its refusal, then the end of the stream.
-async fn authentication_refused(kind: Kind) {
-    let (gateway, _handler) = start(kind, |setup| setup.auth("allow_anonymous = false\n")).await;
-    let mut device = EchoDevice::connect(gateway.listener()).await;
+async fn authentication_refused(kind: Kind, transport: Transport) {
+    let (gateway, _handler) = start(kind, transport, |setup| setup.auth("allow_anonymous = false\n")).await;
+    let mut device = gateway.device().await;
     let connect = json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": "device-1"}});
     assert_eq!(device.ask(connect).await, json!({"type": 2, "code": 1}));
     device.expect_closed().await;
 }
 
 /// A rule denies one topic and not another, for publishing and for subscribing.
-async fn rules(kind: Kind) {
-    let (gateway, _handler) = start(kind, |setup| {
+async fn rules(kind: Kind, transport: Transport) {
+    let (gateway, _handler) = start(kind, transport, |setup| {
         setup.auth(
             "allow_anonymous = true\n[[auth.rules]]\neffect = \"deny\"\naction = \"all\"\nclients = [\"device-*\"]\n\
              topics = [\"denied/#\"]\n",
         )
     })
     .await;
-    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    let mut device = gateway.login("device-1").await;
     assert_eq!(device.publish("denied/up", "x").await, json!({"type": 4, "code": 1}));
     assert_eq!(device.subscribe("denied/dn").await, json!({"type": 6, "code": 1}));
     assert_eq!(device.subscribe("allowed/dn").await, json!({"type": 6, "code": 0}));
 
-    let mut other = EchoDevice::login(gateway.listener(), "other").await;
+    let mut other = gateway.login("other").await;
     assert_eq!(other.publish("denied/up", "x").await, json!({"type": 4, "code": 0}));
 }
 
 /// A device that is silent for one and a half intervals is ended; what others send does not count for it.
-async fn keepalive(kind: Kind) {
-    let (gateway, handler) = start(kind, |setup| setup).await;
-    let mut silent = EchoDevice::connect(gateway.listener()).await;
-    let mut lively = EchoDevice::login(gateway.listener(), "lively").await;
+async fn keepalive(kind: Kind, transport: Transport) {
+    let (gateway, handler) = start(kind, transport, |setup| setup).await;
+    let mut silent = gateway.device().await;
+    let mut lively = gateway.login("lively").await;
     let connect = json!({"type": 1, "clientinfo": {"clientid": "silent", "keepalive": 1}});
     assert_eq!(silent.ask(connect).await, json!({"type": 2, "code": 0}));
     assert_eq!(lively.subscribe("t").await, json!({"type": 6, "code": 0}));
@@ -130,9 +136,9 @@ async fn keepalive(kind: Kind) {
 }
 
 /// The handler learns of the beginning and the end; a Close by the handler ends the stream in order.
-async fn lifecycle(kind: Kind) {
-    let (gateway, handler) = start(kind, |setup| setup).await;
-    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+async fn lifecycle(kind: Kind, transport: Transport) {
+    let (gateway, handler) = start(kind, transport, |setup| setup).await;
+    let mut device = gateway.login("device-1").await;
     device.send(&json!({"type": 9})).await;
     device.expect_closed().await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_asked\"}", 1.0).await;
@@ -144,31 +150,31 @@ async fn lifecycle(kind: Kind) {
 }
 
 macro_rules! cases {
-    ($($kind:ident => $value:expr),* $(,)?) => {
-        $(mod $kind {
-            use super::Kind;
+    ($($name:ident => $kind:expr, $transport:expr;)*) => {
+        $(mod $name {
+            use super::{Kind, Transport};
 
-            cases!(@case $value; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
+            cases!(@case $kind, $transport; mountpoint_echo raw_publish authentication_refused rules keepalive lifecycle);
         })*
     };
-    (@case $kind:expr; $($case:ident)*) => {
+    (@case $kind:expr, $transport:expr; $($case:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $case() {
-            super::$case($kind).await;
+            super::$case($kind, $transport).await;
         })*
     };
 }
 
 cases! {
-    guest => Kind::Guest("echo"),
-    guest_c => Kind::Guest("echo-c"),
-    guest_go => Kind::Guest("large/echo-go"),
-    guest_js => Kind::Guest("large/echo-js"),
-    guest_python => Kind::Guest("large/echo-python"),
-    grpc_unary => Kind::Unary,
-    grpc_streaming => Kind::Streaming,
-    grpc_unary_connection_handler => Kind::UnaryConnectionHandler,
-    grpc_https => Kind::Https,
+    guest => Kind::Guest("echo"), Transport::Tcp;
+    guest_c => Kind::Guest("echo-c"), Transport::Tcp;
+    guest_go => Kind::Guest("large/echo-go"), Transport::Tcp;
+    guest_js => Kind::Guest("large/echo-js"), Transport::Tcp;
+    guest_python => Kind::Guest("large/echo-python"), Transport::Tcp;
+    grpc_unary => Kind::Unary, Transport::Tcp;
+    grpc_streaming => Kind::Streaming, Transport::Tcp;
+    grpc_unary_connection_handler => Kind::UnaryConnectionHandler, Transport::Tcp;
+    grpc_https => Kind::Https, Transport::Tcp;
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

@@ -8,6 +8,7 @@ pub mod peer;
 pub mod recorded;
 pub mod relay;
 pub mod scripted_handler;
+pub mod transport;
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -23,8 +24,10 @@ use polygate::rollout::{Error, Rollouts};
 use polygate::telemetry::Telemetry;
 use tempfile::TempDir;
 
+use echo_device::EchoDevice;
 use peer::RawPeer;
 use scripted_handler::ScriptedHandler;
+use transport::Transport;
 
 /// How long a test waits for what must happen. Long, because the machine may be busy; nothing that works
 /// comes near it.
@@ -66,6 +69,7 @@ pub struct Setup {
     chain: Vec<String>,
     listener: String,
     more: String,
+    transport: Transport,
     bind: String,
     admin_bind: String,
 }
@@ -82,7 +86,8 @@ impl Setup {
             chain: vec!["h".to_owned()],
             listener: String::new(),
             more: String::new(),
-            bind: "tcp://127.0.0.1:0".to_owned(),
+            transport: Transport::Tcp,
+            bind: Transport::Tcp.bind(),
             admin_bind: "127.0.0.1:0".to_owned(),
         }
     }
@@ -177,6 +182,14 @@ impl Setup {
         self
     }
 
+    /// What the listener speaks, instead of plain TCP.
+    pub fn over(mut self, transport: Transport) -> Self {
+        self.bind = transport.bind();
+        let keys = transport.keys();
+        self.transport = transport;
+        self.listener(&keys)
+    }
+
     /// Where the listener binds, instead of an IPv4 loopback port.
     pub fn bind(mut self, bind: &str) -> Self {
         self.bind = bind.to_owned();
@@ -217,13 +230,14 @@ impl Setup {
             Config::parse(&text, dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}\n{text}"));
         let _lock = text.contains("/large/").then(one_compiles);
         let gateway = Gateway::start(config).await?;
-        Ok(GatewayUnderTest { gateway: Some(gateway), text, dir })
+        Ok(GatewayUnderTest { gateway: Some(gateway), transport: self.transport, text, dir })
     }
 }
 
 /// A running gateway with a directory of its own.
 pub struct GatewayUnderTest {
     gateway: Option<Gateway>,
+    transport: Transport,
     text: String,
     dir: TempDir,
 }
@@ -288,9 +302,21 @@ impl GatewayUnderTest {
         mailbox.clone()
     }
 
-    /// A device.
+    /// A device, over the listener's transport.
     pub async fn connect(&self) -> RawPeer {
-        RawPeer::connect(self.listener()).await
+        self.transport.connect(self.listener()).await
+    }
+
+    /// A device that speaks the echo protocol, over the listener's transport.
+    pub async fn device(&self) -> EchoDevice {
+        EchoDevice::over(self.connect().await)
+    }
+
+    /// Such a device that has said who it is.
+    pub async fn login(&self, client_id: &str) -> EchoDevice {
+        let mut device = self.device().await;
+        device.log_in(client_id).await;
+        device
     }
 
     /// The value of a metric's first line that begins with `line`, for example

@@ -12,18 +12,27 @@ pub struct EchoDevice {
 }
 
 impl EchoDevice {
-    pub async fn connect(address: SocketAddr) -> Self {
-        Self { peer: RawPeer::connect(address).await, buffer: Vec::new() }
+    /// Over any transport.
+    pub fn over(peer: RawPeer) -> Self {
+        Self { peer, buffer: Vec::new() }
     }
 
-    /// Connects and says who it is, with success.
+    /// Over plain TCP.
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::over(RawPeer::connect(address).await)
+    }
+
+    /// Connects over plain TCP and says who it is, with success.
     pub async fn login(address: SocketAddr, client_id: &str) -> Self {
         let mut device = Self::connect(address).await;
+        device.log_in(client_id).await;
         device
-            .send(&json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}}))
-            .await;
-        assert_eq!(device.receive().await, json!({"type": 2, "code": 0}));
-        device
+    }
+
+    /// Says who it is, with success.
+    pub async fn log_in(&mut self, client_id: &str) {
+        let connect = json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}});
+        assert_eq!(self.ask(connect).await, json!({"type": 2, "code": 0}));
     }
 
     pub fn peer(&mut self) -> &mut RawPeer {

@@ -6,20 +6,51 @@ use tokio::net::TcpStream;
 
 use super::within;
 
-/// A device that is nothing but a TCP socket.
-pub struct RawPeer(TcpStream);
+/// A device that is nothing but a socket.
+pub struct RawPeer(Socket);
+
+/// The socket, of any transport.
+enum Socket {
+    Tcp(TcpStream),
+}
+
+impl Socket {
+    /// All the bytes at once.
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    /// The next bytes, as many as are there; 0 at the end.
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer).await,
+        }
+    }
+
+    /// Ends this side.
+    async fn end(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown().await,
+        }
+    }
+}
 
 impl RawPeer {
+    /// Over plain TCP.
     pub async fn connect(address: SocketAddr) -> Self {
-        Self(within("the connection", TcpStream::connect(address)).await.unwrap())
+        Self(Socket::Tcp(within("the connection", TcpStream::connect(address)).await.unwrap()))
     }
 
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
+        match &self.0 {
+            Socket::Tcp(stream) => stream.local_addr().unwrap(),
+        }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        within("the socket to take bytes", self.0.write_all(bytes.as_ref())).await.unwrap();
+        within("the socket to take bytes", self.0.send(bytes.as_ref())).await.unwrap();
     }
 
     /// The next bytes, exactly these.
@@ -32,14 +63,32 @@ impl RawPeer {
     /// The next so many bytes.
     pub async fn receive(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        within("bytes from the gateway", self.0.read_exact(&mut bytes)).await.unwrap();
+        let mut so_far = 0;
+        within("bytes from the gateway", async {
+            while so_far < count {
+                match self.0.read(&mut bytes[so_far..]).await.unwrap() {
+                    0 => panic!("the end after {so_far} of {count} bytes"),
+                    more => so_far += more,
+                }
+            }
+        })
+        .await;
         bytes
     }
 
     /// Whatever comes until the gateway ends the stream in order.
     pub async fn receive_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        within("the end of the stream", self.0.read_to_end(&mut bytes)).await.unwrap();
+        let mut buffer = vec![0; 64 * 1024];
+        within("the end of the stream", async {
+            loop {
+                match self.0.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    more => bytes.extend_from_slice(&buffer[..more]),
+                }
+            }
+        })
+        .await;
         bytes
     }
 
@@ -58,15 +107,20 @@ impl RawPeer {
 
     /// Ends this side of the stream; the other stays open.
     pub async fn shutdown(&mut self) {
-        self.0.shutdown().await.unwrap();
+        self.0.end().await.unwrap();
     }
 
     /// Resets the connection, as a device that loses power behind a NAT seems to.
     pub fn reset(self) {
-        self.0.set_zero_linger().unwrap();
+        match self.0 {
+            Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),
+        }
     }
 
+    /// The socket itself, of a device over plain TCP.
     pub fn into_stream(self) -> TcpStream {
-        self.0
+        match self.0 {
+            Socket::Tcp(stream) => stream,
+        }
     }
 }
