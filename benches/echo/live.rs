@@ -37,30 +37,6 @@ pub async fn run(numbers: &[usize], payload_bytes: usize, seconds: u64) {
     }
 }
 
-/// The same with devices in the gateway's process and streams in memory, which need no descriptors. Memory and CPU time
-/// are of both sides then.
-pub async fn run_in_memory(numbers: &[usize], payload_bytes: usize, seconds: u64) {
-    header();
-    for &devices in numbers {
-        let mut server = Server::start(&["streams"]).await;
-        server.ask(&format!("open 0 1 {payload_bytes}")).await;
-        server.ask("close").await;
-        let before = Taken::by(&server);
-
-        let opening = Instant::now();
-        server.ask(&format!("open 0 {devices} {payload_bytes}")).await;
-        let opened_per_second = devices as f64 / opening.elapsed().as_secs_f64();
-        let (live, maps) = (Taken::by(&server), server.mappings());
-
-        let cpu_before = server.cpu();
-        let echoes = Echoes::from_line(&server.ask(&format!("echo {seconds} {payload_bytes}")).await);
-        let cpu = server.cpu() - cpu_before;
-        server.ask("close").await;
-        let left = Taken::by(&server);
-        print(devices, maps, opened_per_second, cpu, &echoes, [&before, &live, &left]);
-    }
-}
-
 async fn measure(count: usize, payload_bytes: usize, span: Duration) {
     let server = Server::start(&["guests"]).await;
     let listeners = server.listeners();

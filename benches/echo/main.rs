@@ -3,8 +3,8 @@
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
 //! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
-//! instance of its own; where the limit on descriptors is short of that, threads have a table of descriptors each, and
-//! `--in-memory` needs none. `-- --neighbours` shows what a bad guest does to the devices of a good one, and `-- --swap
+//! instance of its own; where the limit on descriptors is short of that, threads have a table of descriptors
+//! each. `-- --neighbours` shows what a bad guest does to the devices of a good one, and `-- --swap
 //! 10000` what so many devices feel of a swap of their handler's version.
 //! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
 
@@ -16,7 +16,6 @@ mod pace;
 mod parts;
 mod process;
 mod server;
-mod streams;
 mod swap;
 mod tables;
 
@@ -51,9 +50,6 @@ struct Args {
     /// Numbers of devices that are connected at once, instead of the table
     #[arg(long, value_delimiter = ',')]
     live: Option<Vec<usize>>,
-    /// With --live: streams in memory, for more devices than there may be descriptors
-    #[arg(long, requires = "live")]
-    in_memory: bool,
     /// Latency beside guests that misbehave, instead of the table; all of them when none is named
     #[arg(long, value_delimiter = ',', num_args = 0.., value_parser = neighbours::BAD)]
     neighbours: Option<Vec<String>>,
@@ -101,11 +97,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(live) = &args.live {
-        if args.in_memory {
-            live::run_in_memory(live, args.payload_bytes, args.seconds).await;
-        } else {
-            live::run(live, args.payload_bytes, args.seconds).await;
-        }
+        live::run(live, args.payload_bytes, args.seconds).await;
         return ExitCode::SUCCESS;
     }
     if let Some(bad) = &args.neighbours {

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
 use crate::parts::Parts;
-use crate::{devices, live, streams, swap, tables};
+use crate::{devices, live, swap, tables};
 
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
@@ -28,10 +28,6 @@ pub async fn run(args: &[String]) {
         ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1).await,
         ["guests"] => gateway(GUEST, live::LISTENERS).await,
         ["neighbours", bad] => neighbours(bad).await,
-        ["streams"] => {
-            let dir = start();
-            streams::serve(Parts::start(config(GUEST, 1, dir.path())).await).await;
-        }
         ["tables", tables] => {
             let (dir, tables) = (start(), tables.parse().expect("no number"));
             tables::run(Parts::start(config(GUEST, tables, dir.path())).await).await;
