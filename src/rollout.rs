@@ -4,7 +4,8 @@
 //! handler's [`Swap`] says; it is watched for a while, and if too much fails the last version comes back. What
 //! was loaded is kept on disk, so that any of the last versions can be made active, also after a restart.
 //!
-//! [`Rollouts`] does it, for all handlers; what it decides without a clock or a disk is in the pure files beside.
+//! [`Rollouts`] does it, for all handlers, in steps that have a file each: `prepare` loads and looks, `commit` makes the
+//! change, `settling` sees to what comes of it. What is decided without a clock or a disk is in the pure files beside.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,13 +17,16 @@ use std::time::Duration;
 use crate::dispatch::{Policy, Share};
 use crate::handler::{grpc, wasm};
 
+mod commit;
 mod conversations;
 mod error;
 mod index;
 mod line;
 mod loader;
+mod prepare;
 mod rollouts;
 mod settling;
+mod start;
 mod status;
 mod store;
 mod watch;

@@ -106,6 +106,19 @@ impl Line {
     pub(super) fn in_use(&self) -> BTreeSet<u32> {
         self.versions.loaded().iter().map(|version| version.number()).collect()
     }
+
+    /// Removes the components that no version needs.
+    pub(super) async fn forget_components(&self) {
+        let (store, index) = (self.store.clone(), self.state.lock().index.clone());
+        let pruning = tokio::task::spawn_blocking(move || {
+            let mut kept = index.digests();
+            kept.extend(index.configured.digest());
+            store.prune(&kept);
+        });
+        if let Err(error) = pruning.await {
+            tracing::error!(handler = %self.name(), %error, "removing components panicked");
+        }
+    }
 }
 
 /// What a version is, loaded with the options of the configuration: they belong to the handler, not to the version.
@@ -140,7 +153,7 @@ pub(super) fn configured(program: &Program, store: &Store) -> Result<What, LoadE
             };
             let component = read(&options.component).map_err(failed)?;
             let kept = store.put(&component);
-            let sha256 = kept.map_err(|source| LoadError::Store { dir: store.dir().to_owned(), source })?;
+            let sha256 = kept.map_err(|source| store.failed(source))?;
             Ok(What::Wasm { sha256 })
         }
     }

@@ -1,8 +1,16 @@
 //! What the operator is told of handlers and versions.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
-use super::index::{Origin, What};
+use super::Swap;
+use super::index::{Origin, Record, What};
+use super::line::Line;
+use crate::dispatch::{TrialKind, Version};
+use crate::handler::Handler;
 
 /// One handler.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +33,36 @@ pub struct HandlerStatus {
     pub loaded: usize,
     /// Live connections of all versions.
     pub connections: usize,
+}
+
+impl HandlerStatus {
+    pub(super) fn of(line: &Line) -> Self {
+        let plan = line.versions.plan();
+        let loaded = line.versions.loaded();
+        let index = line.state.lock().index.clone();
+        let kind = match plan.active.handler() {
+            Handler::Grpc(_) => "grpc",
+            Handler::Wasm(_) => "wasm",
+        };
+        let trial = plan.trial.as_ref().map(|trial| {
+            let how = match trial.how {
+                TrialKind::Canary(share) => Swap::Canary(share),
+                TrialKind::Shadow => Swap::Shadow,
+            };
+            TrialStatus { version: trial.version.number(), how: how.to_string() }
+        });
+        Self {
+            name: line.name().to_string(),
+            kind: kind.to_owned(),
+            active: plan.active.number(),
+            previous: index.previous,
+            trial,
+            healthy: line.versions.is_healthy(),
+            busy: line.is_busy(),
+            loaded: loaded.len(),
+            connections: loaded.iter().map(|version| version.connections()).sum(),
+        }
+    }
 }
 
 /// A version that is tried.
@@ -84,4 +122,40 @@ pub struct VersionStatus {
     pub events: u64,
     /// Those of them that failed.
     pub failures: u64,
+}
+
+impl VersionStatus {
+    /// Newest first.
+    pub(super) fn all_of(line: &Line) -> Vec<Self> {
+        let plan = line.versions.plan();
+        let loaded: BTreeMap<u32, Arc<Version>> =
+            line.versions.loaded().into_iter().map(|version| (version.number(), version)).collect();
+        let state_of = |number: u32| {
+            let is_tried = plan.trial.as_ref().is_some_and(|trial| trial.version.number() == number);
+            match (number == plan.active.number(), is_tried, loaded.contains_key(&number)) {
+                (true, _, _) => VersionState::Active,
+                (false, true, _) => VersionState::Trial,
+                (false, false, true) => VersionState::Leaving,
+                (false, false, false) => VersionState::Kept,
+            }
+        };
+        let records = line.state.lock().index.versions.clone();
+        let status = |record: Record| {
+            let version = loaded.get(&record.number);
+            let (events, failures) = version.map_or((0, 0), |version| version.outcomes());
+            let at = UNIX_EPOCH.checked_add(Duration::from_secs(record.at_s)).unwrap_or(UNIX_EPOCH);
+            Self {
+                number: record.number,
+                state: state_of(record.number),
+                origin: record.origin,
+                by: record.by,
+                at: humantime::format_rfc3339_seconds(at).to_string(),
+                what: record.what,
+                connections: version.map_or(0, |version| version.connections()),
+                events,
+                failures,
+            }
+        };
+        records.into_iter().rev().map(status).collect()
+    }
 }

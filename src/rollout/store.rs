@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::LoadError;
 use super::index::Index;
 use crate::files::write_whole;
 
@@ -64,6 +65,18 @@ impl Store {
     pub(super) fn write(&self, index: &Index) -> io::Result<()> {
         let text = index.write().map_err(io::Error::other)?;
         write_whole(&self.dir.join(INDEX), text.as_bytes())
+    }
+
+    /// [`Store::write`] on a blocking thread.
+    pub(super) async fn write_aside(&self, index: &Index) -> Result<(), LoadError> {
+        let (writes, index) = (self.clone(), index.clone());
+        let written = tokio::task::spawn_blocking(move || writes.write(&index)).await?;
+        written.map_err(|source| self.failed(source))
+    }
+
+    /// What the operator is told when the operating system refuses something in here.
+    pub(super) fn failed(&self, source: io::Error) -> LoadError {
+        LoadError::Store { dir: self.dir().to_owned(), source }
     }
 
     /// Keeps a component; gives its digest.

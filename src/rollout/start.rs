@@ -1,0 +1,95 @@
+//! The start of the gateway: each handler goes on with the version that was active when it last ran.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::index::{Index, Origin, Record, What};
+use super::line::{self, Build, Line, State};
+use super::prepare::now_s;
+use super::store::Store;
+use super::{Asker, LoadError, Loader, Options, Program, Services};
+use crate::dispatch::{Version, Versions};
+use crate::handler::chain;
+
+/// One handler at the start.
+pub(super) async fn open_line(options: Options, loader: &Loader, services: &Services) -> Result<Arc<Line>, LoadError> {
+    let name = Arc::clone(options.name());
+    let dir = services.versions_dir.join(&*name);
+    let (program, handler) = (options.program.clone(), Arc::clone(&name));
+    let looking = tokio::task::spawn_blocking(move || {
+        let failed = |source| LoadError::Store { dir: dir.clone(), source };
+        let store = Store::open(dir.clone()).map_err(failed)?;
+        let index = store.read(&handler).map_err(failed)?;
+        let what = line::configured(&program, &store)?;
+        Ok::<_, LoadError>((store, index, what))
+    });
+    let (store, index, what) = looking.await??;
+
+    // What the operator has made active since, if the configuration still names what it did then.
+    let last = index.as_ref().filter(|index| index.configured == what);
+    let mut started = None;
+    if let Some(index) = last
+        && let Some(record) = index.record(index.active)
+        && record.what != what
+    {
+        let program = line::program(&options.program, &record.what, &store);
+        let known_as = PathBuf::from(format!("version {}", record.number));
+        if !services.has_adapter && matches!(program, Program::Grpc(_)) {
+            tracing::error!(handler = %name, version = record.number, "the last active version is a gRPC handler, and there is no [adapter]; starting with what the configuration names");
+        } else {
+            match loader.load(program.clone(), &known_as, options.compile).await {
+                Ok(handler) => started = Some((index.clone(), record.number, program, handler)),
+                Err(error) => {
+                    let why = chain(&error);
+                    tracing::error!(handler = %name, version = record.number, "cannot load the last active version; starting with what the configuration names: {why}");
+                }
+            }
+        }
+    }
+    let (index, number, program, handler) = match started {
+        Some(started) => started,
+        None => {
+            let program = line::program(&options.program, &what, &store);
+            let known_as = match &options.program {
+                Program::Wasm(options) => options.component.clone(),
+                Program::Grpc(_) => PathBuf::new(),
+            };
+            let handler = loader.load(program.clone(), &known_as, options.compile).await?;
+            loader.rehearse(&program, &known_as, &options.conversations).await?;
+            let index = with_configured(index, what);
+            let number = index.active;
+            (index, number, program, handler)
+        }
+    };
+    let policy = options.policy;
+    let version = Version::new(number, handler, policy, services.telemetry.version(&name, number));
+    let build = Build { program, policy, version: Arc::downgrade(&version) };
+    services.telemetry.activated(&name, number);
+    let versions = Versions::new(version, services.telemetry.health(&name));
+    store.write_aside(&index).await?;
+    tracing::info!(handler = %name, version = number, "handler ready");
+    let state = State { options, index, builds: [(number, build)].into(), settling: None };
+    let line = Line::new(versions, store, state);
+    line.forget_components().await;
+    Ok(line)
+}
+
+/// The index after a start with what the configuration names.
+fn with_configured(index: Option<Index>, what: What) -> Index {
+    let record = |number| {
+        let by = Asker::Start.to_string();
+        Record { number, origin: Origin::Configuration, by, at_s: now_s(), what: what.clone() }
+    };
+    let Some(mut index) = index else {
+        return Index::new(record(1));
+    };
+    let active_is_it = index.record(index.active).is_some_and(|active| active.what == what);
+    if !active_is_it {
+        let number = index.next;
+        index.add(record(number));
+        index.activate(number);
+    }
+    index.configured = what;
+    index.prune(&[index.active].into());
+    index
+}
