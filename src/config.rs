@@ -40,6 +40,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How long connections may take to end when the gateway stops.
     pub drain_timeout: Duration,
+    /// Connections of tcp and tls at a time, `1..`; absent for as many as there are descriptors.
+    pub connections_max: Option<usize>,
     /// The `ConnectionAdapter` service; absent when no handler speaks gRPC and none is asked for.
     pub adapter: Option<exproto::service::Options>,
     /// Health and metrics; absent for none.

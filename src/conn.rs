@@ -15,6 +15,7 @@ use secrecy::SecretString;
 
 mod close_reason;
 mod refused;
+pub mod room;
 pub mod table;
 
 pub use close_reason::CloseReason;

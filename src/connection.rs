@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::adapter::{Adapter, Lent, Outbound, Services};
+use crate::conn::room::{self, Room};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
@@ -61,50 +62,81 @@ pub struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     options: Options,
-    ids: Arc<ConnIds>,
-    table: Table,
+    common: Common,
     services: Arc<Services>,
     chain: Chain,
-    taps: Taps,
-    permits: Arc<Semaphore>,
+    room: Room,
     metrics: ListenerMetrics,
 }
 
-/// The right to hold one connection.
+/// What the connections of all listeners share.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Names them.
+    pub ids: Arc<ConnIds>,
+    /// Finds them.
+    pub table: Table,
+    /// Who watches them.
+    pub taps: Taps,
+    /// Room for all of them together, where they take something that the process has only so much of.
+    pub room: Option<Room>,
+}
+
+/// The right to hold one connection: the listener's, and the gateway's where that counts.
 #[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held, never read")] Option<OwnedSemaphorePermit>);
+pub struct Permit {
+    _listener: room::Permit,
+    _gateway: Option<room::Permit>,
+}
 
 impl Connections {
     /// What the connections of a listener share.
-    pub fn new(
-        options: Options,
-        ids: Arc<ConnIds>,
-        table: Table,
-        services: Services,
-        chain: Chain,
-        taps: Taps,
-        metrics: ListenerMetrics,
-    ) -> Self {
-        let permits = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Shared { options, ids, table, services: Arc::new(services), chain, taps, permits, metrics }))
+    pub fn new(options: Options, common: Common, services: Services, chain: Chain, metrics: ListenerMetrics) -> Self {
+        let room = Room::new(options.connections_max);
+        Self(Arc::new(Shared { options, common, services: Arc::new(services), chain, room, metrics }))
+    }
+
+    /// The same listener with other options, services and handlers, for the connections that it opens from now on; those it
+    /// has keep theirs, and their places.
+    #[must_use]
+    pub fn revised(&self, options: Options, services: Services, chain: Chain) -> Self {
+        let last = &self.0;
+        last.room.resize(options.connections_max);
+        Self(Arc::new(Shared {
+            options,
+            common: last.common.clone(),
+            services: Arc::new(services),
+            chain,
+            room: last.room.clone(),
+            metrics: last.metrics.clone(),
+        }))
     }
 
     /// Waits until one more connection may be held.
     pub async fn permit(&self) -> Permit {
-        // The semaphore is never closed.
-        Permit(Arc::clone(&self.0.permits).acquire_owned().await.ok())
+        let listener = self.0.room.permit().await;
+        let gateway = match &self.0.common.room {
+            Some(room) => Some(room.permit().await),
+            None => None,
+        };
+        Permit { _listener: listener, _gateway: gateway }
     }
 
     /// The right to hold one more connection, if it may be held now.
     pub fn try_permit(&self) -> Option<Permit> {
-        Arc::clone(&self.0.permits).try_acquire_owned().ok().map(|permit| Permit(Some(permit)))
+        let listener = self.0.room.try_permit()?;
+        let gateway = match &self.0.common.room {
+            Some(room) => Some(room.try_permit()?),
+            None => None,
+        };
+        Some(Permit { _listener: listener, _gateway: gateway })
     }
 
     /// A connection for an accepted peer. It can be asked for things from now on, and lives by its `run`.
     pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
         let now = Instant::now();
-        let id = shared.ids.next();
+        let id = shared.common.ids.next();
         let info = Arc::new(info);
         let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
         let outbound = if info.kind.has_datagrams() { Outbound::of_datagrams } else { Outbound::of_stream };
@@ -130,7 +162,7 @@ impl Connections {
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
             held: Arc::clone(mailbox.held()),
-            entered: shared.table.enter(mailbox),
+            entered: shared.common.table.enter(mailbox),
             mails,
             info,
             input: Input::Open,

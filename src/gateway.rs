@@ -11,23 +11,28 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::adapter::Services;
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{self, Config, Written};
+use crate::config::{Config, Written};
+use crate::conn::room::Room;
 use crate::conn::table::Table;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
-use crate::connection::Connections;
-use crate::dispatch::{Chain, EmptyChain, Mover, Versions};
+use crate::connection::Common;
+use crate::dispatch::{EmptyChain, Mover};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
-use crate::listener::{self, Listener};
+use crate::listener;
 use crate::pubsub::{PubSub, embedded};
 use crate::rollout::{self, Asker, Loader, Rollouts};
-use crate::serve::serve;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
+
+mod descriptors;
+mod listening;
+
+pub use listening::ListenersChanged;
+use listening::{House, Listenings};
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
@@ -58,14 +63,6 @@ pub enum StartError {
     /// A handler could not be loaded.
     #[error(transparent)]
     Handler(#[from] rollout::LoadError),
-    /// A listener names a handler that does not exist.
-    #[error("listener {listener:?}: no handler is named {handler:?}")]
-    NoSuchHandler {
-        /// The listener.
-        listener: Arc<str>,
-        /// The name.
-        handler: Arc<str>,
-    },
     /// A listener has no handler.
     #[error(transparent)]
     EmptyChain(#[from] EmptyChain),
@@ -88,16 +85,38 @@ pub struct Gateway {
     telemetry: Telemetry,
     broker: embedded::Broker,
     admin: Option<JoinHandle<()>>,
-    accept_loops: Vec<JoinHandle<JoinSet<()>>>,
+    listenings: Mutex<Listenings>,
     bound: Bound,
+    auth: Auth,
     rollouts: Rollouts,
-    /// The configuration that it runs with.
+    /// The configuration that it runs with, but for what reloads have changed.
     written: Mutex<Written>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
+}
+
+/// Why a configuration that was read again is not followed. Everything is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// A version of a handler cannot be had.
+    #[error(transparent)]
+    Handler(#[from] rollout::Error),
+    /// A listener's address is refused.
+    #[error(transparent)]
+    Listener(#[from] listener::BindError),
+    /// A listener has no handler.
+    #[error(transparent)]
+    EmptyChain(#[from] EmptyChain),
+    /// The rules or users cannot be used.
+    #[error(transparent)]
+    Auth(#[from] auth::OptionsError),
 }
 
 /// What came of a configuration that was read again.
 #[derive(Clone, Debug)]
 pub struct Reloaded {
+    /// The listeners that have come, gone or moved; what else has changed of a listener holds for its new connections.
+    pub listeners: ListenersChanged,
     /// The handlers that have changed.
     pub changed: Vec<rollout::Done>,
     /// The keys that differ from what the gateway was started with, and are followed only after a restart.
@@ -147,8 +166,19 @@ impl Gateway {
     /// [`StartError`], with the first thing that did not work.
     pub async fn start_with(config: Config, compiler: Compiler) -> Result<Self, StartError> {
         choose_crypto_provider();
-        let Config { node, data_dir, drain_timeout, adapter, admin, broker, auth, handlers, listeners, written } =
-            config;
+        let Config {
+            node,
+            data_dir,
+            drain_timeout,
+            connections_max,
+            adapter,
+            admin,
+            broker,
+            auth,
+            handlers,
+            listeners,
+            written,
+        } = config;
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
@@ -167,19 +197,21 @@ impl Gateway {
             drain: drain.clone(),
         };
         let rollouts = Rollouts::open(handlers, loader, services).await?;
-        tracing::info!(handlers = rollouts.names().count(), "handlers ready");
-
-        let mut sockets = Vec::with_capacity(listeners.len());
-        for options in listeners {
-            let metrics = telemetry.listener(&options.socket.name);
-            let chain = Chain::new(&options.socket.name, chosen(&options, &rollouts)?, &telemetry)?;
-            let socket = Listener::bind(&options.socket, metrics.clone())?;
-            sockets.push((socket, chain, metrics, options));
-        }
+        tracing::info!(handlers = rollouts.names().len(), "handlers ready");
 
         let broker = embedded::Broker::start(broker, auth.clone()).await?;
         let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
         let pubsub = PubSub::Embedded(broker.clone());
+        let room = connections_max.or_else(descriptors::connections_max);
+        tracing::info!(connections_max = room, "room for connections of tcp and tls");
+        let mut listenings = Listenings::new(House {
+            common: Common { ids, table: table.clone(), taps: taps.clone(), room: room.map(Room::new) },
+            auth: auth.clone(),
+            pubsub: pubsub.clone(),
+            rollouts: rollouts.clone(),
+            telemetry: telemetry.clone(),
+            drain: drain.clone(),
+        });
         let counters = broker.counters();
         telemetry.broker(
             &counters.client_sheds,
@@ -188,6 +220,7 @@ impl Gateway {
             &counters.retained_refused,
         );
         let ports = async {
+            let opened = listenings.open(&listeners)?;
             let adapter = match &adapter {
                 Some(options) => {
                     let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
@@ -202,9 +235,14 @@ impl Gateway {
                 }
                 None => None,
             };
-            Ok((adapter, admin))
+            Ok((opened, adapter, admin))
         };
-        let (adapter, admin) = match ports.await {
+        // With this nothing can fail any more, so no device is let in only to be cut off.
+        let started = ports.await.and_then(|(opened, adapter, admin)| {
+            listenings.follow(listeners, opened)?;
+            Ok((adapter, admin))
+        });
+        let (adapter, admin) = match started {
             Ok(ports) => ports,
             Err(error) => {
                 drain.begin();
@@ -215,35 +253,6 @@ impl Gateway {
         };
         (bound.adapter, bound.admin) = (adapter, admin.as_ref().map(|admin| admin.bound));
 
-        // From here on nothing can fail, so no device is let in only to be cut off.
-        let mut accept_loops = Vec::with_capacity(sockets.len());
-        for (socket, chain, metrics, options) in sockets {
-            let address = socket.local_addr();
-            tracing::info!(
-                listener = %options.socket.name,
-                transport = %options.socket.bind.transport,
-                %address,
-                handlers = ?chain.names().collect::<Vec<_>>(),
-                "accepting"
-            );
-            bound.listeners.push((Arc::clone(&options.socket.name), address));
-            let services = Services {
-                auth: auth.clone(),
-                pubsub: pubsub.clone(),
-                mountpoint: options.mountpoint,
-                metrics: metrics.clone(),
-            };
-            let connections = Connections::new(
-                options.connection,
-                Arc::clone(&ids),
-                table.clone(),
-                services,
-                chain,
-                taps.clone(),
-                metrics,
-            );
-            accept_loops.push(tokio::spawn(serve(socket, connections, drain.clone())));
-        }
         tracing::info!(
             %node,
             adapter = bound.adapter.map(tracing::field::display),
@@ -258,16 +267,18 @@ impl Gateway {
             telemetry,
             broker,
             admin: admin.map(|admin| admin.task),
-            accept_loops,
+            listenings: Mutex::new(listenings),
             bound,
+            auth,
             rollouts,
             written: Mutex::new(written),
+            reloading: tokio::sync::Mutex::default(),
         })
     }
 
-    /// The addresses that were bound.
-    pub fn bound(&self) -> &Bound {
-        &self.bound
+    /// The addresses that are bound.
+    pub fn bound(&self) -> Bound {
+        Bound { listeners: self.listenings.lock().bound(), ..self.bound.clone() }
     }
 
     /// The metrics.
@@ -285,24 +296,38 @@ impl Gateway {
         &self.rollouts
     }
 
-    /// Follows a configuration that was read again, as far as that is possible without a restart: a handler that it changes
-    /// gets a new version.
+    /// Follows a configuration that was read again, as far as that is possible without a restart. Listeners that did not
+    /// change keep their sockets and connections, those that did apply to new connections, those that are gone accept no
+    /// more; a handler that it changes gets a new version; users and rules are replaced.
     ///
     /// # Errors
     ///
-    /// All that is wrong with the new versions; then no handler is changed.
-    pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<rollout::Error>> {
-        let Config { handlers, written, .. } = config;
-        let changed = self.rollouts.reload(handlers, Asker::Reload).await?;
+    /// All that is wrong; then everything is as it was.
+    pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<ReloadError>> {
+        let _turn = self.reloading.lock().await;
+        let Config { auth, handlers, listeners, written, .. } = config;
+        let names: Vec<Arc<str>> = handlers.iter().map(|handler| Arc::clone(handler.name())).collect();
+        let one = |error: ReloadError| vec![error];
+
+        Auth::new(auth.clone()).map_err(|error| one(error.into()))?;
+        let opened = self.listenings.lock().open(&listeners).map_err(|error| one(error.into()))?;
+        let changed = match self.rollouts.reload(handlers, Asker::Reload).await {
+            Ok(changed) => changed,
+            Err(errors) => return Err(errors.into_iter().map(ReloadError::from).collect()),
+        };
+        self.auth.replace(auth).map_err(|error| one(error.into()))?;
+        let changes = self.listenings.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
+        self.rollouts.retain(&names);
+
         let is_followed =
-            |key: &String| self.rollouts.names().any(|name| key.starts_with(&format!("handlers.{name}.")));
+            |key: &String| ["handlers", "listeners", "auth"].iter().any(|table| key.split('.').next() == Some(table));
         let mut last = self.written.lock();
         let differences = last.differences(&written);
-        let needs_restart: Vec<String> = differences.iter().filter(|key| !is_followed(key)).cloned().collect();
+        let needs_restart: Vec<String> = differences.into_iter().filter(|key| !is_followed(key)).collect();
         if needs_restart.is_empty() {
             *last = written;
         }
-        Ok(Reloaded { changed, needs_restart })
+        Ok(Reloaded { listeners: changes, changed, needs_restart })
     }
 
     /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
@@ -310,15 +335,7 @@ impl Gateway {
     pub async fn stop(self) -> usize {
         tracing::info!(connections = self.table.len(), "stopping");
         self.drain.begin();
-        let mut tasks = Vec::with_capacity(self.accept_loops.len());
-        for accept_loop in self.accept_loops {
-            // After this, every accepted connection is in the table.
-            match tokio::time::timeout(ACCEPT_LOOPS_END, accept_loop).await {
-                Ok(Ok(connections)) => tasks.push(connections),
-                Ok(Err(error)) => tracing::error!(%error, "an accept loop has panicked"),
-                Err(_) => tracing::error!("an accept loop did not end"),
-            }
-        }
+        let mut tasks = self.listenings.into_inner().end(ACCEPT_LOOPS_END).await;
         let asked = async {
             let mailboxes = self.table.all();
             let mut asked: FuturesUnordered<_> =
@@ -355,15 +372,4 @@ fn choose_crypto_provider() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::trace!("this process has chosen its TLS provider before");
     }
-}
-
-/// The handlers that a listener names.
-fn chosen(listener: &config::Listener, rollouts: &Rollouts) -> Result<Vec<Arc<Versions>>, StartError> {
-    let find = |name: &Arc<str>| {
-        rollouts.versions(name).ok_or_else(|| StartError::NoSuchHandler {
-            listener: Arc::clone(&listener.socket.name),
-            handler: Arc::clone(name),
-        })
-    };
-    listener.handlers.iter().map(find).collect()
 }

@@ -7,8 +7,6 @@
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
@@ -64,13 +62,21 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Binds the address; from here on peers may connect.
+    /// Binds the address; from here on peers may connect. A listener that has the address already and is about to end
+    /// hands its socket over, as far as its transport allows.
     ///
     /// # Errors
     ///
     /// [`BindError`], when the operating system refuses the address.
-    pub fn bind(options: &Options, metrics: ListenerMetrics) -> Result<Self, BindError> {
+    pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
+        let stream = match predecessor.map(|handle| &handle.of) {
+            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => Some(settings.duplicate()),
+            Some(HandleOf::Tcp(_)) | None => None,
+        };
         let bound = match options.bind.transport {
+            SocketKind::Tcp if let Some(socket) = stream => {
+                socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
+            }
             SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
             SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
@@ -84,10 +90,10 @@ impl Listener {
         }
     }
 
-    /// What peers have to pass from now on, where it is replaced.
-    pub fn admission(&self) -> Arc<ArcSwap<Admission>> {
+    /// What stays with whoever may change it while it accepts.
+    pub fn handle(&self) -> Handle {
         match self {
-            Self::Tcp(listener) => listener.admission(),
+            Self::Tcp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Tcp(listener.settings()) },
         }
     }
 
@@ -102,6 +108,36 @@ impl Listener {
     pub async fn accept(&mut self) -> Arrived {
         match self {
             Self::Tcp(listener) => listener.accept().await,
+        }
+    }
+}
+
+/// A listener that accepts, for whoever may change it meanwhile.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    bind: Bind,
+    of: HandleOf,
+}
+
+#[derive(Clone, Debug)]
+enum HandleOf {
+    Tcp(Arc<tcp::Settings>),
+}
+
+impl Handle {
+    /// The address as it was asked for, and the transport.
+    pub fn bind(&self) -> Bind {
+        self.bind
+    }
+
+    /// Follows other options with the same address, for the peers that come from now on.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn follow(&self, options: &Options) -> io::Result<()> {
+        match &self.of {
+            HandleOf::Tcp(settings) => settings.follow(options),
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use polygate::adapter::Services;
 use polygate::auth::Auth;
 use polygate::config::{self, Config, Program};
 use polygate::conn::ConnIds;
 use polygate::conn::table::Table;
-use polygate::connection::Connections;
+use polygate::connection::{Common, Connections};
 use polygate::dispatch::{Chain, Version, Versions};
 use polygate::exproto::service;
 use polygate::handler::{Handler, grpc, wasm};
@@ -55,7 +56,7 @@ impl Parts {
     }
 
     /// The connections of one of the listeners.
-    pub fn connections(&self, listener: &config::Listener) -> Connections {
+    pub fn connections(&self, listener: &config::Listener) -> Arc<ArcSwap<Connections>> {
         let metrics = self.telemetry.listener(&listener.socket.name);
         let services = Services {
             auth: self.auth.clone(),
@@ -64,15 +65,10 @@ impl Parts {
             metrics: metrics.clone(),
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
-        Connections::new(
-            listener.connection.clone(),
-            Arc::clone(&self.ids),
-            self.table.clone(),
-            services,
-            chain,
-            self.taps.clone(),
-            metrics,
-        )
+        let common =
+            Common { ids: Arc::clone(&self.ids), table: self.table.clone(), taps: self.taps.clone(), room: None };
+        let connections = Connections::new(listener.connection.clone(), common, services, chain, metrics);
+        Arc::new(ArcSwap::from_pointee(connections))
     }
 
     /// Another version of the handler.

@@ -113,9 +113,9 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
     let adapter = Adapter::new(parts.table.clone(), parts.pubsub.clone(), parts.telemetry.clone());
     for options in &parts.listeners {
         let metrics = parts.telemetry.listener(&options.socket.name);
-        let socket = Listener::bind(&options.socket, metrics).expect("cannot bind");
+        let socket = Listener::bind(&options.socket, None, metrics).expect("cannot bind");
         print!("{} ", socket.local_addr());
-        tokio::spawn(accept(socket, parts.connections(options), drain.clone()));
+        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), CancellationToken::new()));
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 

@@ -12,6 +12,7 @@ use polygate::drain::Drain;
 use polygate::listener::Listener;
 use polygate::serve::serve;
 use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
 
 use crate::devices::lines;
 use crate::parts::Parts;
@@ -28,9 +29,9 @@ pub async fn run(parts: Parts) {
         thread::spawn(move || {
             take_own_table().expect("no table of its own");
             runtime.block_on(async {
-                let socket = Listener::bind(&socket, metrics).expect("cannot bind");
+                let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
                 bound_tx.send(socket.local_addr()).expect("nobody waits");
-                serve(socket, connections, Drain::new()).await
+                serve(socket, connections, Drain::new(), CancellationToken::new()).await
             })
         });
         print!("{} ", bound.recv().expect("a thread has ended"));

@@ -7,7 +7,7 @@ use clap::ValueHint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Program};
-use crate::gateway::{Gateway, Reloaded};
+use crate::gateway::{Gateway, ListenersChanged, Reloaded};
 use crate::handler::chain;
 use crate::handler::wasm::Compiler;
 use crate::telemetry::LogFormat;
@@ -147,13 +147,14 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
             watcher.follow(files(&path, &config));
         }
         match gateway.reload(config).await {
-            Ok(Reloaded { changed, needs_restart }) => {
+            Ok(Reloaded { listeners, changed, needs_restart }) => {
                 if !needs_restart.is_empty() {
                     let keys = needs_restart.join(", ");
                     tracing::warn!(keys, "changes of these keys take effect with the next start only");
                 }
                 let handlers: Vec<String> = changed.into_iter().map(|done| done.handler).collect();
-                tracing::info!(?handlers, "configuration followed");
+                let ListenersChanged { added, removed, moved } = listeners;
+                tracing::info!(?handlers, ?added, ?removed, ?moved, "configuration followed");
             }
             Err(errors) => {
                 for error in errors {

@@ -180,7 +180,7 @@ impl Connection {
 
     /// Tells a watcher what has happened, and looks whether there is one.
     fn show_event(&mut self, event: &Event) {
-        if self.tap.is_none() && self.shared.taps.are_waiting() {
+        if self.tap.is_none() && self.shared.common.taps.are_waiting() {
             let is_new = matches!(event, Event::SocketCreated(_));
             let who = Who {
                 conn: self.conn(),
@@ -188,7 +188,7 @@ impl Connection {
                 info: &self.info,
                 client_id: self.adapter.client_id(),
             };
-            self.tap = self.shared.taps.tap(&who, is_new);
+            self.tap = self.shared.common.taps.tap(&who, is_new);
             if self.tap.is_some() {
                 self.adapter.keep_journal(true);
             }
@@ -375,7 +375,7 @@ impl Connection {
     /// that it did not answer in time.
     pub(super) fn forget_remote(&mut self) {
         if matches!(self.attached, Attached::Grpc(_)) {
-            let alias = self.shared.ids.next();
+            let alias = self.shared.common.ids.next();
             self.entered.rename(alias);
             tracing::debug!(conn = %self.conn(), handler_conn = %alias, "handlers know the connection by a new id");
         }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Socket;
+use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
@@ -31,7 +31,7 @@ pub struct Arrived {
     pub(super) admission: Arc<Admission>,
     pub(super) metrics: ListenerMetrics,
     /// The right to be one of those that have not passed; given back once it has.
-    pub(super) _turn: Option<OwnedSemaphorePermit>,
+    pub(super) _turn: Option<Permit>,
 }
 
 /// A socket as it was accepted.

@@ -1,15 +1,16 @@
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::arrival::Raw;
-use super::{Admission, Arrived, Options};
-use crate::conn::{ListenAddr, PeerAddr, SocketKind};
+use super::{Admission, Arrived, Bind, Options};
+use crate::conn::room::{Permit, Room};
+use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
 /// How long an accept that failed for the machine's sake waits: descriptors come back when connections end.
@@ -22,18 +23,50 @@ const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct TcpListener {
     name: Arc<str>,
-    kind: SocketKind,
-    admission: Arc<ArcSwap<Admission>>,
-    /// The peers that may be about their handshake.
-    turns: Arc<Semaphore>,
-    socket: Inner,
+    bind: Bind,
+    settings: Arc<Settings>,
     local: ListenAddr,
     metrics: ListenerMetrics,
     /// When an accept failed last.
     failed: Option<Instant>,
 }
 
+/// What a reload may change of a listener that goes on accepting, and its socket, which another one may take over.
+#[derive(Debug)]
+pub(super) struct Settings {
+    socket: Inner,
+    admission: ArcSwap<Admission>,
+    /// The peers that may be about their handshake.
+    handshakes: Room,
+}
+
+impl Settings {
+    /// Follows other options, for the peers that come from now on.
+    pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
+        self.admission.store(Arc::new(options.admission.clone()));
+        self.handshakes.resize(options.handshakes_max);
+        // To listen once more changes the bound of the backlog, and keeps those who wait in it.
+        rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+        Ok(())
+    }
+
+    /// The same socket once more, with the peers that wait in its backlog.
+    pub(super) fn duplicate(&self) -> io::Result<std::net::TcpListener> {
+        Ok(self.socket.as_fd().try_clone_to_owned()?.into())
+    }
+}
+
 impl TcpListener {
+    /// A socket that was bound and listens already.
+    pub(super) fn adopt(
+        options: &Options,
+        socket: std::net::TcpListener,
+        metrics: ListenerMetrics,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Self::new(options, Inner::from_std(socket)?, metrics)
+    }
+
     pub(super) fn bind(options: &Options, metrics: ListenerMetrics) -> io::Result<Self> {
         let address = options.bind.address;
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -42,14 +75,19 @@ impl TcpListener {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        let socket = Inner::from_std(socket.into())?;
+        Self::new(options, Inner::from_std(socket.into())?, metrics)
+    }
+
+    fn new(options: &Options, socket: Inner, metrics: ListenerMetrics) -> io::Result<Self> {
         let local = ListenAddr(socket.local_addr()?);
         Ok(Self {
             name: Arc::clone(&options.name),
-            kind: options.bind.transport,
-            admission: Arc::new(ArcSwap::from_pointee(options.admission.clone())),
-            turns: Arc::new(Semaphore::new(options.handshakes_max.min(Semaphore::MAX_PERMITS))),
-            socket,
+            bind: options.bind,
+            settings: Arc::new(Settings {
+                socket,
+                admission: ArcSwap::from_pointee(options.admission.clone()),
+                handshakes: Room::new(options.handshakes_max),
+            }),
             local,
             metrics,
             failed: None,
@@ -60,18 +98,21 @@ impl TcpListener {
         self.local
     }
 
-    pub(super) fn admission(&self) -> Arc<ArcSwap<Admission>> {
-        Arc::clone(&self.admission)
+    pub(super) fn bind_asked(&self) -> Bind {
+        self.bind
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings)
     }
 
     pub(super) async fn accept(&mut self) -> Arrived {
-        let mut turn = match self.kind.is_secure() {
-            // The semaphore is never closed.
-            true => Arc::clone(&self.turns).acquire_owned().await.ok(),
+        let mut turn = match self.bind.transport.is_secure() {
+            true => Some(self.settings.handshakes.permit().await),
             false => None,
         };
         loop {
-            match self.socket.accept().await {
+            match self.settings.socket.accept().await {
                 Ok((stream, peer)) => {
                     if self.prepare(&stream, PeerAddr(peer)) {
                         return self.arrived(stream, PeerAddr(peer), turn.take());
@@ -102,15 +143,15 @@ impl TcpListener {
         true
     }
 
-    fn arrived(&self, stream: TcpStream, peer: PeerAddr, turn: Option<OwnedSemaphorePermit>) -> Arrived {
+    fn arrived(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Arrived {
         Arrived {
             listener: Arc::clone(&self.name),
-            kind: self.kind,
+            kind: self.bind.transport,
             peer,
             // The address that this peer used: the listener may be bound to a wildcard.
             local: stream.local_addr().map_or(self.local, ListenAddr),
             socket: Raw::Tcp(stream),
-            admission: self.admission.load_full(),
+            admission: self.settings.admission.load_full(),
             metrics: self.metrics.clone(),
             _turn: turn,
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
@@ -12,7 +13,7 @@ use tonic::transport::Uri;
 use super::commit::Fate;
 use super::line::Line;
 use super::start;
-use super::{Asker, Error, HandlerStatus, LoadError, Loader, Options, Swap, VersionState, VersionStatus};
+use super::{Asker, Error, HandlerStatus, LoadError, Loader, Options, Program, Swap, VersionState, VersionStatus};
 use crate::dispatch::{Mover, Version, Versions};
 use crate::drain::Drain;
 use crate::handler::chain;
@@ -42,8 +43,8 @@ pub struct Rollouts(pub(super) Arc<Shared>);
 /// What all clones of [`Rollouts`] have.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// In the order of the configuration.
-    lines: Vec<Arc<Line>>,
+    /// In the order of the configuration; those that a reload has added come last.
+    lines: ArcSwap<Vec<Arc<Line>>>,
     pub(super) loader: Loader,
     pub(super) services: Services,
 }
@@ -85,7 +86,7 @@ impl Rollouts {
         for options in options {
             lines.push(start::open_line(options, &loader, &services).await?);
         }
-        Ok(Self(Arc::new(Shared { lines, loader, services })))
+        Ok(Self(Arc::new(Shared { lines: ArcSwap::from_pointee(lines), loader, services })))
     }
 
     /// The versions of a handler, for the connections.
@@ -94,13 +95,13 @@ impl Rollouts {
     }
 
     /// The names of the handlers.
-    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.0.lines.iter().map(|line| line.name())
+    pub fn names(&self) -> Vec<Arc<str>> {
+        self.0.lines.load().iter().map(|line| Arc::clone(line.name())).collect()
     }
 
     /// What the operator is told of all handlers.
     pub fn list(&self) -> Vec<HandlerStatus> {
-        self.0.lines.iter().map(|line| HandlerStatus::of(line)).collect()
+        self.0.lines.load().iter().map(|line| HandlerStatus::of(line)).collect()
     }
 
     /// What the operator is told of the versions of one, newest first.
@@ -109,7 +110,7 @@ impl Rollouts {
     ///
     /// [`Error::NoSuchHandler`].
     pub fn list_versions(&self, handler: &str) -> Result<Vec<VersionStatus>, Error> {
-        Ok(VersionStatus::all_of(self.line(handler)?))
+        Ok(VersionStatus::all_of(self.line(handler)?.as_ref()))
     }
 
     /// Loads a new version, looks whether it works, and activates or tries it as `swap` says, or as the configuration
@@ -127,7 +128,7 @@ impl Rollouts {
         activates: bool,
         asker: Asker,
     ) -> Result<Done, Error> {
-        let line = self.line(handler)?;
+        let line = &self.line(handler)?;
         let result = async {
             let _turn = line.turn().await?;
             let prepared = self.prepare_candidate(line, candidate, asker).await?;
@@ -143,7 +144,7 @@ impl Rollouts {
     ///
     /// [`Error`].
     pub async fn activate(&self, handler: &str, number: u32, swap: Option<Swap>, asker: Asker) -> Result<Done, Error> {
-        let line = self.line(handler)?;
+        let line = &self.line(handler)?;
         let result = async {
             let _turn = line.turn().await?;
             let prepared = self.prepare_kept(line, number).await?;
@@ -158,7 +159,7 @@ impl Rollouts {
     ///
     /// [`Error`].
     pub async fn roll_back(&self, handler: &str, asker: Asker) -> Result<Done, Error> {
-        let line = self.line(handler)?;
+        let line = &self.line(handler)?;
         let result = async {
             let _turn = line.turn().await?;
             let previous = line.state.lock().index.previous;
@@ -175,7 +176,7 @@ impl Rollouts {
     ///
     /// [`Error`].
     pub async fn promote(&self, handler: &str, asker: Asker) -> Result<Done, Error> {
-        let line = self.line(handler)?;
+        let line = &self.line(handler)?;
         let result = async {
             let _turn = line.turn().await?;
             let number = tried(line)?.number();
@@ -191,7 +192,7 @@ impl Rollouts {
     ///
     /// [`Error`].
     pub async fn abandon(&self, handler: &str, asker: Asker) -> Result<Done, Error> {
-        let line = self.line(handler)?;
+        let line = &self.line(handler)?;
         let result = async {
             let _turn = line.turn().await?;
             let version = tried(line)?.number();
@@ -200,10 +201,11 @@ impl Rollouts {
         self.tell(line, asker, "abandon", result.await)
     }
 
-    /// Follows a configuration that was read again: a handler whose program or policy it changes gets a new version. Gives
-    /// what was changed.
+    /// Follows a configuration that was read again: a handler whose program or policy it changes gets a new version, and one
+    /// that is new in it is loaded. Gives what was changed.
     ///
-    /// Handlers that are new or missing in it are not looked at.
+    /// Handlers that are missing in it stay until [`retain`](Self::retain): listeners may still send them connections. One
+    /// reload at a time.
     ///
     /// # Errors
     ///
@@ -212,7 +214,8 @@ impl Rollouts {
         let mut options: BTreeMap<Arc<str>, Options> =
             options.into_iter().map(|options| (Arc::clone(options.name()), options)).collect();
         // In the order of their names, so that two who want several turns cannot wait for each other.
-        let mut lines: Vec<&Arc<Line>> = self.0.lines.iter().collect();
+        let known = self.0.lines.load_full();
+        let mut lines: Vec<&Arc<Line>> = known.iter().collect();
         lines.sort_by_key(|line| Arc::clone(line.name()));
         let mut turns = Vec::new();
         let mut changes = Vec::new();
@@ -230,6 +233,13 @@ impl Rollouts {
             }
             match self.prepare_configured(line, &options, asker).await {
                 Ok((what, prepared)) => changes.push((line, options, what, prepared)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut added = Vec::new();
+        for options in options.into_values() {
+            match self.open_new(options).await {
+                Ok(line) => added.push(line),
                 Err(error) => errors.push(error),
             }
         }
@@ -257,7 +267,37 @@ impl Rollouts {
                 }
             }
         }
-        if errors.is_empty() { Ok(done) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        if !added.is_empty() {
+            self.0.lines.store(Arc::new(known.iter().cloned().chain(added).collect()));
+        }
+        Ok(done)
+    }
+
+    /// Lets go of the handlers that are not among these. What their last connections use of them is freed when they end.
+    pub fn retain(&self, names: &[Arc<str>]) {
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            self.0.lines.load().iter().cloned().partition(|line| names.contains(line.name()));
+        for line in &gone {
+            if let Some(settling) = line.state.lock().settling.take() {
+                settling.abort();
+            }
+            tracing::info!(handler = %line.name(), "handler removed");
+        }
+        if !gone.is_empty() {
+            self.0.lines.store(Arc::new(kept));
+        }
+    }
+
+    /// Loads a handler that was not there before.
+    async fn open_new(&self, options: Options) -> Result<Arc<Line>, Error> {
+        let services = &self.0.services;
+        if !services.has_adapter && matches!(options.program, Program::Grpc(_)) {
+            return Err(Error::NoAdapter);
+        }
+        Ok(start::open_line(options, &self.0.loader, services).await?)
     }
 
     /// Too much of a version has failed: the last one comes back, unless something else has happened meanwhile.
@@ -288,10 +328,11 @@ impl Rollouts {
         }
     }
 
-    fn line(&self, handler: &str) -> Result<&Arc<Line>, Error> {
-        self.0.lines.iter().find(|line| **line.name() == *handler).ok_or_else(|| Error::NoSuchHandler {
+    fn line(&self, handler: &str) -> Result<Arc<Line>, Error> {
+        let lines = self.0.lines.load();
+        lines.iter().find(|line| **line.name() == *handler).cloned().ok_or_else(|| Error::NoSuchHandler {
             name: handler.chars().take(80).collect(),
-            known: self.names().map(ToString::to_string).collect(),
+            known: self.names().iter().map(ToString::to_string).collect(),
         })
     }
 

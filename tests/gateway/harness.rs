@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use polygate::config::Config;
 use polygate::conn::table::Mailbox;
-use polygate::gateway::{Gateway, Reloaded, StartError};
-use polygate::rollout::{Error, Rollouts};
+use polygate::gateway::{Gateway, ReloadError, Reloaded, StartError};
+use polygate::rollout::Rollouts;
 use polygate::telemetry::Telemetry;
 use tempfile::TempDir;
 
@@ -248,11 +248,19 @@ impl GatewayUnderTest {
     }
 
     /// Follows its configuration with one text in place of another.
-    pub async fn reload(&self, from: &str, to: &str) -> Result<Reloaded, Vec<Error>> {
+    pub async fn reload(&self, from: &str, to: &str) -> Result<Reloaded, Vec<ReloadError>> {
         assert!(self.text.contains(from), "no {from} in {}", self.text);
-        let text = self.text.replace(from, to);
-        let (config, _) =
-            Config::parse(&text, self.dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}"));
+        self.follow(&self.text.replace(from, to)).await
+    }
+
+    /// Its configuration when it started.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Follows another configuration.
+    pub async fn follow(&self, text: &str) -> Result<Reloaded, Vec<ReloadError>> {
+        let (config, _) = Config::parse(text, self.dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}"));
         self.gateway().reload(config).await
     }
 

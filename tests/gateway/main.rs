@@ -16,6 +16,7 @@ mod jt808;
 mod nmea;
 mod observability;
 mod pubsub;
+mod reload;
 mod simulation;
 mod swap;
 mod tcp;

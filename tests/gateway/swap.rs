@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use polygate::gateway::ReloadError;
 use polygate::rollout::{Asker, Candidate, Error, FAILURES_MIN, Swap, VersionState};
 use serde_json::json;
 
@@ -709,7 +710,10 @@ async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
                 .reload(ONE, &format!("settings = {{ version = \"{}\" }}", round % 10))
                 .await
                 .map(|_| ())
-                .map_err(|mut errors| errors.remove(0)),
+                .map_err(|mut errors| match errors.remove(0) {
+                    ReloadError::Handler(error) => error,
+                    other => panic!("{other}"),
+                }),
             2 => upload(&gateway, "counter", "canary:50%".parse().unwrap()).await.map(|_| ()),
             3 => handlers.promote("h", Asker::Reload).await.map(|_| ()),
             _ => handlers.roll_back("h", Asker::Reload).await.map(|_| ()),

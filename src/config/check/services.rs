@@ -29,6 +29,7 @@ pub(super) struct Gateway {
     pub(super) node: Arc<str>,
     pub(super) data_dir: PathBuf,
     pub(super) drain_timeout: Duration,
+    pub(super) connections_max: Option<usize>,
 }
 
 pub(super) fn gateway(root: &Table<'_>, outside: Outside<'_>) -> Result<Gateway, Told> {
@@ -39,7 +40,13 @@ pub(super) fn gateway(root: &Table<'_>, outside: Outside<'_>) -> Result<Gateway,
         Ok(outside.path(&written))
     });
     let drain_timeout = table.get(&gateway::DRAIN_TIMEOUT);
-    Ok(Gateway { node: node?.unwrap_or_else(host_name).into(), data_dir: data_dir?, drain_timeout: drain_timeout? })
+    let connections_max = table.get(&gateway::CONNECTIONS_MAX);
+    Ok(Gateway {
+        node: node?.unwrap_or_else(host_name).into(),
+        data_dir: data_dir?,
+        drain_timeout: drain_timeout?,
+        connections_max: connections_max?.map(|max| max as usize),
+    })
 }
 
 fn host_name() -> String {

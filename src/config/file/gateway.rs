@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::config::file::{Section, Shape};
-use crate::config::form::{FilePath, Key, Optional, Otherwise, Span, Text};
+use crate::config::form::{Count, FilePath, Key, Optional, Otherwise, Span, Text};
 
 pub(in crate::config) static SECTION: Section = Section {
     key: "gateway",
     title: "[gateway]",
     about: "The process as a whole.",
     shape: Shape::Once,
-    entries: &[&NODE, &DATA_DIR, &DRAIN_TIMEOUT],
+    entries: &[&NODE, &DATA_DIR, &DRAIN_TIMEOUT, &CONNECTIONS_MAX],
 };
 
 pub(in crate::config) static NODE: Key<Text, Optional> = Key {
@@ -33,4 +33,12 @@ pub(in crate::config) static DRAIN_TIMEOUT: Key<Span, Otherwise<Duration>> = Key
     form: Span(Duration::ZERO..=Duration::from_secs(3600)),
     presence: Otherwise(|| Duration::from_secs(30)),
     about: "how long connections may take to end when the gateway stops",
+};
+
+pub(in crate::config) static CONNECTIONS_MAX: Key<Count, Optional> = Key {
+    name: "connections_max",
+    form: Count(1..=100_000_000),
+    presence: Optional("what the limit on descriptors leaves"),
+    about: "connections of all listeners for tcp and tls at a time, each of which takes a descriptor; more peers wait in the \
+            backlog",
 };

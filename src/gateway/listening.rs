@@ -1,0 +1,219 @@
+//! The listeners of a running gateway, and what a configuration that was read again makes of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::adapter::Services;
+use crate::auth::Auth;
+use crate::config;
+use crate::conn::ListenAddr;
+use crate::connection::{Common, Connections};
+use crate::dispatch::{Chain, EmptyChain};
+use crate::drain::Drain;
+use crate::listener::{BindError, Handle, Listener};
+use crate::pubsub::PubSub;
+use crate::rollout::Rollouts;
+use crate::serve::serve;
+use crate::telemetry::Telemetry;
+
+/// What every listener needs of the gateway.
+#[derive(Clone, Debug)]
+pub(super) struct House {
+    pub(super) common: Common,
+    pub(super) auth: Auth,
+    pub(super) pubsub: PubSub,
+    pub(super) rollouts: Rollouts,
+    pub(super) telemetry: Telemetry,
+    pub(super) drain: Drain,
+}
+
+impl House {
+    fn services(&self, options: &config::Listener) -> Services {
+        Services {
+            auth: self.auth.clone(),
+            pubsub: self.pubsub.clone(),
+            mountpoint: options.mountpoint.clone(),
+            metrics: self.telemetry.listener(&options.socket.name),
+        }
+    }
+
+    fn chain(&self, options: &config::Listener) -> Result<Chain, EmptyChain> {
+        let versions = options.handlers.iter().filter_map(|name| self.rollouts.versions(name));
+        Chain::new(&options.socket.name, versions, &self.telemetry)
+    }
+}
+
+/// A listener that accepts.
+#[derive(Debug)]
+struct Listening {
+    name: Arc<str>,
+    bound: ListenAddr,
+    handle: Handle,
+    /// What a peer that is accepted now gets.
+    connections: Arc<ArcSwap<Connections>>,
+    /// Ends the accepting, and not the connections.
+    retire: CancellationToken,
+    task: JoinHandle<JoinSet<()>>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Listenings {
+    house: House,
+    /// In the order of the configuration.
+    accepting: Vec<Listening>,
+    /// Those that accept no more and have connections left.
+    retired: Vec<JoinHandle<JoinSet<()>>>,
+}
+
+/// Sockets that are bound and not yet accepted from, each with the place of its listener in the configuration.
+#[derive(Debug)]
+pub(super) struct Opened(Vec<(usize, Listener)>);
+
+/// What a configuration has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenersChanged {
+    /// Listeners that accept and did not before.
+    pub added: Vec<Arc<str>>,
+    /// Listeners that accept no more; their connections live on.
+    pub removed: Vec<Arc<str>>,
+    /// Listeners that accept on another address than before, or in another transport.
+    pub moved: Vec<Arc<str>>,
+}
+
+impl Listenings {
+    pub(super) fn new(house: House) -> Self {
+        Self { house, accepting: Vec::new(), retired: Vec::new() }
+    }
+
+    /// The bound addresses, by name.
+    pub(super) fn bound(&self) -> Vec<(Arc<str>, ListenAddr)> {
+        self.accepting.iter().map(|listening| (Arc::clone(&listening.name), listening.bound)).collect()
+    }
+
+    /// Binds what the configuration has and does not run yet. Peers can connect from here on, and are not accepted.
+    ///
+    /// # Errors
+    ///
+    /// The first address that is refused; then none is bound.
+    pub(super) fn open(&self, listeners: &[config::Listener]) -> Result<Opened, BindError> {
+        let mut opened = Vec::new();
+        for (place, options) in listeners.iter().enumerate() {
+            let bind = options.socket.bind;
+            let same = |running: &&Listening| running.name == options.socket.name && running.handle.bind() == bind;
+            if self.accepting.iter().any(|running| same(&running)) {
+                continue;
+            }
+            // A listener that has the address and will not have it any more: it was renamed, or speaks another transport.
+            let predecessor = self
+                .accepting
+                .iter()
+                .find(|running| running.handle.bind().address == bind.address || running.bound.0 == bind.address);
+            let metrics = self.house.telemetry.listener(&options.socket.name);
+            let handle = predecessor.map(|running| &running.handle);
+            opened.push((place, Listener::bind(&options.socket, handle, metrics)?));
+        }
+        Ok(Opened(opened))
+    }
+
+    /// Does what the configuration says, for the peers that come from now on. `opened` is of the same configuration, and
+    /// its handlers are loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`EmptyChain`], when a listener's handlers are not there; then nothing has changed.
+    pub(super) fn follow(
+        &mut self,
+        listeners: Vec<config::Listener>,
+        opened: Opened,
+    ) -> Result<ListenersChanged, EmptyChain> {
+        let chains: Vec<Chain> = listeners.iter().map(|options| self.house.chain(options)).collect::<Result<_, _>>()?;
+        let mut opened: std::collections::BTreeMap<usize, Listener> = opened.0.into_iter().collect();
+        let mut last = std::mem::take(&mut self.accepting);
+        let mut changed = ListenersChanged::default();
+        for ((place, options), chain) in listeners.into_iter().enumerate().zip(chains) {
+            let running = last.iter().position(|running| running.name == options.socket.name).map(|at| last.remove(at));
+            let next = match (opened.remove(&place), running) {
+                (None, Some(running)) => {
+                    self.revise(&running, &options, chain);
+                    running
+                }
+                (Some(socket), running) => {
+                    let known = if running.is_some() { &mut changed.moved } else { &mut changed.added };
+                    known.push(Arc::clone(&options.socket.name));
+                    self.retire(running);
+                    self.accept(socket, options, chain)
+                }
+                // What is not bound runs already: `open` has seen the same configuration.
+                (None, None) => continue,
+            };
+            self.accepting.push(next);
+        }
+        for running in last {
+            changed.removed.push(Arc::clone(&running.name));
+            self.retire(Some(running));
+        }
+        self.retired.retain(|task| !task.is_finished());
+        Ok(changed)
+    }
+
+    /// Starts to accept.
+    fn accept(&self, socket: Listener, options: config::Listener, chain: Chain) -> Listening {
+        let bound = socket.local_addr();
+        tracing::info!(
+            listener = %options.socket.name,
+            transport = %options.socket.bind.transport,
+            address = %bound,
+            handlers = ?chain.names().collect::<Vec<_>>(),
+            "accepting"
+        );
+        let house = &self.house;
+        let services = house.services(&options);
+        let metrics = services.metrics.clone();
+        let common = match options.socket.bind.transport.has_datagrams() {
+            // They take no descriptor.
+            true => Common { room: None, ..house.common.clone() },
+            false => house.common.clone(),
+        };
+        let connections = Connections::new(options.connection, common, services, chain, metrics);
+        let connections = Arc::new(ArcSwap::from_pointee(connections));
+        let (handle, retire) = (socket.handle(), CancellationToken::new());
+        let task = tokio::spawn(serve(socket, Arc::clone(&connections), house.drain.clone(), retire.clone()));
+        Listening { name: options.socket.name, bound, handle, connections, retire, task }
+    }
+
+    /// Gives a listener that goes on accepting what it is to have for the peers that come from now on.
+    fn revise(&self, running: &Listening, options: &config::Listener, chain: Chain) {
+        let services = self.house.services(options);
+        let last = running.connections.load();
+        running.connections.store(Arc::new(last.revised(options.connection.clone(), services, chain)));
+        if let Err(error) = running.handle.follow(&options.socket) {
+            tracing::error!(listener = %running.name, %error, "the socket does not take its new options");
+        }
+    }
+
+    fn retire(&mut self, running: Option<Listening>) {
+        let Some(running) = running else { return };
+        tracing::info!(listener = %running.name, address = %running.bound, "accepting no more");
+        running.retire.cancel();
+        self.retired.push(running.task);
+    }
+
+    /// Waits until nothing is accepted any more, after the drain was signalled; gives the connections that are left. After
+    /// this, every accepted connection is in the table or about to end by itself.
+    pub(super) async fn end(self, within: Duration) -> Vec<JoinSet<()>> {
+        let mut left = Vec::new();
+        for task in self.accepting.into_iter().map(|listening| listening.task).chain(self.retired) {
+            match tokio::time::timeout(within, task).await {
+                Ok(Ok(connections)) => left.push(connections),
+                Ok(Err(error)) => tracing::error!(%error, "an accept loop has panicked"),
+                Err(_) => tracing::error!("an accept loop did not end"),
+            }
+        }
+        left
+    }
+}
