@@ -317,6 +317,10 @@ impl Gateway {
         };
         self.auth.replace(auth).map_err(|error| one(error.into()))?;
         let changes = self.listenings.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
+        let closing = self.listenings.lock().take_closing();
+        for retirement in closing {
+            retirement.closed().await;
+        }
         self.rollouts.retain(&names);
 
         let is_followed =

@@ -1,8 +1,6 @@
 //! The accept loop.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -11,24 +9,45 @@ use crate::connection::{Connections, Permit};
 use crate::drain::Drain;
 use crate::listener::{Arrived, Listener};
 
-/// Accepts peers until `drain` is signalled, one task for each; gives the tasks that still run then. Once `retire` is
-/// signalled the socket is closed, and what it has accepted lives on.
+/// The end of a listener whose connections live on.
+#[derive(Clone, Debug, Default)]
+pub struct Retirement {
+    asked: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Retirement {
+    /// Asks for it. Cannot be taken back.
+    pub fn ask(&self) {
+        self.asked.cancel();
+    }
+
+    /// Returns once the socket accepts no more.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+}
+
+/// Accepts peers until `drain` is signalled, one task for each; gives the tasks that still run then. Once its retirement
+/// is asked for, the socket is closed, and what it has accepted lives on.
 ///
 /// A permit is taken before `accept`: when the listener is full, new peers wait in the kernel's backlog. A datagram
-/// socket has no backlog: there a new peer is shed and counted.
+/// socket has no backlog: there a new peer is shed and counted. When `connections` are others, the next peer gets those.
 pub async fn serve(
     listener: Listener,
-    connections: Arc<ArcSwap<Connections>>,
+    mut connections: watch::Receiver<Connections>,
     drain: Drain,
-    retire: CancellationToken,
+    retirement: Retirement,
 ) -> JoinSet<()> {
+    // However this ends, nobody waits for the socket any more.
+    let _closed = retirement.closed.clone().drop_guard();
     let mut tasks = JoinSet::new();
     let mut listener = Some(listener);
-    loop {
+    while listener.is_some() || !tasks.is_empty() {
+        let current = connections.borrow_and_update().clone();
         tokio::select! {
-            (permit, arrived) = next(&mut listener, &connections) => {
-                let connections = Connections::clone(&connections.load());
-                tasks.spawn(open(connections, permit, arrived, drain.clone()));
+            (permit, arrived) = next(&mut listener, &current) => {
+                tasks.spawn(open(current, permit, arrived, drain.clone()));
             }
             // A task that has ended keeps its memory until this is told.
             Some(ended) = tasks.join_next() => {
@@ -36,28 +55,30 @@ pub async fn serve(
                     tracing::error!(%error, "the task of a connection has panicked");
                 }
             }
-            () = drain.signalled() => return tasks,
-            () = retire.cancelled(), if listener.is_some() => listener = None,
-        }
-        if listener.is_none() && tasks.is_empty() {
-            return tasks;
+            // Without a sender they stay what they are.
+            Ok(()) = connections.changed() => {}
+            () = drain.signalled() => break,
+            () = retirement.asked.cancelled(), if listener.is_some() => {
+                listener = None;
+                retirement.closed.cancel();
+            }
         }
     }
+    tasks
 }
 
-/// The next peer for whom there is room; never one, without a listener.
-async fn next(listener: &mut Option<Listener>, connections: &ArcSwap<Connections>) -> (Permit, Arrived) {
+/// The next peer for whom there is room; never one, without a listener. Can be dropped and called again without losing one.
+async fn next(listener: &mut Option<Listener>, connections: &Connections) -> (Permit, Arrived) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     if listener.has_backlog() {
-        let connections = connections.load_full();
         let permit = connections.permit().await;
         return (permit, listener.accept().await);
     }
     loop {
         let arrived = listener.accept().await;
-        match connections.load().try_permit() {
+        match connections.try_permit() {
             Some(permit) => return (permit, arrived),
             None => arrived.shed("connections_max"),
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use polygate::adapter::Services;
 use polygate::auth::Auth;
 use polygate::config::{self, Config, Program};
@@ -16,6 +15,7 @@ use polygate::pubsub::PubSub;
 use polygate::pubsub::embedded::Broker;
 use polygate::tap::Taps;
 use polygate::telemetry::Telemetry;
+use tokio::sync::watch;
 
 /// What the connections of all listeners share.
 pub struct Parts {
@@ -56,7 +56,7 @@ impl Parts {
     }
 
     /// The connections of one of the listeners.
-    pub fn connections(&self, listener: &config::Listener) -> Arc<ArcSwap<Connections>> {
+    pub fn connections(&self, listener: &config::Listener) -> watch::Receiver<Connections> {
         let metrics = self.telemetry.listener(&listener.socket.name);
         let services = Services {
             auth: self.auth.clone(),
@@ -68,7 +68,7 @@ impl Parts {
         let common =
             Common { ids: Arc::clone(&self.ids), table: self.table.clone(), taps: self.taps.clone(), room: None };
         let connections = Connections::new(listener.connection.clone(), common, services, chain, metrics);
-        Arc::new(ArcSwap::from_pointee(connections))
+        watch::channel(connections).1
     }
 
     /// Another version of the handler.

@@ -7,7 +7,7 @@ use polygate::dispatch::{Mover, Others, Plan};
 use polygate::drain::Drain;
 use polygate::exproto::service::Adapter;
 use polygate::listener::Listener;
-use polygate::serve::serve as accept;
+use polygate::serve::{Retirement, serve as accept};
 use tokio_util::sync::CancellationToken;
 
 use crate::devices::{self, lines};
@@ -115,7 +115,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let metrics = parts.telemetry.listener(&options.socket.name);
         let socket = Listener::bind(&options.socket, None, metrics).expect("cannot bind");
         print!("{} ", socket.local_addr());
-        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), CancellationToken::new()));
+        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), Retirement::default()));
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 

@@ -10,9 +10,8 @@ use std::thread;
 
 use polygate::drain::Drain;
 use polygate::listener::Listener;
-use polygate::serve::serve;
+use polygate::serve::{Retirement, serve};
 use tokio::runtime::{Builder, Runtime};
-use tokio_util::sync::CancellationToken;
 
 use crate::devices::lines;
 use crate::parts::Parts;
@@ -31,7 +30,7 @@ pub async fn run(parts: Parts) {
             runtime.block_on(async {
                 let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
                 bound_tx.send(socket.local_addr()).expect("nobody waits");
-                serve(socket, connections, Drain::new(), CancellationToken::new()).await
+                serve(socket, connections, Drain::new(), Retirement::default()).await
             })
         });
         print!("{} ", bound.recv().expect("a thread has ended"));

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
 
 use crate::adapter::Services;
 use crate::auth::Auth;
@@ -17,7 +16,7 @@ use crate::drain::Drain;
 use crate::listener::{BindError, Handle, Listener};
 use crate::pubsub::PubSub;
 use crate::rollout::Rollouts;
-use crate::serve::serve;
+use crate::serve::{Retirement, serve};
 use crate::telemetry::Telemetry;
 
 /// What every listener needs of the gateway.
@@ -54,9 +53,8 @@ struct Listening {
     bound: ListenAddr,
     handle: Handle,
     /// What a peer that is accepted now gets.
-    connections: Arc<ArcSwap<Connections>>,
-    /// Ends the accepting, and not the connections.
-    retire: CancellationToken,
+    connections: watch::Sender<Connections>,
+    retirement: Retirement,
     task: JoinHandle<JoinSet<()>>,
 }
 
@@ -68,6 +66,8 @@ pub(super) struct Listenings {
     accepting: Vec<Listening>,
     /// Those that accept no more and have connections left.
     retired: Vec<JoinHandle<JoinSet<()>>>,
+    /// Those of them whose sockets may still be open.
+    closing: Vec<Retirement>,
 }
 
 /// Sockets that are bound and not yet accepted from, each with the place of its listener in the configuration.
@@ -87,7 +87,7 @@ pub struct ListenersChanged {
 
 impl Listenings {
     pub(super) fn new(house: House) -> Self {
-        Self { house, accepting: Vec::new(), retired: Vec::new() }
+        Self { house, accepting: Vec::new(), retired: Vec::new(), closing: Vec::new() }
     }
 
     /// The bound addresses, by name.
@@ -161,6 +161,11 @@ impl Listenings {
         Ok(changed)
     }
 
+    /// The listeners that were asked to accept no more, to wait for.
+    pub(super) fn take_closing(&mut self) -> Vec<Retirement> {
+        std::mem::take(&mut self.closing)
+    }
+
     /// Starts to accept.
     fn accept(&self, socket: Listener, options: config::Listener, chain: Chain) -> Listening {
         let bound = socket.local_addr();
@@ -180,17 +185,17 @@ impl Listenings {
             false => house.common.clone(),
         };
         let connections = Connections::new(options.connection, common, services, chain, metrics);
-        let connections = Arc::new(ArcSwap::from_pointee(connections));
-        let (handle, retire) = (socket.handle(), CancellationToken::new());
-        let task = tokio::spawn(serve(socket, Arc::clone(&connections), house.drain.clone(), retire.clone()));
-        Listening { name: options.socket.name, bound, handle, connections, retire, task }
+        let (connections, current) = watch::channel(connections);
+        let (handle, retirement) = (socket.handle(), Retirement::default());
+        let task = tokio::spawn(serve(socket, current, house.drain.clone(), retirement.clone()));
+        Listening { name: options.socket.name, bound, handle, connections, retirement, task }
     }
 
     /// Gives a listener that goes on accepting what it is to have for the peers that come from now on.
     fn revise(&self, running: &Listening, options: &config::Listener, chain: Chain) {
         let services = self.house.services(options);
-        let last = running.connections.load();
-        running.connections.store(Arc::new(last.revised(options.connection.clone(), services, chain)));
+        let next = running.connections.borrow().revised(options.connection.clone(), services, chain);
+        running.connections.send_replace(next);
         if let Err(error) = running.handle.follow(&options.socket) {
             tracing::error!(listener = %running.name, %error, "the socket does not take its new options");
         }
@@ -199,8 +204,9 @@ impl Listenings {
     fn retire(&mut self, running: Option<Listening>) {
         let Some(running) = running else { return };
         tracing::info!(listener = %running.name, address = %running.bound, "accepting no more");
-        running.retire.cancel();
+        running.retirement.ask();
         self.retired.push(running.task);
+        self.closing.push(running.retirement);
     }
 
     /// Waits until nothing is accepted any more, after the drain was signalled; gives the connections that are left. After

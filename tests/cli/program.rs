@@ -119,6 +119,12 @@ impl Setup {
         self
     }
 
+    /// More keys of the gateway.
+    pub fn gateway(mut self, keys: &str) -> Self {
+        self.text = self.text.replace("[gateway]\n", &format!("[gateway]\n{keys}\n"));
+        self
+    }
+
     /// Another text, in the same directory.
     pub fn with_text(mut self, text: String) -> Self {
         self.text = text;

@@ -141,11 +141,38 @@ async fn address_space_is_short() {
     }
 }
 
+/// Devices for which there would be no descriptor wait in the backlog; the operator is told at the start how many have room,
+/// and nothing fails.
+#[tokio::test]
+async fn devices_without_a_descriptor_wait() {
+    let mut serving = Setup::echo().serve_after("ulimit -n 64");
+    let line = serving.line("room for connections of tcp and tls").await;
+    let room = line["connections_max"].as_u64().unwrap();
+    assert_eq!(room, 24, "{line}");
+    serving.line("started").await;
+    let mut devices = Vec::new();
+    for _ in 0..room {
+        let mut device = Device::connect(serving.listener()).await;
+        device.says("served").await;
+        device.gets("served").await;
+        devices.push(device);
+    }
+    let mut waiting = Device::connect(serving.listener()).await;
+    waiting.says("served").await;
+    drop(devices.pop());
+    waiting.gets("served").await;
+    drop((devices, waiting));
+    let (code, log) = serving.stop().await;
+    assert_eq!(code, Some(0));
+    assert!(!messages(&log).iter().any(|message| message.starts_with("cannot accept")));
+}
+
 /// Without descriptors left, devices wait in the backlog and the operator is told once; when some come back, it goes on.
 #[tokio::test]
 async fn descriptors_run_out_and_come_back() {
     const DEVICES: usize = 100;
-    let mut serving = Setup::echo().serve_after("ulimit -n 64");
+    // As if there were descriptors for all of them.
+    let mut serving = Setup::echo().gateway("connections_max = 1000").serve_after("ulimit -n 64");
     serving.line("started").await;
     let mut devices = Vec::new();
     for _ in 0..DEVICES {

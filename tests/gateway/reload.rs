@@ -129,7 +129,7 @@ async fn a_refused_address_changes_nothing() {
 async fn a_refused_handler_changes_nothing() {
     let gateway = raw_echo().await;
     let broken = gateway.data_dir().join("broken.wasm");
-    std::fs::write(&broken, b"no component").unwrap();
+    std::fs::write(&broken, b"\0asm\x01\0\0\0").unwrap();
     let text = format!(
         "{}\n[handlers.new]\nkind = \"wasm\"\ncomponent = {broken:?}\n[listeners.more]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"new\"]\n",
         gateway.text()
