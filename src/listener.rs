@@ -13,6 +13,7 @@ use crate::telemetry::ListenerMetrics;
 mod arrival;
 mod bind;
 mod socket;
+pub mod access;
 mod tcp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
