@@ -14,6 +14,7 @@ mod arrival;
 mod bind;
 mod socket;
 pub mod access;
+pub mod proxy;
 mod tcp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
