@@ -15,6 +15,7 @@ mod bind;
 mod socket;
 pub mod access;
 pub mod proxy;
+pub mod sources;
 mod tcp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
