@@ -21,16 +21,19 @@ use crate::telemetry::ListenerMetrics;
 
 mod delivery;
 mod ending;
+mod meter;
 mod moving;
 mod shadow;
 mod state;
 mod waiting;
 mod waking;
 
+pub use meter::Rates;
 pub use state::{Idle, Phase, State, Timeouts};
 pub use waiting::Waiting;
 
 use ending::linger;
+use meter::Meter;
 use shadow::Shadow;
 use state::Due;
 use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
@@ -53,6 +56,8 @@ pub struct Options {
     pub messages: MessageBounds,
     /// Bytes that may wait for the socket.
     pub outbound_bytes_max: usize,
+    /// How fast the device may send.
+    pub rates: Rates,
 }
 
 /// Opens the connections of one listener; cheap to clone.
@@ -171,6 +176,8 @@ impl Connections {
             counted: false,
             had_mail: false,
             alarm: None,
+            meter: Meter::new(now),
+            held_back: None,
             received_bytes: 0,
             sent_bytes: 0,
             shown: Shown::new(Arc::clone(&shared)),
@@ -210,6 +217,9 @@ pub struct Connection {
     /// The last thing that happened was a mail.
     had_mail: bool,
     alarm: Option<Alarm>,
+    meter: Meter,
+    /// Until when its stream is not read, because it is over its rate.
+    held_back: Option<Instant>,
     received_bytes: u64,
     sent_bytes: u64,
     shown: Shown,
@@ -349,11 +359,13 @@ impl Connection {
             }
             Happening::Alarm => {
                 self.alarm = None;
-                if !self.waiting.has_room_for_bytes() {
-                    // The socket is not read while its handler is behind: the silence is ours, not the peer's.
-                    self.state.handle_received(Instant::now());
+                let now = Instant::now();
+                if !self.waiting.has_room_for_bytes() || self.held_back.is_some() {
+                    // The socket is not read while its handler is behind or its rate is used up: the silence is ours, not the peer's.
+                    self.state.handle_received(now);
                 }
-                match self.state.handle_timeout(Instant::now()) {
+                self.held_back = self.held_back.filter(|until| *until > now);
+                match self.state.handle_timeout(now) {
                     Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
                     Some(Due::Write) => {
                         self.output = Output::Broken;

@@ -26,6 +26,7 @@
 //! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
 //! | 1 | [`conn`] | the vocabulary of a connection; the table from its id to its mailbox |
 //! | 1 | [`conversation`] | recorded conversations: parse, print, play, record |
+//! | 1 | [`rate`] | how much may pass in which time |
 //! | 0 | [`drain`], [`telemetry`], [`files`] | the stop signal; the log and every metric; whole files |
 #![warn(missing_docs, unreachable_pub)]
 
@@ -56,6 +57,7 @@ pub mod wit;
 
 pub mod conn;
 pub mod conversation;
+pub mod rate;
 
 pub mod drain;
 pub mod files;

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
+pub mod access;
 mod arrival;
 mod bind;
+pub mod proxy;
 mod socket;
+pub mod sources;
 mod tcp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
@@ -97,6 +100,13 @@ impl Listener {
         }
     }
 
+    /// What peers have to pass now.
+    pub fn admission(&self) -> Arc<Admission> {
+        match self {
+            Self::Tcp(listener) => listener.admission(),
+        }
+    }
+
     /// Whether peers wait somewhere until they are accepted. Those that send datagrams do not.
     pub fn has_backlog(&self) -> bool {
         match self {
@@ -145,7 +155,6 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Duration;
 
     use super::*;
     use crate::handler::chain;
@@ -155,13 +164,8 @@ mod tests {
     fn a_refused_address_is_one_sentence() {
         let told = |port: u16, number: i32| {
             let bind = Bind { transport: SocketKind::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
-            let options = Options {
-                name: "modbus".into(),
-                bind,
-                backlog: 1,
-                handshakes_max: 1,
-                admission: Admission { handshake_timeout: Duration::from_secs(1) },
-            };
+            let options =
+                Options { name: "modbus".into(), bind, backlog: 1, handshakes_max: 1, admission: Admission::default() };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();

@@ -1,5 +1,7 @@
 //! The accept loop.
 
+use std::time::Instant;
+
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -8,6 +10,7 @@ use crate::conn::CloseReason;
 use crate::connection::{Connections, Permit};
 use crate::drain::Drain;
 use crate::listener::{Arrived, Listener};
+use crate::rate::{Bucket, Rate};
 
 /// The end of a listener whose connections live on.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +34,9 @@ impl Retirement {
 /// Accepts peers until `drain` is signalled, one task for each; gives the tasks that still run then. Once its retirement
 /// is asked for, the socket is closed, and what it has accepted lives on.
 ///
-/// A permit is taken before `accept`: when the listener is full, new peers wait in the kernel's backlog. A datagram
-/// socket has no backlog: there a new peer is shed and counted. When `connections` are others, the next peer gets those.
+/// A permit is taken before `accept`: when the listener is full, new peers wait in the kernel's backlog, and so they do when
+/// they come too fast. A datagram socket has no backlog: there a new peer is shed and counted. When `connections` are
+/// others, the next peer gets those.
 pub async fn serve(
     listener: Listener,
     mut connections: watch::Receiver<Connections>,
@@ -43,10 +47,11 @@ pub async fn serve(
     let _closed = retirement.closed.clone().drop_guard();
     let mut tasks = JoinSet::new();
     let mut listener = Some(listener);
+    let mut pace = Pace(Bucket::full(Instant::now()));
     while listener.is_some() || !tasks.is_empty() {
         let current = connections.borrow_and_update().clone();
         tokio::select! {
-            (permit, arrived) = next(&mut listener, &current) => {
+            (permit, arrived) = next(&mut listener, &current, &mut pace) => {
                 tasks.spawn(open(current, permit, arrived, drain.clone()));
             }
             // A task that has ended keeps its memory until this is told.
@@ -68,20 +73,61 @@ pub async fn serve(
 }
 
 /// The next peer for whom there is room; never one, without a listener. Can be dropped and called again without losing one.
-async fn next(listener: &mut Option<Listener>, connections: &Connections) -> (Permit, Arrived) {
+async fn next(listener: &mut Option<Listener>, connections: &Connections, pace: &mut Pace) -> (Permit, Arrived) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     if listener.has_backlog() {
         let permit = connections.permit().await;
-        return (permit, listener.accept().await);
+        pace.wait(listener).await;
+        let arrived = listener.accept().await;
+        pace.count(listener);
+        return (permit, arrived);
     }
     loop {
         let arrived = listener.accept().await;
         match connections.try_permit() {
+            Some(_) if !pace.take(listener) => arrived.shed("connection_rate"),
             Some(permit) => return (permit, arrived),
             None => arrived.shed("connections_max"),
         }
+    }
+}
+
+/// How fast a listener's peers are accepted.
+struct Pace(Bucket);
+
+impl Pace {
+    /// Waits until one more may be accepted. To be called again when the listener has another rate.
+    async fn wait(&mut self, listener: &Listener) {
+        while let Some(rate) = self.rate(listener) {
+            let ready = self.0.ready_at(&rate);
+            if ready <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(ready.into()).await;
+        }
+    }
+
+    /// The rate that holds now. One at a time is accepted, so there are no debts but those of another rate.
+    fn rate(&mut self, listener: &Listener) -> Option<Rate> {
+        let rate = listener.admission().connection_rate;
+        if let Some(rate) = &rate {
+            self.0.forgive(rate, Instant::now());
+        }
+        rate
+    }
+
+    /// One was accepted.
+    fn count(&mut self, listener: &Listener) {
+        if let Some(rate) = self.rate(listener) {
+            self.0.charge(&rate, Instant::now(), 1);
+        }
+    }
+
+    /// Whether one more may be accepted, which counts then.
+    fn take(&mut self, listener: &Listener) -> bool {
+        self.rate(listener).is_none_or(|rate| self.0.take(&rate, Instant::now(), 1).is_ok())
     }
 }
 
@@ -99,4 +145,5 @@ async fn open(connections: Connections, permit: Permit, arrived: Arrived, drain:
         connection.end(CloseReason::Draining);
     }
     connection.run(accepted.socket).await;
+    drop(accepted.entered);
 }

@@ -105,6 +105,7 @@ pub struct Telemetry {
     outbound_queue_bytes: Family<ListenerLabel, Gauge>,
     queued_messages: Family<ListenerLabel, Gauge>,
     sheds: Family<ReasonLabel, Counter>,
+    held_back: Family<ListenerLabel, Counter>,
     event_seconds: Family<EventLabel, Histogram, EventSeconds>,
     failures: Family<FailureLabel, Counter>,
     undelivered: Family<EventLabel, Counter>,
@@ -177,6 +178,8 @@ impl Telemetry {
         registry.register("queued_messages", "Messages for devices that wait for a handler", queued_messages.clone());
         let sheds = Family::default();
         registry.register("sheds", "What was dropped on purpose, by reason", sheds.clone());
+        let held_back = Family::default();
+        registry.register("held_back_reads", "Reads after which a stream had to wait for its rate", held_back.clone());
         let event_seconds = Family::new_with_constructor(EventSeconds);
         registry.register_with_unit(
             "event",
@@ -251,6 +254,7 @@ impl Telemetry {
             outbound_queue_bytes,
             queued_messages,
             sheds,
+            held_back,
             event_seconds,
             failures,
             undelivered,
@@ -322,6 +326,7 @@ impl Telemetry {
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
             messages_shed: self.shed(name, "messages_full"),
+            held_back: self.held_back.get_or_create_owned(&label),
             turned_away: self.turned_away.clone(),
             sheds: self.sheds.clone(),
             closes: self.closes.clone(),
@@ -433,6 +438,8 @@ pub struct ListenerMetrics {
     pub queued_messages: Gauge,
     /// Messages for which a connection had no room.
     pub messages_shed: Counter,
+    /// Reads after which a stream had to wait for its rate.
+    pub held_back: Counter,
     turned_away: Family<ReasonLabel, Counter>,
     sheds: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,

@@ -14,7 +14,11 @@ use std::time::Duration;
 
 use polygate::config::{Advice, Config, Faults, Handler, Outside, Program, Warning};
 use polygate::connection::Idle;
+use polygate::connection::Rates;
 use polygate::dispatch::Share;
+use polygate::listener::access::{Access, Effect};
+use polygate::listener::sources::Limits;
+use polygate::rate::Rate;
 use polygate::rollout::Swap;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -83,9 +87,22 @@ fn a_listener_gets_what_the_file_says() {
         outbound_max = "1.5MiB"
         messages_max = 7
         messages_bytes_max = "4096"
+        access = ["deny 10.1.0.0/16", "allow all"]
+        connection_rate = "5/s"
+        connection_rate_per_address = "10/m"
+        connections_per_address_max = 3
+        bytes_rate = "1MiB/s"
+        packets_rate = "20/h"
+        proxy_protocol = { trusted = ["127.0.0.0/8", "::1"] }
+
+        [listeners.datagrams]
+        bind = "udp://127.0.0.1:1003"
+        handlers = ["h"]
+        connection_rate = "100/s"
+        bytes_rate = "64KiB/s"
         "#,
     );
-    let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
+    let [defaults, all, datagrams] = config.listeners.as_slice() else { panic!("three listeners") };
     assert_eq!(defaults.socket.backlog, 1024);
     assert_eq!(defaults.connection.connections_max, 1_000_000);
     assert_eq!(defaults.connection.timeouts.idle, Idle::BeforeFirst(Duration::from_secs(30)));
@@ -94,6 +111,11 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(defaults.connection.messages.messages_max, 1000);
     assert_eq!(defaults.connection.messages.bytes_max, 1 << 20);
     assert_eq!(defaults.connection.outbound_bytes_max, 1 << 20);
+
+    let admission = &defaults.socket.admission;
+    assert_eq!((admission.connection_rate, &admission.proxy, admission.addresses), (None, &None, Limits::default()));
+    assert_eq!(admission.access, Access::default());
+    assert_eq!(defaults.connection.rates, Rates::default());
 
     assert_eq!((&*all.socket.name, &*all.connection.listener), ("all", "all"));
     assert_eq!(all.socket.bind.to_string(), "tcp://[::1]:1002");
@@ -106,6 +128,21 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(all.connection.messages.bytes_max, 4096);
     assert_eq!(all.connection.outbound_bytes_max, 3 << 19);
     assert_eq!(all.handlers, ["h".into()]);
+    let admission = &all.socket.admission;
+    let decide = |address: &str| admission.access.decide(address.parse().unwrap());
+    assert_eq!((decide("10.1.0.1"), decide("10.2.0.1")), (Effect::Deny, Effect::Allow));
+    let proxy = admission.proxy.as_ref().unwrap();
+    assert_eq!(proxy.timeout, Duration::from_secs(3));
+    assert!(proxy.trusts("127.9.9.9".parse().unwrap()) && !proxy.trusts("10.0.0.1".parse().unwrap()));
+    // Who is refused may use the number at once, who waits a tenth of a second's worth.
+    let burst = |rate: Option<Rate>| rate.map(|rate| (rate.amount(), rate.burst()));
+    assert_eq!(burst(admission.connection_rate), Some((5, 1)));
+    assert_eq!(burst(admission.addresses.rate), Some((10, 10)));
+    assert_eq!(admission.addresses.connections_max, Some(3));
+    assert_eq!(burst(all.connection.rates.bytes), Some((1 << 20, (1 << 20) / 10)));
+    assert_eq!(burst(all.connection.rates.packets), Some((20, 1)));
+    assert_eq!(burst(datagrams.socket.admission.connection_rate), Some((100, 100)));
+    assert_eq!(burst(datagrams.connection.rates.bytes), Some((65_536, 65_536)));
 }
 
 #[test]
@@ -275,6 +312,20 @@ fn open_ports_are_warned_of() {
     assert_eq!(of("broker.bind = '0.0.0.0:1883'"), [Advice::BrokerOpen]);
     assert_eq!(of("broker.bind = '0.0.0.0:1883'\nauth.allow_anonymous = true"), []);
     assert_eq!(of("broker.bind = '127.0.0.1:1883'"), []);
+    let proxy = |bind: &str, proxy: &str| {
+        let handler = "[handlers.h]\nkind = 'grpc'\nurl = 'http://127.0.0.1:9001'\n";
+        of(&format!("{handler}[listeners.l]\nbind = '{bind}'\nhandlers = ['h']\nproxy_protocol = {proxy}\n"))
+    };
+    assert_eq!(proxy("tcp://0.0.0.0:1", "true"), [Advice::ProxyOpen]);
+    assert_eq!(proxy("tls://0.0.0.0:1", "{ timeout = '1s' }"), [Advice::ProxyOpen]);
+    for (bind, wanted) in [
+        ("tcp://127.0.0.1:1", "true"),
+        ("tcp://0.0.0.0:1", "false"),
+        ("udp://0.0.0.0:1", "false"),
+        ("tcp://0.0.0.0:1", "{ trusted = ['10.0.0.0/8'] }"),
+    ] {
+        assert_eq!(proxy(bind, wanted), []);
+    }
 }
 
 #[test]
@@ -316,6 +367,7 @@ fn the_lines_of_the_sample_are_true() {
         ("handlers-ca.pem", "-----BEGIN CERTIFICATE-----"),
         ("handler-ca.pem", "-----BEGIN CERTIFICATE-----"),
         ("admin.token", "0123456789abcdef\n"),
+        ("deny.txt", "# nobody yet\n"),
         ("jt808.wasm", "\0asm"),
     ] {
         fs::write(dir.path().join(name), content).unwrap();
@@ -440,6 +492,11 @@ fn line() -> impl Strategy<Value = String> {
         "idle_timeout",
         "memory_max",
         "backlog",
+        "access",
+        "deny_file",
+        "proxy_protocol",
+        "connection_rate",
+        "bytes_rate",
         "effect",
         "topics",
         "password_hash",
@@ -456,6 +513,9 @@ fn line() -> impl Strategy<Value = String> {
             "[\"a\", \"b\"]",
             "{ env = \"X\" }",
             "{ file = \"/\" }",
+            "{ trusted = [\"::/0\"] }",
+            "\"18446744073709551616/s\"",
+            "[\"deny 10.0.0.1/8\"]",
             "1",
             "-1",
             "1e9",

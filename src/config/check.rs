@@ -15,6 +15,7 @@ use super::warning::{Advice, Warning};
 use super::{Config, Outside, Written};
 
 mod access;
+mod admission;
 mod binds;
 mod grpc;
 mod guest;
@@ -60,7 +61,7 @@ fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, 
     let admin = services::admin(root, outside, &mut binds);
     let broker = services::broker(root, &mut binds);
     let auth = access::read(root, outside);
-    let listeners = listeners::read(root, &mut binds, handlers.as_ref().ok());
+    let listeners = listeners::read(root, outside, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)

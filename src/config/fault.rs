@@ -5,7 +5,9 @@ use std::io;
 
 use super::place::{Columns, Place, Shown, ThereAre};
 use crate::auth::{HashFault, OptionsError, RuleFault};
+use crate::conn::SocketKind;
 use crate::listener::MalformedBind;
+use crate::listener::access::{MalformedNetwork, MalformedRule};
 use crate::pubsub::topic::MountpointError;
 
 /// Why there is no configuration. Its text is the whole report; it never shows a secret.
@@ -172,6 +174,32 @@ pub enum Fault {
         found: String,
         /// The form.
         why: MalformedBind,
+    },
+    /// Not an address, a network, or a rule that has one.
+    #[error("{} {why}", Shown(found))]
+    Network {
+        /// What was written.
+        found: String,
+        /// What is wrong with it.
+        why: MalformedRule,
+    },
+    /// A line of a list of addresses that is none.
+    #[error("{} line {line}: {} {why}", Shown(path), Shown(found))]
+    Line {
+        /// The file, as it was named.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there.
+        found: String,
+        /// What is wrong with it.
+        why: MalformedNetwork,
+    },
+    /// A key that has no meaning for this transport.
+    #[error("is for tcp and tls only, not for {transport}")]
+    Transport {
+        /// The listener's.
+        transport: SocketKind,
     },
     /// A file that is named cannot be read.
     #[error("{}: {why}", Shown(path))]

@@ -99,7 +99,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 15] = [
+static SECTIONS: [&Section; 16] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -112,6 +112,7 @@ static SECTIONS: [&Section; 15] = [
     &handler::grpc::SECTION,
     &handler::grpc::tls::SECTION,
     &listener::ONE,
+    &listener::proxy::SECTION,
     &secret::SECTION,
     &isolation::SECTION,
     &swap::SECTION,

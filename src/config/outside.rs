@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use super::Outside;
 use super::fault::{Fault, Unreadable};
 use super::form::SecretSource;
+use crate::listener::access::{BadLine, Networks};
 
 /// Largest configuration file, in bytes: thousands of listeners.
 pub(super) const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -18,6 +19,12 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Largest file with a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+
+/// Largest list of addresses, in bytes: 400,000 networks of IPv6.
+const ADDRESSES_BYTES_MAX: u64 = 16 << 20;
+
+/// Bad lines of a list that are told; a file of another kind has thousands.
+const BAD_LINES_MAX: usize = 8;
 
 /// What a PEM file must have.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +91,17 @@ impl Outside<'_> {
             }
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    /// The addresses and networks that a file lists.
+    pub(super) fn networks(&self, written: &str) -> Result<Networks, Vec<Fault>> {
+        let path = || written.to_owned();
+        let text = read_text(&self.path(written), ADDRESSES_BYTES_MAX)
+            .map_err(|why| vec![Fault::File { path: path(), why }])?;
+        Networks::parse_list(&text, BAD_LINES_MAX).map_err(|bad| {
+            let fault = |BadLine { line, found, why }| Fault::Line { path: path(), line, found, why };
+            bad.into_iter().map(fault).collect()
+        })
     }
 
     /// The secret itself, which is not empty.

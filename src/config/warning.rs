@@ -33,6 +33,8 @@ pub enum Advice {
     AdapterOpen,
     /// The broker can be reached from elsewhere, and clients need no name, which the file does not say.
     BrokerOpen,
+    /// Whoever reaches the listener can name any address as its own.
+    ProxyOpen,
 }
 
 impl fmt::Display for Advice {
@@ -47,6 +49,9 @@ impl fmt::Display for Advice {
             Self::BrokerOpen => f.write_str(
                 "not a loopback address: whoever reaches it can publish and subscribe; \
                  configure auth.users, or say auth.allow_anonymous = true",
+            ),
+            Self::ProxyOpen => f.write_str(
+                "whoever reaches the listener can name any address as its own; { trusted = [..] } names the balancers",
             ),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::time::Sleep;
 
+use super::meter::Rates;
 use super::{Connection, Input, Output, Phase, Shared};
 use crate::conn::CloseReason;
 use crate::conn::table::Mail;
@@ -136,6 +137,7 @@ impl Connection {
         *self.state.phase() == Phase::Open
             && !matches!(self.input, Input::Ended(_))
             && self.waiting.has_room_for_bytes()
+            && self.held_back.is_none()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -144,21 +146,44 @@ impl Connection {
             static BUFFER: std::cell::RefCell<Box<[u8]>> = std::cell::RefCell::new(vec![0; READ_BYTES_MAX].into());
         }
         BUFFER.with_borrow_mut(|buffer| {
-            match socket.poll_receive(cx, buffer) {
+            let rates = self.shared.options.rates;
+            let piece = rates.piece(READ_BYTES_MAX);
+            match socket.poll_receive(cx, &mut buffer[..piece]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Received::End)) => self.end_input(CloseReason::PeerClosed),
                 Poll::Ready(Ok(Received::Bytes(bytes))) => {
                     self.count_received(bytes.len());
                     self.waiting.push_bytes(bytes);
+                    self.hold_back(&rates, bytes.len());
                 }
                 Poll::Ready(Ok(Received::Datagram(datagram))) => {
                     self.count_received(datagram.len());
-                    self.waiting.push_whole(datagram);
+                    match self.meter.over(&rates, Instant::now()) {
+                        Some((_, over)) => self.shared.metrics.shed(over.name()),
+                        None => {
+                            self.meter.charge(&rates, Instant::now(), datagram.len());
+                            self.waiting.push_whole(datagram);
+                        }
+                    }
                 }
                 Poll::Ready(Err(error)) => self.end_input(socket_error(&error)),
             }
             Poll::Ready(())
         })
+    }
+
+    /// Counts what was read of a stream against its rates. What goes over them is not read again for a while: its bytes wait in
+    /// the socket, and the peer's own writes wait when that is full.
+    fn hold_back(&mut self, rates: &Rates, bytes: usize) {
+        if *rates == Rates::default() {
+            return;
+        }
+        let now = Instant::now();
+        self.meter.charge(rates, now, bytes);
+        self.held_back = self.meter.over(rates, now).map(|(until, _)| until);
+        if self.held_back.is_some() {
+            self.shared.metrics.held_back.inc();
+        }
     }
 
     fn count_received(&mut self, bytes: usize) {
@@ -229,7 +254,7 @@ impl Connection {
     }
 
     fn set_alarm(&mut self) {
-        let Some(deadline) = self.state.poll_timeout() else {
+        let Some(deadline) = self.state.poll_timeout().into_iter().chain(self.held_back).min() else {
             return;
         };
         match &mut self.alarm {

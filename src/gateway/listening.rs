@@ -194,11 +194,12 @@ impl Listenings {
     /// Gives a listener that goes on accepting what it is to have for the peers that come from now on.
     fn revise(&self, running: &Listening, options: &config::Listener, chain: Chain) {
         let services = self.house.services(options);
-        let next = running.connections.borrow().revised(options.connection.clone(), services, chain);
-        running.connections.send_replace(next);
         if let Err(error) = running.handle.follow(&options.socket) {
             tracing::error!(listener = %running.name, %error, "the socket does not take its new options");
         }
+        // Last: with this the accept loop looks at all of it anew.
+        let next = running.connections.borrow().revised(options.connection.clone(), services, chain);
+        running.connections.send_replace(next);
     }
 
     fn retire(&mut self, running: Option<Listening>) {

@@ -4,13 +4,17 @@
 //! only itself, and gives its permit back.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
 use super::Socket;
+use super::access::{Access, Effect};
+use super::proxy::{self, Carried};
+use super::sources::{Entered, Limits, Refusal, Sources};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
+use crate::rate::Rate;
 use crate::telemetry::ListenerMetrics;
 
 /// What a peer has to pass before it has a connection. A reload replaces it as a whole, for the peers that come then.
@@ -18,6 +22,27 @@ use crate::telemetry::ListenerMetrics;
 pub struct Admission {
     /// How long everything before the connection may take: the handshake above all.
     pub handshake_timeout: Duration,
+    /// Which addresses may connect.
+    pub access: Access,
+    /// How fast peers are accepted; without it, as fast as they come.
+    pub connection_rate: Option<Rate>,
+    /// What each address is held to.
+    pub addresses: Limits,
+    /// Whether a connection begins with a PROXY header, and whose is believed.
+    pub proxy: Option<proxy::Options>,
+}
+
+impl Default for Admission {
+    /// Everybody, at once.
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            access: Access::default(),
+            connection_rate: None,
+            addresses: Limits::default(),
+            proxy: None,
+        }
+    }
 }
 
 /// A peer that was accepted and has passed nothing yet.
@@ -29,6 +54,7 @@ pub struct Arrived {
     pub(super) local: ListenAddr,
     pub(super) socket: Raw,
     pub(super) admission: Arc<Admission>,
+    pub(super) sources: Arc<Sources>,
     pub(super) metrics: ListenerMetrics,
     /// The right to be one of those that have not passed; given back once it has.
     pub(super) _turn: Option<Permit>,
@@ -47,11 +73,28 @@ pub struct Accepted {
     pub info: ConnInfo,
     /// Its socket.
     pub socket: Socket,
+    /// That it counts for its address; to be dropped when it has ended.
+    pub entered: Option<Entered>,
 }
 
 /// Why a peer gets no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TurnedAway {
+    /// Its address may not connect.
+    #[error("its address may not connect")]
+    Denied,
+    /// Its address has too many connections, or makes them too fast.
+    #[error(transparent)]
+    Address(Refusal),
+    /// PROXY headers are not taken from its address.
+    #[error("PROXY headers of its address are not trusted")]
+    Untrusted,
+    /// It has sent no PROXY header, or a wrong one.
+    #[error(transparent)]
+    Proxy(proxy::ReadError),
+    /// Its PROXY header has not come in time.
+    #[error("expected a PROXY header, found none within {} ms", .0.as_millis())]
+    ProxyTimeout(Duration),
     /// It has not passed in time.
     #[error("did not finish the handshake within {} ms", .0.as_millis())]
     Timeout(Duration),
@@ -61,17 +104,50 @@ impl TurnedAway {
     /// The reason's name in metrics.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Denied => "access",
+            Self::Address(Refusal::Connections { .. }) => "address_connections",
+            Self::Address(Refusal::Rate { .. }) => "address_rate",
+            Self::Untrusted => "proxy_untrusted",
+            Self::Proxy(_) => "proxy_malformed",
+            Self::ProxyTimeout(_) => "proxy_timed_out",
             Self::Timeout(_) => "handshake_timed_out",
         }
+    }
+}
+
+impl Admission {
+    /// Whether a peer with this address may connect now; it counts for its address as long as what is given back lives.
+    ///
+    /// # Errors
+    ///
+    /// [`TurnedAway::Denied`] or [`TurnedAway::Address`].
+    pub fn admit(&self, sources: &Arc<Sources>, now: Instant, peer: PeerAddr) -> Result<Option<Entered>, TurnedAway> {
+        match self.access.decide(peer.host()) {
+            Effect::Allow => sources.enter(&self.addresses, now, peer.host()).map_err(TurnedAway::Address),
+            Effect::Deny => Err(TurnedAway::Denied),
+        }
+    }
+}
+
+/// The addresses in the PROXY header of a connection from this peer; `None` when the socket's own stay.
+async fn carried(proxy: &proxy::Options, peer: PeerAddr, socket: &mut Raw) -> Result<Option<Carried>, TurnedAway> {
+    if !proxy.trusts(peer.host()) {
+        return Err(TurnedAway::Untrusted);
+    }
+    match socket {
+        Raw::Tcp(stream) => match tokio::time::timeout(proxy.timeout, proxy::read(stream)).await {
+            Ok(header) => header.map_err(TurnedAway::Proxy),
+            Err(_) => Err(TurnedAway::ProxyTimeout(proxy.timeout)),
+        },
     }
 }
 
 impl Arrived {
     /// Lets the peer pass, or tells the log and the metrics why not.
     pub async fn establish(self) -> Option<Accepted> {
-        let (listener, peer, metrics) = (Arc::clone(&self.listener), self.peer, self.metrics.clone());
+        let (listener, mut peer, metrics) = (Arc::clone(&self.listener), self.peer, self.metrics.clone());
         let timeout = self.admission.handshake_timeout;
-        let passed = tokio::time::timeout(timeout, self.pass()).await;
+        let passed = tokio::time::timeout(timeout, self.pass(&mut peer)).await;
         match passed.unwrap_or(Err(TurnedAway::Timeout(timeout))) {
             Ok(accepted) => Some(accepted),
             Err(why) => {
@@ -82,12 +158,20 @@ impl Arrived {
         }
     }
 
-    async fn pass(self) -> Result<Accepted, TurnedAway> {
-        let Self { kind, peer, local, socket, .. } = self;
+    /// Everything in its order. `peer` is left as the address of whom a PROXY header names, once there is one.
+    async fn pass(self, peer: &mut PeerAddr) -> Result<Accepted, TurnedAway> {
+        let Self { kind, mut local, mut socket, admission, sources, .. } = self;
+        if let Some(proxy) = &admission.proxy
+            && let Some(carried) = carried(proxy, *peer, &mut socket).await?
+        {
+            (*peer, local) = (PeerAddr(carried.peer), ListenAddr(carried.local));
+        }
+        let entered = admission.admit(&sources, Instant::now(), *peer)?;
+        let peer = *peer;
         let (socket, certificate) = match socket {
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
         };
-        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket })
+        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })
     }
 
     /// Lets go of a peer that cannot be held now, and counts it.

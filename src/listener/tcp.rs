@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
 use super::arrival::Raw;
+use super::sources::Sources;
 use super::{Admission, Arrived, Bind, Options};
 use crate::conn::room::{Permit, Room};
 use crate::conn::{ListenAddr, PeerAddr};
@@ -36,6 +37,7 @@ pub struct TcpListener {
 pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
+    sources: Arc<Sources>,
     /// The peers that may be about their handshake.
     handshakes: Room,
 }
@@ -86,6 +88,7 @@ impl TcpListener {
             settings: Arc::new(Settings {
                 socket,
                 admission: ArcSwap::from_pointee(options.admission.clone()),
+                sources: Sources::new(metrics.clone()),
                 handshakes: Room::new(options.handshakes_max),
             }),
             local,
@@ -104,6 +107,10 @@ impl TcpListener {
 
     pub(super) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings)
+    }
+
+    pub(super) fn admission(&self) -> Arc<Admission> {
+        self.settings.admission.load_full()
     }
 
     pub(super) async fn accept(&mut self) -> Arrived {
@@ -151,7 +158,8 @@ impl TcpListener {
             // The address that this peer used: the listener may be bound to a wildcard.
             local: stream.local_addr().map_or(self.local, ListenAddr),
             socket: Raw::Tcp(stream),
-            admission: self.settings.admission.load_full(),
+            admission: self.admission(),
+            sources: Arc::clone(&self.settings.sources),
             metrics: self.metrics.clone(),
             _turn: turn,
         }

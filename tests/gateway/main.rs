@@ -8,13 +8,16 @@
 
 mod harness;
 
+mod access;
 mod echo;
 mod fallback;
 mod grpc_handler;
 mod gt06;
 mod jt808;
+mod limits;
 mod nmea;
 mod observability;
+mod proxy;
 mod pubsub;
 mod reload;
 mod simulation;

@@ -2,33 +2,40 @@
 
 use std::sync::Arc;
 
+use super::admission;
 use super::binds::Binds;
 use super::handlers::{Handlers, check_name};
-use crate::config::Listener;
 use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
+use crate::config::{Listener, Outside};
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
-use crate::listener::{self, Admission};
+use crate::listener;
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
 /// not looked up.
 pub(super) fn read(
     root: &Table<'_>,
+    outside: Outside<'_>,
     binds: &mut Binds,
     handlers: Option<&Handlers<'_>>,
 ) -> Result<Vec<Listener>, Told> {
     let Some(item) = root.item(keys::SECTION.key) else {
         return Ok(Vec::new());
     };
-    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers)).collect();
+    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, outside, binds, handlers)).collect();
     listeners.into_iter().collect()
 }
 
-fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) -> Result<Listener, Told> {
+fn one(
+    named: &Named<'_>,
+    outside: Outside<'_>,
+    binds: &mut Binds,
+    handlers: Option<&Handlers<'_>>,
+) -> Result<Listener, Told> {
     let checked = check_name(named.key, &named.item);
     let table = named.item.section(&keys::ONE)?;
     let bind = table.get(&keys::BIND);
@@ -41,10 +48,11 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     });
     let idle = table.get(&keys::IDLE_TIMEOUT);
     let write = table.get(&keys::WRITE_TIMEOUT);
-    let handshake_timeout = table.get(&keys::HANDSHAKE_TIMEOUT);
     let handshakes_max = table.get(&keys::HANDSHAKES_MAX);
     let connections_max = table.get(&keys::CONNECTIONS_MAX);
     let backlog = table.get(&keys::BACKLOG);
+    let admission = admission::read(&table, outside, bind.ok());
+    let rates = admission::rates(&table, bind.ok());
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
@@ -59,7 +67,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             bind,
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
-            admission: Admission { handshake_timeout: handshake_timeout? },
+            admission: admission?,
         },
         connection: Options {
             listener: name,
@@ -68,6 +76,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             inbound_bytes_max: inbound_bytes_max?,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
+            rates: rates?,
         },
         mountpoint: mountpoint?,
         handlers: chain?,

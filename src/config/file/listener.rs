@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use crate::config::file::{Section, Shape};
-use crate::config::form::{BindForm, Count, Key, List, Otherwise, Required, Size, Span, Text};
+use crate::config::form::{
+    AccessForm, BindForm, Count, FilePath, Key, List, Optional, Otherwise, ProxyForm, RateForm, Required, Size, Span,
+    Text,
+};
+use crate::listener::proxy::Options as ProxyOptions;
 
 pub(in crate::config) static SECTION: Section =
     Section { key: "listeners", title: "[listeners.NAME]", about: "", shape: Shape::Named, entries: &[] };
@@ -24,6 +28,14 @@ pub(in crate::config) static ONE: Section = Section {
         &HANDSHAKES_MAX,
         &CONNECTIONS_MAX,
         &BACKLOG,
+        &ACCESS,
+        &DENY_FILE,
+        &CONNECTION_RATE,
+        &CONNECTION_RATE_PER_ADDRESS,
+        &CONNECTIONS_PER_ADDRESS_MAX,
+        &PROXY_PROTOCOL,
+        &BYTES_RATE,
+        &PACKETS_RATE,
         &INBOUND_MAX,
         &OUTBOUND_MAX,
         &MESSAGES_MAX,
@@ -96,6 +108,67 @@ pub(in crate::config) static BACKLOG: Key<Count, Otherwise<u32>> = Key {
     about: "peers that the kernel keeps until they are accepted; `net.core.somaxconn` bounds it too",
 };
 
+pub(in crate::config) static ACCESS: Key<List<AccessForm>, Optional> = Key {
+    name: "access",
+    form: List { of: AccessForm, one: "rule" },
+    presence: Optional("everybody may"),
+    about: "which addresses may connect, before any handshake; the first rule that fits decides, and whom none fits may",
+};
+
+pub(in crate::config) static DENY_FILE: Key<FilePath, Optional> = Key {
+    name: "deny_file",
+    form: FilePath,
+    presence: Optional("none"),
+    about: "a list of addresses and networks that may not connect, whatever `access` says; one a line, `#` begins a \
+            comment; read again at each reload",
+};
+
+pub(in crate::config) static CONNECTION_RATE: Key<RateForm, Optional> = Key {
+    name: "connection_rate",
+    form: RateForm::Count(RATE),
+    presence: Optional("no limit"),
+    about: "how fast peers are accepted; more wait in the backlog, and new peers of a datagram socket are shed",
+};
+
+pub(in crate::config) static CONNECTION_RATE_PER_ADDRESS: Key<RateForm, Optional> = Key {
+    name: "connection_rate_per_address",
+    form: RateForm::Count(RATE),
+    presence: Optional("no limit"),
+    about: "how fast one address may connect; more are refused. The whole number may come at once",
+};
+
+pub(in crate::config) static CONNECTIONS_PER_ADDRESS_MAX: Key<Count, Optional> = Key {
+    name: "connections_per_address_max",
+    form: Count(1..=100_000_000),
+    presence: Optional("no limit"),
+    about: "connections of one address at a time; more are refused. The first 64 bits of an IPv6 address count as one",
+};
+
+pub(in crate::config) static PROXY_PROTOCOL: Key<ProxyForm, Otherwise<Option<ProxyOptions>>> = Key {
+    name: "proxy_protocol",
+    form: ProxyForm,
+    presence: Otherwise(|| None),
+    about: "whether each connection begins with a PROXY header (version 1 or 2), in which a load balancer says whose it is; \
+            that address is the device's everywhere: in rules, limits, logs and `peername`",
+};
+
+pub(in crate::config) static BYTES_RATE: Key<RateForm, Optional> = Key {
+    name: "bytes_rate",
+    form: RateForm::Size(1..=1 << 40),
+    presence: Optional("no limit"),
+    about: "bytes from one device; over it its socket is not read for a while, and datagrams are shed",
+};
+
+pub(in crate::config) static PACKETS_RATE: Key<RateForm, Optional> = Key {
+    name: "packets_rate",
+    form: RateForm::Count(RATE),
+    presence: Optional("no limit"),
+    about: "datagrams from one device, or pieces that its stream is read in; over it as with `bytes_rate`",
+};
+
+/// Numbers of a rate: ten million are one every 100 ns.
+const RATE: std::ops::RangeInclusive<u64> = 1..=10_000_000;
+
 pub(in crate::config) static INBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
     name: "inbound_max",
     form: Size(1 << 10..=64 << 20),
@@ -123,3 +196,35 @@ pub(in crate::config) static MESSAGES_BYTES_MAX: Key<Size, Otherwise<usize>> = K
     presence: Otherwise(|| 1 << 20),
     about: "topic and payload bytes of those messages; a message that does not fit is shed and counted",
 };
+
+/// More about PROXY headers.
+pub(in crate::config) mod proxy {
+    use std::time::Duration;
+
+    use crate::config::file::{Section, Shape};
+    use crate::config::form::{Key, List, NetworkForm, Optional, Otherwise, Span};
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "",
+        title: "PROXY headers",
+        about: "Instead of `true`, the `proxy_protocol` of a listener on tcp or tls may be a table with these keys. A \
+                connection without a header, or with a wrong one, is ended and counted. A header that carries no TCP connection over \
+                IP (`UNKNOWN`, `LOCAL`, a Unix socket) leaves the balancer's own address.",
+        shape: Shape::Once,
+        entries: &[&TRUSTED, &TIMEOUT],
+    };
+
+    pub(in crate::config) static TRUSTED: Key<List<NetworkForm>, Optional> = Key {
+        name: "trusted",
+        form: List { of: NetworkForm, one: "address or network" },
+        presence: Optional("everybody"),
+        about: "who may connect at all, and so name any address as the device's: the balancers",
+    };
+
+    pub(in crate::config) static TIMEOUT: Key<Span, Otherwise<Duration>> = Key {
+        name: "timeout",
+        form: Span(Duration::from_millis(1)..=Duration::from_secs(60)),
+        presence: Otherwise(|| Duration::from_secs(3)),
+        about: "how long the header may take to come",
+    };
+}

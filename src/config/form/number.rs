@@ -154,7 +154,7 @@ impl Form for Percent {
 }
 
 /// A number of bytes in the largest binary unit that has no fraction.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", bytes / unit),
@@ -163,7 +163,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// A number that may have as many digits as the user likes.
-fn cut(number: String) -> String {
+pub(super) fn cut(number: String) -> String {
     match number.char_indices().nth(40) {
         None => number,
         Some((end, _)) => format!("{}…", &number[..end]),

@@ -1,8 +1,8 @@
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::within;
 
@@ -41,6 +41,13 @@ impl RawPeer {
     /// Over plain TCP.
     pub async fn connect(address: SocketAddr) -> Self {
         Self(Socket::Tcp(within("the connection", TcpStream::connect(address)).await.unwrap()))
+    }
+
+    /// Over plain TCP, from this address of the machine.
+    pub async fn connect_from(from: Ipv4Addr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Self(Socket::Tcp(within("the connection", socket.connect(address)).await.unwrap()))
     }
 
     pub fn local_addr(&self) -> SocketAddr {
