@@ -14,6 +14,7 @@ use crate::conn::room::{self, Room};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
+use crate::framing::Framing;
 use crate::handler::Attached;
 use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
@@ -53,6 +54,8 @@ pub struct Options {
     pub messages: MessageBounds,
     /// Bytes that may wait for the socket.
     pub outbound_bytes_max: usize,
+    /// How the stream is cut into frames; none: as it is read.
+    pub framing: Option<Arc<Framing>>,
 }
 
 /// Opens the connections of one listener; cheap to clone.

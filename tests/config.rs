@@ -15,6 +15,9 @@ use std::time::Duration;
 use polygate::config::{Advice, Config, Faults, Handler, Outside, Program, Warning};
 use polygate::connection::Idle;
 use polygate::dispatch::Share;
+use polygate::framing::{
+    Delimited, Deliver, Escapes, Fixed, Flagged, Framing, LengthPrefixed, Lines, Order, Silence, Width,
+};
 use polygate::rollout::Swap;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -106,6 +109,66 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(all.connection.messages.bytes_max, 4096);
     assert_eq!(all.connection.outbound_bytes_max, 3 << 19);
     assert_eq!(all.handlers, ["h".into()]);
+}
+
+/// Each kind of framing is read, and has defaults of its own.
+#[test]
+fn a_listener_has_its_framing() {
+    let framing = |written: &str| {
+        let (config, _) = good(&format!(
+            "[handlers.h]\nkind = \"grpc\"\nurl = \"http://handler.example:9001\"\n\
+             [listeners.l]\nbind = \"tcp://127.0.0.1:1001\"\nhandlers = [\"h\"]\n{written}\n"
+        ));
+        config.listeners[0].connection.framing.as_deref().cloned()
+    };
+    assert_eq!(framing(""), None);
+    let max = 64 << 10;
+    assert_eq!(
+        framing("framing = { kind = \"length\", width = 2 }"),
+        Some(Framing::Length(LengthPrefixed {
+            offset: 0,
+            width: Width::Two,
+            order: Order::Big,
+            adjust: 0,
+            max,
+            deliver: Deliver::Wire,
+        }))
+    );
+    assert_eq!(
+        framing(
+            r#"framing = { kind = "length", offset = 0x10, width = 8, order = "little", adjust = -24, max = "1MiB", deliver = "payload" }"#
+        ),
+        Some(Framing::Length(LengthPrefixed {
+            offset: 16,
+            width: Width::Eight,
+            order: Order::Little,
+            adjust: -24,
+            max: 1 << 20,
+            deliver: Deliver::Payload,
+        }))
+    );
+    for (written, delimiter) in [(r"'\x03\r\n'", &b"\x03\r\n"[..]), (r#""\r\n""#, b"\r\n"), (r"'\xff'", b"\xff")] {
+        assert_eq!(
+            framing(&format!("framing = {{ kind = \"delimiter\", delimiter = {written} }}")),
+            Some(Framing::Delimiter(Delimited { delimiter: delimiter.into(), max, deliver: Deliver::Payload }))
+        );
+    }
+    assert_eq!(
+        framing("[listeners.l.framing]\nkind = \"fixed\"\nsize = \"32B\""),
+        Some(Framing::Fixed(Fixed { size: 32 }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"line\", deliver = \"wire\", max = \"1B\" }"),
+        Some(Framing::Line(Lines { max: 1, deliver: Deliver::Wire }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"escape\", scheme = \"jt808\" }"),
+        Some(Framing::Escape(Flagged { escapes: Escapes::Jt808, max, deliver: Deliver::Payload }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"gap\", silence = \"20ms\" }"),
+        Some(Framing::Gap(Silence { silence: Duration::from_millis(20), max: 256 }))
+    );
 }
 
 #[test]
@@ -417,6 +480,7 @@ fn line() -> impl Strategy<Value = String> {
         "handlers.a.tls",
         "handlers.b",
         "listeners.a",
+        "listeners.a.framing",
         "listeners.b",
         "handlers",
         "listeners",
@@ -444,6 +508,11 @@ fn line() -> impl Strategy<Value = String> {
         "topics",
         "password_hash",
         "username",
+        "framing",
+        "width",
+        "max",
+        "delimiter",
+        "silence",
     ]);
     let value = prop_oneof![
         "\"[a-z0-9:/.$ {}#+]{0,20}\"",
@@ -455,6 +524,9 @@ fn line() -> impl Strategy<Value = String> {
             "[\"a\"]",
             "[\"a\", \"b\"]",
             "{ env = \"X\" }",
+            "{ kind = \"length\", width = 2, offset = 9 }",
+            "\"delimiter\"",
+            "'\\xff'",
             "{ file = \"/\" }",
             "1",
             "-1",

@@ -16,6 +16,7 @@ use super::{Config, Outside, Written};
 
 mod access;
 mod binds;
+mod framing;
 mod grpc;
 mod guest;
 mod handlers;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::binds::Binds;
+use super::framing;
 use super::handlers::{Handlers, check_name};
 use crate::config::Listener;
 use crate::config::fault::Fault;
@@ -49,6 +50,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
+    let framing = framing::read(&table, bind);
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
@@ -68,6 +70,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             inbound_bytes_max: inbound_bytes_max?,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
+            framing: framing?.map(Arc::new),
         },
         mountpoint: mountpoint?,
         handlers: chain?,

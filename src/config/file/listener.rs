@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::file::{Section, Shape};
+use crate::config::file::{Section, Shape, framing};
 use crate::config::form::{BindForm, Count, Key, List, Otherwise, Required, Size, Span, Text};
 
 pub(in crate::config) static SECTION: Section =
@@ -28,6 +28,7 @@ pub(in crate::config) static ONE: Section = Section {
         &OUTBOUND_MAX,
         &MESSAGES_MAX,
         &MESSAGES_BYTES_MAX,
+        &framing::SECTION,
     ],
 };
 
