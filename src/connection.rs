@@ -14,7 +14,7 @@ use crate::conn::room::{self, Room};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
-use crate::framing::Framing;
+use crate::framing::{Framer, Framing};
 use crate::handler::Attached;
 use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
@@ -22,6 +22,7 @@ use crate::telemetry::ListenerMetrics;
 
 mod delivery;
 mod ending;
+mod framed;
 mod moving;
 mod shadow;
 mod state;
@@ -54,7 +55,7 @@ pub struct Options {
     pub messages: MessageBounds,
     /// Bytes that may wait for the socket.
     pub outbound_bytes_max: usize,
-    /// How the stream is cut into frames; none: as it is read.
+    /// How a stream is cut into frames; none: as it is read. A datagram is a frame already.
     pub framing: Option<Arc<Framing>>,
 }
 
@@ -149,6 +150,8 @@ impl Connections {
             mailbox.clone(),
             outbound(shared.options.outbound_bytes_max),
         );
+        let framing = shared.options.framing.as_ref().filter(|_| !info.kind.has_datagrams());
+        let framer = framing.map(|framing| Box::new(Framer::new(Arc::clone(framing))));
         let position = shared.chain.choose();
         let versions = &shared.chain.link(position).versions;
         let membership = versions.enter(id);
@@ -164,6 +167,7 @@ impl Connections {
             review: None,
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
+            framer,
             held: Arc::clone(mailbox.held()),
             entered: shared.common.table.enter(mailbox),
             mails,
@@ -202,6 +206,8 @@ pub struct Connection {
     review: Option<OwnedSemaphorePermit>,
     state: State,
     waiting: Waiting,
+    /// Cuts what waits into frames.
+    framer: Option<Box<Framer>>,
     held: Arc<Held>,
     mails: Mails,
     input: Input,
@@ -294,7 +300,7 @@ impl Connection {
                 }
                 continue;
             }
-            if self.waiting.is_empty() {
+            if self.nothing_waits() {
                 match (self.state.phase(), &self.input) {
                     (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
                     (Phase::Open, Input::Open | Input::Reset(_)) => {}
@@ -307,7 +313,7 @@ impl Connection {
 
     /// The next event that waits, with its counters.
     fn pop(&mut self) -> Option<Event> {
-        let mut event = self.waiting.pop()?;
+        let mut event = self.next_waiting()?;
         let metrics = &self.shared.metrics;
         match &mut event {
             Event::ReceivedMessages(messages) => {
@@ -352,11 +358,13 @@ impl Connection {
             }
             Happening::Alarm => {
                 self.alarm = None;
-                if !self.waiting.has_room_for_bytes() {
+                let now = Instant::now();
+                self.handle_silence(now);
+                if !self.has_room_for_bytes() {
                     // The socket is not read while its handler is behind: the silence is ours, not the peer's.
-                    self.state.handle_received(Instant::now());
+                    self.state.handle_received(now);
                 }
-                match self.state.handle_timeout(Instant::now()) {
+                match self.state.handle_timeout(now) {
                     Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
                     Some(Due::Write) => {
                         self.output = Output::Broken;

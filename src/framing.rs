@@ -132,11 +132,6 @@ impl Framing {
         }
     }
 
-    /// Whether only time tells where a frame ends, so that bytes must be pushed when they are read.
-    pub fn cuts_by_time(&self) -> bool {
-        matches!(self, Self::Gap(_))
-    }
-
     /// Where the frame that `bytes` begin with lies; none when it is unfinished. Of `bytes`, the first `seen` were
     /// unfinished before, and there are at most [`Framing::wire_max`] of them.
     fn cut(&self, bytes: &[u8], seen: usize) -> Result<Option<Cut>, Broken> {
@@ -186,6 +181,11 @@ impl Framer {
             }
         };
         Self { framing, arrived: Bytes::new(), held: Vec::new(), place, silent_at: None, skipped: 0 }
+    }
+
+    /// Whether only time tells where a frame ends, so that bytes must be pushed when they are read.
+    pub fn cuts_by_time(&self) -> bool {
+        matches!(*self.framing, Framing::Gap(_))
     }
 
     /// The next bytes of the stream, which came now.
@@ -251,7 +251,7 @@ impl Framer {
 
     /// The stream has ended, or is silent: the last frame, if no more was needed to finish it.
     pub fn end(&mut self) -> Option<Bytes> {
-        if !self.framing.cuts_by_time() {
+        if !self.cuts_by_time() {
             return None;
         }
         self.silent_at = None;

@@ -129,13 +129,11 @@ impl Connection {
     /// not worth their cost.
     pub(super) fn show_fill(&mut self) {
         let outbound = self.adapter.outbound().bytes();
-        self.shown.show(self.waiting.bytes(), outbound, self.waiting.messages());
+        self.shown.show(self.inbound_bytes(), outbound, self.waiting.messages());
     }
 
-    fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open
-            && !matches!(self.input, Input::Ended(_))
-            && self.waiting.has_room_for_bytes()
+    pub(super) fn may_read(&self) -> bool {
+        *self.state.phase() == Phase::Open && !matches!(self.input, Input::Ended(_)) && self.has_room_for_bytes()
     }
 
     /// One read, through a buffer that all connections of this thread share.
@@ -149,7 +147,7 @@ impl Connection {
                 Poll::Ready(Ok(Received::End)) => self.end_input(CloseReason::PeerClosed),
                 Poll::Ready(Ok(Received::Bytes(bytes))) => {
                     self.count_received(bytes.len());
-                    self.waiting.push_bytes(bytes);
+                    self.push_received(bytes);
                 }
                 Poll::Ready(Ok(Received::Datagram(datagram))) => {
                     self.count_received(datagram.len());
@@ -173,6 +171,7 @@ impl Connection {
             Input::Open => Input::Ended(reason),
             Input::Reset(reason) | Input::Ended(reason) => Input::Ended(reason),
         };
+        self.end_frames();
     }
 
     /// Writes what the socket takes now.
@@ -229,7 +228,7 @@ impl Connection {
     }
 
     fn set_alarm(&mut self) {
-        let Some(deadline) = self.state.poll_timeout() else {
+        let Some(deadline) = [self.state.poll_timeout(), self.silence_deadline()].into_iter().flatten().min() else {
             return;
         };
         match &mut self.alarm {

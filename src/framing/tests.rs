@@ -1,9 +1,11 @@
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::conversation::{Action, Conversation};
 
 const MAX: usize = 24;
 
@@ -403,4 +405,53 @@ fn silent(silence_ms: u64) -> Framer {
 
 fn at(start: Instant, ms: u64) -> Instant {
     start + Duration::from_millis(ms)
+}
+
+/// The recorded devices of examples/: their frames, one behind the other, are found again, cut at every byte or not at all.
+#[test]
+fn recorded_frames() {
+    let jt808 = Framing::Escape(Flagged { escapes: Escapes::Jt808, max: 4096, deliver: Deliver::Wire });
+    let prefixed = |offset, width, adjust| {
+        Framing::Length(LengthPrefixed { adjust, max: 4096, ..length(offset, width, Order::Big, 0) })
+    };
+    let lines = Framing::Line(Lines { max: 4096, deliver: Deliver::Wire });
+    let is_flagged = |frame: &[u8]| {
+        frame.len() > 2
+            && frame.iter().enumerate().all(|(at, byte)| (*byte == 0x7e) == (at == 0 || at + 1 == frame.len()))
+    };
+    let is_gt06 = |frame: &[u8]| frame.starts_with(b"\x78\x78") && frame.len() == usize::from(frame[2]) + 5;
+    let is_teltonika = |frame: &[u8]| {
+        frame.starts_with(&[0; 4]) && u32::from_be_bytes(frame[4..8].try_into().unwrap()) as usize + 12 == frame.len()
+    };
+    let is_line = |frame: &[u8]| frame.iter().position(|byte| *byte == b'\n') == Some(frame.len() - 1);
+    for (folder, framing, is_whole, at_least) in [
+        ("jt808", jt808, &is_flagged as &dyn Fn(&[u8]) -> bool, 70),
+        ("gt06", prefixed(2, Width::One, 2), &is_gt06, 40),
+        ("teltonika", prefixed(4, Width::Four, 4), &is_teltonika, 20),
+        ("nmea", lines, &is_line, 20),
+    ] {
+        let recorded = recorded(folder, is_whole);
+        assert!(recorded.len() >= at_least, "{} frames of {folder}", recorded.len());
+        let stream = recorded.concat();
+        assert_eq!(frames(&framing, &[&stream]), recorded, "{folder}");
+        assert_eq!(frames(&framing, &stream.chunks(1).collect::<Vec<_>>()), recorded, "{folder}");
+    }
+}
+
+/// What the devices of a folder send, as far as it is whole.
+fn recorded(folder: &str, is_whole: &dyn Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/conversations").join(folder);
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut frames = Vec::new();
+    for file in files {
+        for (_, step) in Conversation::read(&file).unwrap().steps() {
+            if let Action::FromPeer(bytes) = &step.action
+                && is_whole(bytes)
+            {
+                frames.push(bytes.to_vec());
+            }
+        }
+    }
+    frames
 }

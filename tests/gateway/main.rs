@@ -10,6 +10,7 @@ mod harness;
 
 mod echo;
 mod fallback;
+mod framing;
 mod grpc_handler;
 mod gt06;
 mod jt808;
