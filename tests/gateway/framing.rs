@@ -183,6 +183,24 @@ async fn silence_ends_a_frame() {
     assert_eq!(gateway.metric(UNFRAMED), 14.0);
 }
 
+/// A changed framing is that of the devices which connect from then on; the others keep theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_framing_is_for_new_connections() {
+    let mut handler = silent_handler().await;
+    let gateway = framed(&handler, r#"{ kind = "line" }"#).start().await;
+    let mut before = gateway.connect().await;
+    handler.next_created().await;
+    gateway.reload(r#"kind = "line""#, r#"kind = "fixed", size = "3B""#).await.unwrap();
+    let mut after = gateway.connect().await;
+    handler.next_created().await;
+    after.send("onetwo").await;
+    for frame in ["one", "two"] {
+        assert_eq!(next_bytes(&mut handler).await, frame.as_bytes());
+    }
+    before.send("onetwo\n").await;
+    assert_eq!(next_bytes(&mut handler).await, b"onetwo");
+}
+
 /// A frame may be longer than what may wait for the handler: nothing but reading on could finish it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_may_be_longer_than_the_queue() {
