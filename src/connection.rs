@@ -14,6 +14,7 @@ use crate::conn::room::{self, Room};
 use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link, Membership};
+use crate::framing::{Framer, Framing};
 use crate::handler::Attached;
 use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
@@ -21,6 +22,7 @@ use crate::telemetry::ListenerMetrics;
 
 mod delivery;
 mod ending;
+mod framed;
 mod meter;
 mod moving;
 mod shadow;
@@ -58,6 +60,8 @@ pub struct Options {
     pub outbound_bytes_max: usize,
     /// How fast the device may send.
     pub rates: Rates,
+    /// How a stream is cut into frames; none: as it is read. A datagram is a frame already.
+    pub framing: Option<Arc<Framing>>,
 }
 
 /// Opens the connections of one listener; cheap to clone.
@@ -151,6 +155,8 @@ impl Connections {
             mailbox.clone(),
             outbound(shared.options.outbound_bytes_max),
         );
+        let framing = shared.options.framing.as_ref().filter(|_| !info.kind.has_datagrams());
+        let framer = framing.map(|framing| Box::new(Framer::new(Arc::clone(framing))));
         let position = shared.chain.choose();
         let versions = &shared.chain.link(position).versions;
         let membership = versions.enter(id);
@@ -166,6 +172,7 @@ impl Connections {
             review: None,
             state: State::new(now, shared.options.timeouts),
             waiting: Waiting::new(shared.options.inbound_bytes_max),
+            framer,
             held: Arc::clone(mailbox.held()),
             entered: shared.common.table.enter(mailbox),
             mails,
@@ -206,6 +213,8 @@ pub struct Connection {
     review: Option<OwnedSemaphorePermit>,
     state: State,
     waiting: Waiting,
+    /// Cuts what waits into frames.
+    framer: Option<Box<Framer>>,
     held: Arc<Held>,
     mails: Mails,
     input: Input,
@@ -301,7 +310,7 @@ impl Connection {
                 }
                 continue;
             }
-            if self.waiting.is_empty() {
+            if self.nothing_waits() {
                 match (self.state.phase(), &self.input) {
                     (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
                     (Phase::Open, Input::Open | Input::Reset(_)) => {}
@@ -314,7 +323,7 @@ impl Connection {
 
     /// The next event that waits, with its counters.
     fn pop(&mut self) -> Option<Event> {
-        let mut event = self.waiting.pop()?;
+        let mut event = self.next_waiting()?;
         let metrics = &self.shared.metrics;
         match &mut event {
             Event::ReceivedMessages(messages) => {
@@ -360,7 +369,8 @@ impl Connection {
             Happening::Alarm => {
                 self.alarm = None;
                 let now = Instant::now();
-                if !self.waiting.has_room_for_bytes() || self.held_back.is_some() {
+                self.handle_silence(now);
+                if !self.has_room_for_bytes() || self.held_back.is_some() {
                     // The socket is not read while its handler is behind or its rate is used up: the silence is ours, not the peer's.
                     self.state.handle_received(now);
                 }

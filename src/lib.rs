@@ -21,6 +21,7 @@
 //! | 4 | [`tap`] | watching one connection, as a conversation |
 //! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
 //! | 2 | [`listener`] | bind, bound address, next accepted peer |
+//! | 2 | [`framing`] | cuts a stream into frames before its handler; pure |
 //! | 2 | [`pubsub`] | publish and subscribe; the embedded broker; topics, filters, mountpoints |
 //! | 2 | [`auth`] | who may authenticate, and what they may publish and subscribe |
 //! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
@@ -51,6 +52,7 @@ pub mod adapter;
 
 pub mod auth;
 pub mod exproto;
+pub mod framing;
 pub mod listener;
 pub mod pubsub;
 pub mod wit;

@@ -281,6 +281,7 @@ fn closer(reason: &CloseReason) -> Closer {
         CloseReason::KeepaliveExpired => Closer::Keepalive,
         CloseReason::IdleTimedOut => Closer::Idle,
         CloseReason::WriteTimedOut
+        | CloseReason::FramingBroken(_)
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Draining
         | CloseReason::Replaced

@@ -101,6 +101,7 @@ pub struct Telemetry {
     sent_bytes: Family<ListenerLabel, Counter>,
     published: Family<ListenerLabel, Counter>,
     delivered: Family<ListenerLabel, Counter>,
+    unframed_bytes: Family<ListenerLabel, Counter>,
     inbound_queue_bytes: Family<ListenerLabel, Gauge>,
     outbound_queue_bytes: Family<ListenerLabel, Gauge>,
     queued_messages: Family<ListenerLabel, Gauge>,
@@ -160,6 +161,8 @@ impl Telemetry {
         registry.register("published_messages", "Messages that devices published", published.clone());
         let delivered = Family::default();
         registry.register("delivered_messages", "Messages handed to handlers", delivered.clone());
+        let unframed_bytes = Family::default();
+        registry.register_with_unit("unframed", "Bytes from devices in no frame", Unit::Bytes, unframed_bytes.clone());
         let inbound_queue_bytes = Family::default();
         registry.register_with_unit(
             "inbound_queue",
@@ -250,6 +253,7 @@ impl Telemetry {
             sent_bytes,
             published,
             delivered,
+            unframed_bytes,
             inbound_queue_bytes,
             outbound_queue_bytes,
             queued_messages,
@@ -322,6 +326,7 @@ impl Telemetry {
             sent_bytes: self.sent_bytes.get_or_create_owned(&label),
             published: self.published.get_or_create_owned(&label),
             delivered: self.delivered.get_or_create_owned(&label),
+            unframed_bytes: self.unframed_bytes.get_or_create_owned(&label),
             inbound_queue_bytes: self.inbound_queue_bytes.get_or_create_owned(&label),
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
@@ -430,6 +435,8 @@ pub struct ListenerMetrics {
     pub published: Counter,
     /// Messages handed to handlers.
     pub delivered: Counter,
+    /// Bytes from devices that are in no frame of the listener's framing.
+    pub unframed_bytes: Counter,
     /// Bytes read from devices that wait for a handler.
     pub inbound_queue_bytes: Gauge,
     /// Bytes for devices that wait for the socket.

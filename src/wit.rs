@@ -146,7 +146,9 @@ impl From<&CloseReason> for types::CloseReason {
             CloseReason::Kicked => Self::Kicked,
             CloseReason::Expired => Self::Expired,
             CloseReason::Draining => Self::Host,
-            CloseReason::WriteTimedOut | CloseReason::HandlerFailed { .. } => Self::Error(reason.to_string()),
+            CloseReason::WriteTimedOut | CloseReason::FramingBroken(_) | CloseReason::HandlerFailed { .. } => {
+                Self::Error(reason.to_string())
+            }
         }
     }
 }

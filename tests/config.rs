@@ -16,6 +16,9 @@ use polygate::config::{Advice, Config, Faults, Handler, Outside, Program, Warnin
 use polygate::connection::Idle;
 use polygate::connection::Rates;
 use polygate::dispatch::Share;
+use polygate::framing::{
+    Delimited, Deliver, Escapes, Fixed, Flagged, Framing, LengthPrefixed, Lines, Order, Silence, Width,
+};
 use polygate::listener::access::{Access, Effect};
 use polygate::listener::sources::Limits;
 use polygate::rate::Rate;
@@ -143,6 +146,66 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(burst(all.connection.rates.packets), Some((20, 1)));
     assert_eq!(burst(datagrams.socket.admission.connection_rate), Some((100, 100)));
     assert_eq!(burst(datagrams.connection.rates.bytes), Some((65_536, 65_536)));
+}
+
+/// Each kind of framing is read, and has defaults of its own.
+#[test]
+fn a_listener_has_its_framing() {
+    let framing = |written: &str| {
+        let (config, _) = good(&format!(
+            "[handlers.h]\nkind = \"grpc\"\nurl = \"http://handler.example:9001\"\n\
+             [listeners.l]\nbind = \"tcp://127.0.0.1:1001\"\nhandlers = [\"h\"]\n{written}\n"
+        ));
+        config.listeners[0].connection.framing.as_deref().cloned()
+    };
+    assert_eq!(framing(""), None);
+    let max = 64 << 10;
+    assert_eq!(
+        framing("framing = { kind = \"length\", width = 2 }"),
+        Some(Framing::Length(LengthPrefixed {
+            offset: 0,
+            width: Width::Two,
+            order: Order::Big,
+            adjust: 0,
+            max,
+            deliver: Deliver::Wire,
+        }))
+    );
+    assert_eq!(
+        framing(
+            r#"framing = { kind = "length", offset = 0x10, width = 8, order = "little", adjust = -24, max = "1MiB", deliver = "payload" }"#
+        ),
+        Some(Framing::Length(LengthPrefixed {
+            offset: 16,
+            width: Width::Eight,
+            order: Order::Little,
+            adjust: -24,
+            max: 1 << 20,
+            deliver: Deliver::Payload,
+        }))
+    );
+    for (written, delimiter) in [(r"'\x03\r\n'", &b"\x03\r\n"[..]), (r#""\r\n""#, b"\r\n"), (r"'\xff'", b"\xff")] {
+        assert_eq!(
+            framing(&format!("framing = {{ kind = \"delimiter\", delimiter = {written} }}")),
+            Some(Framing::Delimiter(Delimited { delimiter: delimiter.into(), max, deliver: Deliver::Payload }))
+        );
+    }
+    assert_eq!(
+        framing("[listeners.l.framing]\nkind = \"fixed\"\nsize = \"32B\""),
+        Some(Framing::Fixed(Fixed { size: 32 }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"line\", deliver = \"wire\", max = \"1B\" }"),
+        Some(Framing::Line(Lines { max: 1, deliver: Deliver::Wire }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"escape\", scheme = \"jt808\" }"),
+        Some(Framing::Escape(Flagged { escapes: Escapes::Jt808, max, deliver: Deliver::Payload }))
+    );
+    assert_eq!(
+        framing("framing = { kind = \"gap\", silence = \"20ms\" }"),
+        Some(Framing::Gap(Silence { silence: Duration::from_millis(20), max: 256 }))
+    );
 }
 
 #[test]
@@ -469,6 +532,7 @@ fn line() -> impl Strategy<Value = String> {
         "handlers.a.tls",
         "handlers.b",
         "listeners.a",
+        "listeners.a.framing",
         "listeners.b",
         "handlers",
         "listeners",
@@ -501,6 +565,11 @@ fn line() -> impl Strategy<Value = String> {
         "topics",
         "password_hash",
         "username",
+        "framing",
+        "width",
+        "max",
+        "delimiter",
+        "silence",
     ]);
     let value = prop_oneof![
         "\"[a-z0-9:/.$ {}#+]{0,20}\"",
@@ -512,6 +581,9 @@ fn line() -> impl Strategy<Value = String> {
             "[\"a\"]",
             "[\"a\", \"b\"]",
             "{ env = \"X\" }",
+            "{ kind = \"length\", width = 2, offset = 9 }",
+            "\"delimiter\"",
+            "'\\xff'",
             "{ file = \"/\" }",
             "{ trusted = [\"::/0\"] }",
             "\"18446744073709551616/s\"",

@@ -58,7 +58,9 @@ fn summary(file: &str, config: &Config, warnings: &[Warning]) -> String {
     for listener in &config.listeners {
         let chain: Vec<&str> = listener.handlers.iter().map(AsRef::as_ref).collect();
         let name = format!("listener {}", listener.socket.name);
-        lines.push([name, format!("{} -> {}", listener.socket.bind, chain.join(", "))]);
+        let framing = listener.connection.framing.as_ref();
+        let framing = framing.map_or_else(String::new, |framing| format!(" [framing: {}]", framing.kind()));
+        lines.push([name, format!("{}{framing} -> {}", listener.socket.bind, chain.join(", "))]);
     }
     let width = lines.iter().map(|[name, _]| name.len()).max().unwrap_or(0);
     let mut text = format!("{file} is valid\n");
@@ -107,6 +109,7 @@ mod tests {
             [listeners.meters]
             bind = "tcp://0.0.0.0:7994"
             handlers = ["two"]
+            framing = { kind = "gap", silence = "50ms" }
             "#,
         );
         assert!(fine && stderr.is_empty());
@@ -117,7 +120,7 @@ mod tests {
   admin              127.0.0.1:9180
   broker             embedded, MQTT clients on 127.0.0.1:1883
   listener trackers  tcp://0.0.0.0:7993 -> one, two
-  listener meters    tcp://0.0.0.0:7994 -> two
+  listener meters    tcp://0.0.0.0:7994 [framing: gap] -> two
 warning: line 14, handlers.three: no listener uses this handler
 "#;
         assert_eq!(stdout, expected);

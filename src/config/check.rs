@@ -17,6 +17,7 @@ use super::{Config, Outside, Written};
 mod access;
 mod admission;
 mod binds;
+mod framing;
 mod grpc;
 mod guest;
 mod handlers;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use super::nearest::nearest;
 use super::place::{Columns, Place, Shown, ThereAre};
 use crate::auth::{HashFault, OptionsError, RuleFault};
 use crate::conn::SocketKind;
@@ -104,7 +105,7 @@ pub enum Fault {
         range: String,
     },
     /// A text that is none of the allowed words.
-    #[error("{} is not known here; {}", Shown(found), ThereAre(known))]
+    #[error("{} is not known here; {}", Shown(found), Hint { nearest: nearest(found, known.iter().copied()), known })]
     NotOneOf {
         /// The text.
         found: String,
@@ -238,6 +239,12 @@ pub enum Fault {
         /// Where the admin port would be bound.
         bind: std::net::SocketAddr,
     },
+    /// Framing where there is no stream.
+    #[error("is for streams; over {transport} each datagram is a frame already")]
+    FramedDatagrams {
+        /// The transport.
+        transport: SocketKind,
+    },
     /// Not a mountpoint.
     #[error(transparent)]
     Mountpoint(MountpointError),
@@ -252,7 +259,7 @@ pub enum Fault {
     Access(OptionsError),
 }
 
-/// What a wrong key should perhaps have been.
+/// What a wrong key or word should perhaps have been.
 struct Hint<'a> {
     nearest: Option<&'static str>,
     known: &'a [&'static str],

@@ -11,6 +11,7 @@ pub(super) mod adapter;
 pub(super) mod admin;
 pub(super) mod auth;
 pub(super) mod broker;
+pub(super) mod framing;
 pub(super) mod gateway;
 pub(super) mod handler;
 pub(super) mod listener;
@@ -99,7 +100,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 16] = [
+static SECTIONS: [&Section; 23] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -113,6 +114,13 @@ static SECTIONS: [&Section; 16] = [
     &handler::grpc::tls::SECTION,
     &listener::ONE,
     &listener::proxy::SECTION,
+    &framing::SECTION,
+    &framing::length::SECTION,
+    &framing::delimiter::SECTION,
+    &framing::fixed::SECTION,
+    &framing::line::SECTION,
+    &framing::escape::SECTION,
+    &framing::gap::SECTION,
     &secret::SECTION,
     &isolation::SECTION,
     &swap::SECTION,

@@ -7,6 +7,7 @@ use super::findings::Told;
 use super::read::Item;
 
 mod address;
+mod framing;
 mod isolation;
 mod list;
 mod network;
@@ -17,10 +18,11 @@ mod swap;
 mod text;
 
 pub(super) use address::{Address, BindForm};
+pub(super) use framing::{DelimiterForm, WidthForm};
 pub(super) use isolation::IsolationForm;
 pub(super) use list::{List, Paths, Placed, Texts};
 pub(super) use network::{AccessForm, NetworkForm, ProxyForm};
-pub(super) use number::{Count, Percent, Size, Span};
+pub(super) use number::{Count, Integer, Percent, Size, Span};
 pub(super) use rate::RateForm;
 pub(super) use secret::{Secret, SecretSource};
 pub(super) use swap::SwapForm;
@@ -129,6 +131,14 @@ impl<F: Form> Presence<F> for Optional {
 
     fn describe(&self, _: &F) -> String {
         self.0.to_owned()
+    }
+}
+
+/// A number that may have as many digits as the user likes, as errors show it.
+fn cut(number: String) -> String {
+    match number.char_indices().nth(40) {
+        None => number,
+        Some((end, _)) => format!("{}…", &number[..end]),
     }
 }
 

@@ -106,7 +106,7 @@ impl<'t> Table<'t> {
         Self { findings, path: String::new(), line: None, table }
     }
 
-    /// Records each key that is in none of `sections`; one that is in `elsewhere` with a better word.
+    /// Records each key that is in none of `sections`; one that is in one of `elsewhere` with a better word.
     pub(super) fn admit(&self, sections: &[&'static Section], elsewhere: &[&'static Section]) -> Option<Told> {
         let mut told = None;
         let mut known: Vec<&'static str> = Vec::new();
@@ -120,10 +120,10 @@ impl<'t> Table<'t> {
             if known.contains(&item.key) {
                 continue;
             }
-            let other = elsewhere.iter().find(|section| section.names().any(|name| name == item.key));
-            let fault = match (other, sections.first()) {
-                (Some(other), _) => Fault::OtherKind { section: other.title },
-                (None, first) => Fault::UnknownKey {
+            let mut others = elsewhere.iter().filter(|section| section.names().any(|name| name == item.key));
+            let fault = match (others.next(), others.next(), sections.first()) {
+                (Some(only), None, _) => Fault::OtherKind { section: only.title },
+                (None | Some(_), _, first) => Fault::UnknownKey {
                     section: first.map_or("", |section| section.title),
                     nearest: nearest(item.key, known.iter().copied()),
                     known: known.clone(),

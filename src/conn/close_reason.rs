@@ -15,6 +15,8 @@ pub enum CloseReason {
     WriteTimedOut,
     /// The peer sent no byte within the idle timeout.
     IdleTimedOut,
+    /// What the peer sent is no frame, as the listener's framing has them; the text says what was expected and found.
+    FramingBroken(String),
     /// The keepalive interval ran out.
     KeepaliveExpired,
     /// The handler called Close.
@@ -44,6 +46,7 @@ impl CloseReason {
             Self::SocketError(_) => "socket_error",
             Self::WriteTimedOut => "write_timed_out",
             Self::IdleTimedOut => "idle_timed_out",
+            Self::FramingBroken(_) => "framing_broken",
             Self::KeepaliveExpired => "keepalive_expired",
             Self::HandlerAsked => "handler_asked",
             Self::HandlerFailed { .. } => "handler_failed",
@@ -64,6 +67,7 @@ impl CloseReason {
             Self::SocketError(errno) => format!("{{shutdown,{errno}}}").into(),
             Self::WriteTimedOut => "{shutdown,send_timeout}".into(),
             Self::IdleTimedOut => "{shutdown,idle_timeout}".into(),
+            Self::FramingBroken(error) => format!("{{shutdown,{{frame_error,{error:?}}}}}").into(),
             Self::KeepaliveExpired => "{shutdown,keepalive_timeout}".into(),
             Self::HandlerAsked | Self::Draining => "{shutdown,normal}".into(),
             Self::HandlerFailed { event, error } => format!("{{shutdown,{{error,{{{event},{error:?}}}}}}}").into(),
@@ -78,6 +82,7 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SocketError(errno) => write!(f, "socket_error ({errno})"),
+            Self::FramingBroken(error) => write!(f, "framing_broken ({error})"),
             Self::HandlerFailed { event, error } => write!(f, "handler_failed ({event}: {error})"),
             Self::PeerClosed
             | Self::WriteTimedOut

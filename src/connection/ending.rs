@@ -67,6 +67,7 @@ impl Connection {
         let client_id = self.adapter.client_id().map(str::to_owned);
         self.adapter.end();
         self.waiting = Waiting::new(0);
+        self.drop_unfinished();
         self.show_fill();
         tracing::info!(
             conn = %self.conn(),
@@ -127,6 +128,7 @@ pub(super) fn hears_the_rest(reason: &CloseReason) -> bool {
         | CloseReason::SocketError(_)
         | CloseReason::WriteTimedOut
         | CloseReason::KeepaliveExpired
+        | CloseReason::FramingBroken(_)
         | CloseReason::Draining => true,
         CloseReason::IdleTimedOut
         | CloseReason::HandlerAsked

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::conn::{Event, Message, Timer};
 
-/// Datagrams that may wait, however small they are; an empty one takes room too.
+/// Datagrams and frames that may wait, however small they are; an empty one takes room too.
 const WHOLES_MAX: usize = 256;
 
 /// Neighbours of one kind are merged, so what waited for a busy handler reaches it as one event.
@@ -18,7 +18,7 @@ enum Waits {
     Read(Bytes),
     /// Several.
     Reads(BytesMut),
-    /// A datagram, which is never merged with another.
+    /// A datagram, or a frame that silence has ended, which is never merged with another.
     Whole(Bytes),
     Messages(Vec<Message>),
     Timer(Timer),
@@ -60,7 +60,12 @@ impl Waiting {
 
     /// Whether the socket may be read.
     pub fn has_room_for_bytes(&self) -> bool {
-        self.bytes < self.bytes_max && self.wholes < WHOLES_MAX
+        self.has_room_beside(0)
+    }
+
+    /// The same, when so many bytes are held elsewhere.
+    pub fn has_room_beside(&self, held: usize) -> bool {
+        self.bytes.saturating_add(held) < self.bytes_max && self.wholes < WHOLES_MAX
     }
 
     /// The next bytes of the stream. The caller asked [`Waiting::has_room_for_bytes`] before it read them.
@@ -80,7 +85,7 @@ impl Waiting {
         }
     }
 
-    /// The next datagram: an event of its own. The caller asked [`Waiting::has_room_for_bytes`] before.
+    /// The next datagram or frame: an event of its own. The caller asked [`Waiting::has_room_for_bytes`] before.
     pub fn push_whole(&mut self, datagram: Bytes) {
         self.bytes += datagram.len();
         self.wholes += 1;

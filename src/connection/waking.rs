@@ -130,13 +130,13 @@ impl Connection {
     /// not worth their cost.
     pub(super) fn show_fill(&mut self) {
         let outbound = self.adapter.outbound().bytes();
-        self.shown.show(self.waiting.bytes(), outbound, self.waiting.messages());
+        self.shown.show(self.inbound_bytes(), outbound, self.waiting.messages());
     }
 
-    fn may_read(&self) -> bool {
+    pub(super) fn may_read(&self) -> bool {
         *self.state.phase() == Phase::Open
             && !matches!(self.input, Input::Ended(_))
-            && self.waiting.has_room_for_bytes()
+            && self.has_room_for_bytes()
             && self.held_back.is_none()
     }
 
@@ -153,7 +153,7 @@ impl Connection {
                 Poll::Ready(Ok(Received::End)) => self.end_input(CloseReason::PeerClosed),
                 Poll::Ready(Ok(Received::Bytes(bytes))) => {
                     self.count_received(bytes.len());
-                    self.waiting.push_bytes(bytes);
+                    self.push_received(bytes);
                     self.hold_back(&rates, bytes.len());
                 }
                 Poll::Ready(Ok(Received::Datagram(datagram))) => {
@@ -198,6 +198,7 @@ impl Connection {
             Input::Open => Input::Ended(reason),
             Input::Reset(reason) | Input::Ended(reason) => Input::Ended(reason),
         };
+        self.end_frames();
     }
 
     /// Writes what the socket takes now.
@@ -254,7 +255,8 @@ impl Connection {
     }
 
     fn set_alarm(&mut self) {
-        let Some(deadline) = self.state.poll_timeout().into_iter().chain(self.held_back).min() else {
+        let deadlines = [self.state.poll_timeout(), self.silence_deadline(), self.held_back];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else {
             return;
         };
         match &mut self.alarm {

@@ -11,6 +11,7 @@ mod harness;
 mod access;
 mod echo;
 mod fallback;
+mod framing;
 mod grpc_handler;
 mod gt06;
 mod jt808;

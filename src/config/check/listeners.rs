@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::admission;
 use super::binds::Binds;
+use super::framing;
 use super::handlers::{Handlers, check_name};
 use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
@@ -57,6 +58,7 @@ fn one(
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
+    let framing = framing::read(&table, bind);
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
@@ -77,6 +79,7 @@ fn one(
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
             rates: rates?,
+            framing: framing?.map(Arc::new),
         },
         mountpoint: mountpoint?,
         handlers: chain?,

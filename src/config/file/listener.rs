@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::file::{Section, Shape};
+use crate::config::file::{Section, Shape, framing};
 use crate::config::form::{
     AccessForm, BindForm, Count, FilePath, Key, List, Optional, Otherwise, ProxyForm, RateForm, Required, Size, Span,
     Text,
@@ -40,6 +40,7 @@ pub(in crate::config) static ONE: Section = Section {
         &OUTBOUND_MAX,
         &MESSAGES_MAX,
         &MESSAGES_BYTES_MAX,
+        &framing::SECTION,
     ],
 };
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::{Form, span};
+use super::{Form, cut, span};
 use crate::config::fault::Fault;
 use crate::config::findings::Told;
 use crate::config::read::Item;
@@ -38,6 +38,38 @@ impl Form for Count {
         let integer = item.value().as_integer().ok_or_else(|| item.wrong_type(self.expected()))?;
         // A number that is no u32 is out of every range.
         match u32::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) if self.0.contains(&number) => Ok(number),
+            _ => Err(item.fault(Fault::OutOfRange { found: cut(integer.to_string()), range: self.range() })),
+        }
+    }
+}
+
+/// A whole number that may be less than nothing.
+#[derive(Debug)]
+pub(in crate::config) struct Integer(pub(in crate::config) RangeInclusive<i32>);
+
+impl Form for Integer {
+    type Value = i32;
+
+    fn expected(&self) -> String {
+        "a whole number".to_owned()
+    }
+
+    fn name(&self) -> String {
+        "integer".to_owned()
+    }
+
+    fn range(&self) -> String {
+        span(self.0.start(), self.0.end())
+    }
+
+    fn show(&self, value: &i32) -> String {
+        value.to_string()
+    }
+
+    fn read(&self, item: &Item<'_>) -> Result<i32, Told> {
+        let integer = item.value().as_integer().ok_or_else(|| item.wrong_type(self.expected()))?;
+        match i32::from_str_radix(integer.as_str(), integer.radix()) {
             Ok(number) if self.0.contains(&number) => Ok(number),
             _ => Err(item.fault(Fault::OutOfRange { found: cut(integer.to_string()), range: self.range() })),
         }
@@ -159,14 +191,6 @@ pub(super) fn size(bytes: u64) -> String {
     match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", bytes / unit),
         None => format!("{bytes}B"),
-    }
-}
-
-/// A number that may have as many digits as the user likes.
-pub(super) fn cut(number: String) -> String {
-    match number.char_indices().nth(40) {
-        None => number,
-        Some((end, _)) => format!("{}…", &number[..end]),
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::Form;
-use super::number::{Size, cut, size};
+use super::cut;
+use super::number::{Size, size};
 use crate::config::fault::Fault;
 use crate::config::findings::Told;
 use crate::config::read::Item;

@@ -1,0 +1,63 @@
+use super::{Broken, Cut, Deliver};
+
+/// Frames that end with certain bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delimited {
+    /// The bytes at the end of each frame, at least one; they cannot stand in a frame.
+    pub delimiter: Box<[u8]>,
+    /// The longest frame, with its delimiter.
+    pub max: usize,
+    /// The payload is what stands before the delimiter.
+    pub deliver: Deliver,
+}
+
+impl Delimited {
+    pub(super) fn cut(&self, bytes: &[u8], seen: usize) -> Result<Option<Cut>, Broken> {
+        let delimiter = &*self.delimiter;
+        if delimiter.is_empty() {
+            return Err(Broken::Empty);
+        }
+        Ok(end_of(delimiter, bytes, seen).map(|wire_len| {
+            let end = match self.deliver {
+                Deliver::Wire => wire_len,
+                Deliver::Payload => wire_len - delimiter.len(),
+            };
+            Cut { frame: 0..end, wire_len }
+        }))
+    }
+}
+
+/// Lines of text: frames that end with a line feed, or with a carriage return and a line feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lines {
+    /// The longest line, with its end.
+    pub max: usize,
+    /// The payload is what stands before the end of the line.
+    pub deliver: Deliver,
+}
+
+impl Lines {
+    pub(super) fn cut(self, bytes: &[u8], seen: usize) -> Option<Cut> {
+        let wire_len = end_of(b"\n", bytes, seen)?;
+        let line = &bytes[..wire_len - 1];
+        let end = match self.deliver {
+            Deliver::Wire => wire_len,
+            Deliver::Payload => line.strip_suffix(b"\r").unwrap_or(line).len(),
+        };
+        Some(Cut { frame: 0..end, wire_len })
+    }
+}
+
+/// Where the first delimiter ends, which is not among the first `seen` bytes.
+fn end_of(delimiter: &[u8], bytes: &[u8], seen: usize) -> Option<usize> {
+    let last = *delimiter.last()?;
+    // It may have been cut in two.
+    let mut from = seen.max(delimiter.len() - 1);
+    loop {
+        let at = from + bytes.get(from..)?.iter().position(|byte| *byte == last)?;
+        if bytes[..=at].ends_with(delimiter) {
+            return Some(at + 1);
+        }
+        from = at + 1;
+    }
+}

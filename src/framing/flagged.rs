@@ -1,0 +1,107 @@
+use bytes::{Buf, Bytes};
+
+use super::{Deliver, Framer, Place, hold};
+
+/// Frames between two flags, as HDLC and its descendants have them.
+///
+/// A flag may be the end of one frame and the start of the next; so a frame whose end was lost costs that frame alone, and a
+/// stream is never broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flagged {
+    /// How bytes are written that may not stand in a frame, the flag among them.
+    pub escapes: Escapes,
+    /// The longest frame, with both flags and the escapes; a longer one is skipped.
+    pub max: usize,
+    /// The payload is what stands between the flags, with the escapes undone; a frame with a wrong escape is skipped.
+    pub deliver: Deliver,
+}
+
+/// How a flag and an escape are written inside of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escapes {
+    /// JT/T 808: 0x7D 0x02 is 0x7E, and 0x7D 0x01 is 0x7D.
+    Jt808,
+    /// HDLC and PPP: the byte behind 0x7D has its sixth bit inverted (RFC 1662 §4.2).
+    Hdlc,
+}
+
+impl Escapes {
+    /// Stands before and after every frame, and nowhere else.
+    pub const FLAG: u8 = 0x7e;
+    /// Stands before what is escaped.
+    pub const ESCAPE: u8 = 0x7d;
+    /// Fewest bytes of a frame: two flags and a byte between them.
+    pub const FRAME_BYTES_MIN: usize = 3;
+
+    /// Undoes the escapes; none when one stands for nothing.
+    fn read(self, raw: Bytes) -> Option<Bytes> {
+        if !raw.contains(&Self::ESCAPE) {
+            return Some(raw);
+        }
+        let mut plain = Vec::with_capacity(raw.len());
+        let mut bytes = raw.iter();
+        while let Some(&byte) = bytes.next() {
+            plain.push(match byte {
+                Self::ESCAPE => match (self, *bytes.next()?) {
+                    (Self::Jt808, 1) => Self::ESCAPE,
+                    (Self::Jt808, 2) => Self::FLAG,
+                    (Self::Jt808, _) => return None,
+                    (Self::Hdlc, code) => code ^ 0x20,
+                },
+                _ => byte,
+            });
+        }
+        Some(plain.into())
+    }
+}
+
+impl Framer {
+    /// What is held begins with the flag.
+    pub(super) fn poll_flagged(&mut self, framing: &Flagged) -> Option<Bytes> {
+        let Flagged { escapes, max, deliver } = *framing;
+        while let Some(at) = self.arrived.iter().position(|byte| *byte == Escapes::FLAG) {
+            let mut head = self.arrived.split_to(at);
+            self.arrived.advance(1);
+            if self.place == Place::Outside {
+                self.skipped += head.len() as u64;
+                self.place = Place::Inside;
+                continue;
+            }
+            let len = self.held.len().saturating_sub(1) + head.len();
+            if len.saturating_add(2) > max {
+                self.skipped += len as u64;
+                self.held = Vec::new();
+                continue;
+            }
+            if !self.held.is_empty() {
+                hold(&mut self.held, &head, max);
+                head = std::mem::take(&mut self.held).into();
+                head.advance(1);
+            }
+            if head.is_empty() {
+                // The end of a frame and the start of the next, or two flags for the pause between frames.
+                continue;
+            }
+            match deliver {
+                Deliver::Wire => return Some([&[Escapes::FLAG], &*head, &[Escapes::FLAG]].concat().into()),
+                Deliver::Payload => match escapes.read(head) {
+                    Some(payload) => return Some(payload),
+                    None => self.skipped += len as u64,
+                },
+            }
+        }
+        let rest = std::mem::take(&mut self.arrived);
+        let len = self.held.len().saturating_sub(1) + rest.len();
+        if self.place == Place::Outside || len.saturating_add(2) > max {
+            self.skipped += len as u64;
+            self.held = Vec::new();
+            self.place = Place::Outside;
+        } else if !rest.is_empty() {
+            if self.held.is_empty() {
+                hold(&mut self.held, &[Escapes::FLAG], max);
+            }
+            hold(&mut self.held, &rest, max);
+        }
+        None
+    }
+}
