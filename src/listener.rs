@@ -12,12 +12,17 @@ use crate::telemetry::ListenerMetrics;
 
 mod arrival;
 mod bind;
+mod door;
+pub mod flow;
 mod socket;
 mod tcp;
+mod udp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
+pub use door::{Door, Entry, Knock};
 pub use socket::{Received, Socket};
+pub use udp::{Datagrams, Flow};
 
 /// What a listener is to be.
 #[derive(Clone, Debug)]
@@ -33,6 +38,8 @@ pub struct Options {
     pub handshakes_max: usize,
     /// What a peer has to pass.
     pub admission: Admission,
+    /// For transports of datagrams.
+    pub datagrams: Datagrams,
 }
 
 /// Why a listener could not be bound.
@@ -59,6 +66,8 @@ impl BindError {
 pub enum Listener {
     /// Plain TCP.
     Tcp(tcp::TcpListener),
+    /// Plain UDP.
+    Udp(udp::UdpListener),
 }
 
 impl Listener {
@@ -71,14 +80,15 @@ impl Listener {
     pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
         let stream = match predecessor.map(|handle| &handle.of) {
             Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => Some(settings.duplicate()),
-            Some(HandleOf::Tcp(_)) | None => None,
+            Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => None,
         };
         let bound = match options.bind.transport {
             SocketKind::Tcp if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
             SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Udp => udp::UdpListener::bind(options, &metrics, || Door::Open).map(Self::Udp),
+            SocketKind::Tls | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -87,6 +97,7 @@ impl Listener {
     pub fn local_addr(&self) -> ListenAddr {
         match self {
             Self::Tcp(listener) => listener.local_addr(),
+            Self::Udp(listener) => listener.local_addr(),
         }
     }
 
@@ -94,6 +105,7 @@ impl Listener {
     pub fn handle(&self) -> Handle {
         match self {
             Self::Tcp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Tcp(listener.settings()) },
+            Self::Udp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Udp(listener.settings()) },
         }
     }
 
@@ -101,6 +113,7 @@ impl Listener {
     pub fn has_backlog(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
+            Self::Udp(_) => false,
         }
     }
 
@@ -108,6 +121,7 @@ impl Listener {
     pub async fn accept(&mut self) -> Arrived {
         match self {
             Self::Tcp(listener) => listener.accept().await,
+            Self::Udp(listener) => listener.accept().await,
         }
     }
 }
@@ -122,6 +136,7 @@ pub struct Handle {
 #[derive(Clone, Debug)]
 enum HandleOf {
     Tcp(Arc<tcp::Settings>),
+    Udp(Arc<udp::Settings>),
 }
 
 impl Handle {
@@ -138,6 +153,7 @@ impl Handle {
     pub fn follow(&self, options: &Options) -> io::Result<()> {
         match &self.of {
             HandleOf::Tcp(settings) => settings.follow(options),
+            HandleOf::Udp(settings) => settings.follow(options),
         }
     }
 }
@@ -161,6 +177,11 @@ mod tests {
                 backlog: 1,
                 handshakes_max: 1,
                 admission: Admission { handshake_timeout: Duration::from_secs(1) },
+                datagrams: Datagrams {
+                    sockets: 1,
+                    flows_max: 1,
+                    queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 },
+                },
             };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };

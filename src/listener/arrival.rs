@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::Socket;
+use super::{Flow, Socket};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
@@ -38,6 +38,7 @@ pub struct Arrived {
 #[derive(Debug)]
 pub(super) enum Raw {
     Tcp(TcpStream),
+    Udp(Flow),
 }
 
 /// A peer that has passed everything.
@@ -86,6 +87,7 @@ impl Arrived {
         let Self { kind, peer, local, socket, .. } = self;
         let (socket, certificate) = match socket {
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
+            Raw::Udp(flow) => (Socket::Udp(flow), None),
         };
         Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket })
     }

@@ -9,9 +9,11 @@ use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
+use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
-use crate::listener::{self, Admission};
+use crate::listener::flow::Bounds;
+use crate::listener::{self, Admission, Datagrams};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -45,6 +47,8 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let handshakes_max = table.get(&keys::HANDSHAKES_MAX);
     let connections_max = table.get(&keys::CONNECTIONS_MAX);
     let backlog = table.get(&keys::BACKLOG);
+    let sockets = table.get(&keys::SOCKETS);
+    let datagrams_max = table.get(&keys::DATAGRAMS_MAX);
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
@@ -52,6 +56,8 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
+    belong(&table, bind.transport)?;
+    let (connections_max, inbound_bytes_max) = (connections_max? as usize, inbound_bytes_max?);
     let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
     Ok(Listener {
         socket: listener::Options {
@@ -60,18 +66,41 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
             admission: Admission { handshake_timeout: handshake_timeout? },
+            datagrams: Datagrams {
+                sockets: sockets? as usize,
+                flows_max: connections_max,
+                queue: Bounds { datagrams_max: datagrams_max? as usize, bytes_max: inbound_bytes_max },
+            },
         },
         connection: Options {
             listener: name,
-            connections_max: connections_max? as usize,
+            connections_max,
             timeouts: Timeouts { idle, write: write? },
-            inbound_bytes_max: inbound_bytes_max?,
+            inbound_bytes_max,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
         },
         mountpoint: mountpoint?,
         handlers: chain?,
     })
+}
+
+/// The keys that mean something to some transports only.
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 3] = [
+    ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("sockets", &[SocketKind::Udp, SocketKind::Dtls]),
+    ("datagrams_max", &[SocketKind::Udp, SocketKind::Dtls]),
+];
+
+/// Records each key that the listener's transport has no use for.
+fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
+    let mut result = Ok(());
+    for (key, transports) in KEYS_OF_SOME {
+        if table.item(key).is_some() && !transports.contains(&transport) {
+            result = Err(table.fault_at(key, Fault::OtherTransport { transports, transport }));
+        }
+    }
+    result
 }
 
 /// The names of a listener's handlers.

@@ -1,0 +1,251 @@
+//! The flows of UDP peers: one for each peer address, many on a socket, several sockets for a listener.
+//!
+//! A task for each socket receives for all of its flows and never waits for one of them: what a flow has no room for is
+//! shed and counted. Tasks and sockets live until the listener and its last flow are gone, so connections still hear
+//! their peers while the gateway stops. What the network says about one peer (an ICMP message) never ends them.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::arrival::Raw;
+use super::door::{Door, Entry};
+use super::flow::{Bounds, FlowId, Key};
+use super::{Admission, Arrived, Bind, Options};
+use crate::conn::{ListenAddr, PeerAddr};
+use crate::telemetry::ListenerMetrics;
+
+mod inbox;
+mod receiver;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use inbox::Inbox;
+use receiver::Receiver;
+use socket::Socket;
+
+/// Room for the longest datagram, and for what the kernel puts together from several of one peer, which is never more.
+const BUFFER_BYTES: usize = 65_536;
+
+/// New flows that wait for the accept loop, which does nothing but take them; a burst beyond is turned away.
+const ARRIVALS_MAX: usize = 1024;
+
+/// What a listener for datagrams is to be, beside what all listeners are.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Sockets on its address, `1..=64`; the kernel spreads the peers over them, each peer to one.
+    pub sockets: usize,
+    /// Flows of one socket, `1..`; more peers are turned away.
+    pub flows_max: usize,
+    /// What waits for one flow's connection.
+    pub queue: Bounds,
+}
+
+/// Opens flows for the peers of its sockets.
+#[derive(Debug)]
+pub struct UdpListener {
+    name: Arc<str>,
+    bind: Bind,
+    settings: Arc<Settings>,
+    local: ListenAddr,
+    metrics: ListenerMetrics,
+    arrivals: mpsc::Receiver<Flow>,
+    /// Of the sockets and their tasks; the accepted flows share it.
+    life: Arc<DropGuard>,
+}
+
+/// What a reload may change of a listener that goes on accepting.
+#[derive(Debug)]
+pub(super) struct Settings {
+    admission: ArcSwap<Admission>,
+}
+
+impl Settings {
+    /// Follows other options, for the peers that come from now on.
+    pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
+        self.admission.store(Arc::new(options.admission.clone()));
+        Ok(())
+    }
+}
+
+impl UdpListener {
+    /// Binds the sockets and begins to receive. Each socket has a door of its own.
+    pub(super) fn bind(
+        options: &Options,
+        metrics: &ListenerMetrics,
+        mut door: impl FnMut() -> Door,
+    ) -> io::Result<Self> {
+        Self::bind_with(options, metrics, &mut door, BUFFER_BYTES)
+    }
+
+    fn bind_with(
+        options: &Options,
+        metrics: &ListenerMetrics,
+        door: &mut dyn FnMut() -> Door,
+        buffer_bytes: usize,
+    ) -> io::Result<Self> {
+        let mut sockets = Vec::with_capacity(options.datagrams.sockets);
+        let mut address = options.bind.address;
+        for _ in 0..options.datagrams.sockets {
+            let socket = Socket::bind(address, options, metrics)?;
+            // When the system chose the port, the others follow.
+            address = socket.local;
+            sockets.push(Arc::new(socket));
+        }
+        let ended = CancellationToken::new();
+        let life = Arc::new(ended.clone().drop_guard());
+        let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        for socket in sockets {
+            let receiver = Receiver {
+                socket,
+                door: door(),
+                queue: options.datagrams.queue,
+                arrivals: sender.clone(),
+                failed: None,
+            };
+            tokio::spawn(receiver.run(ended.clone(), buffer_bytes));
+        }
+        Ok(Self {
+            name: Arc::clone(&options.name),
+            bind: options.bind,
+            settings: Arc::new(Settings { admission: ArcSwap::from_pointee(options.admission.clone()) }),
+            local: ListenAddr(address),
+            metrics: metrics.clone(),
+            arrivals,
+            life,
+        })
+    }
+
+    pub(super) fn local_addr(&self) -> ListenAddr {
+        self.local
+    }
+
+    pub(super) fn bind_asked(&self) -> Bind {
+        self.bind
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings)
+    }
+
+    pub(super) async fn accept(&mut self) -> Arrived {
+        let flow = self.flow().await;
+        Arrived {
+            listener: Arc::clone(&self.name),
+            kind: self.bind.transport,
+            peer: flow.peer(),
+            local: flow.local(),
+            socket: Raw::Udp(flow),
+            admission: self.settings.admission.load_full(),
+            metrics: self.metrics.clone(),
+            _turn: None,
+        }
+    }
+
+    /// The flow of the next new peer.
+    async fn flow(&mut self) -> Flow {
+        match self.arrivals.recv().await {
+            Some(mut flow) => {
+                flow.life = Some(Arc::clone(&self.life));
+                flow
+            }
+            // The receiving tasks end after this listener, unless the runtime itself ends.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// One peer of a listener: what it sends arrives here, and what is sent here leaves from the address that it has used.
+///
+/// Dropping it forgets the peer; its next datagram opens another flow.
+pub struct Flow {
+    socket: Arc<Socket>,
+    inbox: Arc<Inbox>,
+    key: Key,
+    id: FlowId,
+    entry: Entry,
+    /// Waits until the socket takes datagrams again, beside the other flows of the socket.
+    unwritable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
+    /// Set when it is accepted: one that nobody accepts must not keep the sockets.
+    life: Option<Arc<DropGuard>>,
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow").field("peer", &self.key.peer).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Flow {
+    fn new(socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
+        Self { socket, inbox, key, id, entry, unwritable: None, life: None }
+    }
+
+    /// The peer.
+    pub fn peer(&self) -> PeerAddr {
+        PeerAddr(self.key.peer)
+    }
+
+    /// The address of ours that the peer uses.
+    pub fn local(&self) -> ListenAddr {
+        self.socket.local(&self.key)
+    }
+
+    /// What the door let it in with.
+    pub fn entry_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+
+    /// The next datagram; `None` when the peer has begun anew, and a newer flow gets what it sends.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.inbox.poll_take(cx)
+    }
+
+    /// Sends one datagram. It is pending while the socket takes none, and other flows of the socket may go on.
+    ///
+    /// A datagram that is refused (too large, no route, no memory) is dropped and counted, and does not end the flow:
+    /// a peer that is gone ends it by its silence.
+    ///
+    /// # Errors
+    ///
+    /// The runtime is ending.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        loop {
+            if let Some(waiting) = &mut self.unwritable {
+                let writable = ready!(waiting.as_mut().poll(cx));
+                self.unwritable = None;
+                writable?;
+            }
+            match self.socket.try_send(&self.key, datagram) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let socket = Arc::clone(&self.socket);
+                    // Not the socket's own poll function, which wakes only the last of several tasks.
+                    self.unwritable = Some(Box::pin(async move { socket.writable().await }));
+                }
+                Err(error) => {
+                    self.socket.unsent(&self.key, datagram, &error);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        for _ in 0..self.inbox.close() {
+            self.socket.metrics.shed("flow_ended");
+        }
+        // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
+        self.socket.flows.lock().close(&self.key, self.id);
+    }
+}
