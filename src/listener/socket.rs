@@ -97,7 +97,11 @@ impl Socket {
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Udp(_) => Poll::Ready(Ok(())),
+            Self::Udp(flow) => {
+                // Nothing tells the peer, so what it sends while the handler hears of the end must not be lost on it.
+                flow.close();
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }

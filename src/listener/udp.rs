@@ -165,7 +165,7 @@ impl UdpListener {
 
 /// One peer of a listener: what it sends arrives here, and what is sent here leaves from the address that it has used.
 ///
-/// Dropping it forgets the peer; its next datagram opens another flow.
+/// Dropping it closes it.
 pub struct Flow {
     socket: Arc<Socket>,
     inbox: Arc<Inbox>,
@@ -204,9 +204,17 @@ impl Flow {
         &mut self.entry
     }
 
-    /// The next datagram; `None` when the peer has begun anew, and a newer flow gets what it sends.
+    /// The next datagram; `None` once the flow was closed, or the peer has begun anew and a newer flow gets what it sends.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.inbox.poll_take(cx)
+    }
+
+    /// Nothing more is received, and what waits is dropped and counted; the peer's next datagram opens another flow. Until
+    /// the flow is dropped, it can still send.
+    pub fn close(&mut self) {
+        self.socket.metrics.sheds("flow_ended", self.inbox.close() as u64);
+        // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
+        self.socket.flows.lock().close(&self.key, self.id);
     }
 
     /// Sends one datagram. It is pending while the socket takes none, and other flows of the socket may go on.
@@ -242,10 +250,6 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        for _ in 0..self.inbox.close() {
-            self.socket.metrics.shed("flow_ended");
-        }
-        // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
-        self.socket.flows.lock().close(&self.key, self.id);
+        self.close();
     }
 }

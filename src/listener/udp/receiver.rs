@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Flow;
@@ -18,6 +19,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After this long without a failed read, the next one is told again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
+
+/// How often the datagrams are counted that the kernel has dropped.
+const OVERFLOWS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Receives for the flows of one socket.
 pub(super) struct Receiver {
@@ -35,11 +39,21 @@ impl Receiver {
         // Pages of it that no datagram reaches are never touched, and so take no memory.
         let mut buffers = vec![0; BATCH_SIZE * buffer_bytes];
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut counting = tokio::time::interval(OVERFLOWS_INTERVAL);
+        counting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut overflows, mut has_received) = (0, false);
         loop {
             let received = tokio::select! {
                 received = self.socket.receive(&mut buffers, buffer_bytes, &mut metas) => received,
+                // Only after a read: the kernel drops nothing while it has room, and what fills its room is read.
+                _ = counting.tick(), if has_received => {
+                    has_received = false;
+                    overflows = self.count_overflows(overflows);
+                    continue;
+                }
                 () = ended.cancelled() => return,
             };
+            has_received = true;
             match received {
                 Ok(count) => {
                     for (meta, buffer) in metas.iter().zip(buffers.chunks_exact(buffer_bytes)).take(count) {
@@ -52,6 +66,14 @@ impl Receiver {
                 Err(error) => self.handle_failure(&error).await,
             }
         }
+    }
+
+    /// Counts what the kernel has dropped since the last time; gives the number for the next time.
+    fn count_overflows(&self, last: u32) -> u32 {
+        let Some(now) = self.socket.overflows() else { return last };
+        // The kernel's number begins anew after four billions.
+        self.socket.metrics.sheds("kernel_full", u64::from(now.wrapping_sub(last)));
+        now
     }
 
     async fn handle_failure(&mut self, error: &io::Error) {

@@ -88,6 +88,14 @@ impl Socket {
         self.io.async_io(Interest::READABLE, read).await
     }
 
+    /// How many datagrams the kernel has dropped so far because nobody read them in time; `None` where it does not tell.
+    pub(super) fn overflows(&self) -> Option<u32> {
+        /// The place of the number among what the kernel tells of a socket's memory (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let mut memory = [0u32; 16];
+        option(&self.io, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory).then(|| memory[DROPS])
+    }
+
     /// Whose a datagram is.
     pub(super) fn key(&self, meta: &RecvMeta) -> Key {
         Key { peer: meta.addr, local: meta.dst_ip.filter(|ip| self.local.ip().is_unspecified() && is_one_host(*ip)) }
@@ -139,4 +147,14 @@ fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: 
     // SAFETY: the descriptor is open as long as `socket` is borrowed, and the pointer is to an integer of that size.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), value_bytes) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[expect(unsafe_code, reason = "the socket libraries have no words for this option")]
+fn option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: &mut [u32; 16]) -> bool {
+    let mut value_bytes = size_of_val(value) as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel writes at most as many bytes as it is
+    // told that there are, and any bits are numbers.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut value_bytes) };
+    result == 0
 }

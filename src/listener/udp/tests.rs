@@ -250,6 +250,27 @@ async fn waiting_flows_are_bounded() {
     assert_eq!(bound.accept().await.peer().0, peers[0].0.local_addr().unwrap());
 }
 
+/// What the kernel drops while nobody reads is counted too: nothing is lost without a number.
+#[tokio::test]
+async fn what_the_kernel_drops_is_counted() {
+    const SENT: u64 = 50_000;
+    let bound = open(&options("127.0.0.1:0"));
+    let peer = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+    // The receiving task has no turn meanwhile.
+    for _ in 0..SENT {
+        peer.send_to(b"x", bound.listener.local_addr().0).unwrap();
+    }
+    within(async {
+        let counted =
+            || count(&bound.telemetry, "sheds", "kernel_full") + count(&bound.telemetry, "sheds", "datagrams_full");
+        while counted() + 4 != SENT {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert!(count(&bound.telemetry, "sheds", "kernel_full") > 0);
+}
+
 /// What did not fit into the buffer is not taken for a datagram.
 #[tokio::test]
 async fn a_cut_datagram_is_shed() {
@@ -348,6 +369,26 @@ async fn every_waiting_sender_is_woken() {
 
 async fn futures_poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// A flow that is closed hears nothing more and can still speak; the same peer may have another one meanwhile.
+#[tokio::test]
+async fn a_closed_flow_leaves_its_place() {
+    let mut bound = open(&options("127.0.0.1:0"));
+    let peer = Peer::bind("127.0.0.1:0").await;
+    peer.send("127.0.0.1", bound.port(), b"first").await;
+    let mut first = bound.accept().await;
+    first.close();
+    bound.shed("flow_ended", 1).await;
+    assert_eq!(receive(&mut first).await, None);
+    peer.send("127.0.0.1", bound.port(), b"second").await;
+    let mut second = bound.accept().await;
+    send(&mut first, b"bye").await;
+    assert_eq!(peer.receive().await.0, b"bye");
+    drop(first);
+    peer.send("127.0.0.1", bound.port(), b"third").await;
+    assert_eq!(receive(&mut second).await.unwrap(), "second");
+    assert_eq!(receive(&mut second).await.unwrap(), "third");
 }
 
 /// The door answers strangers, keeps nothing of them, and lets in who knows the word; whoever begins anew replaces
