@@ -23,4 +23,5 @@ mod tcp;
 mod teltonika;
 mod templates;
 mod two_homes;
+mod udp;
 mod wasm_handler;
