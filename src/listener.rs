@@ -78,16 +78,19 @@ impl Listener {
     ///
     /// [`BindError`], when the operating system refuses the address.
     pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
-        let stream = match predecessor.map(|handle| &handle.of) {
-            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => Some(settings.duplicate()),
-            Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => None,
+        let (stream, datagrams) = match predecessor.map(|handle| &handle.of) {
+            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => {
+                (Some(settings.duplicate()), None)
+            }
+            Some(HandleOf::Udp(settings)) if options.bind.transport.has_datagrams() => (None, Some(settings.as_ref())),
+            Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => (None, None),
         };
         let bound = match options.bind.transport {
             SocketKind::Tcp if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
             SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Udp => udp::UdpListener::bind(options, &metrics, || Door::Open).map(Self::Udp),
+            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
             SocketKind::Tls | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
@@ -143,6 +146,14 @@ impl Handle {
     /// The address as it was asked for, and the transport.
     pub fn bind(&self) -> Bind {
         self.bind
+    }
+
+    /// Whether its sockets stay bound after it accepts no more, for the peers that it has.
+    pub fn outlives_accepting(&self) -> bool {
+        match &self.of {
+            HandleOf::Tcp(_) => false,
+            HandleOf::Udp(_) => true,
+        }
     }
 
     /// Follows other options with the same address, for the peers that come from now on.

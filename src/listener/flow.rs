@@ -47,6 +47,11 @@ impl<V> Table<V> {
         Self { flows: HashMap::new(), flows_max, opened: 0 }
     }
 
+    /// From now on at most `flows_max` are opened; those beyond that are open stay.
+    pub fn resize(&mut self, flows_max: usize) {
+        self.flows_max = flows_max;
+    }
+
     /// How many flows are open.
     pub fn len(&self) -> usize {
         self.flows.len()

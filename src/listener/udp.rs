@@ -2,18 +2,17 @@
 //!
 //! A task for each socket receives for all of its flows and never waits for one of them: what a flow has no room for is
 //! shed and counted. Tasks and sockets live until the listener and its last flow are gone, so connections still hear
-//! their peers while the gateway stops. What the network says about one peer (an ICMP message) never ends them.
+//! their peers while the gateway stops, or when the listener is gone from the configuration. What the network says about one peer (an ICMP message) never ends them.
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::arrival::Raw;
 use super::door::{Door, Entry};
@@ -22,14 +21,15 @@ use super::{Admission, Arrived, Bind, Options};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
+mod ground;
 mod inbox;
 mod receiver;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+use ground::{Doors, Ground, Owner, Terms};
 use inbox::Inbox;
-use receiver::Receiver;
 use socket::Socket;
 
 /// Room for the longest datagram, and for what the kernel puts together from several of one peer, which is never more.
@@ -52,80 +52,64 @@ pub struct Datagrams {
 /// Opens flows for the peers of its sockets.
 #[derive(Debug)]
 pub struct UdpListener {
-    name: Arc<str>,
+    owner: Arc<Owner>,
     bind: Bind,
     settings: Arc<Settings>,
-    local: ListenAddr,
-    metrics: ListenerMetrics,
+    ground: Arc<Ground>,
     arrivals: mpsc::Receiver<Flow>,
-    /// Of the sockets and their tasks; the accepted flows share it.
-    life: Arc<DropGuard>,
+    /// What takes the sockets over, with the options for it, at the first accept: until then their last owner has them.
+    takes_over: Option<(Terms, Options)>,
 }
 
-/// What a reload may change of a listener that goes on accepting.
+/// What a reload may change of a listener that goes on accepting, and its sockets, which another one may take over.
 #[derive(Debug)]
 pub(super) struct Settings {
     admission: ArcSwap<Admission>,
+    /// Not held: it lives as long as somebody receives.
+    ground: Weak<Ground>,
 }
 
 impl Settings {
     /// Follows other options, for the peers that come from now on.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
-        Ok(())
+        self.ground.upgrade().map_or(Ok(()), |ground| ground.follow(options))
     }
 }
 
 impl UdpListener {
-    /// Binds the sockets and begins to receive. Each socket has a door of its own.
+    /// Binds the sockets and begins to receive, or takes them from a listener of the same address as soon as it accepts.
+    /// Each socket has a door of its own.
     pub(super) fn bind(
         options: &Options,
-        metrics: &ListenerMetrics,
-        mut door: impl FnMut() -> Door,
+        predecessor: Option<&Settings>,
+        metrics: ListenerMetrics,
+        door: impl Fn() -> Door + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::bind_with(options, metrics, &mut door, BUFFER_BYTES)
+        Self::bind_with(options, predecessor, metrics, Doors::new(door), BUFFER_BYTES)
     }
 
     fn bind_with(
         options: &Options,
-        metrics: &ListenerMetrics,
-        door: &mut dyn FnMut() -> Door,
+        predecessor: Option<&Settings>,
+        metrics: ListenerMetrics,
+        doors: Doors,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
-        let mut sockets = Vec::with_capacity(options.datagrams.sockets);
-        let mut address = options.bind.address;
-        for _ in 0..options.datagrams.sockets {
-            let socket = Socket::bind(address, options, metrics)?;
-            // When the system chose the port, the others follow.
-            address = socket.local;
-            sockets.push(Arc::new(socket));
-        }
-        let ended = CancellationToken::new();
-        let life = Arc::new(ended.clone().drop_guard());
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        for socket in sockets {
-            let receiver = Receiver {
-                socket,
-                door: door(),
-                queue: options.datagrams.queue,
-                arrivals: sender.clone(),
-                failed: None,
-            };
-            tokio::spawn(receiver.run(ended.clone(), buffer_bytes));
-        }
-        Ok(Self {
-            name: Arc::clone(&options.name),
-            bind: options.bind,
-            settings: Arc::new(Settings { admission: ArcSwap::from_pointee(options.admission.clone()) }),
-            local: ListenAddr(address),
-            metrics: metrics.clone(),
-            arrivals,
-            life,
-        })
+        let owner = Arc::new(Owner { name: Arc::clone(&options.name), metrics });
+        let terms = Terms { owner: Arc::clone(&owner), doors, queue: options.datagrams.queue, arrivals: sender };
+        let (ground, takes_over) = match predecessor.and_then(|settings| settings.ground.upgrade()) {
+            Some(ground) => (ground, Some((terms, options.clone()))),
+            None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
+        };
+        let admission = ArcSwap::from_pointee(options.admission.clone());
+        let settings = Arc::new(Settings { admission, ground: Arc::downgrade(&ground) });
+        Ok(Self { owner, bind: options.bind, settings, ground, arrivals, takes_over })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
-        self.local
+        self.ground.local()
     }
 
     pub(super) fn bind_asked(&self) -> Bind {
@@ -139,22 +123,28 @@ impl UdpListener {
     pub(super) async fn accept(&mut self) -> Arrived {
         let flow = self.flow().await;
         Arrived {
-            listener: Arc::clone(&self.name),
+            listener: Arc::clone(&self.owner.name),
             kind: self.bind.transport,
             peer: flow.peer(),
             local: flow.local(),
             socket: Raw::Udp(flow),
             admission: self.settings.admission.load_full(),
-            metrics: self.metrics.clone(),
+            metrics: self.owner.metrics.clone(),
             _turn: None,
         }
     }
 
     /// The flow of the next new peer.
     async fn flow(&mut self) -> Flow {
+        if let Some((terms, options)) = self.takes_over.take() {
+            self.ground.set_terms(terms);
+            if let Err(error) = self.ground.follow(&options) {
+                tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
+            }
+        }
         match self.arrivals.recv().await {
             Some(mut flow) => {
-                flow.life = Some(Arc::clone(&self.life));
+                flow.ground = Some(Arc::clone(&self.ground));
                 flow
             }
             // The receiving tasks end after this listener, unless the runtime itself ends.
@@ -167,6 +157,7 @@ impl UdpListener {
 ///
 /// Dropping it closes it.
 pub struct Flow {
+    owner: Arc<Owner>,
     socket: Arc<Socket>,
     inbox: Arc<Inbox>,
     key: Key,
@@ -175,7 +166,7 @@ pub struct Flow {
     /// Waits until the socket takes datagrams again, beside the other flows of the socket.
     unwritable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
     /// Set when it is accepted: one that nobody accepts must not keep the sockets.
-    life: Option<Arc<DropGuard>>,
+    ground: Option<Arc<Ground>>,
 }
 
 impl fmt::Debug for Flow {
@@ -185,8 +176,8 @@ impl fmt::Debug for Flow {
 }
 
 impl Flow {
-    fn new(socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
-        Self { socket, inbox, key, id, entry, unwritable: None, life: None }
+    fn new(owner: Arc<Owner>, socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
+        Self { owner, socket, inbox, key, id, entry, unwritable: None, ground: None }
     }
 
     /// The peer.
@@ -212,7 +203,7 @@ impl Flow {
     /// Nothing more is received, and what waits is dropped and counted; the peer's next datagram opens another flow. Until
     /// the flow is dropped, it can still send.
     pub fn close(&mut self) {
-        self.socket.metrics.sheds("flow_ended", self.inbox.close() as u64);
+        self.owner.metrics.sheds("flow_ended", self.inbox.close() as u64);
         // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
         self.socket.flows.lock().close(&self.key, self.id);
     }
@@ -240,7 +231,7 @@ impl Flow {
                     self.unwritable = Some(Box::pin(async move { socket.writable().await }));
                 }
                 Err(error) => {
-                    self.socket.unsent(&self.key, datagram, &error);
+                    self.socket.unsent(&self.owner, &self.key, datagram, &error);
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -2,17 +2,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Flow;
+use super::ground::Terms;
 use super::inbox::{Inbox, Refused};
 use super::socket::Socket;
 use crate::conn::PeerAddr;
 use crate::listener::door::{Door, Entry, Knock};
-use crate::listener::flow::{Bounds, Key, QueueFull, split};
+use crate::listener::flow::{Key, QueueFull, split};
 
 /// How long a read that failed for the machine's sake waits before it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -25,15 +27,33 @@ const OVERFLOWS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Receives for the flows of one socket.
 pub(super) struct Receiver {
-    pub(super) socket: Arc<Socket>,
-    pub(super) door: Door,
-    pub(super) queue: Bounds,
-    pub(super) arrivals: mpsc::Sender<Flow>,
+    socket: Arc<Socket>,
+    /// What to go by; looked at before each batch.
+    current: Arc<ArcSwap<Terms>>,
+    terms: Arc<Terms>,
+    door: Door,
     /// When a read failed last.
-    pub(super) failed: Option<Instant>,
+    failed: Option<Instant>,
 }
 
 impl Receiver {
+    pub(super) fn new(socket: Arc<Socket>, current: Arc<ArcSwap<Terms>>) -> Self {
+        let terms = current.load_full();
+        Self { socket, current, door: terms.doors.make(), terms, failed: None }
+    }
+
+    /// Goes by other terms, if there are any. The door stays if it is to be the same, with what it knows.
+    fn follow(&mut self) {
+        let current = self.current.load();
+        if Arc::ptr_eq(&current, &self.terms) {
+            return;
+        }
+        if !current.doors.are(&self.terms.doors) {
+            self.door = current.doors.make();
+        }
+        self.terms = Arc::clone(&current);
+    }
+
     /// Receives until the listener and all flows are gone.
     pub(super) async fn run(mut self, ended: CancellationToken, buffer_bytes: usize) {
         // Pages of it that no datagram reaches are never touched, and so take no memory.
@@ -54,6 +74,7 @@ impl Receiver {
                 () = ended.cancelled() => return,
             };
             has_received = true;
+            self.follow();
             match received {
                 Ok(count) => {
                     for (meta, buffer) in metas.iter().zip(buffers.chunks_exact(buffer_bytes)).take(count) {
@@ -61,7 +82,7 @@ impl Receiver {
                     }
                 }
                 Err(error) if is_the_networks(&error) => {
-                    tracing::debug!(listener = %self.socket.name, %error, "a datagram did not reach its peer");
+                    tracing::debug!(listener = %self.terms.owner.name, %error, "a datagram did not reach its peer");
                 }
                 Err(error) => self.handle_failure(&error).await,
             }
@@ -72,14 +93,14 @@ impl Receiver {
     fn count_overflows(&self, last: u32) -> u32 {
         let Some(now) = self.socket.overflows() else { return last };
         // The kernel's number begins anew after four billions.
-        self.socket.metrics.sheds("kernel_full", u64::from(now.wrapping_sub(last)));
+        self.terms.owner.metrics.sheds("kernel_full", u64::from(now.wrapping_sub(last)));
         now
     }
 
     async fn handle_failure(&mut self, error: &io::Error) {
-        self.socket.metrics.accept_errors.inc();
+        self.terms.owner.metrics.accept_errors.inc();
         if self.failed.replace(Instant::now()).is_none_or(|failed| failed.elapsed() > RECOVERED_AFTER) {
-            tracing::error!(listener = %self.socket.name, %error, "cannot receive datagrams; trying again");
+            tracing::error!(listener = %self.terms.owner.name, %error, "cannot receive datagrams; trying again");
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
@@ -93,7 +114,7 @@ impl Receiver {
         let mut datagrams = split(bytes, meta.stride).peekable();
         while let Some(datagram) = datagrams.next() {
             if cut && datagrams.peek().is_none() {
-                self.socket.metrics.shed("datagram_truncated");
+                self.terms.owner.metrics.shed("datagram_truncated");
             } else {
                 self.handle_datagram(key, datagram);
             }
@@ -107,8 +128,8 @@ impl Receiver {
         {
             match inbox.deliver(datagram) {
                 Ok(()) => return,
-                Err(Refused::Full(QueueFull::Datagrams)) => return self.socket.metrics.shed("datagrams_full"),
-                Err(Refused::Full(QueueFull::Bytes)) => return self.socket.metrics.shed("datagram_bytes_full"),
+                Err(Refused::Full(QueueFull::Datagrams)) => return self.terms.owner.metrics.shed("datagrams_full"),
+                Err(Refused::Full(QueueFull::Bytes)) => return self.terms.owner.metrics.shed("datagram_bytes_full"),
                 // Its connection has ended a moment ago: the peer is a new one.
                 Err(Refused::Gone) => {}
             }
@@ -117,22 +138,22 @@ impl Receiver {
             Knock::Enter(entry) => self.open(key, entry, datagram),
             Knock::Answer(answer) => {
                 if let Err(error) = self.socket.try_send(&key, &answer) {
-                    self.socket.unsent(&key, &answer, &error);
+                    self.socket.unsent(&self.terms.owner, &key, &answer, &error);
                 }
             }
-            Knock::Ignore => self.socket.metrics.shed("not_let_in"),
+            Knock::Ignore => self.terms.owner.metrics.shed("not_let_in"),
         }
     }
 
     /// Opens a flow and hands it to the accept loop; if that is not possible, nothing of it is left.
     fn open(&self, key: Key, entry: Entry, datagram: &[u8]) {
         // The bound of new connections per second belongs here, before anything is kept.
-        let place = match self.arrivals.try_reserve() {
+        let place = match self.terms.arrivals.try_reserve() {
             Ok(place) => place,
             Err(mpsc::error::TrySendError::Full(())) => return self.turn_away("accept_queue_full"),
             Err(mpsc::error::TrySendError::Closed(())) => return self.turn_away("draining"),
         };
-        let inbox = Arc::new(Inbox::new(entry.mark(), self.queue));
+        let inbox = Arc::new(Inbox::new(entry.mark(), self.terms.queue));
         if let Entry::Datagram = entry
             && inbox.deliver(datagram).is_err()
         {
@@ -146,13 +167,13 @@ impl Receiver {
         if let Some(replaced) = replaced {
             replaced.replace();
         }
-        place.send(Flow::new(Arc::clone(&self.socket), inbox, key, id, entry));
+        place.send(Flow::new(Arc::clone(&self.terms.owner), Arc::clone(&self.socket), inbox, key, id, entry));
     }
 
     /// Counts a peer that gets no flow, and its datagram.
     fn turn_away(&self, reason: &'static str) {
-        self.socket.metrics.turned_away(reason);
-        self.socket.metrics.shed(reason);
+        self.terms.owner.metrics.turned_away(reason);
+        self.terms.owner.metrics.shed(reason);
     }
 }
 

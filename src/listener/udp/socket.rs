@@ -9,11 +9,11 @@ use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use super::Datagrams;
+use super::ground::Owner;
 use super::inbox::Inbox;
 use crate::conn::{ListenAddr, PeerAddr};
-use crate::listener::Options;
 use crate::listener::flow::{Key, Table};
-use crate::telemetry::ListenerMetrics;
 
 /// What the kernel is asked to keep for a socket while its task is kept from reading; `net.core.rmem_max` bounds it too.
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -21,33 +21,24 @@ const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// A socket with all that its flows share.
 #[derive(Debug)]
 pub(super) struct Socket {
-    pub(super) name: Arc<str>,
     io: UdpSocket,
     state: UdpSocketState,
     pub(super) local: SocketAddr,
     pub(super) flows: Mutex<Table<Arc<Inbox>>>,
-    pub(super) metrics: ListenerMetrics,
 }
 
 impl Socket {
-    pub(super) fn bind(address: SocketAddr, options: &Options, metrics: &ListenerMetrics) -> io::Result<Self> {
+    pub(super) fn bind(address: SocketAddr, datagrams: &Datagrams) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
-        socket.set_reuse_port(options.datagrams.sockets > 1)?;
+        socket.set_reuse_port(datagrams.sockets > 1)?;
         socket.set_nonblocking(true)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
         socket.bind(&address.into())?;
         let io = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&io).into())?;
         allow_fragments(&io, address)?;
-        Ok(Self {
-            name: Arc::clone(&options.name),
-            local: io.local_addr()?,
-            io,
-            state,
-            flows: Mutex::new(Table::new(options.datagrams.flows_max)),
-            metrics: metrics.clone(),
-        })
+        Ok(Self { local: io.local_addr()?, io, state, flows: Mutex::new(Table::new(datagrams.flows_max)) })
     }
 
     /// Sends one datagram from the address that the peer has used; `WouldBlock` when the socket takes none now.
@@ -58,11 +49,11 @@ impl Socket {
     }
 
     /// Counts a datagram that the network or the kernel refused to take. It is lost, as any datagram may be.
-    pub(super) fn unsent(&self, key: &Key, datagram: &[u8], error: &io::Error) {
+    pub(super) fn unsent(&self, owner: &Owner, key: &Key, datagram: &[u8], error: &io::Error) {
         let reason = if quinn_udp::is_msg_size_err(error) { "datagram_too_large" } else { "datagram_unsent" };
-        self.metrics.shed(reason);
+        owner.metrics.shed(reason);
         tracing::debug!(
-            listener = %self.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
+            listener = %owner.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
             "a datagram could not be sent"
         );
     }

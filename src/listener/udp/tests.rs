@@ -1,6 +1,6 @@
 use std::future::poll_fn;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,10 +41,10 @@ struct Bound {
     telemetry: Telemetry,
 }
 
-fn bind(options: &Options, mut door: impl FnMut() -> Door, buffer_bytes: usize) -> Bound {
+fn bind(options: &Options, door: impl Fn() -> Door + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
     let telemetry = Telemetry::new();
     let metrics = telemetry.listener(&options.name);
-    let listener = UdpListener::bind_with(options, &metrics, &mut door, buffer_bytes).unwrap();
+    let listener = UdpListener::bind_with(options, None, metrics, Doors::new(door), buffer_bytes).unwrap();
     Bound { listener, telemetry }
 }
 
@@ -419,6 +419,45 @@ async fn the_door_decides() {
     drop(first);
     peer.send("127.0.0.1", port, b"more").await;
     assert_eq!(receive(&mut second).await.unwrap(), "more", "the end of the first flow does not end the second");
+}
+
+/// Another listener takes the sockets over with its first accept, and not before; the flows stay.
+#[tokio::test]
+async fn another_listener_takes_over() {
+    let mut bound = open(&options("127.0.0.1:0"));
+    let peer = Peer::bind("127.0.0.1:0").await;
+    peer.send("127.0.0.1", bound.port(), b"first").await;
+    let mut flow = bound.accept().await;
+
+    let address = bound.listener.local_addr().0;
+    let metrics = bound.telemetry.listener(&"next".into());
+    let predecessor = bound.listener.settings();
+    let renamed = with(&address.to_string(), |datagrams| datagrams.queue.datagrams_max = 1);
+    let doors = Doors::new(|| Door::Scripted(Scripted));
+    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, doors, BUFFER_BYTES).unwrap();
+    let second = Peer::bind("127.0.0.1:0").await;
+    second.send("127.0.0.1", bound.port(), b"second").await;
+    assert_eq!(receive(&mut bound.accept().await).await.unwrap(), "second");
+
+    assert!(futures_poll(pin!(next.flow())).await.is_pending());
+    drop(bound.listener);
+    let third = Peer::bind("127.0.0.1:0").await;
+    third.send("127.0.0.1", address.port(), b"hello 3").await;
+    let mut flow_of_next = within(next.flow()).await;
+    assert!(matches!(flow_of_next.entry_mut(), Entry::Scripted(3)), "at the new door");
+    peer.send("127.0.0.1", address.port(), b"again").await;
+    assert_eq!(receive(&mut flow).await.unwrap(), "first");
+    assert_eq!(receive(&mut flow).await.unwrap(), "again");
+    for _ in 0..3 {
+        third.send("127.0.0.1", address.port(), b"data").await;
+    }
+    within(async {
+        let page = || bound.telemetry.render().unwrap();
+        while !page().contains("polygate_sheds_total{listener=\"next\",reason=\"datagrams_full\"} 2") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
 }
 
 /// The sockets live as long as there is a flow, and no longer.
