@@ -230,7 +230,8 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may.
+    /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may,
+    /// [`Refused::Malformed`] when the peer is sent datagrams and no datagram is that long.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
         let noted = self.wanted(|| Operation::Send(bytes.clone()));
         let result = self.queue(bytes);
@@ -241,6 +242,12 @@ impl Adapter {
     fn queue(&mut self, bytes: Bytes) -> Result<(), Refused> {
         self.check_open()?;
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, ?bytes, "from the handler");
+        if let Some(bytes_max) = self.info.kind.datagram_bytes_max()
+            && bytes.len() > bytes_max
+        {
+            let why = format!("one Send is one datagram, of at most {bytes_max} bytes, and came with {}", bytes.len());
+            return Err(Refused::Malformed { what: "bytes", why });
+        }
         if self.outbound.is_full() {
             return Err(Refused::Full {
                 what: "the queue of bytes to the peer",

@@ -153,6 +153,17 @@ impl SocketKind {
         }
     }
 
+    /// The most bytes that one datagram can carry to the peer; `None` for a stream.
+    pub const fn datagram_bytes_max(self) -> Option<usize> {
+        match self {
+            Self::Tcp | Self::Tls => None,
+            // An IPv4 packet (RFC 791 §3.1) without the headers of IP, 20 bytes, and UDP, 8.
+            Self::Udp => Some(65_535 - 20 - 8),
+            // The plaintext of one record (RFC 6347 §4.1).
+            Self::Dtls => Some(1 << 14),
+        }
+    }
+
     /// Whether what is sent is encrypted.
     pub const fn is_secure(self) -> bool {
         match self {

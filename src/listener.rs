@@ -13,14 +13,19 @@ use crate::telemetry::ListenerMetrics;
 pub mod access;
 mod arrival;
 mod bind;
+mod door;
+pub mod flow;
 pub mod proxy;
 mod socket;
 pub mod sources;
 mod tcp;
+mod udp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
+pub use door::{Door, Entry, Knock};
 pub use socket::{Received, Socket};
+pub use udp::{Datagrams, Flow};
 
 /// What a listener is to be.
 #[derive(Clone, Debug)]
@@ -36,6 +41,8 @@ pub struct Options {
     pub handshakes_max: usize,
     /// What a peer has to pass.
     pub admission: Admission,
+    /// For transports of datagrams.
+    pub datagrams: Datagrams,
 }
 
 /// Why a listener could not be bound.
@@ -62,6 +69,8 @@ impl BindError {
 pub enum Listener {
     /// Plain TCP.
     Tcp(tcp::TcpListener),
+    /// Plain UDP.
+    Udp(udp::UdpListener),
 }
 
 impl Listener {
@@ -72,16 +81,20 @@ impl Listener {
     ///
     /// [`BindError`], when the operating system refuses the address.
     pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
-        let stream = match predecessor.map(|handle| &handle.of) {
-            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => Some(settings.duplicate()),
-            Some(HandleOf::Tcp(_)) | None => None,
+        let (stream, datagrams) = match predecessor.map(|handle| &handle.of) {
+            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => {
+                (Some(settings.duplicate()), None)
+            }
+            Some(HandleOf::Udp(settings)) if options.bind.transport.has_datagrams() => (None, Some(settings.as_ref())),
+            Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => (None, None),
         };
         let bound = match options.bind.transport {
             SocketKind::Tcp if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
             SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
+            SocketKind::Tls | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -90,6 +103,7 @@ impl Listener {
     pub fn local_addr(&self) -> ListenAddr {
         match self {
             Self::Tcp(listener) => listener.local_addr(),
+            Self::Udp(listener) => listener.local_addr(),
         }
     }
 
@@ -97,6 +111,7 @@ impl Listener {
     pub fn handle(&self) -> Handle {
         match self {
             Self::Tcp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Tcp(listener.settings()) },
+            Self::Udp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Udp(listener.settings()) },
         }
     }
 
@@ -104,6 +119,7 @@ impl Listener {
     pub fn admission(&self) -> Arc<Admission> {
         match self {
             Self::Tcp(listener) => listener.admission(),
+            Self::Udp(listener) => listener.admission(),
         }
     }
 
@@ -111,6 +127,7 @@ impl Listener {
     pub fn has_backlog(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
+            Self::Udp(_) => false,
         }
     }
 
@@ -118,6 +135,7 @@ impl Listener {
     pub async fn accept(&mut self) -> Arrived {
         match self {
             Self::Tcp(listener) => listener.accept().await,
+            Self::Udp(listener) => listener.accept().await,
         }
     }
 }
@@ -132,12 +150,21 @@ pub struct Handle {
 #[derive(Clone, Debug)]
 enum HandleOf {
     Tcp(Arc<tcp::Settings>),
+    Udp(Arc<udp::Settings>),
 }
 
 impl Handle {
     /// The address as it was asked for, and the transport.
     pub fn bind(&self) -> Bind {
         self.bind
+    }
+
+    /// Whether its sockets stay bound after it accepts no more, for the peers that it has.
+    pub fn outlives_accepting(&self) -> bool {
+        match &self.of {
+            HandleOf::Tcp(_) => false,
+            HandleOf::Udp(_) => true,
+        }
     }
 
     /// Follows other options with the same address, for the peers that come from now on.
@@ -148,6 +175,7 @@ impl Handle {
     pub fn follow(&self, options: &Options) -> io::Result<()> {
         match &self.of {
             HandleOf::Tcp(settings) => settings.follow(options),
+            HandleOf::Udp(settings) => settings.follow(options),
         }
     }
 }
@@ -164,8 +192,18 @@ mod tests {
     fn a_refused_address_is_one_sentence() {
         let told = |port: u16, number: i32| {
             let bind = Bind { transport: SocketKind::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
-            let options =
-                Options { name: "modbus".into(), bind, backlog: 1, handshakes_max: 1, admission: Admission::default() };
+            let options = Options {
+                name: "modbus".into(),
+                bind,
+                backlog: 1,
+                handshakes_max: 1,
+                admission: Admission::default(),
+                datagrams: Datagrams {
+                    sockets: 1,
+                    flows_max: 1,
+                    queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 },
+                },
+            };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();

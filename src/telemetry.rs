@@ -464,6 +464,13 @@ impl ListenerMetrics {
         self.sheds.get_or_create(&self.reason(reason)).inc();
     }
 
+    /// Counts several such things.
+    pub fn sheds(&self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.sheds.get_or_create(&self.reason(reason)).inc_by(count);
+        }
+    }
+
     fn reason(&self, reason: &'static str) -> ReasonLabel {
         ReasonLabel { listener: Arc::clone(&self.listener), reason }
     }

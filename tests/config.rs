@@ -20,6 +20,7 @@ use polygate::framing::{
     Delimited, Deliver, Escapes, Fixed, Flagged, Framing, LengthPrefixed, Lines, Order, Silence, Width,
 };
 use polygate::listener::access::{Access, Effect};
+use polygate::listener::flow::Bounds;
 use polygate::listener::sources::Limits;
 use polygate::rate::Rate;
 use polygate::rollout::Swap;
@@ -206,6 +207,41 @@ fn a_listener_has_its_framing() {
         framing("framing = { kind = \"gap\", silence = \"20ms\" }"),
         Some(Framing::Gap(Silence { silence: Duration::from_millis(20), max: 256 }))
     );
+}
+
+#[test]
+fn a_listener_for_datagrams_gets_what_the_file_says() {
+    let (config, _) = good(
+        r#"
+        [handlers.h]
+        kind = "grpc"
+        url = "http://handler.example:9001"
+
+        [listeners.defaults]
+        bind = "udp://127.0.0.1:1001"
+        handlers = ["h"]
+
+        [listeners.all]
+        bind = "udp://[::1]:1002"
+        handlers = ["h"]
+        idle_timeout = "1m 30s"
+        connections_max = 1_000
+        sockets = 4
+        inbound_max = "2KB"
+        datagrams_max = 7
+        "#,
+    );
+    let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
+    assert_eq!(defaults.connection.timeouts.idle, Idle::Always(Duration::from_secs(30)));
+    let datagrams = defaults.socket.datagrams;
+    assert_eq!((datagrams.sockets, datagrams.flows_max), (1, 1_000_000));
+    assert_eq!(datagrams.queue, Bounds { datagrams_max: 256, bytes_max: 64 << 10 });
+
+    assert_eq!(all.socket.bind.to_string(), "udp://[::1]:1002");
+    assert_eq!(all.connection.timeouts.idle, Idle::Always(Duration::from_secs(90)));
+    let datagrams = all.socket.datagrams;
+    assert_eq!((datagrams.sockets, datagrams.flows_max), (4, 1000));
+    assert_eq!(datagrams.queue, Bounds { datagrams_max: 7, bytes_max: 2000 });
 }
 
 #[test]

@@ -66,6 +66,14 @@ pub enum Fault {
         /// The other table's title.
         section: &'static str,
     },
+    /// A key that means something to listeners of other transports only.
+    #[error("is for {}; this listener speaks {transport}", Transports(transports))]
+    OtherTransport {
+        /// Those that have it.
+        transports: &'static [SocketKind],
+        /// What the listener speaks.
+        transport: SocketKind,
+    },
     /// A key that must be there is not.
     #[error("is missing; expected {expected}")]
     Missing {
@@ -271,6 +279,23 @@ impl fmt::Display for Hint<'_> {
             Some(nearest) => write!(f, "did you mean {nearest:?}?"),
             None => ThereAre(self.known).fmt(f),
         }
+    }
+}
+
+/// Transports, as in `tcp and tls`.
+struct Transports<'a>(&'a [SocketKind]);
+
+impl fmt::Display for Transports<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, kind) in self.0.iter().enumerate() {
+            let before = match index {
+                0 => "",
+                _ if index + 1 == self.0.len() => " and ",
+                _ => ", ",
+            };
+            write!(f, "{before}{kind}")?;
+        }
+        Ok(())
     }
 }
 

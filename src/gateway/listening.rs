@@ -65,9 +65,17 @@ pub(super) struct Listenings {
     /// In the order of the configuration.
     accepting: Vec<Listening>,
     /// Those that accept no more and have connections left.
-    retired: Vec<JoinHandle<JoinSet<()>>>,
+    retired: Vec<Retired>,
     /// Those of them whose sockets may still be open.
     closing: Vec<Retirement>,
+}
+
+/// A listener that accepts no more.
+#[derive(Debug)]
+struct Retired {
+    /// Where its connections keep the address bound: who has that address later takes it over.
+    kept: Option<(Handle, ListenAddr)>,
+    task: JoinHandle<JoinSet<()>>,
 }
 
 /// Sockets that are bound and not yet accepted from, each with the place of its listener in the configuration.
@@ -109,12 +117,15 @@ impl Listenings {
                 continue;
             }
             // A listener that has the address and will not have it any more: it was renamed, or speaks another transport.
-            let predecessor = self
-                .accepting
-                .iter()
-                .find(|running| running.handle.bind().address == bind.address || running.bound.0 == bind.address);
+            let accepting = self.accepting.iter().map(|running| (&running.handle, running.bound));
+            let retired = self.retired.iter().filter_map(|retired| retired.kept.as_ref());
+            let predecessor =
+                accepting.chain(retired.map(|(handle, bound)| (handle, *bound))).find(|(handle, bound)| {
+                    let ports = handle.bind().transport.has_datagrams() == bind.transport.has_datagrams();
+                    ports && (handle.bind().address == bind.address || bound.0 == bind.address)
+                });
             let metrics = self.house.telemetry.listener(&options.socket.name);
-            let handle = predecessor.map(|running| &running.handle);
+            let handle = predecessor.map(|(handle, _)| handle);
             opened.push((place, Listener::bind(&options.socket, handle, metrics)?));
         }
         Ok(Opened(opened))
@@ -157,7 +168,7 @@ impl Listenings {
             changed.removed.push(Arc::clone(&running.name));
             self.retire(Some(running));
         }
-        self.retired.retain(|task| !task.is_finished());
+        self.retired.retain(|retired| !retired.task.is_finished());
         Ok(changed)
     }
 
@@ -206,7 +217,8 @@ impl Listenings {
         let Some(running) = running else { return };
         tracing::info!(listener = %running.name, address = %running.bound, "accepting no more");
         running.retirement.ask();
-        self.retired.push(running.task);
+        let kept = running.handle.outlives_accepting().then_some((running.handle, running.bound));
+        self.retired.push(Retired { kept, task: running.task });
         self.closing.push(running.retirement);
     }
 
@@ -214,7 +226,12 @@ impl Listenings {
     /// this, every accepted connection is in the table or about to end by itself.
     pub(super) async fn end(self, within: Duration) -> Vec<JoinSet<()>> {
         let mut left = Vec::new();
-        for task in self.accepting.into_iter().map(|listening| listening.task).chain(self.retired) {
+        for task in self
+            .accepting
+            .into_iter()
+            .map(|listening| listening.task)
+            .chain(self.retired.into_iter().map(|retired| retired.task))
+        {
             match tokio::time::timeout(within, task).await {
                 Ok(Ok(connections)) => left.push(connections),
                 Ok(Err(error)) => tracing::error!(%error, "an accept loop has panicked"),

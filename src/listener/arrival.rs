@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use super::Socket;
 use super::access::{Access, Effect};
 use super::proxy::{self, Carried};
 use super::sources::{Entered, Limits, Refusal, Sources};
+use super::{Flow, Socket};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::rate::Rate;
@@ -64,6 +64,7 @@ pub struct Arrived {
 #[derive(Debug)]
 pub(super) enum Raw {
     Tcp(TcpStream),
+    Udp(Flow),
 }
 
 /// A peer that has passed everything.
@@ -139,6 +140,8 @@ async fn carried(proxy: &proxy::Options, peer: PeerAddr, socket: &mut Raw) -> Re
             Ok(header) => header.map_err(TurnedAway::Proxy),
             Err(_) => Err(TurnedAway::ProxyTimeout(proxy.timeout)),
         },
+        // The configuration does not ask for one there.
+        Raw::Udp(_) => Ok(None),
     }
 }
 
@@ -170,6 +173,7 @@ impl Arrived {
         let peer = *peer;
         let (socket, certificate) = match socket {
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
+            Raw::Udp(flow) => (Socket::Udp(flow), None),
         };
         Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })
     }

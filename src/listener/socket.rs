@@ -6,11 +6,15 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::Flow;
+
 /// The socket of an accepted peer, of any transport.
 #[derive(Debug)]
 pub enum Socket {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// Plain UDP.
+    Udp(Flow),
 }
 
 /// What has come from a peer.
@@ -33,6 +37,9 @@ impl Socket {
     pub fn poll_receive<'b>(&mut self, cx: &mut Context<'_>, buffer: &'b mut [u8]) -> Poll<io::Result<Received<'b>>> {
         match self {
             Self::Tcp(stream) => poll_read(stream, cx, buffer),
+            Self::Udp(flow) => {
+                flow.poll_receive(cx).map(|datagram| Ok(datagram.map_or(Received::End, Received::Datagram)))
+            }
         }
     }
 
@@ -44,6 +51,7 @@ impl Socket {
     pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Udp(flow) => flow.poll_send(cx, bytes).map_ok(|()| bytes.len()),
         }
     }
 
@@ -55,13 +63,17 @@ impl Socket {
     pub fn poll_send_vectored(&mut self, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Self::Udp(flow) => {
+                let first = bytes.first().map_or(&[][..], |first| first);
+                flow.poll_send(cx, first).map_ok(|()| first.len())
+            }
         }
     }
 
     /// Whether it may hold bytes that it took and has not written; [`poll_flush`](Self::poll_flush) writes them.
     pub fn holds_bytes(&self) -> bool {
         match self {
-            Self::Tcp(_) => false,
+            Self::Tcp(_) | Self::Udp(_) => false,
         }
     }
 
@@ -73,6 +85,7 @@ impl Socket {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Udp(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -84,6 +97,11 @@ impl Socket {
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Udp(flow) => {
+                // Nothing tells the peer, so what it sends while the handler hears of the end must not be lost on it.
+                flow.close();
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }

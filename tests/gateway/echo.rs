@@ -97,6 +97,7 @@ async fn authentication_refused(kind: Kind, transport: Transport) {
     let mut device = gateway.device().await;
     let connect = json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": "device-1"}});
     assert_eq!(device.ask(connect).await, json!({"type": 2, "code": 1}));
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"handler_asked\"}", 1.0).await;
     device.expect_closed().await;
 }
 
@@ -127,8 +128,8 @@ async fn keepalive(kind: Kind, transport: Transport) {
     assert_eq!(silent.ask(connect).await, json!({"type": 2, "code": 0}));
     assert_eq!(lively.subscribe("t").await, json!({"type": 6, "code": 0}));
 
-    silent.expect_closed().await;
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"keepalive_expired\"}", 1.0).await;
+    silent.expect_closed().await;
     assert_eq!(lively.publish("up", "still here").await, json!({"type": 4, "code": 0}));
     if let Some(mut handler) = handler {
         assert_eq!(handler.next_closed().await, "{shutdown,keepalive_timeout}");
@@ -175,6 +176,10 @@ cases! {
     grpc_streaming => Kind::Streaming, Transport::Tcp;
     grpc_unary_connection_handler => Kind::UnaryConnectionHandler, Transport::Tcp;
     grpc_https => Kind::Https, Transport::Tcp;
+    udp_guest => Kind::Guest("echo"), Transport::Udp;
+    udp_grpc_unary => Kind::Unary, Transport::Udp;
+    udp_grpc_streaming => Kind::Streaming, Transport::Udp;
+    udp_grpc_https => Kind::Https, Transport::Udp;
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

@@ -27,4 +27,5 @@ mod tcp;
 mod teltonika;
 mod templates;
 mod two_homes;
+mod udp;
 mod wasm_handler;

@@ -4,6 +4,7 @@ use polygate::gateway::ReloadError;
 use tokio::net::TcpStream;
 
 use crate::harness::peer::RawPeer;
+use crate::harness::transport::Transport;
 use crate::harness::{GatewayUnderTest, Setup, within};
 
 /// A gateway that gives every byte back at once.
@@ -109,6 +110,46 @@ async fn a_renamed_listener_keeps_its_socket() {
     echoes(&mut waiting).await;
     echoes(&mut first).await;
     assert_eq!(gateway.listener_named("other"), address);
+}
+
+/// The same for datagrams: a listener with another name takes the sockets over, and one that is gone and comes back finds
+/// the peers that it had; they keep their connections all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_udp_listener_keeps_its_sockets() {
+    let gateway = Setup::guest("echo")
+        .handler("settings = { mode = \"raw\" }")
+        .over(Transport::Udp)
+        .listener("idle_timeout = \"1h\"")
+        .start()
+        .await;
+    let address = gateway.listener();
+    let mut first = RawPeer::connect_udp(address).await;
+    echoes(&mut first).await;
+
+    let text = gateway.text().replace("udp://127.0.0.1:0", &format!("udp://{address}"));
+    let renamed = text.replace("[listeners.l]", "[listeners.other]");
+    let changed = gateway.follow(&renamed).await.unwrap();
+    assert_eq!((changed.listeners.added.len(), changed.listeners.removed.len()), (1, 1));
+    let mut second = RawPeer::connect_udp(address).await;
+    echoes(&mut second).await;
+    gateway.metric_reaches("polygate_connections{listener=\"other\"}", 1.0).await;
+    echoes(&mut first).await;
+
+    let gone =
+        text.replace("[listeners.l]", "[listeners.elsewhere]").replace(&format!("udp://{address}"), "udp://[::1]:0");
+    gateway.follow(&gone).await.unwrap();
+    let mut third = RawPeer::connect_udp(address).await;
+    third.send("anybody?").await;
+    gateway.metric_reaches("polygate_turned_away_total{listener=\"other\",reason=\"draining\"}", 1.0).await;
+    echoes(&mut first).await;
+    echoes(&mut second).await;
+
+    gateway.follow(&renamed).await.unwrap();
+    echoes(&mut third).await;
+    echoes(&mut first).await;
+    gateway.metric_reaches("polygate_connections{listener=\"other\"}", 2.0).await;
+    assert_eq!(gateway.metric("polygate_connections{listener=\"l\"}"), 1.0);
+    assert_eq!(gateway.stop().await, 0);
 }
 
 /// An address that is taken leaves everything as it was, the handlers too.

@@ -11,9 +11,11 @@ use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
 use crate::config::{Listener, Outside};
+use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
-use crate::listener;
+use crate::listener::flow::Bounds;
+use crate::listener::{self, Datagrams};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -54,6 +56,8 @@ fn one(
     let backlog = table.get(&keys::BACKLOG);
     let admission = admission::read(&table, outside, bind.ok());
     let rates = admission::rates(&table, bind.ok());
+    let sockets = table.get(&keys::SOCKETS);
+    let datagrams_max = table.get(&keys::DATAGRAMS_MAX);
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
@@ -62,6 +66,8 @@ fn one(
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
+    belong(&table, bind.transport)?;
+    let (connections_max, inbound_bytes_max) = (connections_max? as usize, inbound_bytes_max?);
     let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
     Ok(Listener {
         socket: listener::Options {
@@ -70,12 +76,17 @@ fn one(
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
             admission: admission?,
+            datagrams: Datagrams {
+                sockets: sockets? as usize,
+                flows_max: connections_max,
+                queue: Bounds { datagrams_max: datagrams_max? as usize, bytes_max: inbound_bytes_max },
+            },
         },
         connection: Options {
             listener: name,
-            connections_max: connections_max? as usize,
+            connections_max,
             timeouts: Timeouts { idle, write: write? },
-            inbound_bytes_max: inbound_bytes_max?,
+            inbound_bytes_max,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
             rates: rates?,
@@ -84,6 +95,24 @@ fn one(
         mountpoint: mountpoint?,
         handlers: chain?,
     })
+}
+
+/// The keys that mean something to some transports only.
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 3] = [
+    ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("sockets", &[SocketKind::Udp, SocketKind::Dtls]),
+    ("datagrams_max", &[SocketKind::Udp, SocketKind::Dtls]),
+];
+
+/// Records each key that the listener's transport has no use for.
+fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
+    let mut result = Ok(());
+    for (key, transports) in KEYS_OF_SOME {
+        if table.item(key).is_some() && !transports.contains(&transport) {
+            result = Err(table.fault_at(key, Fault::OtherTransport { transports, transport }));
+        }
+    }
+    result
 }
 
 /// The names of a listener's handlers.

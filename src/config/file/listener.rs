@@ -28,6 +28,7 @@ pub(in crate::config) static ONE: Section = Section {
         &HANDSHAKES_MAX,
         &CONNECTIONS_MAX,
         &BACKLOG,
+        &SOCKETS,
         &ACCESS,
         &DENY_FILE,
         &CONNECTION_RATE,
@@ -37,6 +38,7 @@ pub(in crate::config) static ONE: Section = Section {
         &BYTES_RATE,
         &PACKETS_RATE,
         &INBOUND_MAX,
+        &DATAGRAMS_MAX,
         &OUTBOUND_MAX,
         &MESSAGES_MAX,
         &MESSAGES_BYTES_MAX,
@@ -109,6 +111,13 @@ pub(in crate::config) static BACKLOG: Key<Count, Otherwise<u32>> = Key {
     about: "peers that the kernel keeps until they are accepted; `net.core.somaxconn` bounds it too",
 };
 
+pub(in crate::config) static SOCKETS: Key<Count, Otherwise<u32>> = Key {
+    name: "sockets",
+    form: Count(1..=64),
+    presence: Otherwise(|| 1),
+    about: "sockets of a listener for udp or dtls, over which the kernel spreads the peers; one takes about one core",
+};
+
 pub(in crate::config) static ACCESS: Key<List<AccessForm>, Optional> = Key {
     name: "access",
     form: List { of: AccessForm, one: "rule" },
@@ -174,7 +183,15 @@ pub(in crate::config) static INBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
     name: "inbound_max",
     form: Size(1 << 10..=64 << 20),
     presence: Otherwise(|| 64 << 10),
-    about: "bytes of one connection that may wait for its handler; at this many its socket is not read",
+    about: "bytes of one connection that may wait for its handler; at this many its socket is not read (tcp, tls), or its \
+            datagrams wait for the connection, as many bytes again, and are shed and counted beyond (udp, dtls)",
+};
+
+pub(in crate::config) static DATAGRAMS_MAX: Key<Count, Otherwise<u32>> = Key {
+    name: "datagrams_max",
+    form: Count(1..=65_536),
+    presence: Otherwise(|| 256),
+    about: "datagrams of one peer of udp or dtls that may wait until its connection takes them; more are shed and counted",
 };
 
 pub(in crate::config) static OUTBOUND_MAX: Key<Size, Otherwise<usize>> = Key {

@@ -2,7 +2,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use super::within;
 
@@ -12,6 +12,38 @@ pub struct RawPeer(Socket);
 /// The socket, of any transport.
 enum Socket {
     Tcp(TcpStream),
+    Udp(Datagrams),
+}
+
+/// A socket for datagrams, and what is left of the last one.
+struct Datagrams {
+    socket: UdpSocket,
+    rest: Vec<u8>,
+}
+
+impl Datagrams {
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            self.rest.resize(64 * 1024, 0);
+            let received = self.socket.recv(&mut self.rest).await;
+            self.rest.truncate(*received.as_ref().unwrap_or(&0));
+            received?;
+        }
+        let count = self.rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.rest[..count]);
+        self.rest.drain(..count);
+        Ok(count)
+    }
+
+    /// What has come so far.
+    fn drain(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.rest);
+        let mut datagram = vec![0; 64 * 1024];
+        while let Ok(count) = self.socket.try_recv(&mut datagram) {
+            bytes.extend_from_slice(&datagram[..count]);
+        }
+        bytes
+    }
 }
 
 impl Socket {
@@ -19,6 +51,7 @@ impl Socket {
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Udp(datagrams) => datagrams.socket.send(bytes).await.map(|_| ()),
         }
     }
 
@@ -26,6 +59,7 @@ impl Socket {
     async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer).await,
+            Self::Udp(datagrams) => datagrams.read(buffer).await,
         }
     }
 
@@ -33,6 +67,7 @@ impl Socket {
     async fn end(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown().await,
+            Self::Udp(_) => Ok(()),
         }
     }
 }
@@ -50,9 +85,18 @@ impl RawPeer {
         Self(Socket::Tcp(within("the connection", socket.connect(address)).await.unwrap()))
     }
 
+    /// Over plain UDP: one write is one datagram.
+    pub async fn connect_udp(address: SocketAddr) -> Self {
+        let any: SocketAddr = if address.is_ipv4() { ([127, 0, 0, 1], 0).into() } else { "[::1]:0".parse().unwrap() };
+        let socket = UdpSocket::bind(any).await.unwrap();
+        socket.connect(address).await.unwrap();
+        Self(Socket::Udp(Datagrams { socket, rest: Vec::new() }))
+    }
+
     pub fn local_addr(&self) -> SocketAddr {
         match &self.0 {
             Socket::Tcp(stream) => stream.local_addr().unwrap(),
+            Socket::Udp(datagrams) => datagrams.socket.local_addr().unwrap(),
         }
     }
 
@@ -83,8 +127,12 @@ impl RawPeer {
         bytes
     }
 
-    /// Whatever comes until the gateway ends the stream in order.
+    /// Whatever comes until the gateway ends the stream in order. A peer of datagrams is not told of its end: what it
+    /// has by now.
     pub async fn receive_to_end(&mut self) -> Vec<u8> {
+        if let Socket::Udp(datagrams) = &mut self.0 {
+            return datagrams.drain();
+        }
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         within("the end of the stream", async {
@@ -121,6 +169,7 @@ impl RawPeer {
     pub fn reset(self) {
         match self.0 {
             Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),
+            Socket::Udp(_) => {}
         }
     }
 
@@ -128,6 +177,7 @@ impl RawPeer {
     pub fn into_stream(self) -> TcpStream {
         match self.0 {
             Socket::Tcp(stream) => stream,
+            Socket::Udp(_) => panic!("no stream"),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::peer::RawPeer;
 #[derive(Clone, Debug)]
 pub enum Transport {
     Tcp,
+    Udp,
 }
 
 impl Transport {
@@ -13,13 +14,14 @@ impl Transport {
     pub fn bind(&self) -> String {
         match self {
             Self::Tcp => "tcp://127.0.0.1:0".to_owned(),
+            Self::Udp => "udp://127.0.0.1:0".to_owned(),
         }
     }
 
     /// Further keys of the listener.
     pub fn keys(&self) -> String {
         match self {
-            Self::Tcp => String::new(),
+            Self::Tcp | Self::Udp => String::new(),
         }
     }
 
@@ -27,6 +29,7 @@ impl Transport {
     pub async fn connect(&self, address: SocketAddr) -> RawPeer {
         match self {
             Self::Tcp => RawPeer::connect(address).await,
+            Self::Udp => RawPeer::connect_udp(address).await,
         }
     }
 }

@@ -1,0 +1,261 @@
+//! The flows of UDP peers: one for each peer address, many on a socket, several sockets for a listener.
+//!
+//! A task for each socket receives for all of its flows and never waits for one of them: what a flow has no room for is
+//! shed and counted. Tasks and sockets live until the listener and its last flow are gone, so connections still hear
+//! their peers while the gateway stops, or when the listener is gone from the configuration. What the network says about one peer (an ICMP message) never ends them.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::arrival::Raw;
+use super::door::{Door, Entry};
+use super::flow::{Bounds, FlowId, Key};
+
+use super::sources::Sources;
+use super::{Admission, Arrived, Bind, Options};
+use crate::conn::{ListenAddr, PeerAddr};
+use crate::telemetry::ListenerMetrics;
+
+mod ground;
+mod inbox;
+mod receiver;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use ground::{Doors, Ground, Owner, Terms};
+use inbox::Inbox;
+use socket::Socket;
+
+/// Room for the longest datagram, and for what the kernel puts together from several of one peer, which is never more.
+const BUFFER_BYTES: usize = 65_536;
+
+/// New flows that wait for the accept loop, which does nothing but take them; a burst beyond is turned away.
+const ARRIVALS_MAX: usize = 1024;
+
+/// What a listener for datagrams is to be, beside what all listeners are.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Sockets on its address, `1..=64`; the kernel spreads the peers over them, each peer to one.
+    pub sockets: usize,
+    /// Flows of one socket, `1..`; more peers are turned away.
+    pub flows_max: usize,
+    /// What waits for one flow's connection.
+    pub queue: Bounds,
+}
+
+/// Opens flows for the peers of its sockets.
+#[derive(Debug)]
+pub struct UdpListener {
+    owner: Arc<Owner>,
+    bind: Bind,
+    settings: Arc<Settings>,
+    ground: Arc<Ground>,
+    arrivals: mpsc::Receiver<Flow>,
+    /// What takes the sockets over, with the options for it, at the first accept: until then their last owner has them.
+    takes_over: Option<(Terms, Options)>,
+}
+
+/// What a reload may change of a listener that goes on accepting, and its sockets, which another one may take over.
+#[derive(Debug)]
+pub(super) struct Settings {
+    admission: Arc<ArcSwap<Admission>>,
+    sources: Arc<Sources>,
+    /// Not held: it lives as long as somebody receives.
+    ground: Weak<Ground>,
+}
+
+impl Settings {
+    /// Follows other options, for the peers that come from now on.
+    pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
+        self.admission.store(Arc::new(options.admission.clone()));
+        self.ground.upgrade().map_or(Ok(()), |ground| ground.follow(options))
+    }
+}
+
+impl UdpListener {
+    /// Binds the sockets and begins to receive, or takes them from a listener of the same address as soon as it accepts.
+    /// Each socket has a door of its own.
+    pub(super) fn bind(
+        options: &Options,
+        predecessor: Option<&Settings>,
+        metrics: ListenerMetrics,
+        door: impl Fn() -> Door + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        Self::bind_with(options, predecessor, metrics, Doors::new(door), BUFFER_BYTES)
+    }
+
+    fn bind_with(
+        options: &Options,
+        predecessor: Option<&Settings>,
+        metrics: ListenerMetrics,
+        doors: Doors,
+        buffer_bytes: usize,
+    ) -> io::Result<Self> {
+        let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let owner = Arc::new(Owner { name: Arc::clone(&options.name), metrics });
+        let admission = Arc::new(ArcSwap::from_pointee(options.admission.clone()));
+        let terms = Terms {
+            owner: Arc::clone(&owner),
+            admission: Arc::clone(&admission),
+            doors,
+            queue: options.datagrams.queue,
+            arrivals: sender,
+        };
+        let (ground, takes_over) = match predecessor.and_then(|settings| settings.ground.upgrade()) {
+            Some(ground) => (ground, Some((terms, options.clone()))),
+            None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
+        };
+        let sources = Sources::new(owner.metrics.clone());
+        let settings = Arc::new(Settings { admission, sources, ground: Arc::downgrade(&ground) });
+        Ok(Self { owner, bind: options.bind, settings, ground, arrivals, takes_over })
+    }
+
+    pub(super) fn local_addr(&self) -> ListenAddr {
+        self.ground.local()
+    }
+
+    pub(super) fn bind_asked(&self) -> Bind {
+        self.bind
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings)
+    }
+
+    pub(super) fn admission(&self) -> Arc<Admission> {
+        self.settings.admission.load_full()
+    }
+
+    pub(super) async fn accept(&mut self) -> Arrived {
+        let flow = self.flow().await;
+        Arrived {
+            listener: Arc::clone(&self.owner.name),
+            kind: self.bind.transport,
+            peer: flow.peer(),
+            local: flow.local(),
+            socket: Raw::Udp(flow),
+            admission: self.settings.admission.load_full(),
+            sources: Arc::clone(&self.settings.sources),
+            metrics: self.owner.metrics.clone(),
+            _turn: None,
+        }
+    }
+
+    /// The flow of the next new peer.
+    async fn flow(&mut self) -> Flow {
+        if let Some((terms, options)) = self.takes_over.take() {
+            self.ground.set_terms(terms);
+            if let Err(error) = self.ground.follow(&options) {
+                tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
+            }
+        }
+        match self.arrivals.recv().await {
+            Some(mut flow) => {
+                flow.ground = Some(Arc::clone(&self.ground));
+                flow
+            }
+            // The receiving tasks end after this listener, unless the runtime itself ends.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// One peer of a listener: what it sends arrives here, and what is sent here leaves from the address that it has used.
+///
+/// Dropping it closes it.
+pub struct Flow {
+    owner: Arc<Owner>,
+    socket: Arc<Socket>,
+    inbox: Arc<Inbox>,
+    key: Key,
+    id: FlowId,
+    entry: Entry,
+    /// Waits until the socket takes datagrams again, beside the other flows of the socket.
+    unwritable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
+    /// Set when it is accepted: one that nobody accepts must not keep the sockets.
+    ground: Option<Arc<Ground>>,
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow").field("peer", &self.key.peer).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Flow {
+    fn new(owner: Arc<Owner>, socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
+        Self { owner, socket, inbox, key, id, entry, unwritable: None, ground: None }
+    }
+
+    /// The peer.
+    pub fn peer(&self) -> PeerAddr {
+        PeerAddr(self.key.peer)
+    }
+
+    /// The address of ours that the peer uses.
+    pub fn local(&self) -> ListenAddr {
+        self.socket.local(&self.key)
+    }
+
+    /// What the door let it in with.
+    pub fn entry_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+
+    /// The next datagram; `None` once the flow was closed, or the peer has begun anew and a newer flow gets what it sends.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.inbox.poll_take(cx)
+    }
+
+    /// Nothing more is received, and what waits is dropped and counted; the peer's next datagram opens another flow. Until
+    /// the flow is dropped, it can still send.
+    pub fn close(&mut self) {
+        self.owner.metrics.sheds("flow_ended", self.inbox.close() as u64);
+        // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
+        self.socket.flows.lock().close(&self.key, self.id);
+    }
+
+    /// Sends one datagram. It is pending while the socket takes none, and other flows of the socket may go on.
+    ///
+    /// A datagram that is refused (too large, no route, no memory) is dropped and counted, and does not end the flow:
+    /// a peer that is gone ends it by its silence.
+    ///
+    /// # Errors
+    ///
+    /// The runtime is ending.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        loop {
+            if let Some(waiting) = &mut self.unwritable {
+                let writable = ready!(waiting.as_mut().poll(cx));
+                self.unwritable = None;
+                writable?;
+            }
+            match self.socket.try_send(&self.key, datagram) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let socket = Arc::clone(&self.socket);
+                    // Not the socket's own poll function, which wakes only the last of several tasks.
+                    self.unwritable = Some(Box::pin(async move { socket.writable().await }));
+                }
+                Err(error) => {
+                    self.socket.unsent(&self.owner, &self.key, datagram, &error);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,93 @@
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::listener::flow::{Bounds, Queue, QueueFull};
+
+/// What a flow and the task that receives for it have in common.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    /// What the door told this flow by.
+    pub(super) mark: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    waker: Option<Waker>,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Open,
+    /// The peer began anew: what waits is the last.
+    Replaced,
+    /// The flow was dropped.
+    Gone,
+}
+
+/// Why an inbox did not take a datagram.
+pub(super) enum Refused {
+    Full(QueueFull),
+    Gone,
+}
+
+impl Inbox {
+    pub(super) fn new(mark: u64, bounds: Bounds) -> Self {
+        let state = State { queue: Queue::new(bounds), waker: None, life: Life::Open };
+        Self { mark, state: Mutex::new(state) }
+    }
+
+    pub(super) fn deliver(&self, datagram: &[u8]) -> Result<(), Refused> {
+        let waker = {
+            let mut state = self.state.lock();
+            if state.life != Life::Open {
+                return Err(Refused::Gone);
+            }
+            state.queue.push(datagram).map_err(Refused::Full)?;
+            state.waker.take()
+        };
+        // Not under the lock: the first thing that the woken task does is to take it.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    pub(super) fn replace(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.life = Life::Replaced;
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Nothing more is taken; tells how many datagrams nobody will read.
+    pub(super) fn close(&self) -> usize {
+        let mut state = self.state.lock();
+        state.life = Life::Gone;
+        state.queue.clear()
+    }
+
+    /// The next datagram; `None` when nothing comes any more.
+    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut state = self.state.lock();
+        match (state.queue.pop(), state.life) {
+            (Some(datagram), _) => Poll::Ready(Some(datagram)),
+            (None, Life::Replaced | Life::Gone) => Poll::Ready(None),
+            (None, Life::Open) => {
+                match &mut state.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    waker @ None => *waker = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use super::Datagrams;
+use super::ground::Owner;
+use super::inbox::Inbox;
+use crate::conn::{ListenAddr, PeerAddr};
+use crate::listener::flow::{Key, Table};
+
+/// What the kernel is asked to keep for a socket while its task is kept from reading; `net.core.rmem_max` bounds it too.
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// A socket with all that its flows share.
+#[derive(Debug)]
+pub(super) struct Socket {
+    io: UdpSocket,
+    state: UdpSocketState,
+    pub(super) local: SocketAddr,
+    pub(super) flows: Mutex<Table<Arc<Inbox>>>,
+}
+
+impl Socket {
+    pub(super) fn bind(address: SocketAddr, datagrams: &Datagrams) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
+        socket.set_reuse_port(datagrams.sockets > 1)?;
+        socket.set_nonblocking(true)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        socket.bind(&address.into())?;
+        let io = UdpSocket::from_std(socket.into())?;
+        let state = UdpSocketState::new((&io).into())?;
+        allow_fragments(&io, address)?;
+        Ok(Self { local: io.local_addr()?, io, state, flows: Mutex::new(Table::new(datagrams.flows_max)) })
+    }
+
+    /// Sends one datagram from the address that the peer has used; `WouldBlock` when the socket takes none now.
+    pub(super) fn try_send(&self, key: &Key, datagram: &[u8]) -> io::Result<()> {
+        let transmit =
+            Transmit { destination: key.peer, ecn: None, contents: datagram, segment_size: None, src_ip: key.local };
+        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
+    }
+
+    /// Counts a datagram that the network or the kernel refused to take. It is lost, as any datagram may be.
+    pub(super) fn unsent(&self, owner: &Owner, key: &Key, datagram: &[u8], error: &io::Error) {
+        let reason = if quinn_udp::is_msg_size_err(error) { "datagram_too_large" } else { "datagram_unsent" };
+        owner.metrics.shed(reason);
+        tracing::debug!(
+            listener = %owner.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
+            "a datagram could not be sent"
+        );
+    }
+
+    /// Waits until it takes datagrams again. Any number of tasks may.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.io.writable().await
+    }
+
+    /// Receives into buffers of `buffer_bytes` each; gives how many of them, and of `metas`, were filled.
+    pub(super) async fn receive(
+        &self,
+        buffers: &mut [u8],
+        buffer_bytes: usize,
+        metas: &mut [RecvMeta; BATCH_SIZE],
+    ) -> io::Result<usize> {
+        let read = || {
+            let mut batch = buffers.chunks_exact_mut(buffer_bytes);
+            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| IoSliceMut::new(batch.next().unwrap_or_default()));
+            self.state.recv((&self.io).into(), &mut slices, metas)
+        };
+        self.io.async_io(Interest::READABLE, read).await
+    }
+
+    /// How many datagrams the kernel has dropped so far because nobody read them in time; `None` where it does not tell.
+    pub(super) fn overflows(&self) -> Option<u32> {
+        /// The place of the number among what the kernel tells of a socket's memory (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let mut memory = [0u32; 16];
+        option(&self.io, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory).then(|| memory[DROPS])
+    }
+
+    /// Whose a datagram is.
+    pub(super) fn key(&self, meta: &RecvMeta) -> Key {
+        Key { peer: meta.addr, local: meta.dst_ip.filter(|ip| self.local.ip().is_unspecified() && is_one_host(*ip)) }
+    }
+
+    /// The address of ours that a peer uses.
+    pub(super) fn local(&self, key: &Key) -> ListenAddr {
+        let ip = key.local.unwrap_or(self.local.ip()).to_canonical();
+        ListenAddr(SocketAddr::new(ip, self.local.port()))
+    }
+}
+
+#[cfg(test)]
+impl Socket {
+    /// Does what a full buffer does.
+    pub(super) fn pretend_full(&self) {
+        let full: io::Result<()> = self.io.try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
+        assert!(full.is_err());
+    }
+
+    /// Sends past the bookkeeping, so that the kernel tells of room again.
+    pub(super) fn send_unasked(&self, datagram: &[u8], to: SocketAddr) {
+        assert!(socket2::SockRef::from(&self.io).send_to(datagram, &to.into()).is_ok());
+    }
+}
+
+/// Whether answers can be sent from an address: from that of a group they cannot, and there the kernel chooses.
+fn is_one_host(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_multicast(),
+        IpAddr::V6(ip) => !ip.is_multicast(),
+    }
+}
+
+/// Lets datagrams be larger than the path takes in one piece, as a socket does from the first: quinn-udp forbids it,
+/// because QUIC finds out the path's size by itself, and device protocols do not.
+fn allow_fragments(socket: &UdpSocket, address: SocketAddr) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT)?;
+    if address.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "the socket libraries have no words for these options")]
+fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let value_bytes = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed, and the pointer is to an integer of that size.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), value_bytes) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[expect(unsafe_code, reason = "the socket libraries have no words for this option")]
+fn option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: &mut [u32; 16]) -> bool {
+    let mut value_bytes = size_of_val(value) as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel writes at most as many bytes as it is
+    // told that there are, and any bits are numbers.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut value_bytes) };
+    result == 0
+}
