@@ -12,11 +12,17 @@ use crate::telemetry::ListenerMetrics;
 
 mod arrival;
 mod bind;
+pub mod credentials;
+mod handshake;
+mod openssl;
+pub mod psk;
 mod socket;
 mod tcp;
+pub mod tls;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
+pub use handshake::HandshakeError;
 pub use socket::{Received, Socket};
 
 /// What a listener is to be.
@@ -57,7 +63,7 @@ impl BindError {
 /// A listener of any transport.
 #[derive(Debug)]
 pub enum Listener {
-    /// Plain TCP.
+    /// TCP, plain or below TLS.
     Tcp(tcp::TcpListener),
 }
 
@@ -74,11 +80,11 @@ impl Listener {
             Some(HandleOf::Tcp(_)) | None => None,
         };
         let bound = match options.bind.transport {
-            SocketKind::Tcp if let Some(socket) = stream => {
+            SocketKind::Tcp | SocketKind::Tls if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
-            SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
+            SocketKind::Udp | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -160,7 +166,7 @@ mod tests {
                 bind,
                 backlog: 1,
                 handshakes_max: 1,
-                admission: Admission { handshake_timeout: Duration::from_secs(1) },
+                admission: Admission { handshake_timeout: Duration::from_secs(1), tls: None },
             };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };

@@ -6,11 +6,15 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tls;
+
 /// The socket of an accepted peer, of any transport.
 #[derive(Debug)]
 pub enum Socket {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// TLS over TCP.
+    Tls(tls::Stream),
 }
 
 /// What has come from a peer.
@@ -33,6 +37,7 @@ impl Socket {
     pub fn poll_receive<'b>(&mut self, cx: &mut Context<'_>, buffer: &'b mut [u8]) -> Poll<io::Result<Received<'b>>> {
         match self {
             Self::Tcp(stream) => poll_read(stream, cx, buffer),
+            Self::Tls(stream) => poll_read(stream, cx, buffer),
         }
     }
 
@@ -44,6 +49,7 @@ impl Socket {
     pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -55,6 +61,7 @@ impl Socket {
     pub fn poll_send_vectored(&mut self, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
         }
     }
 
@@ -62,6 +69,7 @@ impl Socket {
     pub fn holds_bytes(&self) -> bool {
         match self {
             Self::Tcp(_) => false,
+            Self::Tls(stream) => stream.holds_bytes(),
         }
     }
 
@@ -73,6 +81,7 @@ impl Socket {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -84,6 +93,7 @@ impl Socket {
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

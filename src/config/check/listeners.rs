@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use super::binds::Binds;
+use super::credentials;
 use super::handlers::{Handlers, check_name};
-use crate::config::Listener;
 use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
+use crate::config::{Listener, Outside};
+use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
-use crate::listener::{self, Admission};
+use crate::listener::{self, Admission, tls};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -20,15 +22,21 @@ pub(super) fn read(
     root: &Table<'_>,
     binds: &mut Binds,
     handlers: Option<&Handlers<'_>>,
+    outside: Outside<'_>,
 ) -> Result<Vec<Listener>, Told> {
     let Some(item) = root.item(keys::SECTION.key) else {
         return Ok(Vec::new());
     };
-    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers)).collect();
+    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers, outside)).collect();
     listeners.into_iter().collect()
 }
 
-fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) -> Result<Listener, Told> {
+fn one(
+    named: &Named<'_>,
+    binds: &mut Binds,
+    handlers: Option<&Handlers<'_>>,
+    outside: Outside<'_>,
+) -> Result<Listener, Told> {
     let checked = check_name(named.key, &named.item);
     let table = named.item.section(&keys::ONE)?;
     let bind = table.get(&keys::BIND);
@@ -49,6 +57,8 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
+    // Without a transport nobody knows what the table should have.
+    let tls = bind.and_then(|bind| acceptor(&table, bind.transport, outside));
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
@@ -59,7 +69,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             bind,
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
-            admission: Admission { handshake_timeout: handshake_timeout? },
+            admission: Admission { handshake_timeout: handshake_timeout?, tls: tls? },
         },
         connection: Options {
             listener: name,
@@ -71,7 +81,20 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
         },
         mountpoint: mountpoint?,
         handlers: chain?,
+        files: credentials::files(&table, outside),
     })
+}
+
+/// What makes TLS, on a listener that speaks it.
+fn acceptor(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Option<tls::Acceptor>, Told> {
+    let credentials = credentials::read(table, transport, outside)?;
+    match (transport, credentials) {
+        (SocketKind::Tls, Some(credentials)) => {
+            let acceptor = tls::Acceptor::new(credentials);
+            acceptor.map(Some).map_err(|error| table.fault_at("tls", Fault::Acceptor(error)))
+        }
+        (SocketKind::Tcp | SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls, _) => Ok(None),
+    }
 }
 
 /// The names of a listener's handlers.
