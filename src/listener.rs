@@ -12,15 +12,21 @@ use crate::telemetry::ListenerMetrics;
 
 mod arrival;
 mod bind;
+pub mod credentials;
 mod door;
 pub mod flow;
+mod handshake;
+mod openssl;
+pub mod psk;
 mod socket;
 mod tcp;
+pub mod tls;
 mod udp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
 pub use door::{Door, Entry, Knock};
+pub use handshake::HandshakeError;
 pub use socket::{Received, Socket};
 pub use udp::{Datagrams, Flow};
 
@@ -64,7 +70,7 @@ impl BindError {
 /// A listener of any transport.
 #[derive(Debug)]
 pub enum Listener {
-    /// Plain TCP.
+    /// TCP, plain or below TLS.
     Tcp(tcp::TcpListener),
     /// Plain UDP.
     Udp(udp::UdpListener),
@@ -83,12 +89,12 @@ impl Listener {
             Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => None,
         };
         let bound = match options.bind.transport {
-            SocketKind::Tcp if let Some(socket) = stream => {
+            SocketKind::Tcp | SocketKind::Tls if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
-            SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
+            SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
             SocketKind::Udp => udp::UdpListener::bind(options, &metrics, || Door::Open).map(Self::Udp),
-            SocketKind::Tls | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -176,12 +182,12 @@ mod tests {
                 bind,
                 backlog: 1,
                 handshakes_max: 1,
-                admission: Admission { handshake_timeout: Duration::from_secs(1) },
                 datagrams: Datagrams {
                     sockets: 1,
                     flows_max: 1,
                     queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 },
                 },
+                admission: Admission { handshake_timeout: Duration::from_secs(1), tls: None },
             };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };

@@ -16,6 +16,7 @@ use super::{Config, Outside, Written};
 
 mod access;
 mod binds;
+mod credentials;
 mod grpc;
 mod guest;
 mod handlers;
@@ -60,7 +61,7 @@ fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, 
     let admin = services::admin(root, outside, &mut binds);
     let broker = services::broker(root, &mut binds);
     let auth = access::read(root, outside);
-    let listeners = listeners::read(root, &mut binds, handlers.as_ref().ok());
+    let listeners = listeners::read(root, &mut binds, handlers.as_ref().ok(), outside);
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)

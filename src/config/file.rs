@@ -99,7 +99,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 15] = [
+static SECTIONS: [&Section; 17] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -112,6 +112,8 @@ static SECTIONS: [&Section; 15] = [
     &handler::grpc::SECTION,
     &handler::grpc::tls::SECTION,
     &listener::ONE,
+    &listener::tls::SECTION,
+    &listener::tls::certificate::SECTION,
     &secret::SECTION,
     &isolation::SECTION,
     &swap::SECTION,

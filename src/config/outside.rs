@@ -14,10 +14,13 @@ use super::form::SecretSource;
 pub(super) const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// Largest file of certificates, in bytes: a whole system's authorities have a quarter of it.
-const PEM_BYTES_MAX: u64 = 1 << 20;
+pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Largest file with a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+
+/// Largest file of pre-shared keys, in bytes: some hundred thousand devices.
+pub(super) const PSK_BYTES_MAX: u64 = 64 << 20;
 
 /// What a PEM file must have.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +49,11 @@ impl Outside<'_> {
             }
         });
         checked.map_err(|why| Fault::File { path: written.to_owned(), why })
+    }
+
+    /// The contents of a file of at most so many bytes.
+    pub(super) fn file(&self, written: &str, bytes_max: u64) -> Result<Vec<u8>, Fault> {
+        read(&self.path(written), bytes_max).map_err(|why| Fault::File { path: written.to_owned(), why })
     }
 
     /// Looks whether a file can be read and begins like WebAssembly; its loader does the rest.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::{Flow, Socket};
+use super::{Flow, HandshakeError, Socket, tls};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
@@ -18,6 +18,15 @@ use crate::telemetry::ListenerMetrics;
 pub struct Admission {
     /// How long everything before the connection may take: the handshake above all.
     pub handshake_timeout: Duration,
+    /// What makes TLS of its stream, on a listener that speaks it.
+    pub tls: Option<tls::Acceptor>,
+}
+
+impl Admission {
+    /// The one that goes on when this one is to take over from `last`.
+    pub(super) fn after(&self, last: &Self) -> Self {
+        Self { tls: self.tls.clone().map(|tls| tls.after(last.tls.as_ref())), ..self.clone() }
+    }
 }
 
 /// A peer that was accepted and has passed nothing yet.
@@ -56,6 +65,9 @@ pub enum TurnedAway {
     /// It has not passed in time.
     #[error("did not finish the handshake within {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The handshake has failed.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
 }
 
 impl TurnedAway {
@@ -63,6 +75,7 @@ impl TurnedAway {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "handshake_timed_out",
+            Self::Handshake(error) => error.name(),
         }
     }
 }
@@ -77,15 +90,29 @@ impl Arrived {
             Ok(accepted) => Some(accepted),
             Err(why) => {
                 metrics.turned_away(why.name());
-                tracing::debug!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                match why {
+                    TurnedAway::Handshake(HandshakeError::Ours(_)) => {
+                        tracing::error!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                    }
+                    TurnedAway::Handshake(_) | TurnedAway::Timeout(_) => {
+                        tracing::debug!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                    }
+                }
                 None
             }
         }
     }
 
     async fn pass(self) -> Result<Accepted, TurnedAway> {
-        let Self { kind, peer, local, socket, .. } = self;
+        let Self { kind, peer, local, socket, admission, .. } = self;
         let (socket, certificate) = match socket {
+            Raw::Tcp(stream) if kind.is_secure() => {
+                let Some(tls) = &admission.tls else {
+                    return Err(HandshakeError::Ours("the listener has no certificate".to_owned()).into());
+                };
+                let (stream, certificate) = tls.accept(stream).await?;
+                (Socket::Tls(stream), certificate)
+            }
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
             Raw::Udp(flow) => (Socket::Udp(flow), None),
         };

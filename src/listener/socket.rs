@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Flow;
+use super::{Flow, tls};
 
 /// The socket of an accepted peer, of any transport.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Plain UDP.
     Udp(Flow),
+    /// TLS over TCP.
+    Tls(tls::Stream),
 }
 
 /// What has come from a peer.
@@ -40,6 +42,7 @@ impl Socket {
             Self::Udp(flow) => {
                 flow.poll_receive(cx).map(|datagram| Ok(datagram.map_or(Received::End, Received::Datagram)))
             }
+            Self::Tls(stream) => poll_read(stream, cx, buffer),
         }
     }
 
@@ -52,6 +55,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Udp(flow) => flow.poll_send(cx, bytes).map_ok(|()| bytes.len()),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -67,6 +71,7 @@ impl Socket {
                 let first = bytes.first().map_or(&[][..], |first| first);
                 flow.poll_send(cx, first).map_ok(|()| first.len())
             }
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
         }
     }
 
@@ -74,6 +79,7 @@ impl Socket {
     pub fn holds_bytes(&self) -> bool {
         match self {
             Self::Tcp(_) | Self::Udp(_) => false,
+            Self::Tls(stream) => stream.holds_bytes(),
         }
     }
 
@@ -86,6 +92,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Udp(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -102,6 +109,7 @@ impl Socket {
                 flow.close();
                 Poll::Ready(Ok(()))
             }
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

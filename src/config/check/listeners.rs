@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use super::binds::Binds;
+use super::credentials;
 use super::handlers::{Handlers, check_name};
-use crate::config::Listener;
 use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
+use crate::config::{Listener, Outside};
 use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
 use crate::listener::flow::Bounds;
-use crate::listener::{self, Admission, Datagrams};
+use crate::listener::{self, Admission, Datagrams, tls};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -22,15 +23,21 @@ pub(super) fn read(
     root: &Table<'_>,
     binds: &mut Binds,
     handlers: Option<&Handlers<'_>>,
+    outside: Outside<'_>,
 ) -> Result<Vec<Listener>, Told> {
     let Some(item) = root.item(keys::SECTION.key) else {
         return Ok(Vec::new());
     };
-    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers)).collect();
+    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, binds, handlers, outside)).collect();
     listeners.into_iter().collect()
 }
 
-fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) -> Result<Listener, Told> {
+fn one(
+    named: &Named<'_>,
+    binds: &mut Binds,
+    handlers: Option<&Handlers<'_>>,
+    outside: Outside<'_>,
+) -> Result<Listener, Told> {
     let checked = check_name(named.key, &named.item);
     let table = named.item.section(&keys::ONE)?;
     let bind = table.get(&keys::BIND);
@@ -53,6 +60,8 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
     let outbound_bytes_max = table.get(&keys::OUTBOUND_MAX);
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
+    // Without a transport nobody knows what the table should have.
+    let tls = bind.and_then(|bind| acceptor(&table, bind.transport, outside));
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
@@ -65,12 +74,12 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
             bind,
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
-            admission: Admission { handshake_timeout: handshake_timeout? },
             datagrams: Datagrams {
                 sockets: sockets? as usize,
                 flows_max: connections_max,
                 queue: Bounds { datagrams_max: datagrams_max? as usize, bytes_max: inbound_bytes_max },
             },
+            admission: Admission { handshake_timeout: handshake_timeout?, tls: tls? },
         },
         connection: Options {
             listener: name,
@@ -82,6 +91,7 @@ fn one(named: &Named<'_>, binds: &mut Binds, handlers: Option<&Handlers<'_>>) ->
         },
         mountpoint: mountpoint?,
         handlers: chain?,
+        files: credentials::files(&table, outside),
     })
 }
 
@@ -101,6 +111,18 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
         }
     }
     result
+}
+
+/// What makes TLS, on a listener that speaks it.
+fn acceptor(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Option<tls::Acceptor>, Told> {
+    let credentials = credentials::read(table, transport, outside)?;
+    match (transport, credentials) {
+        (SocketKind::Tls, Some(credentials)) => {
+            let acceptor = tls::Acceptor::new(credentials);
+            acceptor.map(Some).map_err(|error| table.fault_at("tls", Fault::Acceptor(error)))
+        }
+        (SocketKind::Tcp | SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls, _) => Ok(None),
+    }
 }
 
 /// The names of a listener's handlers.
