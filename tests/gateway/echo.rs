@@ -175,6 +175,11 @@ cases! {
     grpc_streaming => Kind::Streaming, Transport::Tcp;
     grpc_unary_connection_handler => Kind::UnaryConnectionHandler, Transport::Tcp;
     grpc_https => Kind::Https, Transport::Tcp;
+    guest_tls => Kind::Guest("echo"), Transport::mutual_tls();
+    guest_tls_beside_keys => Kind::Guest("echo"), Transport::mutual_tls_beside_keys();
+    grpc_unary_tls => Kind::Unary, Transport::mutual_tls();
+    grpc_streaming_tls => Kind::Streaming, Transport::mutual_tls();
+    grpc_https_tls => Kind::Https, Transport::mutual_tls();
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

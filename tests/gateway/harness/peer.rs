@@ -1,8 +1,11 @@
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::within;
 
@@ -12,6 +15,7 @@ pub struct RawPeer(Socket);
 /// The socket, of any transport.
 enum Socket {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Socket {
@@ -19,6 +23,10 @@ impl Socket {
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
         }
     }
 
@@ -26,6 +34,7 @@ impl Socket {
     async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer).await,
+            Self::Tls(stream) => stream.read(buffer).await,
         }
     }
 
@@ -33,6 +42,7 @@ impl Socket {
     async fn end(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown().await,
+            Self::Tls(stream) => stream.shutdown().await,
         }
     }
 }
@@ -43,9 +53,26 @@ impl RawPeer {
         Self(Socket::Tcp(within("the connection", TcpStream::connect(address)).await.unwrap()))
     }
 
+    /// Over TLS, as a client of `localhost`; with the handshake as far as a client sees it.
+    pub async fn connect_tls(address: SocketAddr, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
+        Self::connect_tls_as("localhost", address, client).await
+    }
+
+    /// Over TLS, as a client of another name.
+    pub async fn connect_tls_as(
+        name: &'static str,
+        address: SocketAddr,
+        client: &Arc<rustls::ClientConfig>,
+    ) -> io::Result<Self> {
+        let stream = within("the connection", TcpStream::connect(address)).await?;
+        let handshake = TlsConnector::from(Arc::clone(client)).connect(name.try_into().unwrap(), stream);
+        Ok(Self(Socket::Tls(Box::new(within("the handshake", handshake).await?))))
+    }
+
     pub fn local_addr(&self) -> SocketAddr {
         match &self.0 {
             Socket::Tcp(stream) => stream.local_addr().unwrap(),
+            Socket::Tls(stream) => stream.get_ref().0.local_addr().unwrap(),
         }
     }
 
@@ -114,6 +141,7 @@ impl RawPeer {
     pub fn reset(self) {
         match self.0 {
             Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),
+            Socket::Tls(stream) => stream.get_ref().0.set_zero_linger().unwrap(),
         }
     }
 
@@ -121,6 +149,15 @@ impl RawPeer {
     pub fn into_stream(self) -> TcpStream {
         match self.0 {
             Socket::Tcp(stream) => stream,
+            Socket::Tls(_) => panic!("not plain TCP"),
+        }
+    }
+
+    /// The stream itself, of a device over TLS.
+    pub fn into_tls(self) -> TlsStream<TcpStream> {
+        match self.0 {
+            Socket::Tls(stream) => *stream,
+            Socket::Tcp(_) => panic!("not TLS"),
         }
     }
 }
