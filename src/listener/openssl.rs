@@ -20,7 +20,6 @@ use super::psk::{self, Psk};
 /// Suites for peers with a key of TLS 1.2 and before, the best first. Those of 8-byte tags are the only ones that some small
 /// devices have.
 const PSK_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
-    DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
     PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-CHACHA20-POLY1305:PSK-AES256-CCM:PSK-AES128-CCM:\
     PSK-AES256-CBC-SHA384:PSK-AES128-CBC-SHA256:PSK-AES256-CCM8:PSK-AES128-CCM8";
 
@@ -91,6 +90,9 @@ fn prepare(
             | SslOptions::CIPHER_SERVER_PREFERENCE,
     );
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
+    // To OpenSSL a pre-shared key of TLS 1.3 is a session; without a name for its kind it takes none where peers are asked for
+    // certificates.
+    context.set_session_id_context(b"polygate")?;
     if let Some(identity) = identity {
         let mut chain = identity.chain().iter();
         if let Some(leaf) = chain.next() {

@@ -24,10 +24,10 @@ pub struct Psks(HashMap<Box<str>, SecretSlice<u8>>);
 
 impl PartialEq for Psks {
     fn eq(&self, other: &Self) -> bool {
-        let has = |(identity, key): (&Box<str>, &SecretSlice<u8>)| {
-            other.0.get(identity).is_some_and(|of| of.expose_secret() == key.expose_secret())
+        let has = |of: &SecretSlice<u8>, identity: &str| {
+            other.0.get(identity).is_some_and(|key| key.expose_secret() == of.expose_secret())
         };
-        self.0.len() == other.0.len() && self.0.iter().all(has)
+        self.0.len() == other.0.len() && self.0.iter().all(|(identity, of)| has(of, identity))
     }
 }
 

@@ -149,16 +149,18 @@ mod tests {
     const O: &[u8] = &[0x55, 4, 10];
     const C: &[u8] = &[0x55, 4, 6];
 
-    /// A name of parts of attributes, each a type, a tag and a value.
-    fn read(parts: &[&[(&[u8], u8, &[u8])]]) -> Certificate {
+    /// A type, a tag and a value.
+    type Attribute<'a> = (&'a [u8], u8, &'a [u8]);
+
+    /// A name of parts, each of attributes.
+    fn read(parts: &[&[Attribute<'_>]]) -> Certificate {
         let wrap = |tag: u8, content: &[u8]| {
             let length = u8::try_from(content.len()).unwrap();
             assert!(length < 0x80, "the long form is not needed here");
             [&[tag, length], content].concat()
         };
-        let attribute =
-            |(kind, tag, value): &(&[u8], u8, &[u8])| wrap(0x30, &[wrap(6, kind), wrap(*tag, value)].concat());
-        let part = |part: &&[(&[u8], u8, &[u8])]| wrap(0x31, &part.iter().flat_map(attribute).collect::<Vec<_>>());
+        let attribute = |(kind, tag, value): &Attribute<'_>| wrap(0x30, &[wrap(6, kind), wrap(*tag, value)].concat());
+        let part = |part: &&[Attribute<'_>]| wrap(0x31, &part.iter().flat_map(attribute).collect::<Vec<_>>());
         let der = wrap(0x30, &parts.iter().flat_map(part).collect::<Vec<_>>());
         names(&X509Name::from_der(&der).unwrap().1)
     }
