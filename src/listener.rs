@@ -14,6 +14,7 @@ mod arrival;
 mod bind;
 pub mod credentials;
 mod door;
+pub mod dtls;
 pub mod flow;
 mod handshake;
 mod openssl;
