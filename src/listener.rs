@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
@@ -73,8 +74,15 @@ impl BindError {
 pub enum Listener {
     /// TCP, plain or below TLS.
     Tcp(tcp::TcpListener),
-    /// Plain UDP.
+    /// UDP, plain or below DTLS.
     Udp(udp::UdpListener),
+}
+
+/// Sockets whose doors ask for cookies.
+fn bind_dtls(options: &Options, metrics: &ListenerMetrics) -> io::Result<udp::UdpListener> {
+    let secret = dtls::Secret::new()?;
+    let now = Instant::now();
+    udp::UdpListener::bind(options, metrics, || Door::Dtls(Box::new(dtls::Door::new(&secret, now))))
 }
 
 impl Listener {
@@ -95,7 +103,7 @@ impl Listener {
             }
             SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
             SocketKind::Udp => udp::UdpListener::bind(options, &metrics, || Door::Open).map(Self::Udp),
-            SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Dtls => bind_dtls(options, &metrics).map(Self::Udp),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -188,7 +196,7 @@ mod tests {
                     flows_max: 1,
                     queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 },
                 },
-                admission: Admission { handshake_timeout: Duration::from_secs(1), tls: None },
+                admission: Admission { handshake_timeout: Duration::from_secs(1), tls: None, dtls: None },
             };
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::{Flow, HandshakeError, Socket, tls};
+use super::{Flow, HandshakeError, Socket, dtls, tls};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
@@ -20,6 +20,8 @@ pub struct Admission {
     pub handshake_timeout: Duration,
     /// What makes TLS of its stream, on a listener that speaks it.
     pub tls: Option<tls::Acceptor>,
+    /// What makes DTLS of its datagrams, on a listener that speaks it.
+    pub dtls: Option<dtls::Context>,
 }
 
 impl Admission {
@@ -114,6 +116,13 @@ impl Arrived {
                 (Socket::Tls(stream), certificate)
             }
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
+            Raw::Udp(flow) if kind.is_secure() => {
+                let Some(context) = &admission.dtls else {
+                    return Err(HandshakeError::Ours("the listener has no certificate".to_owned()).into());
+                };
+                let (flow, certificate) = dtls::establish(flow, context).await?;
+                (Socket::Dtls(Box::new(flow)), certificate)
+            }
             Raw::Udp(flow) => (Socket::Udp(flow), None),
         };
         Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket })

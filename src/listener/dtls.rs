@@ -12,6 +12,7 @@
 mod context;
 mod door;
 mod ffi;
+mod flow;
 mod handshake;
 mod hello;
 mod hmac;
@@ -21,7 +22,8 @@ mod session;
 mod tests;
 mod wire;
 
-pub use context::{Authorities, CIPHERS, Clients, Context, Identity, Options};
+pub use context::{CIPHERS, Context, Options, check_ciphers};
 pub use door::{ANSWER_BYTES, Attempt, Door, Knock, Secret};
-pub use handshake::{Handshake, HandshakeError, Progress};
+pub use flow::{SecureFlow, establish};
+pub use handshake::{Handshake, Progress};
 pub use session::{Event, SendError, Session};

@@ -50,10 +50,15 @@ pub(in crate::listener) fn context(
     if credentials.identities.len() > 1 {
         let all = credentials.identities.iter().map(|identity| Ok(build(Some(identity))?.build()));
         let all = all.collect::<Result<Vec<_>, ErrorStack>>()?;
-        let names: Vec<Vec<String>> = credentials.identities.iter().map(|identity| identity.names().to_vec()).collect();
-        main.set_servername_callback(move |ssl, alert| choose(ssl, alert, &names, &all));
+        choose_by_name(&mut main, &credentials.identities, all);
     }
     Ok(main.build())
+}
+
+/// Lets a peer that asks for the name of an identity have that one's context.
+pub(in crate::listener) fn choose_by_name(main: &mut SslContextBuilder, identities: &[Identity], all: Vec<SslContext>) {
+    let names: Vec<Vec<String>> = identities.iter().map(|identity| identity.names().to_vec()).collect();
+    main.set_servername_callback(move |ssl, alert| choose(ssl, alert, &names, &all));
 }
 
 /// The context with the certificate for the name that the peer asks for; without one that has it, the first stays.
@@ -115,7 +120,12 @@ fn prepare(
         }
         (None, _) => context.set_cipher_list(CERTIFICATE_SUITES)?,
     }
-    match &credentials.clients {
+    ask(context, &credentials.clients)
+}
+
+/// Asks peers for certificates.
+pub(in crate::listener) fn ask(context: &mut SslContextBuilder, clients: &Clients) -> Result<(), ErrorStack> {
+    match clients {
         Clients::Unasked => context.set_verify(SslVerifyMode::NONE),
         Clients::Optional(authorities) => believe(context, authorities, SslVerifyMode::PEER)?,
         Clients::Required(authorities) => {
@@ -203,7 +213,9 @@ mod reason {
 }
 
 fn of_stack(stack: &ErrorStack, ssl: &SslRef) -> HandshakeError {
-    let Some(first) = stack.errors().first() else {
+    // The signature of an authority of the same name and another key is told of before that which it means.
+    let refused = |error: &&openssl::error::Error| error.reason_code() == reason::CERTIFICATE_VERIFY_FAILED;
+    let Some(first) = stack.errors().iter().find(refused).or(stack.errors().first()) else {
         return HandshakeError::Closed;
     };
     let words = first.reason().unwrap_or("unknown reason").to_owned();
@@ -233,7 +245,8 @@ fn of_certificate(result: X509VerifyResult) -> HandshakeError {
         | ffi::X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN
         | ffi::X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT
         | ffi::X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
-        | ffi::X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE => HandshakeError::UnknownAuthority,
+        | ffi::X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE
+        | ffi::X509_V_ERR_CERT_SIGNATURE_FAILURE => HandshakeError::UnknownAuthority,
         _ => HandshakeError::BadCertificate(result.error_string().to_owned()),
     }
 }

@@ -19,6 +19,7 @@ use super::arrival::Raw;
 use super::door::{Door, Entry};
 use super::flow::{Bounds, FlowId, Key};
 use super::{Admission, Arrived, Bind, Options};
+use crate::conn::room::Room;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -66,12 +67,15 @@ pub struct UdpListener {
 #[derive(Debug)]
 pub(super) struct Settings {
     admission: ArcSwap<Admission>,
+    /// Peers that may be about their handshake.
+    handshakes: Room,
 }
 
 impl Settings {
     /// Follows other options, for the peers that come from now on.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
+        self.handshakes.resize(options.handshakes_max);
         Ok(())
     }
 }
@@ -116,7 +120,10 @@ impl UdpListener {
         Ok(Self {
             name: Arc::clone(&options.name),
             bind: options.bind,
-            settings: Arc::new(Settings { admission: ArcSwap::from_pointee(options.admission.clone()) }),
+            settings: Arc::new(Settings {
+                admission: ArcSwap::from_pointee(options.admission.clone()),
+                handshakes: Room::new(options.handshakes_max),
+            }),
             local: ListenAddr(address),
             metrics: metrics.clone(),
             arrivals,
@@ -137,16 +144,25 @@ impl UdpListener {
     }
 
     pub(super) async fn accept(&mut self) -> Arrived {
-        let flow = self.flow().await;
-        Arrived {
-            listener: Arc::clone(&self.name),
-            kind: self.bind.transport,
-            peer: flow.peer(),
-            local: flow.local(),
-            socket: Raw::Udp(flow),
-            admission: self.settings.admission.load_full(),
-            metrics: self.metrics.clone(),
-            _turn: None,
+        loop {
+            let flow = self.flow().await;
+            let turn = self.settings.handshakes.try_permit();
+            let waits = turn.is_none() && self.bind.transport.is_secure();
+            let arrived = Arrived {
+                listener: Arc::clone(&self.name),
+                kind: self.bind.transport,
+                peer: flow.peer(),
+                local: flow.local(),
+                socket: Raw::Udp(flow),
+                admission: self.settings.admission.load_full(),
+                metrics: self.metrics.clone(),
+                _turn: turn.filter(|_| self.bind.transport.is_secure()),
+            };
+            if !waits {
+                return arrived;
+            }
+            // It sends its hello again, and there may be room then; nothing keeps it for so long.
+            arrived.shed("handshakes_max");
         }
     }
 
@@ -202,6 +218,13 @@ impl Flow {
     /// What the door let it in with.
     pub fn entry_mut(&mut self) -> &mut Entry {
         &mut self.entry
+    }
+
+    /// Counts what was dropped on purpose of the peer or for it.
+    pub(in crate::listener) fn sheds(&self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.socket.metrics.sheds(reason, count);
+        }
     }
 
     /// The next datagram; `None` once the flow was closed, or the peer has begun anew and a newer flow gets what it sends.

@@ -13,6 +13,7 @@ use crate::config::read::Table;
 use crate::config::warning::Advice;
 use crate::conn::SocketKind;
 use crate::listener::credentials::{self, Authorities, Clients, Credentials, Identity, MalformedPem, Versions};
+use crate::listener::dtls;
 use crate::listener::psk::Psks;
 
 /// What a listener's table says; `None` for a transport that has no such thing.
@@ -30,6 +31,7 @@ pub(super) fn read(
     let Some(table) = listener.section(&tls::SECTION)? else {
         return Err(listener.fault_at("tls", Fault::NoCredentials { transport }));
     };
+    let belongs = belong(&table, transport);
     let identities = identities(&table, outside);
     let clients = clients(&table, outside);
     let versions = versions(&table, transport);
@@ -37,6 +39,7 @@ pub(super) fn read(
         table.get(&tls::PSK_FILE).and_then(|written| written.map(|file| psks(&table, outside, file)).transpose());
     let credentials =
         Credentials { identities: identities?, clients: clients?, versions: versions?, psks: psks?.map(Arc::new) };
+    belongs?;
     if credentials.identities.is_empty() && credentials.psks.is_none() {
         return Err(table.fault(Fault::Neither { one: "cert_file", other: "psk_file" }));
     }
@@ -55,6 +58,30 @@ pub(super) fn files(listener: &Table<'_>, outside: Outside<'_>) -> Vec<PathBuf> 
         names.map(|name| Some(outside.path(table.item(name)?.value().as_str()?)))
     };
     [table.clone()].into_iter().chain(rows).flat_map(of_one).flatten().collect()
+}
+
+/// What a handshake over datagrams is, beside its credentials.
+pub(super) fn datagrams(listener: &Table<'_>) -> Result<dtls::Options, Told> {
+    let Some(table) = listener.section(&tls::SECTION)? else {
+        return Err(listener.fault_at("tls", Fault::NoCredentials { transport: SocketKind::Dtls }));
+    };
+    let (ciphers, mtu) = (table.get(&tls::CIPHERS), table.get(&tls::MTU));
+    let ciphers = ciphers.and_then(|ciphers| match dtls::check_ciphers(&ciphers) {
+        Ok(()) => Ok(ciphers),
+        Err(error) => Err(table.fault_at("ciphers", Fault::Acceptor(error.into()))),
+    });
+    Ok(dtls::Options { ciphers: ciphers?, mtu: u16::try_from(mtu?).unwrap_or(u16::MAX) })
+}
+
+/// Records each key that means something to DTLS only.
+fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
+    let mut result = Ok(());
+    for key in ["ciphers", "mtu"] {
+        if table.item(key).is_some() && !transport.has_datagrams() {
+            result = Err(table.fault_at(key, Fault::OtherTransport { transports: &[SocketKind::Dtls], transport }));
+        }
+    }
+    result
 }
 
 /// The listener's certificates, the main one first.

@@ -14,7 +14,7 @@ use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
 use crate::listener::flow::Bounds;
-use crate::listener::{self, Admission, Datagrams, tls};
+use crate::listener::{self, Admission, Datagrams, dtls, tls};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -61,13 +61,14 @@ fn one(
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
     // Without a transport nobody knows what the table should have.
-    let tls = bind.and_then(|bind| acceptor(&table, bind.transport, outside));
+    let secure = bind.and_then(|bind| secure(&table, bind.transport, outside));
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
     belong(&table, bind.transport)?;
     let (connections_max, inbound_bytes_max) = (connections_max? as usize, inbound_bytes_max?);
     let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
+    let Secure { tls, dtls } = secure?;
     Ok(Listener {
         socket: listener::Options {
             name: Arc::clone(&name),
@@ -79,7 +80,7 @@ fn one(
                 flows_max: connections_max,
                 queue: Bounds { datagrams_max: datagrams_max? as usize, bytes_max: inbound_bytes_max },
             },
-            admission: Admission { handshake_timeout: handshake_timeout?, tls: tls? },
+            admission: Admission { handshake_timeout: handshake_timeout?, tls, dtls },
         },
         connection: Options {
             listener: name,
@@ -113,16 +114,24 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
     result
 }
 
-/// What makes TLS, on a listener that speaks it.
-fn acceptor(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Option<tls::Acceptor>, Told> {
-    let credentials = credentials::read(table, transport, outside)?;
-    match (transport, credentials) {
-        (SocketKind::Tls, Some(credentials)) => {
-            let acceptor = tls::Acceptor::new(credentials);
-            acceptor.map(Some).map_err(|error| table.fault_at("tls", Fault::Acceptor(error)))
-        }
-        (SocketKind::Tcp | SocketKind::Tls | SocketKind::Udp | SocketKind::Dtls, _) => Ok(None),
+/// What makes TLS or DTLS, on a listener that speaks it.
+fn secure(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Secure, Told> {
+    let Some(credentials) = credentials::read(table, transport, outside)? else { return Ok(Secure::default()) };
+    let fault = |error| table.fault_at("tls", Fault::Acceptor(error));
+    if transport.has_datagrams() {
+        let options = credentials::datagrams(table)?;
+        let context = dtls::Context::new(&credentials, &options).map_err(|error| fault(error.into()))?;
+        Ok(Secure { tls: None, dtls: Some(context) })
+    } else {
+        Ok(Secure { tls: Some(tls::Acceptor::new(credentials).map_err(fault)?), dtls: None })
     }
+}
+
+/// At most one of the two.
+#[derive(Default)]
+struct Secure {
+    tls: Option<tls::Acceptor>,
+    dtls: Option<dtls::Context>,
 }
 
 /// The names of a listener's handlers.

@@ -145,7 +145,8 @@ pub(in crate::config) static MESSAGES_BYTES_MAX: Key<Size, Otherwise<usize>> = K
 /// What a listener on `tls://` or `dtls://` shows and asks of its peers.
 pub(in crate::config) mod tls {
     use crate::config::file::{Section, Shape};
-    use crate::config::form::{Choice, FilePath, Key, List, Optional};
+    use crate::config::form::{Choice, Count, FilePath, Key, List, Optional, Otherwise, Text};
+    use crate::listener::dtls::CIPHERS as CIPHER_LIST;
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "tls",
@@ -162,6 +163,8 @@ pub(in crate::config) mod tls {
             &CRL_FILE,
             &VERSIONS,
             &PSK_FILE,
+            &CIPHERS,
+            &MTU,
         ],
     };
 
@@ -237,6 +240,22 @@ pub(in crate::config) mod tls {
         form: FilePath,
         presence: Optional("no pre-shared keys"),
         about: "pre-shared keys of peers, one a line: `identity:key`, the key in hexadecimal digits",
+    };
+
+    pub(in crate::config) static CIPHERS: Key<Text, Otherwise<String>> = Key {
+        name: "ciphers",
+        form: Text { expected: "cipher suites in OpenSSL's notation", bytes: 1..=4096 },
+        presence: Otherwise(|| CIPHER_LIST.to_owned()),
+        about: "dtls only: the suites that are offered, the best first; the suites with a key of 8-byte tags (CCM8) may be \
+                among them at any security level",
+    };
+
+    pub(in crate::config) static MTU: Key<Count, Otherwise<u32>> = Key {
+        name: "mtu",
+        form: Count(256..=16_384),
+        presence: Otherwise(|| 1200),
+        about: "dtls only: bytes of the longest datagram of a handshake, without the headers of IP and UDP; what is sent \
+                afterwards is one datagram each, and left to IP to cut",
     };
 
     /// More certificates.

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslContextBuilder, SslRef, SslStream};
-use openssl::x509::store::X509StoreBuilderRef;
-use openssl::x509::{X509CrlRef, X509Ref};
-use openssl_sys::{SSL, SSL_CTX, SSL_CTX_ctrl, SSL_SESSION, SSL_ctrl, SSL_get_session, X509_CRL, X509_STORE};
+use openssl::x509::X509Ref;
+use openssl_sys::{SSL, SSL_CTX, SSL_CTX_ctrl, SSL_SESSION, SSL_ctrl, SSL_get_session};
 
 use super::wire::Wire;
 
@@ -40,10 +39,7 @@ type SecurityCallback = unsafe extern "C" fn(
     extra: *mut c_void,
 ) -> c_int;
 
-#[expect(
-    unsafe_code,
-    reason = "functions of libssl that the crate does not declare; signatures of ssl.h, bio.h, x509_vfy.h"
-)]
+#[expect(unsafe_code, reason = "functions of libssl that the crate does not declare; signatures of ssl.h, bio.h")]
 unsafe extern "C" {
     fn DTLSv1_listen(ssl: *mut SSL, peer: *mut BioAddr) -> c_int;
     fn BIO_ADDR_new() -> *mut BioAddr;
@@ -54,7 +50,6 @@ unsafe extern "C" {
     fn SSL_CTX_get_security_callback(context: *const SSL_CTX) -> Option<SecurityCallback>;
     fn SSL_CTX_set_security_callback(context: *mut SSL_CTX, callback: Option<SecurityCallback>);
     fn SSL_CTX_set0_security_ex_data(context: *mut SSL_CTX, extra: *mut c_void);
-    fn X509_STORE_add_crl(store: *mut X509_STORE, crl: *mut X509_CRL) -> c_int;
 }
 
 /// Reads the hello at the front of the wire as `DTLSv1_listen` does: with its cookie verified by the context's
@@ -138,14 +133,6 @@ pub(super) fn add_chain_certificate(context: &mut SslContextBuilder, certificate
 pub(super) fn set_chain_bytes_max(context: &mut SslContextBuilder, bytes: u16) {
     // SAFETY: The command takes a number and no pointer.
     unsafe { SSL_CTX_ctrl(context.as_ptr(), SET_MAX_CERT_LIST, c_long::from(bytes), ptr::null_mut()) };
-}
-
-/// Adds a revocation list to a store.
-#[expect(unsafe_code, reason = "X509_STORE_add_crl")]
-pub(super) fn add_crl(store: &mut X509StoreBuilderRef, crl: &X509CrlRef) -> Result<(), ErrorStack> {
-    // SAFETY: Both are alive; the store takes a reference of its own to the list.
-    let added = unsafe { X509_STORE_add_crl(raw(store), raw(crl)) };
-    if added == 1 { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
 /// Lets suites with a tag of 8 bytes through, whatever the security level; all else stays as the level wants it.

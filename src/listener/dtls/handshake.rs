@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openssl::error::ErrorStack;
 use openssl::ssl::{ErrorCode, Ssl, SslStream};
 
 use super::context::Context;
@@ -13,6 +12,9 @@ use super::hello;
 use super::sealed::has_sealed_record;
 use super::session::Session;
 use super::wire::Wire;
+use crate::listener::HandshakeError;
+use crate::listener::openssl::failure;
+use crate::listener::psk::Psk;
 
 /// A handshake with one peer: datagrams go in and come out, and time is told by openssl's own clock.
 #[derive(Debug)]
@@ -39,40 +41,24 @@ pub enum Progress {
     Done,
 }
 
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The first datagram does not begin with a hello that has passed the door.
-    #[error("the hello was not accepted")]
-    NoHello,
-    /// The peer's fault or ours: what openssl says.
-    #[error("{0}")]
-    Failed(ErrorStack),
-    /// The peer has closed.
-    #[error("the peer has closed during the handshake")]
-    Closed,
-    /// The peer has begun anew.
-    #[error("the peer has begun another handshake")]
-    Replaced,
-    /// No answer to any retransmission.
-    #[error("the peer answers no more")]
-    Silent,
-}
-
 impl Handshake {
     /// Begins with the datagram that has passed the [`Door`](super::Door).
+    ///
+    /// # Errors
+    ///
+    /// It does not begin with a hello that openssl takes, or openssl has no memory.
     pub fn new(context: &Context, datagram: Bytes) -> Result<Self, HandshakeError> {
-        let hello = hello::read(&datagram).ok_or(HandshakeError::NoHello)?;
+        let hello = hello::read(&datagram).ok_or_else(no_hello)?;
         let first = datagram.slice(..hello.record_len);
         let behind = Some(datagram.slice(hello.record_len..)).filter(|rest| !rest.is_empty());
-        let mut ssl = Ssl::new(&context.ssl).map_err(HandshakeError::Failed)?;
-        ssl.set_mtu(u32::from(context.mtu)).map_err(HandshakeError::Failed)?;
+        let mut ssl = Ssl::new(&context.ssl).map_err(ours)?;
+        ssl.set_mtu(u32::from(context.mtu)).map_err(ours)?;
         ssl.set_accept_state();
         let mut wire = Wire::default();
         wire.put(first);
-        let mut stream = SslStream::new(ssl, wire).map_err(HandshakeError::Failed)?;
+        let mut stream = SslStream::new(ssl, wire).map_err(ours)?;
         if !ffi::listen(&mut stream) {
-            return Err(HandshakeError::NoHello);
+            return Err(no_hello());
         }
         Ok(Self { stream, behind, flight: Vec::new(), early: VecDeque::new() })
     }
@@ -94,8 +80,12 @@ impl Handshake {
     }
 
     /// Retransmits, if it is time.
+    ///
+    /// # Errors
+    ///
+    /// That was done a dozen times already, over many minutes.
     pub fn handle_timeout(&mut self) -> Result<(), HandshakeError> {
-        if ffi::handle_timeout(&mut self.stream) { Ok(()) } else { Err(HandshakeError::Silent) }
+        if ffi::handle_timeout(&mut self.stream) { Ok(()) } else { Err(HandshakeError::Closed) }
     }
 
     /// The next datagram that is to be sent.
@@ -121,7 +111,7 @@ impl Handshake {
                 let Some(behind) = self.behind.take() else { return Ok(Progress::Waiting) };
                 self.handle_datagram(behind);
             } else {
-                return Err(error.ssl_error().cloned().map_or(HandshakeError::Closed, HandshakeError::Failed));
+                return Err(failure(&error, self.stream.ssl()));
             }
         }
     }
@@ -129,6 +119,11 @@ impl Handshake {
     /// The client's certificate in DER, if it has shown one that is valid.
     pub fn certificate(&self) -> Option<Vec<u8>> {
         self.stream.ssl().peer_certificate()?.to_der().ok()
+    }
+
+    /// Who the client says it is, if it has proved that with a pre-shared key.
+    pub fn identity(&self) -> Option<&str> {
+        Psk::of(self.stream.ssl()).filter(|psk| psk.is_known).map(|psk| &*psk.identity)
     }
 
     /// The suite, in openssl's words.
@@ -140,4 +135,12 @@ impl Handshake {
     pub fn into_session(self) -> Session {
         Session::new(self.stream, self.flight, self.early)
     }
+}
+
+fn no_hello() -> HandshakeError {
+    HandshakeError::Broken("the hello was not accepted".to_owned())
+}
+
+fn ours(error: openssl::error::ErrorStack) -> HandshakeError {
+    HandshakeError::Ours(error.to_string())
 }

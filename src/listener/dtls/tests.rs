@@ -1,6 +1,5 @@
 //! Handshakes and sessions with openssl's own client, without a socket: datagrams are handed over, lost or changed.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -19,9 +18,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
     KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::wire::Wire;
 use super::*;
+use crate::listener::HandshakeError;
+use crate::listener::credentials::{Authorities, Clients, Credentials, Identity};
+use crate::listener::psk::Psks;
 
 mod client;
 
@@ -30,7 +33,7 @@ use client::{Client, STUCK, Side, drive, establish, events, has_content, sent, w
 /// Every suite of the default list is negotiated by who knows only that one, and carries data both ways.
 #[test]
 fn every_suite_carries_data() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in CIPHERS.split(':') {
         let mut client = Client::new(|client| {
             client.set_cipher_list(suite).unwrap();
@@ -50,22 +53,25 @@ fn every_suite_carries_data() {
 /// A suite of a pre-shared key is refused where there are no keys, and the others where there is no certificate.
 #[test]
 fn what_a_listener_has_decides_what_it_offers() {
-    let keys_alone = Context::new(&Options { identities: Vec::new(), ..options() }).unwrap();
-    let certificates_alone = Context::new(&Options { pre_shared: Arc::default(), ..options() }).unwrap();
+    let keys_alone = context(|credentials| credentials.identities.clear());
+    let certificates_alone = context(|credentials| credentials.psks = None);
     let with_key = |client: &mut SslContextBuilder| {
         client.set_cipher_list("PSK-AES128-CCM8").unwrap();
         pre_shared(client, "device", b"a key of sixteen");
     };
     establish(&keys_alone, &mut Client::new(with_key)).unwrap();
     establish(&certificates_alone, &mut Client::default()).unwrap();
-    assert_eq!(establish(&certificates_alone, &mut Client::new(with_key)).unwrap_err(), "no shared cipher");
-    assert_eq!(establish(&keys_alone, &mut Client::default()).unwrap_err(), "no shared cipher");
+    assert_eq!(
+        establish(&certificates_alone, &mut Client::new(with_key)).unwrap_err(),
+        HandshakeError::NoSharedCipher.to_string()
+    );
+    assert_eq!(establish(&keys_alone, &mut Client::default()).unwrap_err(), HandshakeError::NoSharedCipher.to_string());
 }
 
 /// Neither an unknown identity nor a wrong key opens a session.
 #[test]
 fn wrong_keys_are_refused() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in ["PSK-AES128-CCM8", "PSK-AES128-CBC-SHA256", "ECDHE-PSK-CHACHA20-POLY1305"] {
         for (identity, key) in [("device", b"another sixteen!"), ("stranger", b"a key of sixteen")] {
             let mut client = Client::new(|client| {
@@ -77,19 +83,24 @@ fn wrong_keys_are_refused() {
     }
 }
 
-/// Weak keys and signatures stay refused although suites with short tags are allowed.
+/// A client's weak certificate stays refused although suites with short tags are allowed.
 #[test]
 fn short_tags_do_not_lower_the_rest() {
     let key = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
+    let authority = X509::from_der(AUTHORITY.certificate.der()).unwrap();
     let mut certificate = X509::builder().unwrap();
     certificate.set_pubkey(&key).unwrap();
+    certificate.set_issuer_name(authority.subject_name()).unwrap();
     certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
     certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
-    certificate.sign(&key, MessageDigest::sha256()).unwrap();
-    let identity =
-        Identity { chain: vec![certificate.build().to_der().unwrap()], key: key.private_key_to_pkcs8().unwrap() };
-    let error = Context::new(&Options { identities: vec![identity], ..options() }).unwrap_err();
-    assert!(error.to_string().contains("ee key too small"), "{error}");
+    let authority_key = PKey::private_key_from_pkcs8(&AUTHORITY.certificate.key().serialize_der()).unwrap();
+    certificate.sign(&authority_key, MessageDigest::sha256()).unwrap();
+    let weak = Signed { chain: vec![certificate.build().to_der().unwrap()], key: key.private_key_to_pkcs8().unwrap() };
+
+    let context = context(|credentials| credentials.clients = Clients::Required(trust(Vec::new())));
+    let mut client = Client::new(|client| show(client, &weak));
+    let error = establish(&context, &mut client).unwrap_err();
+    assert!(error.contains("key too weak"), "{error}");
 }
 
 /// The certificate is chosen by what the client can verify, with its own chain, and each of three curves will do.
@@ -99,7 +110,7 @@ fn both_kinds_of_certificate() {
     let mut ec = intermediate.sign("ec", &ec_key());
     ec.chain.push(intermediate.certificate.der().to_vec());
     let rsa = AUTHORITY.sign("rsa", &rsa_key());
-    let context = Context::new(&Options { identities: vec![rsa, ec], ..options() }).unwrap();
+    let context = context(|credentials| credentials.identities = vec![rsa.identity(), ec.identity()]);
     for (suite, subjects) in
         [("ECDHE-ECDSA-AES128-GCM-SHA256", &["ec", "intermediate"][..]), ("ECDHE-RSA-AES128-GCM-SHA256", &["rsa"])]
     {
@@ -127,11 +138,12 @@ fn certificates_of_clients() {
     let intermediate = Authority::signed_by(&AUTHORITY, "intermediate");
     let mut chained = intermediate.sign("chained", &ec_key());
     chained.chain.push(intermediate.certificate.der().to_vec());
-    let trust = |lists: Vec<Vec<u8>>| Authorities { roots: vec![AUTHORITY.certificate.der().to_vec()], revoked: lists };
     let lists = || vec![AUTHORITY.revoke(7), intermediate.revoke(1)];
 
-    let failed = "certificate verify failed";
-    let missing = "peer did not return a certificate";
+    let failed = HandshakeError::UnknownAuthority.to_string();
+    let is_revoked = HandshakeError::Revoked.to_string();
+    let missing = HandshakeError::NoCertificate.to_string();
+    let (failed, is_revoked, missing) = (failed.as_str(), is_revoked.as_str(), missing.as_str());
     for (clients, shown, expected) in [
         (Clients::Unasked, Some(&good), Ok(None)),
         (Clients::Optional(trust(Vec::new())), None, Ok(None)),
@@ -145,9 +157,9 @@ fn certificates_of_clients() {
         (Clients::Required(trust(Vec::new())), Some(&revoked), Ok(Some("revoked"))),
         (Clients::Required(trust(lists())), Some(&good), Ok(Some("good"))),
         (Clients::Required(trust(lists())), Some(&chained), Ok(Some("chained"))),
-        (Clients::Required(trust(lists())), Some(&revoked), Err(failed)),
+        (Clients::Required(trust(lists())), Some(&revoked), Err(is_revoked)),
     ] {
-        let context = Context::new(&Options { clients, ..options() }).unwrap();
+        let context = context(|credentials| credentials.clients = clients);
         let mut client = Client::new(|client| {
             if let Some(identity) = shown {
                 show(client, identity);
@@ -166,8 +178,7 @@ fn certificates_of_clients() {
 /// A pre-shared key stands for the certificate that is required of everybody else.
 #[test]
 fn a_key_stands_for_a_certificate() {
-    let authorities = Authorities { roots: vec![AUTHORITY.certificate.der().to_vec()], revoked: Vec::new() };
-    let context = Context::new(&Options { clients: Clients::Required(authorities), ..options() }).unwrap();
+    let context = context(|credentials| credentials.clients = Clients::Required(trust(Vec::new())));
     let mut client = Client::new(|client| {
         client.set_cipher_list("PSK-AES128-CCM8").unwrap();
         pre_shared(client, "device", b"a key of sixteen");
@@ -183,7 +194,8 @@ fn handshakes_keep_to_the_mtu() {
         identity.chain.push(Authority::new(&format!("authority {number}")).certificate.der().to_vec());
     }
     for mtu in [256, 576, 1400] {
-        let context = Context::new(&Options { identities: vec![identity.clone()], mtu, ..options() }).unwrap();
+        let credentials = Credentials { identities: vec![identity.identity()], ..credentials() };
+        let context = Context::new(&credentials, &Options { mtu, ..options() }).unwrap();
         let (mut handshake, mut datagrams) = (None, 0);
         drive(&context, &mut Client::default(), &mut handshake, |_, datagram| {
             assert!(datagram.len() <= usize::from(mtu), "{} bytes", datagram.len());
@@ -198,7 +210,7 @@ fn handshakes_keep_to_the_mtu() {
 /// What is lost is sent again when openssl's timeout has run out, and the handshake comes to its end.
 #[test]
 fn lost_flights_are_sent_again() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     let mut client = Client::default();
     let mut handshake = None;
     let mut lost = 0;
@@ -219,7 +231,7 @@ fn lost_flights_are_sent_again() {
 /// A client that has lost our last flight sends its own again, and is answered; that works whoever seals the records.
 #[test]
 fn the_last_flight_is_sent_again() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256"] {
         let mut client = Client::new(|client| client.set_cipher_list(suite).unwrap());
         let mut handshake = None;
@@ -252,7 +264,7 @@ fn the_last_flight_is_sent_again() {
 /// Data that comes with the client's last flight, or before it, is not lost and not doubled.
 #[test]
 fn data_may_be_early() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     let mut client = Client::default();
     let mut handshake = None;
     // The client finishes, and what it has sent last is held back.
@@ -292,7 +304,7 @@ fn data_may_be_early() {
 /// Several records in one datagram are as many events; what is replayed, changed or no record is dropped and counted.
 #[test]
 fn only_what_is_new_and_authentic_is_read() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "PSK-AES128-CCM8"] {
         let mut client = Client::new(|client| {
             client.set_cipher_list(suite).unwrap();
@@ -321,7 +333,7 @@ fn only_what_is_new_and_authentic_is_read() {
 /// Both sides can close, and are told of the other's close.
 #[test]
 fn closing() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256"] {
         let connect = || {
             let mut client = Client::new(|client| client.set_cipher_list(suite).unwrap());
@@ -345,7 +357,7 @@ fn closing() {
 /// A datagram that no record can carry is refused, and the session goes on; a peer may ask for smaller records.
 #[test]
 fn datagrams_have_a_bound() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256"] {
         let mut client = Client::new(|client| client.set_cipher_list(suite).unwrap());
         let mut session = establish(&context, &mut client).unwrap();
@@ -364,7 +376,7 @@ fn datagrams_have_a_bound() {
 /// A new negotiation inside of a session is refused with a warning, and the session goes on.
 #[test]
 fn renegotiation_is_refused() {
-    let context = Context::new(&options()).unwrap();
+    let context = context(|_| {});
     let mut client = Client::default();
     let mut session = establish(&context, &mut client).unwrap();
     client.renegotiate();
@@ -444,7 +456,7 @@ proptest! {
 }
 
 static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("authority"));
-static CONTEXT: LazyLock<Context> = LazyLock::new(|| Context::new(&options()).unwrap());
+static CONTEXT: LazyLock<Context> = LazyLock::new(|| context(|_| {}));
 static HELLO: LazyLock<Bytes> = LazyLock::new(|| Client::default().begin());
 
 fn peer(port: u16) -> SocketAddr {
@@ -455,16 +467,43 @@ fn local() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5684))
 }
 
-/// Both kinds of certificate, and a pre-shared key.
+/// A context that was changed in one point.
+fn context(change: impl FnOnce(&mut Credentials)) -> Context {
+    let mut credentials = credentials();
+    change(&mut credentials);
+    Context::new(&credentials, &options()).unwrap()
+}
+
 fn options() -> Options {
-    static IDENTITIES: LazyLock<Vec<Identity>> =
-        LazyLock::new(|| vec![AUTHORITY.sign("server", &ec_key()), AUTHORITY.sign("server", &rsa_key())]);
-    Options {
-        identities: IDENTITIES.clone(),
-        clients: Clients::Unasked,
-        pre_shared: Arc::new(HashMap::from([(b"device".to_vec(), b"a key of sixteen".to_vec())])),
-        ciphers: CIPHERS.to_owned(),
-        mtu: 1200,
+    Options { ciphers: CIPHERS.to_owned(), mtu: 1200 }
+}
+
+/// Both kinds of certificate, and a pre-shared key.
+fn credentials() -> Credentials {
+    static IDENTITIES: LazyLock<[Identity; 2]> = LazyLock::new(|| {
+        [AUTHORITY.sign("server", &ec_key()).identity(), AUTHORITY.sign("server", &rsa_key()).identity()]
+    });
+    // The key is "a key of sixteen".
+    let psks = Psks::parse("device:61206b6579206f66207369787465656e").unwrap();
+    Credentials { identities: IDENTITIES.to_vec(), psks: Some(Arc::new(psks)), ..Credentials::default() }
+}
+
+/// Our own authority, with these revocation lists.
+fn trust(lists: Vec<Vec<u8>>) -> Authorities {
+    let roots = vec![AUTHORITY.certificate.der().clone()];
+    Authorities { roots, revoked: lists.into_iter().map(CertificateRevocationListDer::from).collect() }
+}
+
+/// A certificate with its chain, and its key.
+struct Signed {
+    chain: Vec<Vec<u8>>,
+    key: Vec<u8>,
+}
+
+impl Signed {
+    fn identity(&self) -> Identity {
+        let chain = self.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+        Identity::new(chain, PrivateKeyDer::try_from(self.key.clone()).unwrap()).unwrap()
     }
 }
 
@@ -499,18 +538,18 @@ impl Authority {
         params
     }
 
-    fn sign(&self, name: &str, key: &PKey<Private>) -> Identity {
+    fn sign(&self, name: &str, key: &PKey<Private>) -> Signed {
         self.sign_numbered(name, key, 1000)
     }
 
-    fn sign_numbered(&self, name: &str, key: &PKey<Private>, number: u64) -> Identity {
+    fn sign_numbered(&self, name: &str, key: &PKey<Private>, number: u64) -> Signed {
         let key = key.private_key_to_pkcs8().unwrap();
         let pair = KeyPair::try_from(key.as_slice()).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.serial_number = Some(SerialNumber::from(number));
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&pair, &*self.certificate).unwrap();
-        Identity { chain: vec![certificate.der().to_vec()], key }
+        Signed { chain: vec![certificate.der().to_vec()], key }
     }
 
     /// A list with this number.
@@ -534,7 +573,7 @@ impl Authority {
     }
 }
 
-fn show(client: &mut SslContextBuilder, identity: &Identity) {
+fn show(client: &mut SslContextBuilder, identity: &Signed) {
     client.set_certificate(&X509::from_der(&identity.chain[0]).unwrap()).unwrap();
     client.set_private_key(&PKey::private_key_from_der(&identity.key).unwrap()).unwrap();
     for issuer in &identity.chain[1..] {

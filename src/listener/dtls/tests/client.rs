@@ -134,12 +134,14 @@ pub(super) fn drive(
                 Some(handshake) => handshake.handle_datagram(datagram),
                 None => match door.handle(Instant::now(), peer(1), local(), &datagram) {
                     Knock::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
-                    Knock::Enter(_) => *handshake = Some(Handshake::new(context, datagram).map_err(reason)?),
+                    Knock::Enter(_) => {
+                        *handshake = Some(Handshake::new(context, datagram).map_err(|error| error.to_string())?)
+                    }
                     Knock::Stranger => panic!("not a hello"),
                 },
             }
             let Some(handshake) = handshake else { continue };
-            server_done = handshake.advance().map_err(reason)? == Progress::Done;
+            server_done = handshake.advance().map_err(|error| error.to_string())? == Progress::Done;
         }
         let answers = handshake.iter_mut().flat_map(|handshake| std::iter::from_fn(|| handshake.poll_transmit()));
         for datagram in answers.collect::<Vec<_>>() {
@@ -159,18 +161,6 @@ pub(super) fn drive(
 }
 
 static SECRET: LazyLock<Secret> = LazyLock::new(|| Secret::new().unwrap());
-
-/// What openssl says last: the causes come before.
-pub(super) fn reason(error: HandshakeError) -> String {
-    match &error {
-        HandshakeError::Failed(stack) => {
-            stack.errors().last().and_then(|error| error.reason()).unwrap_or("no reason").to_owned()
-        }
-        HandshakeError::NoHello | HandshakeError::Closed | HandshakeError::Replaced | HandshakeError::Silent => {
-            error.to_string()
-        }
-    }
-}
 
 /// All that a datagram comes to.
 pub(super) fn events(session: &mut Session, datagram: Bytes) -> Vec<Event> {
