@@ -69,6 +69,8 @@ pub struct Listener {
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
+    /// The files with its certificates and keys.
+    pub files: Vec<PathBuf>,
 }
 
 /// What a configuration file refers to outside of itself.

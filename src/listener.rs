@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
@@ -13,17 +14,24 @@ use crate::telemetry::ListenerMetrics;
 pub mod access;
 mod arrival;
 mod bind;
+pub mod credentials;
 mod door;
+pub mod dtls;
 pub mod flow;
+mod handshake;
+mod openssl;
 pub mod proxy;
+pub mod psk;
 mod socket;
 pub mod sources;
 mod tcp;
+pub mod tls;
 mod udp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
 pub use door::{Door, Entry, Knock};
+pub use handshake::HandshakeError;
 pub use socket::{Received, Socket};
 pub use udp::{Datagrams, Flow};
 
@@ -67,10 +75,22 @@ impl BindError {
 /// A listener of any transport.
 #[derive(Debug)]
 pub enum Listener {
-    /// Plain TCP.
+    /// TCP, plain or below TLS.
     Tcp(tcp::TcpListener),
-    /// Plain UDP.
+    /// UDP, plain or below DTLS.
     Udp(udp::UdpListener),
+}
+
+/// Sockets whose doors ask for cookies.
+fn bind_dtls(
+    options: &Options,
+    predecessor: Option<&udp::Settings>,
+    metrics: ListenerMetrics,
+) -> io::Result<udp::UdpListener> {
+    let secret = dtls::Secret::new()?;
+    let now = Instant::now();
+    let door = move || Door::Dtls(Box::new(dtls::Door::new(&secret, now)));
+    udp::UdpListener::bind(options, predecessor, metrics, door)
 }
 
 impl Listener {
@@ -89,12 +109,12 @@ impl Listener {
             Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => (None, None),
         };
         let bound = match options.bind.transport {
-            SocketKind::Tcp if let Some(socket) = stream => {
+            SocketKind::Tcp | SocketKind::Tls if let Some(socket) = stream => {
                 socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
             }
-            SocketKind::Tcp => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
+            SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
             SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
-            SocketKind::Tls | SocketKind::Dtls => Err(io::ErrorKind::Unsupported.into()),
+            SocketKind::Dtls => bind_dtls(options, datagrams, metrics).map(Self::Udp),
         };
         bound.map_err(|source| BindError::new(options, source))
     }

@@ -460,11 +460,17 @@ fn the_examples_are_valid() {
 #[test]
 fn the_lines_of_the_sample_are_true() {
     let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed(2100);
     for (name, content) in [
-        ("gw.pem", "-----BEGIN CERTIFICATE-----"),
-        ("gw.key", "-----BEGIN PRIVATE KEY-----"),
-        ("handlers-ca.pem", "-----BEGIN CERTIFICATE-----"),
-        ("handler-ca.pem", "-----BEGIN CERTIFICATE-----"),
+        ("gw.pem", certificate.pem().as_str()),
+        ("gw.key", &key),
+        ("gw-ecdsa.pem", &certificate.pem()),
+        ("gw-ecdsa.key", &key),
+        ("handlers-ca.pem", &certificate.pem()),
+        ("handler-ca.pem", &certificate.pem()),
+        ("devices-ca.pem", &certificate.pem()),
+        ("devices.crl", &revoked(&certificate, 2100)),
+        ("devices.psk", "meter:00112233445566778899aabbccddeeff\n"),
         ("admin.token", "0123456789abcdef\n"),
         ("deny.txt", "# nobody yet\n"),
         ("jt808.wasm", "\0asm"),
@@ -491,13 +497,137 @@ fn the_lines_of_the_sample_are_true() {
     assert!(full.lines().count() > 60 && !full.lines().any(is_key));
     let (full, _) = parse(&full, "polygate.toml", dir.path()).unwrap_or_else(|faults| panic!("{faults}"));
 
-    assert_eq!(format!("{:?}", full.listeners), format!("{:?}", plain.listeners));
+    let (of_plain, more) = full.listeners.split_at(plain.listeners.len());
+    assert_eq!(format!("{of_plain:?}"), format!("{:?}", plain.listeners));
+    assert_eq!(more.len(), 1, "the listener for TLS");
     assert_eq!(full.data_dir, plain.data_dir);
     assert_eq!(full.drain_timeout, plain.drain_timeout);
     assert_eq!(full.broker.retained_bytes_max, plain.broker.retained_bytes_max);
     assert_eq!(full.broker.session_expiry_max, plain.broker.session_expiry_max);
     assert_eq!(full.auth.users.len(), 1);
     assert!(full.adapter.unwrap().tls.unwrap().client_ca_pem.is_some());
+}
+
+type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
+/// A certificate that is its own authority and is valid until a year begins, with its key.
+fn self_signed(until: i32) -> (Authority, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["gw.example".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key_pem = key.serialize_pem();
+    (Authority::self_signed(params, key).unwrap(), key_pem)
+}
+
+/// An empty revocation list of this authority, which is to be replaced when a year begins.
+fn revoked(authority: &Authority, next: i32) -> String {
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2000, 1, 1),
+        next_update: rcgen::date_time_ymd(next, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(authority).unwrap().pem().unwrap()
+}
+
+/// A listener with these keys of its table `tls`, and a directory with certificates and keys.
+fn with_tls(keys: &str) -> (String, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed(2100);
+    let (old, old_key) = self_signed(2001);
+    for (name, content) in [
+        ("gw.pem", certificate.pem().as_str()),
+        ("gw.key", &key),
+        ("old.pem", &old.pem()),
+        ("old.key", &old_key),
+        ("old.crl", &revoked(&certificate, 2001)),
+        ("locked.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"),
+        ("half.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n"),
+        ("devices.psk", "meter:0011\n# none\nother:00112233445566778899aabbccddeeff\n"),
+        ("bad.psk", "meter:s3cr3t\n"),
+        ("none.psk", "# none\n"),
+    ] {
+        fs::write(dir.path().join(name), content).unwrap();
+    }
+    let text = format!(
+        "[handlers.h]\nkind = \"grpc\"\nurl = \"http://127.0.0.1:1\"\n\
+         [listeners.l]\nbind = \"tls://127.0.0.1:0\"\nhandlers = [\"h\"]\n[listeners.l.tls]\n{keys}\n"
+    );
+    (text, dir)
+}
+
+/// Certificates and keys are read and tried; what is wrong with them is told by key and file, and shows nothing of a key.
+#[test]
+fn certificates_and_keys_are_checked() {
+    const PAIR: &str = "cert_file = 'gw.pem'\nkey_file = 'gw.key'";
+    for (keys, expected) in [
+        ("", "listeners.l.tls   has neither \"cert_file\" nor \"psk_file\""),
+        ("cert_file = 'gw.pem'", "listeners.l.tls.key_file   is missing; \"cert_file\" needs it"),
+        ("key_file = 'gw.key'", "listeners.l.tls.cert_file   is missing; \"key_file\" needs it"),
+        ("cert_file = 'no.pem'\nkey_file = 'gw.key'", "listeners.l.tls.cert_file   \"no.pem\": no such file"),
+        ("cert_file = 'gw.key'\nkey_file = 'gw.key'", "\"gw.key\": has no certificate in PEM"),
+        ("cert_file = 'half.pem'\nkey_file = 'gw.key'", "\"half.pem\": is not PEM: a section has no end"),
+        ("cert_file = 'gw.pem'\nkey_file = 'gw.pem'", "\"gw.pem\": has no private key in PEM"),
+        ("cert_file = 'gw.pem'\nkey_file = 'old.key'", "\"old.key\": is not the key of the certificate"),
+        ("cert_file = 'gw.pem'\nkey_file = 'locked.key'", "\"locked.key\": has an encrypted private key"),
+        (
+            "[[listeners.l.tls.certificates]]\ncert_file = 'gw.pem'\nkey_file = 'no'",
+            "certificates[0].key_file   \"no\": no such file",
+        ),
+        (&format!("{PAIR}\nclient_cert = 'required'"), "client_ca_file   is missing; \"client_cert\" needs it"),
+        (&format!("{PAIR}\ncrl_file = 'old.crl'"), "client_ca_file   is missing; \"crl_file\" needs it"),
+        (&format!("{PAIR}\nclient_ca_file = 'gw.key'"), "client_ca_file   \"gw.key\": has no certificate in PEM"),
+        (
+            &format!("{PAIR}\nclient_ca_file = 'gw.pem'\ncrl_file = 'gw.pem'"),
+            "crl_file   \"gw.pem\": has no certificate revocation list in PEM",
+        ),
+        (
+            &format!("{PAIR}\nversions = ['1.1']"),
+            "versions[0]   \"1.1\" is not known here; there are \"1.2\" and \"1.3\"",
+        ),
+        (
+            "psk_file = 'bad.psk'",
+            "psk_file   \"bad.psk\": line 1: expected \"identity:key\", with the key in hexadecimal digits",
+        ),
+        ("psk_file = 'none.psk'", "psk_file   \"none.psk\": has no key"),
+    ] {
+        let (text, dir) = with_tls(keys);
+        let report = parse(&text, "test.toml", dir.path()).unwrap_err().to_string();
+        assert!(report.contains(expected), "{keys}\n{report}");
+        assert!(report.starts_with("test.toml has 1 fault"), "{report}");
+        assert!(!report.contains("s3cr3t"));
+    }
+
+    let (text, dir) = with_tls(PAIR);
+    let (config, warnings) = parse(&text, "test.toml", dir.path()).unwrap();
+    assert!(warnings.is_empty());
+    assert_eq!(config.listeners[0].files, [dir.path().join("gw.pem"), dir.path().join("gw.key")]);
+    assert!(config.listeners[0].socket.admission.tls.is_some());
+
+    let on_tcp = text.replace("tls://", "tcp://");
+    let report = parse(&on_tcp, "test.toml", dir.path()).unwrap_err().to_string();
+    assert!(report.contains("listeners.l.tls   is for tls and dtls; this listener speaks tcp"), "{report}");
+    let without = text.split_once("[listeners.l.tls]").unwrap().0;
+    let report = parse(without, "test.toml", dir.path()).unwrap_err().to_string();
+    assert!(
+        report.contains("listeners.l.tls   is missing; a listener on tls:// needs cert_file and key_file"),
+        "{report}"
+    );
+}
+
+/// What works and will not for long, or is weak, is said.
+#[test]
+fn certificates_and_keys_that_are_not_what_they_should_be() {
+    let (text, dir) = with_tls(
+        "cert_file = 'old.pem'\nkey_file = 'old.key'\nclient_ca_file = 'gw.pem'\ncrl_file = 'old.crl'\n\
+         psk_file = 'devices.psk'",
+    );
+    let (_, warnings) = parse(&text, "test.toml", dir.path()).unwrap();
+    assert_eq!(advice(&warnings), [Advice::CertificateExpired, Advice::RevocationsOutdated, Advice::WeakKeys(1)]);
 }
 
 /// The reference in docs/ has the tables that the keys themselves give.
@@ -569,6 +699,7 @@ fn line() -> impl Strategy<Value = String> {
         "handlers.b",
         "listeners.a",
         "listeners.a.framing",
+        "listeners.a.tls",
         "listeners.b",
         "handlers",
         "listeners",

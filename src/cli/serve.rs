@@ -111,7 +111,8 @@ fn files(path: &Path, config: &Config) -> Vec<PathBuf> {
         Program::Wasm(options) => Some(options.component.clone()),
         Program::Grpc(_) => None,
     });
-    components.chain([path.to_owned()]).collect()
+    let certificates = config.listeners.iter().flat_map(|listener| listener.files.iter().cloned());
+    components.chain(certificates).chain([path.to_owned()]).collect()
 }
 
 /// Reads the configuration again at each SIGHUP and, if that is asked for, at each change of a file; for ever.

@@ -17,6 +17,7 @@ use super::{Config, Outside, Written};
 mod access;
 mod admission;
 mod binds;
+mod credentials;
 mod framing;
 mod grpc;
 mod guest;

@@ -7,8 +7,10 @@ use super::nearest::nearest;
 use super::place::{Columns, Place, Shown, ThereAre};
 use crate::auth::{HashFault, OptionsError, RuleFault};
 use crate::conn::SocketKind;
-use crate::listener::MalformedBind;
 use crate::listener::access::{MalformedNetwork, MalformedRule};
+use crate::listener::credentials::MalformedPem;
+use crate::listener::psk::MalformedPsk;
+use crate::listener::{MalformedBind, tls};
 use crate::pubsub::topic::MountpointError;
 
 /// Why there is no configuration. Its text is the whole report; it never shows a secret.
@@ -204,12 +206,6 @@ pub enum Fault {
         /// What is wrong with it.
         why: MalformedNetwork,
     },
-    /// A key that has no meaning for this transport.
-    #[error("is for tcp and tls only, not for {transport}")]
-    Transport {
-        /// The listener's.
-        transport: SocketKind,
-    },
     /// A file that is named cannot be read.
     #[error("{}: {why}", Shown(path))]
     File {
@@ -218,6 +214,46 @@ pub enum Fault {
         /// Why.
         why: Unreadable,
     },
+    /// A file of certificates or keys that does not have what it should.
+    #[error("{}: {why}", Shown(path))]
+    Pem {
+        /// The file, as it was named.
+        path: String,
+        /// Why.
+        why: MalformedPem,
+    },
+    /// A file of pre-shared keys with a line that cannot be used, which is not shown.
+    #[error("{}: {why}", Shown(path))]
+    Psk {
+        /// The file, as it was named.
+        path: String,
+        /// Where and why.
+        why: MalformedPsk,
+    },
+    /// A file of pre-shared keys without one.
+    #[error("{}: has no key; expected lines of the form \"identity:key\"", Shown(path))]
+    NoPsk {
+        /// The file, as it was named.
+        path: String,
+    },
+    /// Certificates and keys that do not make a listener together.
+    #[error("cannot be used: {0}")]
+    Acceptor(tls::AcceptorError),
+    /// A listener that speaks TLS or DTLS without anything to show.
+    #[error("is missing; a listener on {transport}:// needs cert_file and key_file, or psk_file")]
+    NoCredentials {
+        /// What it speaks.
+        transport: crate::conn::SocketKind,
+    },
+    /// Certificates for a listener that speaks neither TLS nor DTLS.
+    #[error("is for tls and dtls; this listener speaks {transport}")]
+    TlsElsewhere {
+        /// What it speaks.
+        transport: crate::conn::SocketKind,
+    },
+    /// A version that the transport does not have.
+    #[error("has \"1.3\", which is for tls; expected [\"1.2\"]")]
+    VersionOfTls,
     /// An environment variable that is named cannot be used.
     #[error("the environment variable {} {why}", Shown(name))]
     Env {

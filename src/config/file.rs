@@ -100,7 +100,7 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 23] = [
+static SECTIONS: [&Section; 25] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
@@ -113,6 +113,8 @@ static SECTIONS: [&Section; 23] = [
     &handler::grpc::SECTION,
     &handler::grpc::tls::SECTION,
     &listener::ONE,
+    &listener::tls::SECTION,
+    &listener::tls::certificate::SECTION,
     &listener::proxy::SECTION,
     &framing::SECTION,
     &framing::length::SECTION,

@@ -15,7 +15,7 @@ use crate::listener::access::{BadLine, Networks};
 pub(super) const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// Largest file of certificates, in bytes: a whole system's authorities have a quarter of it.
-const PEM_BYTES_MAX: u64 = 1 << 20;
+pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Largest file with a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -25,6 +25,8 @@ const ADDRESSES_BYTES_MAX: u64 = 16 << 20;
 
 /// Bad lines of a list that are told; a file of another kind has thousands.
 const BAD_LINES_MAX: usize = 8;
+/// Largest file of pre-shared keys, in bytes: some hundred thousand devices.
+pub(super) const PSK_BYTES_MAX: u64 = 64 << 20;
 
 /// What a PEM file must have.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,11 @@ impl Outside<'_> {
             }
         });
         checked.map_err(|why| Fault::File { path: written.to_owned(), why })
+    }
+
+    /// The contents of a file of at most so many bytes.
+    pub(super) fn file(&self, written: &str, bytes_max: u64) -> Result<Vec<u8>, Fault> {
+        read(&self.path(written), bytes_max).map_err(|why| Fault::File { path: written.to_owned(), why })
     }
 
     /// Looks whether a file can be read and begins like WebAssembly; its loader does the rest.

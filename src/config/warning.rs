@@ -35,6 +35,12 @@ pub enum Advice {
     BrokerOpen,
     /// Whoever reaches the listener can name any address as its own.
     ProxyOpen,
+    /// The certificate is not valid any more.
+    CertificateExpired,
+    /// A revocation list should have been replaced.
+    RevocationsOutdated,
+    /// Pre-shared keys that can be found by trying.
+    WeakKeys(usize),
 }
 
 impl fmt::Display for Advice {
@@ -46,6 +52,18 @@ impl fmt::Display for Advice {
                 "not a loopback address: whoever reaches it can command every connection; \
                  tls.client_ca_file demands a certificate",
             ),
+            Self::CertificateExpired => {
+                f.write_str("the certificate has expired, and most devices will not believe it")
+            }
+            Self::RevocationsOutdated => {
+                f.write_str("a list is out of date: what was revoked since then is not known here")
+            }
+            Self::WeakKeys(count) => {
+                write!(
+                    f,
+                    "{count} of the keys have less than 16 bytes, and whoever records a handshake can try them all"
+                )
+            }
             Self::BrokerOpen => f.write_str(
                 "not a loopback address: whoever reaches it can publish and subscribe; \
                  configure auth.users, or say auth.allow_anonymous = true",

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::Flow;
 use super::access::{Access, Effect};
 use super::proxy::{self, Carried};
 use super::sources::{Entered, Limits, Refusal, Sources};
-use super::{Flow, Socket};
+use super::{HandshakeError, Socket, dtls, tls};
 use crate::conn::room::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::rate::Rate;
@@ -30,6 +31,10 @@ pub struct Admission {
     pub addresses: Limits,
     /// Whether a connection begins with a PROXY header, and whose is believed.
     pub proxy: Option<proxy::Options>,
+    /// What makes TLS of its stream, on a listener that speaks it.
+    pub tls: Option<tls::Acceptor>,
+    /// What makes DTLS of its datagrams, on a listener that speaks it.
+    pub dtls: Option<dtls::Context>,
 }
 
 impl Default for Admission {
@@ -41,7 +46,16 @@ impl Default for Admission {
             connection_rate: None,
             addresses: Limits::default(),
             proxy: None,
+            tls: None,
+            dtls: None,
         }
+    }
+}
+
+impl Admission {
+    /// The one that goes on when this one is to take over from `last`.
+    pub(super) fn after(&self, last: &Self) -> Self {
+        Self { tls: self.tls.clone().map(|tls| tls.after(last.tls.as_ref())), ..self.clone() }
     }
 }
 
@@ -99,6 +113,9 @@ pub enum TurnedAway {
     /// It has not passed in time.
     #[error("did not finish the handshake within {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The handshake has failed.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
 }
 
 impl TurnedAway {
@@ -112,6 +129,7 @@ impl TurnedAway {
             Self::Proxy(_) => "proxy_malformed",
             Self::ProxyTimeout(_) => "proxy_timed_out",
             Self::Timeout(_) => "handshake_timed_out",
+            Self::Handshake(error) => error.name(),
         }
     }
 }
@@ -155,7 +173,11 @@ impl Arrived {
             Ok(accepted) => Some(accepted),
             Err(why) => {
                 metrics.turned_away(why.name());
-                tracing::debug!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                if let TurnedAway::Handshake(HandshakeError::Ours(_)) = why {
+                    tracing::error!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                } else {
+                    tracing::debug!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                }
                 None
             }
         }
@@ -172,7 +194,21 @@ impl Arrived {
         let entered = admission.admit(&sources, Instant::now(), *peer)?;
         let peer = *peer;
         let (socket, certificate) = match socket {
+            Raw::Tcp(stream) if kind.is_secure() => {
+                let Some(tls) = &admission.tls else {
+                    return Err(HandshakeError::Ours("the listener has no certificate".to_owned()).into());
+                };
+                let (stream, certificate) = tls.accept(stream).await?;
+                (Socket::Tls(stream), certificate)
+            }
             Raw::Tcp(stream) => (Socket::Tcp(stream), None),
+            Raw::Udp(flow) if kind.is_secure() => {
+                let Some(context) = &admission.dtls else {
+                    return Err(HandshakeError::Ours("the listener has no certificate".to_owned()).into());
+                };
+                let (flow, certificate) = dtls::establish(flow, context).await?;
+                (Socket::Dtls(Box::new(flow)), certificate)
+            }
             Raw::Udp(flow) => (Socket::Udp(flow), None),
         };
         Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })

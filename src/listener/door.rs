@@ -1,5 +1,8 @@
 //! Who gets a flow: what stands between the first datagram of a peer and everything that is kept for it.
 
+use std::time::Instant;
+
+use super::dtls;
 use crate::conn::{ListenAddr, PeerAddr};
 
 /// What a datagram of a peer without a flow comes to; each socket has one.
@@ -7,6 +10,8 @@ use crate::conn::{ListenAddr, PeerAddr};
 pub enum Door {
     /// Every peer gets a flow at once.
     Open,
+    /// Peers get one that have shown with a cookie that they receive at their address.
+    Dtls(Box<dtls::Door>),
     /// A test decides.
     #[cfg(test)]
     Scripted(Scripted),
@@ -28,16 +33,28 @@ pub enum Knock {
 pub enum Entry {
     /// The datagram that opened it is its first.
     Datagram,
+    /// So it is here, and it is a hello of this attempt at a handshake.
+    Hello(dtls::Attempt),
     /// The door kept the datagram to itself.
     #[cfg(test)]
     Scripted(u64),
 }
 
 impl Entry {
+    /// Whether the flow's queue begins with the datagram that opened it.
+    pub fn keeps_datagram(&self) -> bool {
+        match self {
+            Self::Datagram | Self::Hello(_) => true,
+            #[cfg(test)]
+            Self::Scripted(_) => false,
+        }
+    }
+
     /// By what [`Door::is_restart`] tells the flow's own datagrams.
     pub fn mark(&self) -> u64 {
         match self {
             Self::Datagram => 0,
+            Self::Hello(attempt) => attempt.to_u64(),
             #[cfg(test)]
             Self::Scripted(mark) => *mark,
         }
@@ -52,6 +69,11 @@ impl Door {
                 let (_, _, _) = (peer, local, datagram);
                 Knock::Enter(Entry::Datagram)
             }
+            Self::Dtls(door) => match door.handle(Instant::now(), peer.0, local.0, datagram) {
+                dtls::Knock::Enter(attempt) => Knock::Enter(Entry::Hello(attempt)),
+                dtls::Knock::Answer(answer) => Knock::Answer(answer.to_vec()),
+                dtls::Knock::Stranger => Knock::Ignore,
+            },
             #[cfg(test)]
             Self::Scripted(door) => door.knock(peer, local, datagram),
         }
@@ -64,6 +86,7 @@ impl Door {
                 let (_, _) = (mark, datagram);
                 false
             }
+            Self::Dtls(_) => dtls::Attempt::of_datagram(datagram).is_some_and(|attempt| attempt.to_u64() != mark),
             #[cfg(test)]
             Self::Scripted(_) => datagram.starts_with(b"hello") && datagram != format!("hello {mark}").as_bytes(),
         }

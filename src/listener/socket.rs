@@ -6,7 +6,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Flow;
+use super::dtls::SecureFlow;
+use super::{Flow, tls};
 
 /// The socket of an accepted peer, of any transport.
 #[derive(Debug)]
@@ -15,6 +16,10 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Plain UDP.
     Udp(Flow),
+    /// DTLS over UDP.
+    Dtls(Box<SecureFlow>),
+    /// TLS over TCP.
+    Tls(tls::Stream),
 }
 
 /// What has come from a peer.
@@ -40,6 +45,8 @@ impl Socket {
             Self::Udp(flow) => {
                 flow.poll_receive(cx).map(|datagram| Ok(datagram.map_or(Received::End, Received::Datagram)))
             }
+            Self::Dtls(flow) => flow.poll_receive(cx),
+            Self::Tls(stream) => poll_read(stream, cx, buffer),
         }
     }
 
@@ -52,6 +59,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Udp(flow) => flow.poll_send(cx, bytes).map_ok(|()| bytes.len()),
+            Self::Dtls(flow) => flow.poll_send(cx, bytes).map_ok(|()| bytes.len()),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -67,6 +76,11 @@ impl Socket {
                 let first = bytes.first().map_or(&[][..], |first| first);
                 flow.poll_send(cx, first).map_ok(|()| first.len())
             }
+            Self::Dtls(flow) => {
+                let first = bytes.first().map_or(&[][..], |first| first);
+                flow.poll_send(cx, first).map_ok(|()| first.len())
+            }
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
         }
     }
 
@@ -74,6 +88,8 @@ impl Socket {
     pub fn holds_bytes(&self) -> bool {
         match self {
             Self::Tcp(_) | Self::Udp(_) => false,
+            Self::Dtls(flow) => flow.holds_bytes(),
+            Self::Tls(stream) => stream.holds_bytes(),
         }
     }
 
@@ -86,6 +102,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Udp(_) => Poll::Ready(Ok(())),
+            Self::Dtls(flow) => flow.poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -102,6 +120,8 @@ impl Socket {
                 flow.close();
                 Poll::Ready(Ok(()))
             }
+            Self::Dtls(flow) => flow.poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct Settings {
 impl Settings {
     /// Follows other options, for the peers that come from now on.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
-        self.admission.store(Arc::new(options.admission.clone()));
+        self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
         // To listen once more changes the bound of the backlog, and keeps those who wait in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;

@@ -20,6 +20,7 @@ use super::flow::{Bounds, FlowId, Key};
 
 use super::sources::Sources;
 use super::{Admission, Arrived, Bind, Options};
+use crate::conn::room::Room;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -68,6 +69,8 @@ pub struct UdpListener {
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
     sources: Arc<Sources>,
+    /// Peers that may be about their handshake.
+    handshakes: Room,
     /// Not held: it lives as long as somebody receives.
     ground: Weak<Ground>,
 }
@@ -76,6 +79,7 @@ impl Settings {
     /// Follows other options, for the peers that come from now on.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
+        self.handshakes.resize(options.handshakes_max);
         self.ground.upgrade().map_or(Ok(()), |ground| ground.follow(options))
     }
 }
@@ -114,7 +118,8 @@ impl UdpListener {
             None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
         };
         let sources = Sources::new(owner.metrics.clone());
-        let settings = Arc::new(Settings { admission, sources, ground: Arc::downgrade(&ground) });
+        let handshakes = Room::new(options.handshakes_max);
+        let settings = Arc::new(Settings { admission, sources, handshakes, ground: Arc::downgrade(&ground) });
         Ok(Self { owner, bind: options.bind, settings, ground, arrivals, takes_over })
     }
 
@@ -135,17 +140,26 @@ impl UdpListener {
     }
 
     pub(super) async fn accept(&mut self) -> Arrived {
-        let flow = self.flow().await;
-        Arrived {
-            listener: Arc::clone(&self.owner.name),
-            kind: self.bind.transport,
-            peer: flow.peer(),
-            local: flow.local(),
-            socket: Raw::Udp(flow),
-            admission: self.settings.admission.load_full(),
-            sources: Arc::clone(&self.settings.sources),
-            metrics: self.owner.metrics.clone(),
-            _turn: None,
+        loop {
+            let flow = self.flow().await;
+            let turn = self.settings.handshakes.try_permit();
+            let waits = turn.is_none() && self.bind.transport.is_secure();
+            let arrived = Arrived {
+                listener: Arc::clone(&self.owner.name),
+                kind: self.bind.transport,
+                peer: flow.peer(),
+                local: flow.local(),
+                socket: Raw::Udp(flow),
+                admission: self.settings.admission.load_full(),
+                sources: Arc::clone(&self.settings.sources),
+                metrics: self.owner.metrics.clone(),
+                _turn: turn.filter(|_| self.bind.transport.is_secure()),
+            };
+            if !waits {
+                return arrived;
+            }
+            // It sends its hello again, and there may be room then; nothing keeps it for so long.
+            arrived.shed("handshakes_max");
         }
     }
 
@@ -208,6 +222,13 @@ impl Flow {
     /// What the door let it in with.
     pub fn entry_mut(&mut self) -> &mut Entry {
         &mut self.entry
+    }
+
+    /// Counts what was dropped on purpose of the peer or for it.
+    pub(in crate::listener) fn sheds(&self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.owner.metrics.sheds(reason, count);
+        }
     }
 
     /// The next datagram; `None` once the flow was closed, or the peer has begun anew and a newer flow gets what it sends.

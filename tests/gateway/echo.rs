@@ -180,6 +180,11 @@ cases! {
     udp_grpc_unary => Kind::Unary, Transport::Udp;
     udp_grpc_streaming => Kind::Streaming, Transport::Udp;
     udp_grpc_https => Kind::Https, Transport::Udp;
+    guest_tls => Kind::Guest("echo"), Transport::mutual_tls();
+    guest_tls_beside_keys => Kind::Guest("echo"), Transport::mutual_tls_beside_keys();
+    grpc_unary_tls => Kind::Unary, Transport::mutual_tls();
+    grpc_streaming_tls => Kind::Streaming, Transport::mutual_tls();
+    grpc_https_tls => Kind::Https, Transport::mutual_tls();
 }
 
 /// Two listeners with handlers of their own, one of each kind, behind one gateway.

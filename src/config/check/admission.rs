@@ -1,5 +1,6 @@
 //! Who may connect to a listener, how fast, and as whom.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::Outside;
@@ -24,9 +25,6 @@ pub(super) fn read(table: &Table<'_>, outside: Outside<'_>, bind: Option<Bind>) 
     let connections_per_address_max = table.get(&keys::CONNECTIONS_PER_ADDRESS_MAX);
     let proxy = table.get(&keys::PROXY_PROTOCOL);
     let proxy = match (proxy, bind) {
-        (Ok(Some(_)), Some(bind)) if bind.transport.has_datagrams() => {
-            Err(table.fault_at("proxy_protocol", Fault::Transport { transport: bind.transport }))
-        }
         (Ok(Some(proxy)), Some(bind)) => {
             if proxy.trusted.is_none() && !bind.address.ip().is_loopback() {
                 table.warn_at("proxy_protocol", Advice::ProxyOpen);
@@ -48,7 +46,13 @@ pub(super) fn read(table: &Table<'_>, outside: Outside<'_>, bind: Option<Bind>) 
             rate: rate_per_address?.map(Rate::at_once),
         },
         proxy: proxy?,
+        ..Admission::default()
     })
+}
+
+/// The list of addresses that the table names, as far as it can be read.
+pub(super) fn file(table: &Table<'_>, outside: Outside<'_>) -> Option<PathBuf> {
+    Some(outside.path(table.item(keys::DENY_FILE.name)?.value().as_str()?))
 }
 
 /// How fast a device may send.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::admission;
 use super::binds::Binds;
+use super::credentials;
 use super::framing;
 use super::handlers::{Handlers, check_name};
 use crate::config::fault::Fault;
@@ -15,7 +16,7 @@ use crate::conn::SocketKind;
 use crate::conn::table::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
 use crate::listener::flow::Bounds;
-use crate::listener::{self, Datagrams};
+use crate::listener::{self, Admission, Datagrams, dtls, tls};
 use crate::pubsub::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
@@ -63,19 +64,22 @@ fn one(
     let messages_max = table.get(&keys::MESSAGES_MAX);
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
     let framing = framing::read(&table, bind);
+    // Without a transport nobody knows what the table should have.
+    let secure = bind.and_then(|bind| secure(&table, bind.transport, outside));
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
     belong(&table, bind.transport)?;
     let (connections_max, inbound_bytes_max) = (connections_max? as usize, inbound_bytes_max?);
     let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
+    let Secure { tls, dtls } = secure?;
     Ok(Listener {
         socket: listener::Options {
             name: Arc::clone(&name),
             bind,
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
-            admission: admission?,
+            admission: Admission { tls, dtls, ..admission? },
             datagrams: Datagrams {
                 sockets: sockets? as usize,
                 flows_max: connections_max,
@@ -94,12 +98,14 @@ fn one(
         },
         mountpoint: mountpoint?,
         handlers: chain?,
+        files: credentials::files(&table, outside).into_iter().chain(admission::file(&table, outside)).collect(),
     })
 }
 
 /// The keys that mean something to some transports only.
-const KEYS_OF_SOME: [(&str, &[SocketKind]); 3] = [
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 4] = [
     ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("proxy_protocol", &[SocketKind::Tcp, SocketKind::Tls]),
     ("sockets", &[SocketKind::Udp, SocketKind::Dtls]),
     ("datagrams_max", &[SocketKind::Udp, SocketKind::Dtls]),
 ];
@@ -113,6 +119,26 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
         }
     }
     result
+}
+
+/// What makes TLS or DTLS, on a listener that speaks it.
+fn secure(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Secure, Told> {
+    let Some(credentials) = credentials::read(table, transport, outside)? else { return Ok(Secure::default()) };
+    let fault = |error| table.fault_at("tls", Fault::Acceptor(error));
+    if transport.has_datagrams() {
+        let options = credentials::datagrams(table)?;
+        let context = dtls::Context::new(&credentials, &options).map_err(|error| fault(error.into()))?;
+        Ok(Secure { tls: None, dtls: Some(context) })
+    } else {
+        Ok(Secure { tls: Some(tls::Acceptor::new(credentials).map_err(fault)?), dtls: None })
+    }
+}
+
+/// At most one of the two.
+#[derive(Default)]
+struct Secure {
+    tls: Option<tls::Acceptor>,
+    dtls: Option<dtls::Context>,
 }
 
 /// The names of a listener's handlers.

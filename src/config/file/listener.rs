@@ -43,6 +43,7 @@ pub(in crate::config) static ONE: Section = Section {
         &MESSAGES_MAX,
         &MESSAGES_BYTES_MAX,
         &framing::SECTION,
+        &tls::SECTION,
     ],
 };
 
@@ -245,4 +246,146 @@ pub(in crate::config) mod proxy {
         presence: Otherwise(|| Duration::from_secs(3)),
         about: "how long the header may take to come",
     };
+}
+
+/// What a listener on `tls://` or `dtls://` shows and asks of its peers.
+pub(in crate::config) mod tls {
+    use crate::config::file::{Section, Shape};
+    use crate::config::form::{Choice, Count, FilePath, Key, List, Optional, Otherwise, Text};
+    use crate::listener::dtls::CIPHERS as CIPHER_LIST;
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "tls",
+        title: "[listeners.NAME.tls]",
+        about: "What a listener on `tls://` or `dtls://` shows its peers and asks of them. It has a certificate, or pre-shared \
+                keys, or both. Certificates, keys and revocation lists are in PEM, one or several to a file.",
+        shape: Shape::Once,
+        entries: &[
+            &CERT_FILE,
+            &KEY_FILE,
+            &certificate::SECTION,
+            &CLIENT_CA_FILE,
+            &CLIENT_CERT,
+            &CRL_FILE,
+            &VERSIONS,
+            &PSK_FILE,
+            &CIPHERS,
+            &MTU,
+        ],
+    };
+
+    pub(in crate::config) static CERT_FILE: Key<FilePath, Optional> = Key {
+        name: "cert_file",
+        form: FilePath,
+        presence: Optional("required, unless there is `certificates` or `psk_file`"),
+        about: "the listener's certificate, then its chain; peers that ask for a name which no certificate has get this one",
+    };
+
+    pub(in crate::config) static KEY_FILE: Key<FilePath, Optional> = Key {
+        name: "key_file",
+        form: FilePath,
+        presence: Optional("required with `cert_file`"),
+        about: "its private key, without a passphrase: PKCS#8, PKCS#1 or SEC1",
+    };
+
+    pub(in crate::config) static CLIENT_CA_FILE: Key<FilePath, Optional> = Key {
+        name: "client_ca_file",
+        form: FilePath,
+        presence: Optional("no certificate is asked for"),
+        about: "authorities that must have signed the certificate of a peer",
+    };
+
+    pub(in crate::config) static CLIENT_CERT: Key<Choice<ClientCert>, Optional> = Key {
+        name: "client_cert",
+        form: Choice(&[
+            ("none", ClientCert::None),
+            ("optional", ClientCert::Optional),
+            ("required", ClientCert::Required),
+        ]),
+        presence: Optional("`\"required\"` with `client_ca_file`, else `\"none\"`"),
+        about: "whether a peer must have a certificate; an optional one must be good if it is there; a pre-shared key stands \
+                for a certificate",
+    };
+
+    /// Whether a peer must have a certificate.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::config) enum ClientCert {
+        /// It is not asked for.
+        None,
+        /// It is asked for.
+        Optional,
+        /// It must be there.
+        Required,
+    }
+
+    pub(in crate::config) static CRL_FILE: Key<FilePath, Optional> = Key {
+        name: "crl_file",
+        form: FilePath,
+        presence: Optional("nothing is revoked"),
+        about: "revocation lists; each authority in the chain of a peer must have one here",
+    };
+
+    pub(in crate::config) static VERSIONS: Key<List<Choice<Version>>, Optional> = Key {
+        name: "versions",
+        form: List { of: Choice(&[("1.2", Version::V12), ("1.3", Version::V13)]), one: "version" },
+        presence: Optional("both; `1.2` for dtls"),
+        about: "versions of TLS that are spoken; 1.3 is for tls alone",
+    };
+
+    /// A version of TLS.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::config) enum Version {
+        /// 1.2
+        V12,
+        /// 1.3
+        V13,
+    }
+
+    pub(in crate::config) static PSK_FILE: Key<FilePath, Optional> = Key {
+        name: "psk_file",
+        form: FilePath,
+        presence: Optional("no pre-shared keys"),
+        about: "pre-shared keys of peers, one a line: `identity:key`, the key in hexadecimal digits",
+    };
+
+    pub(in crate::config) static CIPHERS: Key<Text, Otherwise<String>> = Key {
+        name: "ciphers",
+        form: Text { expected: "cipher suites in OpenSSL's notation", bytes: 1..=4096 },
+        presence: Otherwise(|| CIPHER_LIST.to_owned()),
+        about: "dtls only: the suites that are offered, the best first; the suites with a key of 8-byte tags (CCM8) may be \
+                among them at any security level",
+    };
+
+    pub(in crate::config) static MTU: Key<Count, Otherwise<u32>> = Key {
+        name: "mtu",
+        form: Count(256..=16_384),
+        presence: Otherwise(|| 1200),
+        about: "dtls only: bytes of the longest datagram of a handshake, without the headers of IP and UDP; what is sent \
+                afterwards is one datagram each, and left to IP to cut",
+    };
+
+    /// More certificates.
+    pub(in crate::config) mod certificate {
+        use crate::config::file::{Section, Shape};
+        use crate::config::form::{FilePath, Key, Required};
+
+        pub(in crate::config) static SECTION: Section = Section {
+            key: "certificates",
+            title: "[[listeners.NAME.tls.certificates]]",
+            about: "More certificates of a listener. A peer gets the first one that has the name it asks for, wildcards too, and \
+                    a kind of key that it knows, so one name may have an RSA and an ECDSA certificate.",
+            shape: Shape::Rows,
+            entries: &[&CERT_FILE, &KEY_FILE],
+        };
+
+        pub(in crate::config) static CERT_FILE: Key<FilePath, Required> =
+            Key { name: "cert_file", form: FilePath, presence: Required, about: "a certificate, then its chain" };
+
+        pub(in crate::config) static KEY_FILE: Key<FilePath, Required> = Key {
+            name: "key_file",
+            form: FilePath,
+            presence: Required,
+            about: "its private key, without a passphrase",
+        };
+    }
 }

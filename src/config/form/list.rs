@@ -31,7 +31,11 @@ impl<F: Form> Form for List<F> {
     }
 
     fn name(&self) -> String {
-        format!("array of {}s", self.of.name())
+        match self.of.name() {
+            // The words that each of them may be.
+            words if words.ends_with('"') => format!("array of {words}"),
+            name => format!("array of {name}s"),
+        }
     }
 
     fn range(&self) -> String {

@@ -158,9 +158,7 @@ impl Receiver {
             Err(mpsc::error::TrySendError::Closed(())) => return self.turn_away("draining"),
         };
         let inbox = Arc::new(Inbox::new(entry.mark(), self.terms.queue));
-        if let Entry::Datagram = entry
-            && inbox.deliver(datagram).is_err()
-        {
+        if entry.keeps_datagram() && inbox.deliver(datagram).is_err() {
             // Not reached: an empty queue has room.
             return self.turn_away("datagrams_full");
         }

@@ -24,7 +24,7 @@ fn options(address: &str) -> Options {
         bind: Bind { transport: SocketKind::Udp, address: address.parse().unwrap() },
         backlog: 1,
         handshakes_max: 1,
-        admission: Admission { handshake_timeout: PATIENCE },
+        admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
         datagrams: Datagrams { sockets: 1, flows_max: 10, queue: Bounds { datagrams_max: 4, bytes_max: 200_000 } },
     }
 }

@@ -1,6 +1,12 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 
 /// An authority made on the spot, and certificates it signed for localhost, in a directory.
@@ -11,11 +17,16 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new() -> Self {
+        Self::of("test authority")
+    }
+
+    /// Of an authority with this name.
+    pub fn of(authority: &str) -> Self {
         // The gateway would choose it, but a test's own server may be first.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "test authority");
+        params.distinguished_name.push(DnType::CommonName, authority);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
@@ -28,12 +39,80 @@ impl Certificates {
 
     /// Signs a certificate for this host name; gives the files of the certificate and its key.
     pub fn sign(&self, host: &str) -> (PathBuf, PathBuf) {
-        let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &*self.issuer).unwrap();
-        let files = (self.dir.path().join(format!("{host}.pem")), self.dir.path().join(format!("{host}.key")));
+        self.sign_with(host, KeyPair::generate().unwrap(), |params| {
+            params.subject_alt_names = CertificateParams::new(vec![host.to_owned()]).unwrap().subject_alt_names;
+        })
+    }
+
+    /// Signs a certificate of a device with this common name, of the organization `Example`, with these changes.
+    pub fn sign_device(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        self.sign_with(name, KeyPair::generate().unwrap(), |params| {
+            params.distinguished_name.push(DnType::OrganizationName, "Example");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            change(params);
+        })
+    }
+
+    /// Signs a certificate for a key of its own; `name` is that of its files.
+    pub fn sign_with(
+        &self,
+        name: &str,
+        key: KeyPair,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        change(&mut params);
+        let certificate = params.signed_by(&key, &*self.issuer).unwrap();
+        let files = (self.dir.path().join(format!("{name}.pem")), self.dir.path().join(format!("{name}.key")));
         std::fs::write(&files.0, certificate.pem()).unwrap();
         std::fs::write(&files.1, key.serialize_pem()).unwrap();
         files
     }
+
+    /// Writes a revocation list with these serial numbers; gives its file.
+    pub fn revoke(&self, serials: &[u64]) -> PathBuf {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        self.write("revoked.crl", &list.signed_by(&*self.issuer).unwrap().pem().unwrap())
+    }
+
+    /// Writes another file beside them.
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
+        let file = self.dir.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        file
+    }
+
+    /// What a device needs for TLS: it believes this authority, and shows a certificate if it has one.
+    pub fn client(&self, identity: Option<&(PathBuf, PathBuf)>) -> Arc<rustls::ClientConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        for root in certificates(&self.ca_file()) {
+            roots.add(root).unwrap();
+        }
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+        Arc::new(match identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => builder
+                .with_client_auth_cert(certificates(certificate), PrivateKeyDer::from_pem_file(key).unwrap())
+                .unwrap(),
+        })
+    }
+}
+
+fn certificates(file: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(file).unwrap().map(Result::unwrap).collect()
 }

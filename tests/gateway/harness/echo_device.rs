@@ -75,6 +75,10 @@ impl EchoDevice {
         .await
     }
 
+    pub fn into_peer(self) -> RawPeer {
+        self.peer
+    }
+
     pub fn reset(self) {
         self.peer.reset();
     }

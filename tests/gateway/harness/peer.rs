@@ -1,8 +1,11 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::within;
 
@@ -12,6 +15,7 @@ pub struct RawPeer(Socket);
 /// The socket, of any transport.
 enum Socket {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Udp(Datagrams),
 }
 
@@ -52,6 +56,10 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes).await,
             Self::Udp(datagrams) => datagrams.socket.send(bytes).await.map(|_| ()),
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
         }
     }
 
@@ -60,6 +68,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.read(buffer).await,
             Self::Udp(datagrams) => datagrams.read(buffer).await,
+            Self::Tls(stream) => stream.read(buffer).await,
         }
     }
 
@@ -68,6 +77,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.shutdown().await,
             Self::Udp(_) => Ok(()),
+            Self::Tls(stream) => stream.shutdown().await,
         }
     }
 }
@@ -93,10 +103,27 @@ impl RawPeer {
         Self(Socket::Udp(Datagrams { socket, rest: Vec::new() }))
     }
 
+    /// Over TLS, as a client of `localhost`; with the handshake as far as a client sees it.
+    pub async fn connect_tls(address: SocketAddr, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
+        Self::connect_tls_as("localhost", address, client).await
+    }
+
+    /// Over TLS, as a client of another name.
+    pub async fn connect_tls_as(
+        name: &'static str,
+        address: SocketAddr,
+        client: &Arc<rustls::ClientConfig>,
+    ) -> io::Result<Self> {
+        let stream = within("the connection", TcpStream::connect(address)).await?;
+        let handshake = TlsConnector::from(Arc::clone(client)).connect(name.try_into().unwrap(), stream);
+        Ok(Self(Socket::Tls(Box::new(within("the handshake", handshake).await?))))
+    }
+
     pub fn local_addr(&self) -> SocketAddr {
         match &self.0 {
             Socket::Tcp(stream) => stream.local_addr().unwrap(),
             Socket::Udp(datagrams) => datagrams.socket.local_addr().unwrap(),
+            Socket::Tls(stream) => stream.get_ref().0.local_addr().unwrap(),
         }
     }
 
@@ -170,6 +197,7 @@ impl RawPeer {
         match self.0 {
             Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),
             Socket::Udp(_) => {}
+            Socket::Tls(stream) => stream.get_ref().0.set_zero_linger().unwrap(),
         }
     }
 
@@ -177,7 +205,15 @@ impl RawPeer {
     pub fn into_stream(self) -> TcpStream {
         match self.0 {
             Socket::Tcp(stream) => stream,
-            Socket::Udp(_) => panic!("no stream"),
+            Socket::Tls(_) | Socket::Udp(_) => panic!("not plain TCP"),
+        }
+    }
+
+    /// The stream itself, of a device over TLS.
+    pub fn into_tls(self) -> TlsStream<TcpStream> {
+        match self.0 {
+            Socket::Tls(stream) => *stream,
+            Socket::Tcp(_) | Socket::Udp(_) => panic!("not TLS"),
         }
     }
 }

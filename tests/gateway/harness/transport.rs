@@ -1,20 +1,72 @@
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use rustls::ClientConfig;
+
+use super::certificates::Certificates;
 use super::peer::RawPeer;
 
 /// What devices speak below their own protocol, and what both sides need for it.
 #[derive(Clone, Debug)]
 pub enum Transport {
     Tcp,
+    Tls(Arc<Tls>),
     Udp,
 }
 
+/// A listener for TLS and its devices.
+pub struct Tls {
+    /// Keeps their files.
+    _certificates: Certificates,
+    keys: String,
+    /// What a device has for its handshake.
+    pub client: Arc<ClientConfig>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
 impl Transport {
+    /// TLS for which each side has a certificate, the device's with the subject `CN=device,O=Example`.
+    pub fn mutual_tls() -> Self {
+        Self::mutual(Certificates::new(), "")
+    }
+
+    /// The same on a listener that has pre-shared keys too, which another library serves.
+    pub fn mutual_tls_beside_keys() -> Self {
+        let certificates = Certificates::new();
+        let keys = certificates.write("devices.psk", "other:00112233445566778899aabbccddeeff");
+        Self::mutual(certificates, &format!("psk_file = {keys:?}"))
+    }
+
+    fn mutual(certificates: Certificates, more_keys: &str) -> Self {
+        let client = certificates.client(Some(&certificates.sign_device("device", |_| {})));
+        let keys = format!("client_ca_file = {:?}, {more_keys}", certificates.ca_file());
+        match Self::tls(certificates, &keys) {
+            Self::Tls(tls) => Self::Tls(Arc::new(Tls { client, ..Arc::into_inner(tls).unwrap() })),
+            Self::Tcp | Self::Udp => unreachable!(),
+        }
+    }
+
+    /// TLS with certificates of its own making, and these keys of the table `tls` beside the listener's certificate. Its
+    /// devices have none.
+    pub fn tls(certificates: Certificates, more_keys: &str) -> Self {
+        let (certificate, key) = certificates.sign("localhost");
+        let keys = format!("tls = {{ cert_file = {certificate:?}, key_file = {key:?}, {more_keys} }}");
+        let client = certificates.client(None);
+        Self::Tls(Arc::new(Tls { _certificates: certificates, keys, client }))
+    }
+
     /// Where the listener binds.
     pub fn bind(&self) -> String {
         match self {
             Self::Tcp => "tcp://127.0.0.1:0".to_owned(),
             Self::Udp => "udp://127.0.0.1:0".to_owned(),
+            Self::Tls(_) => "tls://127.0.0.1:0".to_owned(),
         }
     }
 
@@ -22,6 +74,7 @@ impl Transport {
     pub fn keys(&self) -> String {
         match self {
             Self::Tcp | Self::Udp => String::new(),
+            Self::Tls(tls) => tls.keys.clone(),
         }
     }
 
@@ -30,6 +83,7 @@ impl Transport {
         match self {
             Self::Tcp => RawPeer::connect(address).await,
             Self::Udp => RawPeer::connect_udp(address).await,
+            Self::Tls(tls) => RawPeer::connect_tls(address, &tls.client).await.unwrap(),
         }
     }
 }

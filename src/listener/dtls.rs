@@ -1,0 +1,29 @@
+//! DTLS 1.2 over the flows of a datagram socket.
+//!
+//! Three stages, each in its place. The [`Door`] stands in the task that receives for everybody: it answers hellos with
+//! cookies and keeps nothing. A [`Handshake`] and then a [`Session`] live in the task of their own peer, over its flow.
+//! None of the three has a socket or a runtime inside; [`SecureFlow`] brings a session and its flow together.
+//!
+//! openssl does the handshake. The records behind it are sealed and opened here, with openssl's ciphers, because an
+//! `SSL` costs some 40 KiB for as long as it lives and a session without one less than one.
+//!
+//! Not supported: DTLS 1.0 and 1.3, connection ids (RFC 9146), resumption and renegotiation.
+
+mod context;
+mod door;
+mod ffi;
+mod flow;
+mod handshake;
+mod hello;
+mod hmac;
+mod sealed;
+mod session;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use context::{CIPHERS, Context, Options, check_ciphers};
+pub use door::{ANSWER_BYTES, Attempt, Door, Knock, Secret};
+pub use flow::{SecureFlow, establish};
+pub use handshake::{Handshake, Progress};
+pub use session::{Event, SendError, Session};

@@ -1,0 +1,272 @@
+//! An established session: what its records mean.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use openssl::ssl::{ErrorCode, SslStream};
+
+use super::ffi;
+use super::hello::HANDSHAKE;
+use super::sealed::{Opened, PLAINTEXT_MAX, Record, Sealed, Unsealed};
+use super::wire::Wire;
+
+/// Content types of records (RFC 5246 section 6.2.1).
+const ALERT: u8 = 21;
+const APPLICATION_DATA: u8 = 23;
+
+/// The handshake message that ends a flight; from a peer that has a session it means that our last flight was lost.
+const FINISHED: u8 = 20;
+/// The handshake message that would begin a new negotiation.
+const CLIENT_HELLO: u8 = 1;
+
+/// Levels and descriptions of alerts (RFC 5246 section 7.2).
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
+const CLOSE_NOTIFY: u8 = 0;
+const NO_RENEGOTIATION: u8 = 100;
+
+/// What comes from a peer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The data of one record.
+    Data(Bytes),
+    /// The peer has closed the session.
+    Closed,
+    /// The peer has ended the session with an alert.
+    Aborted,
+}
+
+/// Why a datagram was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// It does not fit into a record.
+    #[error("a datagram of {bytes} bytes does not fit into a record of {bytes_max}")]
+    TooLong {
+        /// Its bytes.
+        bytes: usize,
+        /// What a record carries: 16,384 bytes, or what the peer has asked for.
+        bytes_max: usize,
+    },
+    /// The session has ended.
+    #[error("the session has ended")]
+    Ended,
+}
+
+/// An established session: datagrams and data go in and come out.
+#[derive(Debug)]
+pub struct Session {
+    layer: Layer,
+    /// What came during the handshake and belongs behind it.
+    early: VecDeque<Event>,
+    /// What is to be sent.
+    outbound: VecDeque<Bytes>,
+    /// The most that a record may carry.
+    plaintext_max: usize,
+    /// The peer has ended the session.
+    ended: bool,
+    /// We have told the peer that we close.
+    closed: bool,
+    /// Records that were dropped, and nobody has asked about yet.
+    dropped: u64,
+}
+
+/// Who seals and opens the records.
+#[derive(Debug)]
+enum Layer {
+    /// We do.
+    Ours(Box<Ours>),
+    /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session.
+    Library(Box<SslStream<Wire>>),
+}
+
+#[derive(Debug)]
+struct Ours {
+    sealed: Sealed,
+    /// The datagrams with which our side of the handshake ended.
+    flight: Vec<Bytes>,
+    /// What is left of the datagram that is being read.
+    rest: Bytes,
+}
+
+impl Session {
+    /// Goes on where a handshake has ended: with `flight`; `early` are datagrams that have come too soon.
+    pub(super) fn new(mut stream: SslStream<Wire>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
+        let plaintext_max = ffi::max_fragment(stream.ssl()).unwrap_or(PLAINTEXT_MAX);
+        let outbound = std::mem::take(stream.get_mut().outbound());
+        let layer = match Sealed::take_out(stream.ssl(), &flight) {
+            Some(sealed) => Layer::Ours(Box::new(Ours { sealed, flight: Vec::new(), rest: Bytes::new() })),
+            None => Layer::Library(Box::new(stream)),
+        };
+        let mut session =
+            Self { layer, outbound, early: VecDeque::new(), plaintext_max, ended: false, closed: false, dropped: 0 };
+        if matches!(session.layer, Layer::Ours(_)) {
+            // openssl has read them too; here they are read again, for their data and so that none is read a third time.
+            for datagram in early {
+                session.handle_datagram(datagram);
+                while let Some(event) = session.next_event() {
+                    session.early.push_back(event);
+                }
+            }
+            session.dropped = 0;
+        }
+        // Only now, because the peer's last flight was among them and has had its answer.
+        if let Layer::Ours(ours) = &mut session.layer {
+            ours.flight = flight;
+        }
+        session
+    }
+
+    /// Takes in a datagram; [`Session::poll_event`] then says what is in it, until it says nothing more.
+    pub fn handle_datagram(&mut self, datagram: Bytes) {
+        match &mut self.layer {
+            Layer::Ours(ours) => ours.rest = datagram,
+            Layer::Library(stream) => stream.get_mut().put(datagram),
+        }
+    }
+
+    /// What is next in what has come; nothing more behind the end.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = match self.early.pop_front() {
+            Some(event) => event,
+            None => self.next_event()?,
+        };
+        self.ended = matches!(event, Event::Closed | Event::Aborted);
+        Some(event)
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let Layer::Ours(ours) = &mut self.layer else { return self.read() };
+            let Some(record) = Record::first(&ours.rest) else {
+                // Nothing more, or bytes that are no record.
+                self.dropped += u64::from(!ours.rest.is_empty());
+                ours.rest = Bytes::new();
+                return None;
+            };
+            let (len, opened) = (record.len, ours.sealed.open(&record));
+            ours.rest = ours.rest.slice(len..);
+            match opened {
+                Some(opened) => {
+                    if let Some(event) = self.handle_record(&opened) {
+                        return Some(event);
+                    }
+                }
+                None => self.dropped += 1,
+            }
+        }
+    }
+
+    /// Seals data as one datagram.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]; after `TooLong` the session goes on.
+    pub fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
+        if data.len() > self.plaintext_max {
+            return Err(SendError::TooLong { bytes: data.len(), bytes_max: self.plaintext_max });
+        }
+        if self.closed {
+            return Err(SendError::Ended);
+        }
+        match &mut self.layer {
+            Layer::Ours(_) => self.push(APPLICATION_DATA, data).map_err(|Unsealed| SendError::Ended),
+            Layer::Library(stream) => {
+                let written = ffi::alloc_buffers(stream).is_ok() && stream.ssl_write(data).is_ok();
+                ffi::free_buffers(stream);
+                self.outbound.append(stream.get_mut().outbound());
+                if written { Ok(()) } else { Err(SendError::Ended) }
+            }
+        }
+    }
+
+    /// The next datagram that is to be sent.
+    pub fn transmit(&self) -> Option<&Bytes> {
+        self.outbound.front()
+    }
+
+    /// It has been sent.
+    pub fn handle_transmitted(&mut self) {
+        self.outbound.pop_front();
+        if self.outbound.is_empty() {
+            // An idle session keeps no room for a queue.
+            self.outbound = VecDeque::new();
+        }
+    }
+
+    /// Tells the peer that nothing more is sent to it.
+    pub fn close(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        match &mut self.layer {
+            // Without memory for it the peer is not told; it finds out, as it would if the datagram were lost.
+            Layer::Ours(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
+            Layer::Library(stream) => {
+                if ffi::alloc_buffers(stream).is_ok() {
+                    drop(stream.shutdown());
+                }
+                self.outbound.append(stream.get_mut().outbound());
+            }
+        }
+    }
+
+    /// How many records were dropped since this was last asked: they were no records, not authentic, not new, or of
+    /// a kind that means nothing here.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn push(&mut self, content: u8, plaintext: &[u8]) -> Result<(), Unsealed> {
+        if let Layer::Ours(ours) = &mut self.layer {
+            self.outbound.push_back(ours.sealed.seal(content, plaintext)?);
+        }
+        Ok(())
+    }
+
+    /// What an authentic record means.
+    fn handle_record(&mut self, opened: &Opened) -> Option<Event> {
+        match (opened.content, &opened.plaintext[..]) {
+            (APPLICATION_DATA, _) => return Some(Event::Data(opened.plaintext.clone())),
+            (ALERT, [_, CLOSE_NOTIFY]) => return Some(Event::Closed),
+            (ALERT, [FATAL, _]) => return Some(Event::Aborted),
+            (ALERT, [WARNING, _]) => {}
+            (HANDSHAKE, [FINISHED, ..]) => {
+                // Once is enough for what comes in one datagram.
+                if let Layer::Ours(ours) = &self.layer
+                    && self.outbound.is_empty()
+                {
+                    self.outbound.extend(ours.flight.iter().cloned());
+                }
+            }
+            (HANDSHAKE, [CLIENT_HELLO, ..]) => drop(self.push(ALERT, &[WARNING, NO_RENEGOTIATION])),
+            _ => self.dropped += 1,
+        }
+        None
+    }
+
+    /// What openssl makes of what has come.
+    fn read(&mut self) -> Option<Event> {
+        let Layer::Library(stream) = &mut self.layer else { return None };
+        let came = !stream.get_ref().is_drained();
+        if ffi::alloc_buffers(stream).is_err() {
+            return Some(Event::Aborted);
+        }
+        let mut buffer = [0; PLAINTEXT_MAX];
+        let event = match stream.ssl_read(&mut buffer) {
+            Ok(count) => Some(Event::Data(Bytes::copy_from_slice(&buffer[..count]))),
+            Err(error) if error.code() == ErrorCode::WANT_READ => None,
+            Err(error) if error.code() == ErrorCode::ZERO_RETURN => Some(Event::Closed),
+            Err(_) => Some(Event::Aborted),
+        };
+        let outbound = stream.get_mut().outbound();
+        if event.is_none() {
+            self.dropped += u64::from(came && outbound.is_empty());
+        }
+        self.outbound.append(outbound);
+        ffi::free_buffers(stream);
+        event
+    }
+}
