@@ -51,21 +51,23 @@ pub async fn serve(
     while listener.is_some() || !tasks.is_empty() {
         let current = connections.borrow_and_update().clone();
         tokio::select! {
-            (permit, arrived) = next(&mut listener, &current, &mut pace) => {
-                tasks.spawn(open(current, permit, arrived, drain.clone()));
+            // In this order: who comes after a reload must not meet what held before it.
+            biased;
+            () = drain.signalled() => break,
+            () = retirement.asked.cancelled(), if listener.is_some() => {
+                listener = None;
+                retirement.closed.cancel();
             }
+            // Without a sender they stay what they are.
+            Ok(()) = connections.changed() => {}
             // A task that has ended keeps its memory until this is told.
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "the task of a connection has panicked");
                 }
             }
-            // Without a sender they stay what they are.
-            Ok(()) = connections.changed() => {}
-            () = drain.signalled() => break,
-            () = retirement.asked.cancelled(), if listener.is_some() => {
-                listener = None;
-                retirement.closed.cancel();
+            (permit, arrived) = next(&mut listener, &current, &mut pace) => {
+                tasks.spawn(open(current, permit, arrived, drain.clone()));
             }
         }
     }

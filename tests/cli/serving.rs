@@ -29,6 +29,7 @@ async fn the_story_in_json() {
             "handler ready",
             "handlers ready",
             "MQTT port open",
+            "room for connections of tcp and tls",
             "accepting",
             "started",
             "stopping",
@@ -72,6 +73,7 @@ async fn the_story_in_text() {
         "handler ready handler=h version=1",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
+        "room for connections of tcp and tls connections_max=",
         "accepting listener=l transport=tcp address=127.0.0.1:",
         "started node=test adapter=127.0.0.1:",
         "stopping connections=0",
@@ -79,7 +81,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(told.len(), 10, "{told:#?}");
+    assert_eq!(told.len(), 11, "{told:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.

@@ -114,7 +114,9 @@ const KEYS_OF_SOME: [(&str, &[SocketKind]); 4] = [
 fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
     let mut result = Ok(());
     for (key, transports) in KEYS_OF_SOME {
-        if table.item(key).is_some() && !transports.contains(&transport) {
+        // What is switched off asks for nothing.
+        let is_asked = table.item(key).is_some_and(|item| item.value().as_bool() != Some(false));
+        if is_asked && !transports.contains(&transport) {
             result = Err(table.fault_at(key, Fault::OtherTransport { transports, transport }));
         }
     }
