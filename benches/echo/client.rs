@@ -6,12 +6,74 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+
+/// What the devices speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// After this long without an answer over UDP, a datagram is taken for lost and sent again: hundreds of times what any row
+/// has. Where all devices speak at once and the kernel's buffer is small, some are lost.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+
+/// A device's socket.
+enum Device {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+impl Device {
+    async fn connect(transport: Transport, address: SocketAddr) -> Self {
+        match transport {
+            Transport::Tcp => {
+                let stream = TcpStream::connect(address).await.expect("cannot connect");
+                stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
+                Self::Tcp(stream)
+            }
+            Transport::Udp => {
+                let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
+                socket.connect(address).await.expect("cannot connect");
+                Self::Udp(socket)
+            }
+        }
+    }
+
+    async fn round_trip(&mut self, payload: &[u8]) {
+        let mut back = [0; 64 * 1024];
+        let back = &mut back[..payload.len()];
+        match self {
+            Self::Tcp(stream) => {
+                stream.write_all(payload).await.expect("cannot send");
+                stream.read_exact(back).await.expect("the bytes did not come back");
+            }
+            Self::Udp(socket) => loop {
+                socket.send(payload).await.expect("cannot send");
+                if let Ok(received) = tokio::time::timeout(LOST_AFTER, socket.recv(back)).await {
+                    assert_eq!(received.expect("cannot receive"), payload.len());
+                    break;
+                }
+            },
+        }
+        debug_assert_eq!(back, payload);
+    }
+
+    /// Goes without a trace.
+    fn reset(self) {
+        match self {
+            // Ports that linger in TIME_WAIT would be used up within seconds.
+            Self::Tcp(stream) => stream.set_zero_linger().expect("cannot set SO_LINGER"),
+            Self::Udp(_) => {}
+        }
+    }
+}
 
 /// Open connections.
 pub struct Load {
-    streams: Vec<TcpStream>,
+    devices: Vec<Device>,
     payload: Arc<[u8]>,
 }
 
@@ -40,15 +102,15 @@ impl Measured {
 }
 
 impl Load {
-    pub async fn open(address: SocketAddr, connections: usize, payload_bytes: usize) -> Self {
+    pub async fn open(transport: Transport, address: SocketAddr, connections: usize, payload_bytes: usize) -> Self {
         let payload: Arc<[u8]> = (0..payload_bytes).map(|byte| byte as u8).collect();
-        let mut streams = Vec::with_capacity(connections);
+        let mut devices = Vec::with_capacity(connections);
         for _ in 0..connections {
-            let mut stream = connect(address).await;
-            round_trip(&mut stream, &payload).await;
-            streams.push(stream);
+            let mut device = Device::connect(transport, address).await;
+            device.round_trip(&payload).await;
+            devices.push(device);
         }
-        Self { streams, payload }
+        Self { devices, payload }
     }
 
     /// Lets the server come to rest after its last answer.
@@ -60,35 +122,41 @@ impl Load {
     /// All devices at once, each one round trip after another.
     pub async fn round_trips(self, span: Duration) -> (Self, Measured) {
         let started = Instant::now();
-        let mut devices = JoinSet::new();
-        for mut stream in self.streams {
+        let mut tasks = JoinSet::new();
+        for mut device in self.devices {
             let payload = Arc::clone(&self.payload);
-            devices.spawn(async move {
+            tasks.spawn(async move {
                 let mut latencies_ns = Vec::new();
                 let mut before = Instant::now();
                 while before.duration_since(started) < span {
-                    round_trip(&mut stream, &payload).await;
+                    device.round_trip(&payload).await;
                     let after = Instant::now();
                     latencies_ns.push(u32::try_from(after.duration_since(before).as_nanos()).unwrap_or(u32::MAX));
                     before = after;
                 }
-                (stream, latencies_ns)
+                (device, latencies_ns)
             });
         }
-        let (mut streams, mut latencies_ns) = (Vec::new(), Vec::new());
-        while let Some(device) = devices.join_next().await {
-            let (stream, latencies) = device.expect("a device has panicked");
-            streams.push(stream);
+        let (mut devices, mut latencies_ns) = (Vec::new(), Vec::new());
+        while let Some(task) = tasks.join_next().await {
+            let (device, latencies) = task.expect("a device has panicked");
+            devices.push(device);
             latencies_ns.extend(latencies);
         }
         let elapsed = started.elapsed();
         latencies_ns.sort_unstable();
-        (Self { streams, payload: self.payload }, Measured { latencies_ns, elapsed })
+        (Self { devices, payload: self.payload }, Measured { latencies_ns, elapsed })
     }
 }
 
 /// Devices that connect, make one round trip and go; gives how many did so per second.
-pub async fn open_and_close(address: SocketAddr, devices: usize, payload_bytes: usize, span: Duration) -> f64 {
+pub async fn open_and_close(
+    transport: Transport,
+    address: SocketAddr,
+    devices: usize,
+    payload_bytes: usize,
+    span: Duration,
+) -> f64 {
     let payload: Arc<[u8]> = vec![7; payload_bytes].into();
     let count = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
@@ -97,28 +165,13 @@ pub async fn open_and_close(address: SocketAddr, devices: usize, payload_bytes: 
         let (payload, count) = (Arc::clone(&payload), Arc::clone(&count));
         tasks.spawn(async move {
             while started.elapsed() < span {
-                let mut stream = connect(address).await;
-                round_trip(&mut stream, &payload).await;
-                // A reset: ports that linger in TIME_WAIT would be used up within seconds.
-                stream.set_zero_linger().expect("cannot set SO_LINGER");
+                let mut device = Device::connect(transport, address).await;
+                device.round_trip(&payload).await;
+                device.reset();
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
     tasks.join_all().await;
     count.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
-}
-
-async fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).await.expect("cannot connect");
-    stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
-    stream
-}
-
-async fn round_trip(stream: &mut TcpStream, payload: &[u8]) {
-    let mut back = [0; 64 * 1024];
-    let back = &mut back[..payload.len()];
-    stream.write_all(payload).await.expect("cannot send");
-    stream.read_exact(back).await.expect("the bytes did not come back");
-    debug_assert_eq!(back, payload);
 }

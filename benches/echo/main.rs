@@ -25,7 +25,7 @@ use std::time::Duration;
 use clap::Parser;
 use mimalloc::MiMalloc;
 
-use client::{Load, Measured};
+use client::{Load, Measured, Transport};
 use process::Server;
 
 /// The program's own, for all servers alike.
@@ -67,17 +67,21 @@ struct Args {
     server: Option<Vec<String>>,
 }
 
-/// The servers under test, in the order of the table; the first is what the others are compared with.
-const SUBJECTS: [Subject; 4] = [
-    Subject { name: "bare tokio echo", kind: Kind::Bare },
-    Subject { name: "echo guest", kind: Kind::Guest },
-    Subject { name: "echo guest, large", kind: Kind::LargeGuest },
-    Subject { name: "gRPC handler", kind: Kind::Grpc },
+/// The servers under test, in the order of the table; the first of each transport is what its others are compared with.
+const SUBJECTS: [Subject; 7] = [
+    Subject { name: "bare tokio echo", kind: Kind::Bare, transport: Transport::Tcp },
+    Subject { name: "echo guest", kind: Kind::Guest, transport: Transport::Tcp },
+    Subject { name: "echo guest, large", kind: Kind::LargeGuest, transport: Transport::Tcp },
+    Subject { name: "gRPC handler", kind: Kind::Grpc, transport: Transport::Tcp },
+    Subject { name: "UDP bare tokio", kind: Kind::Bare, transport: Transport::Udp },
+    Subject { name: "UDP echo guest", kind: Kind::Guest, transport: Transport::Udp },
+    Subject { name: "UDP gRPC handler", kind: Kind::Grpc, transport: Transport::Udp },
 ];
 
 struct Subject {
     name: &'static str,
     kind: Kind,
+    transport: Transport,
 }
 
 #[derive(Clone, Copy)]
@@ -112,14 +116,18 @@ async fn main() -> ExitCode {
     }
     header();
     for &connections in &args.connections {
-        let mut bare = None;
+        let mut bare: Option<(Transport, f64)> = None;
         for subject in &SUBJECTS {
             if !args.only.is_empty() && !args.only.iter().any(|name| subject.name.starts_with(name.as_str())) {
                 continue;
             }
-            let row = measure(subject.kind, connections, &args).await;
-            let bare = bare.get_or_insert(row.measured.rate());
-            print(subject.name, connections, &row, *bare);
+            let row = measure(subject, connections, &args).await;
+            let rate = match bare {
+                Some((transport, rate)) if transport == subject.transport => rate,
+                Some(_) | None => row.measured.rate(),
+            };
+            bare = Some((subject.transport, rate));
+            print(subject.name, connections, &row, rate);
         }
         println!();
     }
@@ -135,25 +143,30 @@ struct Row {
 }
 
 /// One server, started for this row alone, so that no row inherits another's memory.
-async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
+async fn measure(subject: &Subject, connections: usize, args: &Args) -> Row {
+    let Subject { kind, transport, .. } = *subject;
+    let over = match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    };
     let handler = match kind {
         Kind::Grpc => Some(Server::start(&["handler"]).await),
         Kind::Bare | Kind::Guest | Kind::LargeGuest => None,
     };
     let server = match (kind, &handler) {
-        (Kind::Bare, _) => Server::start(&["bare"]).await,
+        (Kind::Bare, _) => Server::start(&["bare", over]).await,
         (Kind::LargeGuest, _) => Server::start(&["large-guest"]).await,
-        (_, None) => Server::start(&["guest"]).await,
+        (_, None) => Server::start(&["guest", over]).await,
         (_, Some(handler)) => {
-            let gateway = Server::start(&["grpc", &handler.address().to_string()]).await;
+            let gateway = Server::start(&["grpc", over, &handler.address().to_string()]).await;
             handler.tell(&gateway.adapter().to_string()).await;
             gateway
         }
     };
     // The first connection pays for what is made once.
-    Load::open(server.address(), 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
+    Load::open(transport, server.address(), 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
     let memory_before = server.memory_kib();
-    let load = Load::open(server.address(), connections, args.payload_bytes).await;
+    let load = Load::open(transport, server.address(), connections, args.payload_bytes).await;
     let load = load.settle().await;
     let kib_per_connection = (server.memory_kib() - memory_before) / connections as f64;
 
@@ -162,6 +175,7 @@ async fn measure(kind: Kind, connections: usize, args: &Args) -> Row {
     let cpu = server.cpu() - cpu_before;
     drop(load);
     let opened_per_second = client::open_and_close(
+        transport,
         server.address(),
         connections.min(100),
         args.payload_bytes,

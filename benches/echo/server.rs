@@ -11,7 +11,7 @@ use polygate::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
@@ -22,11 +22,12 @@ use crate::{devices, live, swap, tables};
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["bare"] => bare().await,
-        ["guest"] => gateway(GUEST, 1).await,
+        ["bare", "udp"] => bare_udp().await,
+        ["bare", _] => bare().await,
+        ["guest", transport] => gateway(GUEST, 1, transport).await,
         // Memory that no slot holds puts it there.
-        ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1).await,
-        ["guests"] => gateway(GUEST, live::LISTENERS).await,
+        ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1, "tcp").await,
+        ["guests"] => gateway(GUEST, live::LISTENERS, "tcp").await,
         ["neighbours", bad] => neighbours(bad).await,
         ["tables", tables] => {
             let (dir, tables) = (start(), tables.parse().expect("no number"));
@@ -38,7 +39,7 @@ pub async fn run(args: &[String]) {
             devices::obey(at_once, open, async || {}).await;
         }
         ["swap"] => swap().await,
-        ["grpc", handler] => gateway(&grpc(handler), 1).await,
+        ["grpc", transport, handler] => gateway(&grpc(handler), 1, transport).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -60,6 +61,18 @@ async fn bare() {
                 stream.write_all(&buffer[..count]).await?;
             }
         });
+    }
+}
+
+async fn bare_udp() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
+    // As the gateway asks for.
+    socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("cannot set SO_RCVBUF");
+    println!("{}", socket.local_addr().expect("no address"));
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let (count, peer) = socket.recv_from(&mut buffer).await.expect("cannot receive");
+        socket.send_to(&buffer[..count], peer).await.expect("cannot send");
     }
 }
 
@@ -85,18 +98,22 @@ fn start() -> tempfile::TempDir {
 
 /// A gateway with one handler, listening on so many loopback addresses.
 fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
+    config_over("tcp", handler, listeners, dir)
+}
+
+fn config_over(transport: &str, handler: &str, listeners: u8, dir: &Path) -> Config {
     let mut text = format!(
         "[gateway]\ndata_dir = {dir:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n"
     );
     for last in 1..=listeners {
-        text += &format!("[listeners.l{last}]\nbind = \"tcp://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
+        text += &format!("[listeners.l{last}]\nbind = \"{transport}://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
     }
     Config::parse(&text, dir, "bench.toml").expect("the configuration has faults").0
 }
 
-async fn gateway(handler: &str, listeners: u8) {
+async fn gateway(handler: &str, listeners: u8, transport: &str) {
     let dir = start();
-    run_gateway(config(handler, listeners, dir.path())).await;
+    run_gateway(config_over(transport, handler, listeners, dir.path())).await;
 }
 
 /// A gateway with the echo guest, and a listener for it, and another guest on a second one.

@@ -268,7 +268,7 @@ async fn silence_ends_a_flow() {
 /// While datagrams come, silence is counted from the last one; a keepalive timer takes the place of the idle timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keepalive_timer_decides_instead() {
-    let gateway = scripted_with("idle_timeout = \"100ms\"", |callback, calls| async move {
+    let gateway = scripted_with("idle_timeout = \"1s\"", |callback, calls| async move {
         if matches!(callback.event, Event::Created(_)) {
             let timer = proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
             assert_eq!(calls.start_timer(timer).await, proto::CodeResponse::default());
