@@ -245,12 +245,6 @@ pub enum Fault {
         /// What it speaks.
         transport: crate::conn::SocketKind,
     },
-    /// Certificates for a listener that speaks neither TLS nor DTLS.
-    #[error("is for tls and dtls; this listener speaks {transport}")]
-    TlsElsewhere {
-        /// What it speaks.
-        transport: crate::conn::SocketKind,
-    },
     /// A version that the transport does not have.
     #[error("has \"1.3\", which is for tls; expected [\"1.2\"]")]
     VersionOfTls,

@@ -178,11 +178,11 @@ async fn certificates_are_chosen_by_name_and_kind() {
     for (asked, expected) in
         [("localhost", "main"), ("own.example", "own"), ("OWN.example", "own"), ("other.dev.example", "wild")]
     {
-        let peer = RawPeer::connect_tls_as(asked, gateway.listener(), &client).await.unwrap();
+        let peer = RawPeer::connect(gateway.listener()).await.begin_tls(asked, &client).await.unwrap();
         assert_eq!(presented(peer), leaf(&certificates, expected), "{asked}");
     }
     // No certificate has this name, so the client does not believe the first one, which it got.
-    let Err(error) = RawPeer::connect_tls_as("a.b.dev.example", gateway.listener(), &client).await else {
+    let Err(error) = RawPeer::connect(gateway.listener()).await.begin_tls("a.b.dev.example", &client).await else {
         panic!("the client believes everything");
     };
     assert!(error.to_string().contains("localhost"), "{error}");
@@ -195,7 +195,7 @@ async fn certificates_are_chosen_by_name_and_kind() {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let peer = RawPeer::connect_tls_as("own.example", gateway.listener(), &Arc::new(only_rsa)).await.unwrap();
+    let peer = RawPeer::connect(gateway.listener()).await.begin_tls("own.example", &Arc::new(only_rsa)).await.unwrap();
     assert_eq!(presented(peer), leaf(&certificates, "own-rsa"));
 }
 
@@ -273,6 +273,24 @@ async fn handshakes_that_fail_are_counted_by_reason() {
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
         gateway.metric_reaches(&turned_away("handshake_refused"), 1.0).await;
     }
+}
+
+/// A balancer's header comes in the clear, before the handshake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_header_before_the_handshake() {
+    let certificates = Certificates::new();
+    let client = certificates.client(None);
+    let mut handler = ScriptedHandler::echo(Serves::Unary).await;
+    let transport = Transport::tls(certificates, "");
+    let gateway = Setup::grpc(&handler).over(transport).listener("proxy_protocol = true").start().await;
+    handler.use_adapter(gateway.adapter());
+    let mut peer = RawPeer::connect(gateway.listener()).await;
+    peer.send("PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n").await;
+    let peer = peer.begin_tls("localhost", &client).await.unwrap();
+    EchoDevice::over(peer).log_in("device-1").await;
+    let Event::Created(info) = handler.next().await.event else { panic!("not the first event") };
+    let peer = info.peername.unwrap();
+    assert_eq!((info.socktype, peer.host.as_str(), peer.port), (1, "192.0.2.7", 4711));
 }
 
 /// A device that ends its side still gets the answer to its last bytes, then the gateway's own end. Its handler is told in

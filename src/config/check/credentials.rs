@@ -23,10 +23,7 @@ pub(super) fn read(
     outside: Outside<'_>,
 ) -> Result<Option<Credentials>, Told> {
     if !transport.is_secure() {
-        return match listener.item("tls") {
-            Some(item) => Err(item.fault(Fault::TlsElsewhere { transport })),
-            None => Ok(None),
-        };
+        return Ok(None);
     }
     let Some(table) = listener.section(&tls::SECTION)? else {
         return Err(listener.fault_at("tls", Fault::NoCredentials { transport }));

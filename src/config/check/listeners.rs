@@ -103,11 +103,12 @@ fn one(
 }
 
 /// The keys that mean something to some transports only.
-const KEYS_OF_SOME: [(&str, &[SocketKind]); 4] = [
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 5] = [
     ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
     ("proxy_protocol", &[SocketKind::Tcp, SocketKind::Tls]),
     ("sockets", &[SocketKind::Udp, SocketKind::Dtls]),
     ("datagrams_max", &[SocketKind::Udp, SocketKind::Dtls]),
+    ("tls", &[SocketKind::Tls, SocketKind::Dtls]),
 ];
 
 /// Records each key that the listener's transport has no use for.

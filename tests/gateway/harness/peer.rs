@@ -105,17 +105,12 @@ impl RawPeer {
 
     /// Over TLS, as a client of `localhost`; with the handshake as far as a client sees it.
     pub async fn connect_tls(address: SocketAddr, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
-        Self::connect_tls_as("localhost", address, client).await
+        Self::connect(address).await.begin_tls("localhost", client).await
     }
 
-    /// Over TLS, as a client of another name.
-    pub async fn connect_tls_as(
-        name: &'static str,
-        address: SocketAddr,
-        client: &Arc<rustls::ClientConfig>,
-    ) -> io::Result<Self> {
-        let stream = within("the connection", TcpStream::connect(address)).await?;
-        let handshake = TlsConnector::from(Arc::clone(client)).connect(name.try_into().unwrap(), stream);
+    /// Goes on over TLS, as a client of this name.
+    pub async fn begin_tls(self, name: &'static str, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
+        let handshake = TlsConnector::from(Arc::clone(client)).connect(name.try_into().unwrap(), self.into_stream());
         Ok(Self(Socket::Tls(Box::new(within("the handshake", handshake).await?))))
     }
 
