@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
-use openssl::ssl::{SslContext, SslContextBuilder, SslMethod, SslOptions, SslSessionCacheMode, SslVersion};
+use openssl::ssl::{SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVersion};
 use openssl::x509::X509;
 
 use super::ffi;
@@ -28,9 +28,10 @@ pub const CIPHERS: &str = "\
     ECDHE-ECDSA-AES128-CCM:ECDHE-ECDSA-AES256-CCM:ECDHE-ECDSA-AES128-CCM8:ECDHE-ECDSA-AES256-CCM8:\
     ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:ECDHE-PSK-AES128-CBC-SHA256:\
     ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:ECDHE-PSK-AES256-CBC-SHA384:\
-    ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA:\
+    ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:ECDHE-PSK-AES128-CBC-SHA:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA:\
     PSK-AES128-GCM-SHA256:PSK-AES256-GCM-SHA384:PSK-CHACHA20-POLY1305:PSK-AES128-CCM:PSK-AES256-CCM:\
-    PSK-AES128-CCM8:PSK-AES256-CCM8:PSK-AES128-CBC-SHA256:PSK-AES256-CBC-SHA384";
+    PSK-AES128-CCM8:PSK-AES256-CCM8:\
+    PSK-AES128-CBC-SHA256:PSK-AES256-CBC-SHA384:PSK-AES128-CBC-SHA:PSK-AES256-CBC-SHA";
 
 /// The curves that are offered, in our order of preference.
 const GROUPS: &str = "X25519:P-256:P-384";
@@ -125,6 +126,8 @@ fn builder(ciphers: &str) -> Result<SslContextBuilder, ErrorStack> {
             | SslOptions::NO_COMPRESSION
             | SslOptions::CIPHER_SERVER_PREFERENCE,
     );
+    // What stands behind a certificate is what the operator put there: each kilobyte is a datagram that can be lost.
+    context.set_mode(SslMode::NO_AUTO_CHAIN);
     // Sessions are not resumed: their cache would hold kilobytes for every device that ever came.
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
     // The door has looked at the cookie, and the hello goes nowhere without it.

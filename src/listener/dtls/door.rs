@@ -27,8 +27,9 @@ pub const ANSWER_BYTES: usize = RECORD_HEADER + MESSAGE_HEADER + 3 + COOKIE;
 
 /// Decides about datagrams that begin with a ClientHello, without keeping anything of them.
 ///
-/// A cookie is a keyed digest of both addresses and the hello's version and random; the key is random at start
-/// and changes every two minutes.
+/// A cookie is a keyed digest of both addresses; the key is random at start and changes every two minutes. The hello is
+/// no part of it: a device that was rebooted may hear the answer to its last hello of before, and take the cookie for
+/// its own. openssl does not get out of that if the cookie is wrong then.
 pub struct Door {
     secret: Key,
     since: Instant,
@@ -86,10 +87,10 @@ impl Door {
     pub fn handle(&mut self, now: Instant, peer: SocketAddr, local: SocketAddr, datagram: &[u8]) -> Knock {
         let Some(hello) = hello::read(datagram) else { return Knock::Stranger };
         self.turn(now);
-        let cookie = cookie(&self.current, peer, local, &hello);
+        let cookie = cookie(&self.current, peer, local);
         // Message 1 is the only one that openssl can go on from; a cookie in another one is worth nothing.
         let valid = hello.message_sequence == 1
-            && (same(&cookie, hello.cookie) || same(&self::cookie(&self.previous, peer, local, &hello), hello.cookie));
+            && (same(&cookie, hello.cookie) || same(&self::cookie(&self.previous, peer, local), hello.cookie));
         if valid { Knock::Enter(Attempt::of(&hello)) } else { Knock::Answer(answer(&hello, &cookie)) }
     }
 
@@ -133,11 +134,10 @@ fn of_interval(secret: &Key, interval: u64) -> Key {
     Key::new::<64>(&secret.code(&[&interval.to_be_bytes()]))
 }
 
-fn cookie(key: &Key, peer: SocketAddr, local: SocketAddr, hello: &Hello<'_>) -> [u8; COOKIE] {
+fn cookie(key: &Key, peer: SocketAddr, local: SocketAddr) -> [u8; COOKIE] {
     let (peer_ip, peer_port) = bytes_of(peer);
     let (local_ip, local_port) = bytes_of(local);
-    let version = hello.version.to_be_bytes();
-    let digest = key.code(&[&peer_ip[..], &peer_port, &local_ip, &local_port, &version, &hello.random.0]);
+    let digest = key.code(&[&peer_ip[..], &peer_port, &local_ip, &local_port]);
     let mut cookie = [0; COOKIE];
     cookie.copy_from_slice(&digest[..COOKIE]);
     cookie

@@ -37,6 +37,7 @@ pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow,
         }
         match progress? {
             Progress::Done => break,
+            Progress::Waiting if handshake.has_wrong_key() => return Err(HandshakeError::WrongKey),
             Progress::Waiting => {}
         }
         let received = poll_fn(|cx| flow.poll_receive(cx));

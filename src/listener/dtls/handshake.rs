@@ -32,6 +32,10 @@ pub struct Handshake {
 /// send at once behind it. More are dropped.
 const EARLY_MAX: usize = 8;
 
+/// Last flights of a client with a pre-shared key that cannot be read, after which its key is thought to be wrong. The
+/// third comes three seconds after the first from most clients, and a spoofer would have to hit these seconds.
+const UNREADABLE_MAX: usize = 3;
+
 /// Where a handshake is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -61,6 +65,12 @@ impl Handshake {
             return Err(no_hello());
         }
         Ok(Self { stream, behind, flight: Vec::new(), early: VecDeque::new() })
+    }
+
+    /// Whether the client goes on sending a last flight that cannot be read, as it does when its pre-shared key is
+    /// another one: openssl says nothing to that, because a record that cannot be read is no record.
+    pub fn has_wrong_key(&self) -> bool {
+        self.early.len() >= UNREADABLE_MAX && Psk::of(self.stream.ssl()).is_some()
     }
 
     /// Takes in the next datagram, which [`Handshake::advance`] then looks at.

@@ -13,7 +13,6 @@ pub(super) struct Hello<'a> {
     pub(super) record_sequence: [u8; 6],
     /// The number of the message in its handshake: 0 without a cookie, 1 with one.
     pub(super) message_sequence: u16,
-    pub(super) version: u16,
     pub(super) random: Random,
     pub(super) cookie: &'a [u8],
     /// Bytes of the datagram that belong to the record of the hello.
@@ -52,7 +51,7 @@ pub(super) fn read(datagram: &[u8]) -> Option<Hello<'_>> {
         return None;
     }
 
-    let version = u16::from_be_bytes(take(&mut message)?);
+    let _version: [u8; 2] = take(&mut message)?;
     let random = Random(take(&mut message)?);
     let session = variable(&mut message)?;
     if session.len() > 32 {
@@ -60,7 +59,7 @@ pub(super) fn read(datagram: &[u8]) -> Option<Hello<'_>> {
     }
     let cookie = variable(&mut message)?;
     let record_len = RECORD_HEADER + record_len;
-    Some(Hello { record_sequence, message_sequence, version, random, cookie, record_len })
+    Some(Hello { record_sequence, message_sequence, random, cookie, record_len })
 }
 
 /// The next `N` bytes.
