@@ -55,6 +55,12 @@ struct HandlerLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApartLabel {
+    handler: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VersionLabel {
     handler: Arc<str>,
     version: u32,
@@ -124,6 +130,7 @@ pub struct Telemetry {
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
     log_lines_shed: Family<HandlerLabel, Counter>,
+    events_apart: Family<ApartLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
 
@@ -239,6 +246,12 @@ impl Telemetry {
         );
         let log_lines_shed = Family::default();
         registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
+        let events_apart = Family::default();
+        registry.register(
+            "guest_events_apart",
+            "Events of guests that went on in threads of low priority",
+            events_apart.clone(),
+        );
         let adapter_calls = Family::default();
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
 
@@ -276,6 +289,7 @@ impl Telemetry {
             instances,
             instance_memory_bytes,
             log_lines_shed,
+            events_apart,
             adapter_calls,
         }
     }
@@ -405,10 +419,15 @@ impl Telemetry {
     /// The gauges of one guest's instances.
     pub fn instances(&self, handler: &Arc<str>) -> InstanceMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
+        let apart =
+            |reason| self.events_apart.get_or_create_owned(&ApartLabel { handler: Arc::clone(handler), reason });
         InstanceMetrics {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
+            apart_by_time: apart("time"),
+            apart_by_memory: apart("memory"),
+            apart_by_suspicion: apart("suspicion"),
         }
     }
 
@@ -570,6 +589,12 @@ pub struct InstanceMetrics {
     pub memory_bytes: Gauge,
     /// Lines that the log left out, because an instance said too many.
     pub log_lines_shed: Counter,
+    /// Events that went on in threads of low priority because they took long.
+    pub apart_by_time: Counter,
+    /// The same because they took much memory.
+    pub apart_by_memory: Counter,
+    /// Events that ran there from their beginning, since the handler keeps failing.
+    pub apart_by_suspicion: Counter,
 }
 
 #[cfg(test)]

@@ -56,6 +56,9 @@ struct Args {
     /// With --neighbours: how often each is measured with the bad guest and without it
     #[arg(long, default_value_t = 10, requires = "neighbours")]
     rounds: usize,
+    /// With --neighbours: how long a bad device that was cut off waits before it connects again, in milliseconds
+    #[arg(long, default_value_t = 50, requires = "neighbours")]
+    pause_ms: u64,
     /// Number of devices whose handler is swapped, instead of the table
     #[arg(long)]
     swap: Option<usize>,
@@ -105,7 +108,13 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(bad) = &args.neighbours {
-        neighbours::run(bad, args.rounds, args.payload_bytes, args.seconds).await;
+        let course = neighbours::Course {
+            rounds: args.rounds,
+            span: Duration::from_secs(args.seconds),
+            payload_bytes: args.payload_bytes,
+            pause: Duration::from_millis(args.pause_ms),
+        };
+        neighbours::run(bad, course).await;
         return ExitCode::SUCCESS;
     }
     if let Some(devices) = args.swap {

@@ -24,22 +24,31 @@ pub const BAD: [&str; 7] = ["echo", "forever", "trap", "hoard", "babble", "flood
 const GOOD_DEVICES: usize = 200;
 const GOOD_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Devices of the bad guest. Each connects, makes it misbehave, waits until it is cut off or has its word back, and connects
-/// again.
-const BAD_DEVICES: usize = 4;
+/// Devices of the bad guest. Each connects, makes it misbehave, waits until it is cut off or has its word back, pauses, and
+/// connects again. They begin spread over the pause: that all come at one moment is another question.
+const BAD_DEVICES: u32 = 4;
 
-/// How long one that was cut off waits.
-const BAD_PAUSE: Duration = Duration::from_millis(50);
+/// What a row is measured with.
+#[derive(Clone, Copy)]
+pub struct Course {
+    /// How often with the bad guest and without it.
+    pub rounds: usize,
+    /// How long each time.
+    pub span: Duration,
+    pub payload_bytes: usize,
+    /// How long a bad device that was cut off waits.
+    pub pause: Duration,
+}
 
 /// Prints a row for each bad guest. Rounds with it and without it alternate; what is compared are the medians over the
 /// rounds. The first row has nobody beside the good guest, and shows what the machine alone does.
-pub async fn run(only: &[String], rounds: usize, payload_bytes: usize, seconds: u64) {
+pub async fn run(only: &[String], course: Course) {
     header();
     for bad in [None].into_iter().chain(BAD.map(Some)) {
         if bad.is_some_and(|name| !only.is_empty() && !only.iter().any(|wanted| wanted == name)) {
             continue;
         }
-        measure(bad, rounds, payload_bytes, Duration::from_secs(seconds)).await;
+        measure(bad, course).await;
     }
 }
 
@@ -50,26 +59,30 @@ struct Rounds {
     p99: Vec<Duration>,
     /// Of one core.
     cpu_percent: Vec<f64>,
+    /// CPU time of the threads that serve the good devices.
+    serving: Duration,
 }
 
-async fn measure(bad: Option<&str>, rounds: usize, payload_bytes: usize, span: Duration) {
+async fn measure(bad: Option<&str>, course: Course) {
     // Where an operator's log would go, a file.
     let log = Stdio::from(tempfile::tempfile().expect("no file for the log"));
     let server = Server::start_with(&["neighbours", bad.unwrap_or(BAD[0])], log).await;
     let [good_address, bad_address] = server.listeners() else { panic!("two listeners") };
-    let mut good = devices::open(0..GOOD_DEVICES, &[*good_address], payload_bytes, CONCURRENCY).await;
+    let mut good = devices::open(0..GOOD_DEVICES, &[*good_address], course.payload_bytes, CONCURRENCY).await;
     let (mut alone, mut beside) = (Rounds::default(), Rounds::default());
     let (tries, mut trying) = (Arc::new(AtomicU64::new(0)), Duration::ZERO);
-    for _ in 0..rounds {
-        good = round(&server, good, payload_bytes, span, &mut alone).await;
+    for _ in 0..course.rounds {
+        good = round(&server, good, course, &mut alone).await;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let since = Instant::now();
         if let Some(name) = bad {
-            for _ in 0..BAD_DEVICES {
-                tasks.spawn(misbehave(*bad_address, name.to_owned(), Arc::clone(&tries), stop.clone()));
+            for number in 0..BAD_DEVICES {
+                let first = course.pause * number / BAD_DEVICES;
+                let device = Bad { address: *bad_address, word: name.to_owned(), first, pause: course.pause };
+                tasks.spawn(device.misbehave(Arc::clone(&tries), stop.clone()));
             }
         }
-        good = round(&server, good, payload_bytes, span, &mut beside).await;
+        good = round(&server, good, course, &mut beside).await;
         stop.cancel();
         // The next round begins when the last one of them is cut off.
         while let Some(ended) = tasks.join_next().await {
@@ -80,55 +93,87 @@ async fn measure(bad: Option<&str>, rounds: usize, payload_bytes: usize, span: D
     for device in good {
         device.end().await;
     }
-    let tries_per_second = tries.load(Ordering::Relaxed) as f64 / trying.as_secs_f64();
-    print(bad.unwrap_or("nobody"), tries_per_second, &mut alone, &mut beside);
+    let tries = tries.load(Ordering::Relaxed);
+    print(bad.unwrap_or("nobody"), tries, trying, &mut alone, &mut beside);
 }
 
 async fn round(
     server: &Server,
     good: Vec<Device<TcpStream>>,
-    payload_bytes: usize,
-    span: Duration,
+    course: Course,
     rounds: &mut Rounds,
 ) -> Vec<Device<TcpStream>> {
-    let (cpu_before, started, stop) = (server.cpu(), Instant::now(), CancellationToken::new());
+    let Course { span, payload_bytes, .. } = course;
+    let (before, started, stop) = (server.cpu_times(), Instant::now(), CancellationToken::new());
     let stopping = async {
         tokio::time::sleep(span).await;
         stop.cancel();
     };
     let ((good, answered), ()) = tokio::join!(pace(good, GOOD_INTERVAL, payload_bytes, stop.clone()), stopping);
-    let cpu = server.cpu() - cpu_before;
+    let cpu = server.cpu_times().since(before);
     let mut latencies: Vec<Duration> = answered.iter().map(|answered| answered.latency).collect();
     rounds.p50.push(percentile(&mut latencies, 50));
     rounds.p99.push(percentile(&mut latencies, 99));
-    rounds.cpu_percent.push(100.0 * cpu.as_secs_f64() / started.elapsed().as_secs_f64());
+    rounds.cpu_percent.push(100.0 * (cpu.serving + cpu.long).as_secs_f64() / started.elapsed().as_secs_f64());
+    rounds.serving += cpu.serving;
     good
 }
 
 /// One bad device.
-async fn misbehave(address: SocketAddr, word: String, tries: Arc<AtomicU64>, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        let mut stream = TcpStream::connect(address).await.expect("cannot connect");
-        // A reset at the end: ports that linger in TIME_WAIT would be used up.
-        stream.set_zero_linger().expect("cannot set SO_LINGER");
-        let mut buffer = vec![0; 64 << 10];
-        // However it is cut off, that was the purpose.
-        if stream.write_all(word.as_bytes()).await.is_ok() {
-            while stream.read(&mut buffer).await.is_ok_and(|count| count > 0 && &buffer[..count] != word.as_bytes()) {}
+struct Bad {
+    address: SocketAddr,
+    word: String,
+    /// When it begins.
+    first: Duration,
+    pause: Duration,
+}
+
+impl Bad {
+    async fn misbehave(self, tries: Arc<AtomicU64>, stop: CancellationToken) {
+        let Self { address, word, first, pause } = self;
+        tokio::time::sleep(first).await;
+        while !stop.is_cancelled() {
+            let mut stream = TcpStream::connect(address).await.expect("cannot connect");
+            // A reset at the end: ports that linger in TIME_WAIT would be used up.
+            stream.set_zero_linger().expect("cannot set SO_LINGER");
+            let mut buffer = vec![0; 64 << 10];
+            // However it is cut off, that was the purpose.
+            if stream.write_all(word.as_bytes()).await.is_ok() {
+                while stream.read(&mut buffer).await.is_ok_and(|count| count > 0 && &buffer[..count] != word.as_bytes())
+                {
+                }
+            }
+            tries.fetch_add(1, Ordering::Relaxed);
+            // The round's end does not wait for a long pause.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
         }
-        tries.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(BAD_PAUSE).await;
     }
 }
 
 fn header() {
     println!(
-        "{:<10} {:>8} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7} {:>10} {:>10}",
-        "beside", "tries/s", "p50 alone", "p50 us", "ratio", "p99 alone", "p99 us", "ratio", "CPU% alone", "CPU%"
+        "{:<10} {:>8} {:>8} {:>10} {:>10} {:>7} {:>10} {:>10} {:>7} {:>10} {:>10}",
+        "beside",
+        "tries/s",
+        "us/try",
+        "p50 alone",
+        "p50 us",
+        "ratio",
+        "p99 alone",
+        "p99 us",
+        "ratio",
+        "CPU% alone",
+        "CPU%"
     );
 }
 
-fn print(name: &str, tries_per_second: f64, alone: &mut Rounds, beside: &mut Rounds) {
+fn print(name: &str, tries: u64, trying: Duration, alone: &mut Rounds, beside: &mut Rounds) {
+    let tries_per_second = tries as f64 / trying.as_secs_f64();
+    // What a try takes of the threads that the good devices wait for. Theirs is the same with it and without it.
+    let serving_us = (beside.serving.as_secs_f64() - alone.serving.as_secs_f64()) * 1e6 / tries.max(1) as f64;
     let mut medians = |of: fn(&mut Rounds) -> &mut Vec<Duration>| {
         [&mut *alone, &mut *beside].map(|rounds| percentile(of(rounds), 50).as_micros())
     };
@@ -136,7 +181,7 @@ fn print(name: &str, tries_per_second: f64, alone: &mut Rounds, beside: &mut Rou
     let [p99_alone, p99] = medians(|rounds| &mut rounds.p99);
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     println!(
-        "{name:<10} {tries_per_second:>8.1} {p50_alone:>10} {p50:>10} {:>7.3} {p99_alone:>10} {p99:>10} {:>7.3} {:>10.1} {:>10.1}",
+        "{name:<10} {tries_per_second:>8.1} {serving_us:>8.0} {p50_alone:>10} {p50:>10} {:>7.3} {p99_alone:>10} {p99:>10} {:>7.3} {:>10.1} {:>10.1}",
         p50 as f64 / p50_alone as f64,
         p99 as f64 / p99_alone as f64,
         mean(&alone.cpu_percent),

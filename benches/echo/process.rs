@@ -17,6 +17,21 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
 }
 
+/// CPU time of a gateway.
+#[derive(Clone, Copy, Default)]
+pub struct CpuTimes {
+    /// Of its threads for events that take long.
+    pub long: Duration,
+    /// Of all others.
+    pub serving: Duration,
+}
+
+impl CpuTimes {
+    pub fn since(self, before: Self) -> Self {
+        Self { long: self.long.saturating_sub(before.long), serving: self.serving.saturating_sub(before.serving) }
+    }
+}
+
 impl Server {
     pub async fn start(args: &[&str]) -> Self {
         Self::start_with(args, Stdio::inherit()).await
@@ -101,6 +116,20 @@ impl Server {
     pub fn descriptors(&self) -> usize {
         let pid = self.child.id().expect("the server is gone");
         fs::read_dir(format!("/proc/{pid}/fd")).expect("cannot read /proc").count()
+    }
+
+    /// CPU time so far, of those threads that are there, to the nanosecond.
+    pub fn cpu_times(&self) -> CpuTimes {
+        let pid = self.child.id().expect("the server is gone");
+        let mut times = CpuTimes::default();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("cannot read /proc") {
+            let thread = thread.expect("cannot read /proc").path();
+            let read = |file: &str| fs::read_to_string(thread.join(file)).unwrap_or_default();
+            let nanoseconds = read("schedstat").split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0);
+            let of = if read("comm").trim() == "guest-long" { &mut times.long } else { &mut times.serving };
+            *of += Duration::from_nanos(nanoseconds);
+        }
+        times
     }
 
     /// CPU time so far, of all threads, in steps of 10 ms.

@@ -24,6 +24,7 @@ mod cache;
 pub mod component;
 mod desk;
 mod engines;
+mod failures;
 mod guest;
 mod host;
 mod inspect;
@@ -46,6 +47,7 @@ pub use limits::EventBudget;
 
 use component::ComponentError;
 use engines::Engines;
+use failures::Failures;
 use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
 use log::HandlerLog;
@@ -337,6 +339,7 @@ impl Host {
             migration_exports,
             seats,
             log: HandlerLog::new(),
+            failures: Failures::new(),
             metrics,
             engine_name: class.name,
             ceiling: class.ceiling.clone(),
@@ -383,6 +386,8 @@ struct Shared {
     seats: Option<Seats>,
     /// What all its instances may say.
     log: HandlerLog,
+    /// How often its instances fail.
+    failures: Failures,
     metrics: InstanceMetrics,
     engine_name: &'static str,
     ceiling: Ceiling,
@@ -418,7 +423,13 @@ impl Handler {
     /// A connection's place for an instance; the instance itself is made for the first event.
     pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Guest {
         match &self.0.seats {
-            None => Guest::own(Instance::new(Arc::clone(&self.0), conn)),
+            None => {
+                let mut instance = Instance::new(Arc::clone(&self.0), conn);
+                if self.0.failures.are_many() {
+                    instance.suspect();
+                }
+                Guest::own(instance)
+            }
             Some(seats) => Guest::shared(seats.take(Arc::clone(&self.0), conn, Arc::clone(info))),
         }
     }

@@ -128,7 +128,7 @@ impl Stage {
             event: event.name(),
             bytes: bytes(event),
             error: error.to_string(),
-            backtrace: self.guest.backtrace().map(str::to_owned),
+            backtrace: self.guest.backtrace(),
         })?;
         let effects: Vec<Effect> = asked.into_iter().filter_map(|operation| self.effect(operation)).collect();
         if left_out > 0 || self.kept_bytes > KEPT_BYTES_MAX {

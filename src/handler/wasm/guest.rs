@@ -108,7 +108,7 @@ impl Guest {
     }
 
     /// Where the guest was when it failed, a function a line, innermost first; with names where its file has them.
-    pub fn backtrace(&self) -> Option<&str> {
+    pub fn backtrace(&self) -> Option<String> {
         match &self.0 {
             Kind::Own(instance) => instance.backtrace(),
             Kind::Shared(_) => None,

@@ -85,8 +85,8 @@ pub(super) struct Instance {
     suspected: bool,
     /// Nothing from the beginning of a call until it has succeeded.
     inner: Option<Box<Inner>>,
-    /// Where the guest was when it failed.
-    backtrace: Option<String>,
+    /// How the guest failed.
+    failure: Option<wasmtime::Error>,
     /// What it had used when it failed.
     used: Usage,
     /// Its linear memory after the first call, or when it could not be replaced, in bytes.
@@ -97,8 +97,8 @@ pub(super) struct Instance {
 struct Inner {
     store: Store<GuestState>,
     exports: Option<Exports>,
-    /// Where the guest was when it failed.
-    backtrace: Option<String>,
+    /// How the guest failed.
+    failure: Option<wasmtime::Error>,
 }
 
 struct Exports {
@@ -119,11 +119,11 @@ impl std::fmt::Debug for Instance {
 impl Instance {
     /// A place for an instance that speaks about `conn` first.
     pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
-        let limit = MemoryLimit::new(shared.options.memory_bytes_max, shared.metrics.clone());
         let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
         let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
         let log = Arc::new(Mutex::new(log));
         let stretch = Arc::<Stretch>::default();
+        let limit = MemoryLimit::new(shared.options.memory_bytes_max, Arc::clone(&stretch), shared.metrics.clone());
         let state = GuestState {
             desk: None,
             limit,
@@ -136,15 +136,15 @@ impl Instance {
             shared: Arc::clone(&shared),
         };
         let mut store = Store::new(&shared.engine, state);
-        store.limiter(|state| &mut state.limit);
+        store.limiter_async(|state| &mut state.limit);
         store.epoch_deadline_callback(limits::on_tick);
         if shared.metering == Metering::Fuel
             && let Err(error) = store.set_fuel(u64::MAX)
         {
             tracing::error!(%error, "an engine that meters takes no fuel");
         }
-        let inner = Some(Box::new(Inner { store, exports: None, backtrace: None }));
-        Self { shared, stretch, suspected: false, inner, backtrace: None, used: Usage::default(), born_bytes: 0 }
+        let inner = Some(Box::new(Inner { store, exports: None, failure: None }));
+        Self { shared, stretch, suspected: false, inner, failure: None, used: Usage::default(), born_bytes: 0 }
     }
 
     /// What it has used so far, or had when it failed.
@@ -153,8 +153,8 @@ impl Instance {
     }
 
     /// Where the guest was when it failed.
-    pub(super) fn backtrace(&self) -> Option<&str> {
-        self.backtrace.as_deref()
+    pub(super) fn backtrace(&self) -> Option<String> {
+        self.failure.as_ref()?.downcast_ref::<WasmBacktrace>().map(frames)
     }
 
     /// Whether it must not be entered any more.
@@ -162,8 +162,8 @@ impl Instance {
         self.inner.is_none()
     }
 
-    /// It takes over from one that has failed, and its first event is the same. Whatever that does, it does it where nobody
-    /// waits for it.
+    /// It takes over from one that has failed, and its first event is the same; or it is new while others of its handler keep
+    /// failing. Whatever its first event does, it does it where nobody waits for it.
     pub(super) fn suspect(&mut self) {
         self.suspected = true;
     }
@@ -211,6 +211,9 @@ impl Instance {
         let mut called = Box::pin(inner.call(desk, Entry::of(call)));
         let (mut inner, desk, result) = loop {
             if self.suspected || self.stretch.is_long() {
+                if !self.stretch.is_long() {
+                    self.shared.metrics.apart_by_suspicion.inc();
+                }
                 let answered = self.shared.long_events.finish(called).await;
                 self.stretch.end();
                 break answered;
@@ -224,13 +227,14 @@ impl Instance {
         if self.born_bytes == 0 {
             self.born_bytes = inner.memory_bytes();
         }
-        if result.is_ok() {
+        if let Err(error) = &result {
+            self.shared.failures.handle(error);
+            self.used = inner.usage();
+            self.failure = inner.failure.take();
+            self.shared.long_events.discard(inner);
+        } else {
             self.suspected &= introduces;
             self.inner = Some(inner);
-        } else {
-            self.used = inner.usage();
-            self.backtrace = inner.backtrace.take();
-            self.shared.long_events.discard(inner);
         }
         (desk, result)
     }
@@ -368,6 +372,7 @@ impl Inner {
         let timeout = self.store.data().shared.options.event_timeout;
         self.store.data_mut().cpu_left = timeout;
         self.store.data_mut().spent = Spent::default();
+        self.store.data_mut().limit.begin_event();
         self.store.set_epoch_deadline(limits::FIRST_TICKS);
         timeout
     }
@@ -402,7 +407,7 @@ impl Inner {
         };
         called.map_err(|error| {
             let (bytes, payload) = entry.payload();
-            self.failure(conn, entry.name(), bytes, payload, &error)
+            self.failure(conn, entry.name(), bytes, payload, error)
         })
     }
 
@@ -420,7 +425,10 @@ impl Inner {
             };
             Ok(Exports { handler, migration })
         };
-        made.await.map_err(|error| match self.failure(conn, "instantiation", 0, &[], &error) {
+        let made = made.await;
+        // What the instance is made with, it has not taken.
+        self.store.data_mut().limit.begin_event();
+        made.map_err(|error| match self.failure(conn, "instantiation", 0, &[], error) {
             CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
             other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,
         })
@@ -433,17 +441,17 @@ impl Inner {
         call: &'static str,
         bytes: usize,
         payload: &[u8],
-        error: &wasmtime::Error,
+        error: wasmtime::Error,
     ) -> CallError {
-        self.backtrace = error.downcast_ref::<WasmBacktrace>().map(frames);
+        let error = &*self.failure.insert(error);
         let state = self.store.data();
         let options = &state.shared.options;
         // What the device said is its own business: only who asks for it in the log's filter sees it.
         let first = &payload[..payload.len().min(SHOWN_BYTES_MAX)];
         tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
         // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
-        // makes its guest fail again and again fills the log only as far as a guest may.
-        if state.shared.log.may_say() {
+        // makes its guest fail again and again is told of only so often.
+        if state.shared.failures.may_be_told() {
             tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
         } else {
             state.shared.metrics.log_lines_shed.inc();

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use wasmtime::{Engine, EngineWeak, ResourceLimiter, StoreContextMut, UpdateDeadline};
+use async_trait::async_trait;
+use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
 
 use super::instance::GuestState;
+use super::long::Stretch;
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
@@ -19,6 +21,10 @@ pub(super) const TICK: Duration = Duration::from_millis(2);
 
 /// After this many ticks an event is long. The first may come at once.
 pub(super) const FIRST_TICKS: u64 = 2;
+
+/// An event that takes more memory than this is long, however short it may be: the kernel zeroes each page at its first touch,
+/// which for a memory of some MiB takes it longer than the ticks. What is read of a device at once, four times over.
+pub(super) const GROWTH_QUICK_BYTES: usize = 256 << 10;
 
 /// Elements of all tables of one instance. A table holds function references; guests have a few hundred.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
@@ -156,6 +162,9 @@ pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::R
     let state = store.data_mut();
     match state.cpu_left.checked_sub(state.stretch.cpu_time()) {
         Some(left) => {
+            if !state.stretch.is_long() {
+                state.shared.metrics.apart_by_time.inc();
+            }
             state.cpu_left = left;
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.stretch).yield_now())))
         }
@@ -171,19 +180,58 @@ pub(super) struct MemoryLimit {
     table_elements: usize,
     /// The guest asked for more than it may have; told with the trap that usually follows.
     pub(super) exceeded: bool,
+    /// What the event in progress has taken.
+    grown: usize,
+    stretch: Arc<Stretch>,
     metrics: InstanceMetrics,
 }
 
 impl MemoryLimit {
-    pub(super) fn new(bytes_max: usize, metrics: InstanceMetrics) -> Self {
-        Self { bytes_max, bytes: 0, table_elements: 0, exceeded: false, metrics }
+    /// `stretch` is how the instance's events run.
+    pub(super) fn new(bytes_max: usize, stretch: Arc<Stretch>, metrics: InstanceMetrics) -> Self {
+        Self { bytes_max, bytes: 0, table_elements: 0, exceeded: false, grown: 0, stretch, metrics }
     }
-}
 
-impl MemoryLimit {
+    /// What was taken until now was not taken by the event that begins. What an instance is made with is not touched by
+    /// being there.
+    pub(super) fn begin_event(&mut self) {
+        self.grown = 0;
+    }
+
     /// Linear memory of the instance, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether a memory may grow; then it is counted.
+    fn grow_memory(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
+        if is_beyond(desired, maximum) {
+            return false;
+        }
+        let grown = desired.saturating_sub(current);
+        let bytes = self.bytes.saturating_add(grown);
+        if bytes > self.bytes_max {
+            self.exceeded = true;
+            return false;
+        }
+        self.bytes = bytes;
+        self.grown = self.grown.saturating_add(grown);
+        self.metrics.memory_bytes.inc_by(gauge(grown));
+        true
+    }
+
+    /// Whether a table may grow; then it is counted.
+    fn grow_table(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
+        if is_beyond(desired, maximum) {
+            return false;
+        }
+        let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
+        if elements > TABLE_ELEMENTS_MAX {
+            self.exceeded = true;
+            return false;
+        }
+        self.table_elements = elements;
+        true
     }
 }
 
@@ -193,34 +241,31 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// The limits hold for all memories and tables of the instance together.
-impl ResourceLimiter for MemoryLimit {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if is_beyond(desired, maximum) {
-            return Ok(false);
+/// The limits hold for all memories and tables of the instance together. An event that takes much yields before it has it, and
+/// so is long.
+#[async_trait]
+impl ResourceLimiterAsync for MemoryLimit {
+    async fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let may = self.grow_memory(current, desired, maximum);
+        if may && self.grown > GROWTH_QUICK_BYTES && !self.stretch.is_long() {
+            self.metrics.apart_by_memory.inc();
+            Arc::clone(&self.stretch).yield_now().await;
         }
-        let grown = desired.saturating_sub(current);
-        let bytes = self.bytes.saturating_add(grown);
-        if bytes > self.bytes_max {
-            self.exceeded = true;
-            return Ok(false);
-        }
-        self.bytes = bytes;
-        self.metrics.memory_bytes.inc_by(gauge(grown));
-        Ok(true)
+        Ok(may)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if is_beyond(desired, maximum) {
-            return Ok(false);
-        }
-        let elements = self.table_elements.saturating_add(desired.saturating_sub(current));
-        if elements > TABLE_ELEMENTS_MAX {
-            self.exceeded = true;
-            return Ok(false);
-        }
-        self.table_elements = elements;
-        Ok(true)
+    async fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.grow_table(current, desired, maximum))
     }
 
     fn instances(&self) -> usize {
@@ -363,29 +408,29 @@ mod tests {
     #[test]
     fn growth_beyond_the_guests_own_maximum_is_not_counted() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let mut limit = MemoryLimit::new(100, metrics.clone());
+        let mut limit = MemoryLimit::new(100, Arc::default(), metrics.clone());
         for _ in 0..10 {
-            assert!(!limit.memory_growing(0, 30, Some(20)).unwrap());
-            assert!(!limit.table_growing(0, 30_000, Some(20)).unwrap());
+            assert!(!limit.grow_memory(0, 30, Some(20)));
+            assert!(!limit.grow_table(0, 30_000, Some(20)));
         }
         assert!(!limit.exceeded, "the gateway has refused nothing");
         assert_eq!(metrics.memory_bytes.get(), 0);
-        assert!(limit.memory_growing(0, 20, Some(20)).unwrap());
-        assert!(limit.table_growing(0, 20, Some(20)).unwrap());
+        assert!(limit.grow_memory(0, 20, Some(20)));
+        assert!(limit.grow_table(0, 20, Some(20)));
     }
 
     /// A guest that is made of too much is no instance, whichever it has too much of.
-    #[test]
-    fn parts_of_an_instance_are_bounded() {
+    #[tokio::test]
+    async fn parts_of_an_instance_are_bounded() {
         let metrics = Telemetry::new().instances(&"guest".into());
         let engine = Engine::default();
-        let instantiate = |part: &str, count: usize| {
+        let instantiate = async |part: &str, count: usize| {
             let instances = "(core instance (instantiate 0))".repeat(count);
             let text = format!("(component (core module {part}) {instances})");
             let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
-            let mut store = Store::new(&engine, MemoryLimit::new(1 << 20, metrics.clone()));
-            store.limiter(|limit| limit);
-            let made = Linker::new(&engine).instantiate(&mut store, &component);
+            let mut store = Store::new(&engine, MemoryLimit::new(1 << 20, Arc::default(), metrics.clone()));
+            store.limiter_async(|limit| limit);
+            let made = Linker::new(&engine).instantiate_async(&mut store, &component).await;
             made.map(drop).map_err(|error| format!("{error:#}"))
         };
         for (part, most, name) in [
@@ -393,8 +438,8 @@ mod tests {
             ("(table 1 funcref)", TABLES_MAX, "table"),
             ("(memory 1)", MEMORIES_MAX, "memory"),
         ] {
-            assert_eq!(instantiate(part, most), Ok(()), "{part}");
-            let refused = instantiate(part, most + 1).unwrap_err();
+            assert_eq!(instantiate(part, most).await, Ok(()), "{part}");
+            let refused = instantiate(part, most + 1).await.unwrap_err();
             assert!(refused.contains(&format!("{name} count too high at {}", most + 1)), "{part}: {refused}");
         }
     }
@@ -403,13 +448,33 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let mut limit = MemoryLimit::new(100, metrics.clone());
-        assert!(limit.memory_growing(0, 60, None).unwrap());
-        assert!(!limit.memory_growing(0, 41, None).unwrap(), "a second memory counts as well");
+        let mut limit = MemoryLimit::new(100, Arc::default(), metrics.clone());
+        assert!(limit.grow_memory(0, 60, None));
+        assert!(!limit.grow_memory(0, 41, None), "a second memory counts as well");
         assert!(limit.exceeded);
-        assert!(limit.memory_growing(60, 100, None).unwrap());
+        assert!(limit.grow_memory(60, 100, None));
         assert_eq!(metrics.memory_bytes.get(), 100);
         drop(limit);
         assert_eq!(metrics.memory_bytes.get(), 0);
+    }
+    /// An event is long as soon as it has taken more than it may quickly have, in however many steps, and yields once; what the
+    /// instance had before does not count, and what it may not have neither.
+    #[tokio::test]
+    async fn an_event_that_takes_much_is_long() {
+        let metrics = Telemetry::new().instances(&"guest".into());
+        let stretch = Arc::<Stretch>::default();
+        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&stretch), metrics.clone());
+        assert!(limit.grow_memory(0, 4 * GROWTH_QUICK_BYTES, None));
+        limit.begin_event();
+        let half = GROWTH_QUICK_BYTES / 2;
+        assert!(!limit.memory_growing(0, 8 * GROWTH_QUICK_BYTES, None).await.unwrap());
+        for step in 0..2 {
+            assert!(limit.memory_growing(step * half, (step + 1) * half, None).await.unwrap());
+        }
+        assert!(!stretch.is_long());
+        assert!(futures::poll!(limit.memory_growing(2 * half, 3 * half, None)).is_pending());
+        assert!(stretch.is_long());
+        assert!(futures::poll!(limit.memory_growing(3 * half, 4 * half, None)).is_ready(), "it has yielded");
+        assert_eq!(metrics.apart_by_memory.get(), 1);
     }
 }

@@ -24,6 +24,10 @@ const OF_AN_INSTANCE: Rate = Rate { lines_max: 200, interval: Duration::from_mil
 /// hundred thousand would fill the disk.
 const OF_A_HANDLER: Rate = Rate { lines_max: 2000, interval: Duration::from_millis(2) };
 
+/// Failures of a handler's instances that are told with their backtraces. Each is some lines; whoever looks for a fault needs
+/// one, and with twenty at once each of some faults is among them.
+const OF_FAILURES: Rate = Rate { lines_max: 20, interval: Duration::from_millis(500) };
+
 /// So many lines at once, and one more in each interval.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
@@ -39,6 +43,11 @@ impl HandlerLog {
     /// Nothing is said yet.
     pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Budget::new(OF_A_HANDLER, Instant::now()))))
+    }
+
+    /// The same for failures.
+    pub(super) fn of_failures() -> Self {
+        Self(Arc::new(Mutex::new(Budget::new(OF_FAILURES, Instant::now()))))
     }
 
     /// Whether one more line may be said, on whosoever's behalf.

@@ -137,12 +137,12 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::super::{Desk, EventBudget, Guest, Host, Isolation, Options};
+    use super::super::{Desk, EventBudget, Guest, Handler, Host, Isolation, Options};
     use super::*;
     use crate::adapter::Rehearsal;
     use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
     use crate::handler::CallError;
-    use crate::telemetry::Telemetry;
+    use crate::telemetry::{InstanceMetrics, Telemetry};
 
     const EVENT_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -172,6 +172,55 @@ mod tests {
         assert!(!guest.is_suspected(), "it is an instance like all others");
     }
 
+    /// A guest that takes all its memory is given away at its first mebibyte, and not after the ticks that the rest would last.
+    /// Where this thread is kept from running for so long, the tick may come first; so some have their turn.
+    #[tokio::test]
+    async fn a_hog_holds_no_thread() {
+        let metrics = Telemetry::new().instances(&"hoard".into());
+        let handler = load("hoard", &metrics);
+        for _ in 0..100 {
+            let mut guest = attached(&handler);
+            call(&mut guest, &created()).await.unwrap();
+            let result = said(&mut guest, "hoard").await;
+            assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
+            if metrics.apart_by_memory.get() > 0 {
+                return;
+            }
+        }
+        panic!("no hog was given away for its memory");
+    }
+
+    /// What takes little memory stays where it is.
+    #[tokio::test]
+    async fn an_ordinary_event_is_not_given_away_for_its_memory() {
+        let metrics = Telemetry::new().instances(&"echo".into());
+        let mut guest = guest_with("echo", &metrics).await;
+        for _ in 0..100 {
+            said(&mut guest, "{}").await.unwrap();
+        }
+        assert_eq!((metrics.apart_by_memory.get(), metrics.apart_by_suspicion.get()), (0, 0));
+    }
+
+    /// A guest that traps again and again is told of some times, and then counted; its new instances run apart.
+    #[tokio::test]
+    async fn a_flood_of_traps() {
+        let metrics = Telemetry::new().instances(&"trap".into());
+        let handler = load("trap", &metrics);
+        assert!(!attached(&handler).is_suspected());
+        while metrics.log_lines_shed.get() == 0 {
+            let mut guest = attached(&handler);
+            call(&mut guest, &created()).await.unwrap();
+            let result = said(&mut guest, "trap").await;
+            assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
+        }
+        assert!(metrics.apart_by_suspicion.get() > 0);
+        let mut good = attached(&handler);
+        assert!(good.is_suspected());
+        call(&mut good, &created()).await.unwrap();
+        said(&mut good, "all is well").await.unwrap();
+        assert!(!good.is_suspected(), "it is an instance like all others");
+    }
+
     /// What is given away runs at a lower priority; the threads go without waiting for an event that does not end.
     #[tokio::test]
     async fn long_events_have_a_lower_priority() {
@@ -194,6 +243,34 @@ mod tests {
 
     /// A connection's instance that has been told of it.
     async fn guest(name: &str) -> Guest {
+        guest_with(name, &Telemetry::new().instances(&name.into())).await
+    }
+
+    async fn guest_with(name: &str, metrics: &InstanceMetrics) -> Guest {
+        let mut guest = attached(&load(name, metrics));
+        call(&mut guest, &created()).await.unwrap();
+        guest
+    }
+
+    fn attached(handler: &Handler) -> Guest {
+        handler.attach(ConnId::from_u64(1), &info())
+    }
+
+    fn created() -> Event {
+        Event::SocketCreated(info())
+    }
+
+    fn info() -> Arc<ConnInfo> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Arc::new(ConnInfo {
+            kind: SocketKind::Tcp,
+            peer: PeerAddr(anywhere),
+            local: ListenAddr(anywhere),
+            certificate: None,
+        })
+    }
+
+    fn load(name: &str, metrics: &InstanceMetrics) -> Handler {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::start(dir.path().join("cache")).unwrap();
         let options = Options {
@@ -205,16 +282,6 @@ mod tests {
             budget: EventBudget::default(),
             settings: BTreeMap::new(),
         };
-        let handler = host.load(options, Telemetry::new().instances(&name.into())).unwrap();
-        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let info = Arc::new(ConnInfo {
-            kind: SocketKind::Tcp,
-            peer: PeerAddr(anywhere),
-            local: ListenAddr(anywhere),
-            certificate: None,
-        });
-        let mut guest = handler.attach(ConnId::from_u64(1), &info);
-        call(&mut guest, &Event::SocketCreated(info)).await.unwrap();
-        guest
+        host.load(options, metrics.clone()).unwrap()
     }
 }
