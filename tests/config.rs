@@ -612,6 +612,21 @@ fn certificates_and_keys_are_checked() {
     let on_tcp = text.replace("tls://", "tcp://");
     let report = parse(&on_tcp, "test.toml", dir.path()).unwrap_err().to_string();
     assert!(report.contains("listeners.l.tls   is for tls and dtls; this listener speaks tcp"), "{report}");
+    let for_dtls = format!("{text}\nciphers = 'RC5'\nmtu = 200");
+    let report = parse(&for_dtls.replace("tls://", "dtls://"), "test.toml", dir.path()).unwrap_err().to_string();
+    for expected in [
+        "listeners.l.tls.ciphers   \"RC5\": none of these cipher suites is known to OpenSSL",
+        "listeners.l.tls.mtu       200 is outside 256..=16384",
+    ] {
+        assert!(report.contains(expected), "{report}");
+    }
+    let report = parse(&for_dtls, "test.toml", dir.path()).unwrap_err().to_string();
+    for expected in ["tls.ciphers   is for dtls; this listener speaks tls", "tls.mtu       is for dtls; this"] {
+        assert!(report.contains(expected), "{report}");
+    }
+    let (config, _) = parse(&text.replace("tls://", "dtls://"), "test.toml", dir.path()).unwrap();
+    assert!(config.listeners[0].socket.admission.dtls.is_some());
+
     let without = text.split_once("[listeners.l.tls]").unwrap().0;
     let report = parse(without, "test.toml", dir.path()).unwrap_err().to_string();
     assert!(

@@ -236,6 +236,12 @@ pub enum Fault {
         /// The file, as it was named.
         path: String,
     },
+    /// Cipher suites of which OpenSSL knows none.
+    #[error("{found:?}: none of these cipher suites is known to OpenSSL")]
+    NoCipher {
+        /// What stands there.
+        found: String,
+    },
     /// Certificates and keys that do not make a listener together.
     #[error("cannot be used: {0}")]
     Acceptor(tls::AcceptorError),

@@ -180,6 +180,10 @@ cases! {
     udp_grpc_unary => Kind::Unary, Transport::Udp;
     udp_grpc_streaming => Kind::Streaming, Transport::Udp;
     udp_grpc_https => Kind::Https, Transport::Udp;
+    guest_dtls => Kind::Guest("echo"), Transport::mutual_dtls();
+    grpc_unary_dtls => Kind::Unary, Transport::mutual_dtls();
+    grpc_streaming_dtls => Kind::Streaming, Transport::mutual_dtls();
+    grpc_https_dtls => Kind::Https, Transport::mutual_dtls();
     guest_tls => Kind::Guest("echo"), Transport::mutual_tls();
     guest_tls_beside_keys => Kind::Guest("echo"), Transport::mutual_tls_beside_keys();
     grpc_unary_tls => Kind::Unary, Transport::mutual_tls();

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod dtls;
 pub mod echo_device;
 pub mod mqtt;
 pub mod peer;

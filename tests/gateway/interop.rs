@@ -90,7 +90,7 @@ impl Stage {
 }
 
 /// A program that passes on what it is given and writes what it gets.
-struct Program {
+pub struct Program {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
@@ -98,7 +98,7 @@ struct Program {
 
 impl Program {
     /// A program of a Debian package.
-    fn start(name: &str, package: &str, arguments: &[&str]) -> Self {
+    pub fn start(name: &str, package: &str, arguments: &[&str]) -> Self {
         let started = Command::new(name)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -114,7 +114,7 @@ impl Program {
     }
 
     /// Sends a line and gets it back, after whatever the program says itself.
-    async fn is_served(&mut self) {
+    pub async fn is_served(&mut self) {
         for line in ["first words of a device", "and more of them"] {
             // Not before it is connected: some programs drop what comes earlier. They are, when the first line is back.
             self.input.write_all(format!("{line}\n").as_bytes()).await.unwrap();

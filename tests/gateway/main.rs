@@ -9,6 +9,8 @@
 mod harness;
 
 mod access;
+mod dtls;
+mod dtls_interop;
 mod echo;
 mod fallback;
 mod framing;

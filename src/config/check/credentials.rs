@@ -63,9 +63,12 @@ pub(super) fn datagrams(listener: &Table<'_>) -> Result<dtls::Options, Told> {
         return Err(listener.fault_at("tls", Fault::NoCredentials { transport: SocketKind::Dtls }));
     };
     let (ciphers, mtu) = (table.get(&tls::CIPHERS), table.get(&tls::MTU));
-    let ciphers = ciphers.and_then(|ciphers| match dtls::check_ciphers(&ciphers) {
-        Ok(()) => Ok(ciphers),
-        Err(error) => Err(table.fault_at("ciphers", Fault::Acceptor(error.into()))),
+    let ciphers = ciphers.and_then(|written| {
+        let ciphers = written.unwrap_or_else(|| dtls::CIPHERS.to_owned());
+        match dtls::check_ciphers(&ciphers) {
+            Ok(()) => Ok(ciphers),
+            Err(_) => Err(table.fault_at("ciphers", Fault::NoCipher { found: ciphers })),
+        }
     });
     Ok(dtls::Options { ciphers: ciphers?, mtu: u16::try_from(mtu?).unwrap_or(u16::MAX) })
 }

@@ -252,7 +252,6 @@ pub(in crate::config) mod proxy {
 pub(in crate::config) mod tls {
     use crate::config::file::{Section, Shape};
     use crate::config::form::{Choice, Count, FilePath, Key, List, Optional, Otherwise, Text};
-    use crate::listener::dtls::CIPHERS as CIPHER_LIST;
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "tls",
@@ -348,12 +347,12 @@ pub(in crate::config) mod tls {
         about: "pre-shared keys of peers, one a line: `identity:key`, the key in hexadecimal digits",
     };
 
-    pub(in crate::config) static CIPHERS: Key<Text, Otherwise<String>> = Key {
+    pub(in crate::config) static CIPHERS: Key<Text, Optional> = Key {
         name: "ciphers",
         form: Text { expected: "cipher suites in OpenSSL's notation", bytes: 1..=4096 },
-        presence: Otherwise(|| CIPHER_LIST.to_owned()),
-        about: "dtls only: the suites that are offered, the best first; the suites with a key of 8-byte tags (CCM8) may be \
-                among them at any security level",
+        presence: Optional("forward secrecy and authenticated encryption first"),
+        about: "dtls only: the suites that are offered, the best first; those of 8-byte tags (CCM8) may be among them at any \
+                security level",
     };
 
     pub(in crate::config) static MTU: Key<Count, Otherwise<u32>> = Key {

@@ -290,7 +290,7 @@ impl Sealed {
         let (explicit, sealed) = record.fragment.split_at_checked(suite.explicit_len())?;
         let explicit = explicit.try_into().unwrap_or(number);
         let (sealed, tag) = sealed.split_at_checked(sealed.len().checked_sub(suite.tag_len())?)?;
-        // An empty record means nothing, and openssl's CCM would not look at its tag.
+        // An empty record means nothing, as it does to openssl's own sessions.
         if !(1..=PLAINTEXT_MAX).contains(&sealed.len()) {
             return None;
         }

@@ -7,6 +7,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::dtls::{DtlsClient, DtlsSocket};
 use super::within;
 
 /// A device that is nothing but a socket.
@@ -17,6 +18,7 @@ enum Socket {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Udp(Datagrams),
+    Dtls(Box<DtlsSocket>),
 }
 
 /// A socket for datagrams, and what is left of the last one.
@@ -56,6 +58,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes).await,
             Self::Udp(datagrams) => datagrams.socket.send(bytes).await.map(|_| ()),
+            Self::Dtls(socket) => socket.send(bytes).await,
             Self::Tls(stream) => {
                 stream.write_all(bytes).await?;
                 stream.flush().await
@@ -68,6 +71,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.read(buffer).await,
             Self::Udp(datagrams) => datagrams.read(buffer).await,
+            Self::Dtls(socket) => socket.read(buffer).await,
             Self::Tls(stream) => stream.read(buffer).await,
         }
     }
@@ -77,6 +81,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.shutdown().await,
             Self::Udp(_) => Ok(()),
+            Self::Dtls(socket) => socket.end().await,
             Self::Tls(stream) => stream.shutdown().await,
         }
     }
@@ -103,6 +108,16 @@ impl RawPeer {
         Self(Socket::Udp(Datagrams { socket, rest: Vec::new() }))
     }
 
+    /// Over DTLS, with the handshake as far as a client sees it.
+    pub async fn connect_dtls(address: SocketAddr, client: &DtlsClient) -> Result<Self, String> {
+        Ok(Self::over_dtls(DtlsSocket::connect(address, client).await?))
+    }
+
+    /// Over a DTLS session that is there already.
+    pub fn over_dtls(socket: DtlsSocket) -> Self {
+        Self(Socket::Dtls(Box::new(socket)))
+    }
+
     /// Over TLS, as a client of `localhost`; with the handshake as far as a client sees it.
     pub async fn connect_tls(address: SocketAddr, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
         Self::connect(address).await.begin_tls("localhost", client).await
@@ -118,6 +133,7 @@ impl RawPeer {
         match &self.0 {
             Socket::Tcp(stream) => stream.local_addr().unwrap(),
             Socket::Udp(datagrams) => datagrams.socket.local_addr().unwrap(),
+            Socket::Dtls(socket) => socket.socket().local_addr().unwrap(),
             Socket::Tls(stream) => stream.get_ref().0.local_addr().unwrap(),
         }
     }
@@ -191,7 +207,7 @@ impl RawPeer {
     pub fn reset(self) {
         match self.0 {
             Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),
-            Socket::Udp(_) => {}
+            Socket::Udp(_) | Socket::Dtls(_) => {}
             Socket::Tls(stream) => stream.get_ref().0.set_zero_linger().unwrap(),
         }
     }
@@ -200,7 +216,7 @@ impl RawPeer {
     pub fn into_stream(self) -> TcpStream {
         match self.0 {
             Socket::Tcp(stream) => stream,
-            Socket::Tls(_) | Socket::Udp(_) => panic!("not plain TCP"),
+            Socket::Tls(_) | Socket::Udp(_) | Socket::Dtls(_) => panic!("not plain TCP"),
         }
     }
 
@@ -208,7 +224,7 @@ impl RawPeer {
     pub fn into_tls(self) -> TlsStream<TcpStream> {
         match self.0 {
             Socket::Tls(stream) => *stream,
-            Socket::Tcp(_) | Socket::Udp(_) => panic!("not TLS"),
+            Socket::Tcp(_) | Socket::Udp(_) | Socket::Dtls(_) => panic!("not TLS"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use super::certificates::Certificates;
+use super::dtls::Dtls;
 use super::peer::RawPeer;
 
 /// What devices speak below their own protocol, and what both sides need for it.
@@ -13,6 +14,7 @@ pub enum Transport {
     Tcp,
     Tls(Arc<Tls>),
     Udp,
+    Dtls(Arc<Dtls>),
 }
 
 /// A listener for TLS and its devices.
@@ -31,6 +33,11 @@ impl fmt::Debug for Tls {
 }
 
 impl Transport {
+    /// DTLS for which each side has a certificate, the device's with the subject `CN=device,O=Example`.
+    pub fn mutual_dtls() -> Self {
+        Self::Dtls(Arc::new(Dtls::mutual()))
+    }
+
     /// TLS for which each side has a certificate, the device's with the subject `CN=device,O=Example`.
     pub fn mutual_tls() -> Self {
         Self::mutual(Certificates::new(), "")
@@ -48,7 +55,7 @@ impl Transport {
         let keys = format!("client_ca_file = {:?}, {more_keys}", certificates.ca_file());
         match Self::tls(certificates, &keys) {
             Self::Tls(tls) => Self::Tls(Arc::new(Tls { client, ..Arc::into_inner(tls).unwrap() })),
-            Self::Tcp | Self::Udp => unreachable!(),
+            Self::Tcp | Self::Udp | Self::Dtls(_) => unreachable!(),
         }
     }
 
@@ -66,6 +73,7 @@ impl Transport {
         match self {
             Self::Tcp => "tcp://127.0.0.1:0".to_owned(),
             Self::Udp => "udp://127.0.0.1:0".to_owned(),
+            Self::Dtls(_) => "dtls://127.0.0.1:0".to_owned(),
             Self::Tls(_) => "tls://127.0.0.1:0".to_owned(),
         }
     }
@@ -75,6 +83,7 @@ impl Transport {
         match self {
             Self::Tcp | Self::Udp => String::new(),
             Self::Tls(tls) => tls.keys.clone(),
+            Self::Dtls(dtls) => dtls.keys.clone(),
         }
     }
 
@@ -83,6 +92,7 @@ impl Transport {
         match self {
             Self::Tcp => RawPeer::connect(address).await,
             Self::Udp => RawPeer::connect_udp(address).await,
+            Self::Dtls(dtls) => RawPeer::connect_dtls(address, &dtls.client).await.unwrap(),
             Self::Tls(tls) => RawPeer::connect_tls(address, &tls.client).await.unwrap(),
         }
     }
