@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::handler::chain;
+use crate::listener::Inherited;
 use crate::telemetry::{LogFormat, start_log};
 
 mod admin_client;
@@ -83,6 +84,18 @@ pub fn run() -> ExitCode {
         eprintln!("polygate: {}", chain(&error));
         return ExitCode::from(2);
     }
+    // Before anything is opened whose descriptor could be taken for one that was handed over.
+    let inherited = match matches!(cli.command, Command::Serve(_)) {
+        true => Inherited::from_environment(|name| std::env::var_os(name)),
+        false => Ok(Inherited::default()),
+    };
+    let inherited = match inherited {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            eprintln!("polygate: LISTEN_FDS names a descriptor that is no socket: {}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -92,7 +105,7 @@ pub fn run() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, cli.log_format).await,
+            Command::Serve(args) => serve::run(args, cli.log_format, inherited).await,
             Command::Check(args) => match check::run(&args, &mut io::stdout(), &mut io::stderr()) {
                 Ok(code) => code,
                 Err(error) => {

@@ -22,7 +22,7 @@ use crate::dispatch::{EmptyChain, Mover};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
-use crate::listener;
+use crate::listener::{self, Inherited};
 use crate::pubsub::{PubSub, embedded};
 use crate::rollout::{self, Asker, Loader, Rollouts};
 use crate::tap::Taps;
@@ -156,15 +156,15 @@ impl Gateway {
     ///
     /// [`StartError`], with the first thing that did not work.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, Compiler::Here).await
+        Self::start_with(config, Compiler::Here, Inherited::default()).await
     }
 
-    /// As [`start`](Self::start), with guests compiled elsewhere than in this process.
+    /// As [`start`](Self::start), with guests compiled elsewhere than in this process, and sockets that others have bound.
     ///
     /// # Errors
     ///
     /// [`StartError`], with the first thing that did not work.
-    pub async fn start_with(config: Config, compiler: Compiler) -> Result<Self, StartError> {
+    pub async fn start_with(config: Config, compiler: Compiler, mut inherited: Inherited) -> Result<Self, StartError> {
         choose_crypto_provider();
         let Config {
             node,
@@ -176,9 +176,17 @@ impl Gateway {
             broker,
             auth,
             handlers,
-            listeners,
+            mut listeners,
             written,
         } = config;
+        for listener in &mut listeners {
+            let socket = &mut listener.socket;
+            socket.given = inherited.take(&socket.name, socket.bind).map(Arc::new);
+        }
+        for socket in inherited.left() {
+            tracing::warn!(socket, "no listener is meant by a socket that was handed over");
+        }
+        drop(inherited);
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();

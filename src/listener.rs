@@ -5,6 +5,7 @@
 //! and tried again.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ mod door;
 pub mod dtls;
 pub mod flow;
 mod handshake;
+mod inherited;
 mod openssl;
 pub mod proxy;
 pub mod psk;
@@ -26,13 +28,16 @@ mod socket;
 pub mod sources;
 mod tcp;
 pub mod tls;
+mod tuning;
 mod udp;
 
 pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
 pub use door::{Door, Entry, Knock};
 pub use handshake::HandshakeError;
+pub use inherited::Inherited;
 pub use socket::{Received, Socket};
+pub use tuning::{Keepalive, Tuning};
 pub use udp::{Datagrams, Flow};
 
 /// What a listener is to be.
@@ -49,6 +54,10 @@ pub struct Options {
     pub handshakes_max: usize,
     /// What a peer has to pass.
     pub admission: Admission,
+    /// What the operating system is told of its sockets.
+    pub tuning: Tuning,
+    /// A socket that another program has bound for it.
+    pub given: Option<Arc<OwnedFd>>,
     /// For transports of datagrams.
     pub datagrams: Datagrams,
 }
@@ -218,6 +227,8 @@ mod tests {
                 backlog: 1,
                 handshakes_max: 1,
                 admission: Admission::default(),
+                tuning: Tuning::default(),
+                given: None,
                 datagrams: Datagrams {
                     sockets: 1,
                     flows_max: 1,

@@ -10,6 +10,7 @@ use crate::config::{Config, Program};
 use crate::gateway::{Gateway, ListenersChanged, Reloaded};
 use crate::handler::chain;
 use crate::handler::wasm::Compiler;
+use crate::listener::Inherited;
 use crate::telemetry::LogFormat;
 
 mod watching;
@@ -39,7 +40,7 @@ pub struct Args {
 }
 
 /// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
-pub async fn run(args: Args, log_format: LogFormat) -> ExitCode {
+pub async fn run(args: Args, log_format: LogFormat, inherited: Inherited) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
         Err(faults) => {
@@ -55,7 +56,7 @@ pub async fn run(args: Args, log_format: LogFormat) -> ExitCode {
         tracing::warn!("{warning}");
     }
     tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
-    match serve_until_stopped(config, args).await {
+    match serve_until_stopped(config, args, inherited).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_cut_off) => ExitCode::FAILURE,
         Err(error) => {
@@ -83,13 +84,17 @@ fn raise_descriptors_max() -> Option<u64> {
     }
 }
 
-async fn serve_until_stopped(config: Config, args: Args) -> Result<usize, Box<dyn std::error::Error>> {
+async fn serve_until_stopped(
+    config: Config,
+    args: Args,
+    inherited: Inherited,
+) -> Result<usize, Box<dyn std::error::Error>> {
     // Before the start: a signal that comes during a long compilation stops the gateway as well.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hangup = signal(SignalKind::hangup())?;
     let watcher = args.watch.then(|| Watcher::new(files(&args.config, &config)));
     let gateway = tokio::select! {
-        started = Gateway::start_with(config, Compiler::Apart(THIS_PROGRAM.into())) => started?,
+        started = Gateway::start_with(config, Compiler::Apart(THIS_PROGRAM.into()), inherited) => started?,
         () = either(&mut terminate, &mut interrupt) => {
             tracing::info!("stopped before the gateway had started");
             return Ok(0);

@@ -24,6 +24,7 @@ mod guest;
 mod handlers;
 mod listeners;
 mod services;
+mod tuning;
 
 use binds::Binds;
 

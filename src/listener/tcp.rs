@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Protocol, SockRef, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
 use super::arrival::Raw;
+use super::inherited;
 use super::sources::Sources;
+use super::tuning::Tuning;
 use super::{Admission, Arrived, Bind, Options};
 use crate::conn::room::{Permit, Room};
 use crate::conn::{ListenAddr, PeerAddr};
@@ -37,6 +39,7 @@ pub struct TcpListener {
 pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
+    tuning: ArcSwap<Tuning>,
     sources: Arc<Sources>,
     /// The peers that may be about their handshake.
     handshakes: Room,
@@ -47,9 +50,12 @@ impl Settings {
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
+        let unlike = options.tuning.unlike(&self.tuning.load());
+        self.tuning.store(Arc::new(options.tuning.clone()));
+        options.tuning.size(SockRef::from(&self.socket))?;
         // To listen once more changes the bound of the backlog, and keeps those who wait in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Ok(())
+        unlike.map_or(Ok(()), |key| Err(io::Error::other(format!("{key} takes a restart, or another address"))))
     }
 
     /// The same socket once more, with the peers that wait in its backlog.
@@ -70,11 +76,15 @@ impl TcpListener {
     }
 
     pub(super) fn bind(options: &Options, metrics: ListenerMetrics) -> io::Result<Self> {
+        if let Some(given) = &options.given {
+            let socket = std::net::TcpListener::from(inherited::duplicate(given)?);
+            options.tuning.size(SockRef::from(&socket))?;
+            return Self::adopt(options, socket, metrics);
+        }
         let address = options.bind.address;
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = options.tuning.open(address, Type::STREAM, Protocol::TCP)?;
         // A restarted gateway binds at once, although connections of its former life linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         Self::new(options, Inner::from_std(socket.into())?, metrics)
@@ -88,6 +98,7 @@ impl TcpListener {
             settings: Arc::new(Settings {
                 socket,
                 admission: ArcSwap::from_pointee(options.admission.clone()),
+                tuning: ArcSwap::from_pointee(options.tuning.clone()),
                 sources: Sources::new(metrics.clone()),
                 handshakes: Room::new(options.handshakes_max),
             }),
@@ -142,8 +153,7 @@ impl TcpListener {
 
     /// Sets the options of an accepted socket; not if its peer is gone.
     fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
-        // Device protocols are made of small frames that wait for an answer: Nagle's delay would add 40 ms to each.
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = self.settings.tuning.load().prepare(stream) {
             tracing::debug!(listener = %self.name, %peer, %error, "a peer was gone when it was accepted");
             return false;
         }

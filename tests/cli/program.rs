@@ -152,10 +152,16 @@ impl Setup {
 
     /// Starts it from a shell that has run this command, with a log in JSON.
     pub fn serve_after(self, command: &str) -> Serving {
+        self.serve_from(command, Stdio::null())
+    }
+
+    /// The same with something that the shell has as its standard input.
+    pub fn serve_from(self, command: &str, input: impl Into<Stdio>) -> Serving {
         let program = env!("CARGO_BIN_EXE_polygate");
         let script = format!("{command}; exec {program:?} --log-format json serve -c {:?}", self.write());
         let child = Command::new("bash")
             .args(["-c", &script])
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

@@ -143,6 +143,32 @@ async fn address_space_is_short() {
     }
 }
 
+/// A socket that systemd has bound is accepted from, by the listener of its name, also by a gateway that was started anew:
+/// meanwhile devices wait in it.
+#[tokio::test]
+async fn a_socket_is_handed_over() {
+    const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=l";
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let handed = || std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+    let mut serving = Setup::echo().serve_from(HAND_OVER, handed());
+    serving.line("started").await;
+    assert_eq!(serving.listener(), address);
+    let mut device = Device::connect(address).await;
+    device.says("served").await;
+    device.gets("served").await;
+    drop(device);
+    assert_eq!(serving.stop().await.0, Some(0));
+
+    let mut device = Device::connect(address).await;
+    device.says("waits").await;
+    let mut serving = Setup::echo().serve_from(HAND_OVER, handed());
+    device.gets("waits").await;
+    drop(device);
+    serving.line("started").await;
+    assert_eq!(serving.stop().await.0, Some(0));
+}
+
 /// Devices for which there would be no descriptor wait in the backlog; the operator is told at the start how many have room,
 /// and nothing fails.
 #[tokio::test]

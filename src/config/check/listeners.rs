@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::admission;
 use super::binds::Binds;
 use super::credentials;
-use super::framing;
 use super::handlers::{Handlers, check_name};
+use super::{framing, tuning};
 use crate::config::fault::Fault;
 use crate::config::file::listener as keys;
 use crate::config::findings::Told;
@@ -57,6 +57,7 @@ fn one(
     let backlog = table.get(&keys::BACKLOG);
     let admission = admission::read(&table, outside, bind.ok());
     let rates = admission::rates(&table, bind.ok());
+    let tuning = tuning::read(&table);
     let sockets = table.get(&keys::SOCKETS);
     let datagrams_max = table.get(&keys::DATAGRAMS_MAX);
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
@@ -80,6 +81,8 @@ fn one(
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
             admission: Admission { tls, dtls, ..admission? },
+            tuning: tuning?,
+            given: None,
             datagrams: Datagrams {
                 sockets: sockets? as usize,
                 flows_max: connections_max,
@@ -103,9 +106,13 @@ fn one(
 }
 
 /// The keys that mean something to some transports only.
-const KEYS_OF_SOME: [(&str, &[SocketKind]); 5] = [
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 9] = [
     ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
     ("proxy_protocol", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("nodelay", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("tcp_keepalive", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("tcp_keepalive_interval", &[SocketKind::Tcp, SocketKind::Tls]),
+    ("tcp_keepalive_probes", &[SocketKind::Tcp, SocketKind::Tls]),
     ("sockets", &[SocketKind::Udp, SocketKind::Dtls]),
     ("datagrams_max", &[SocketKind::Udp, SocketKind::Dtls]),
     ("tls", &[SocketKind::Tls, SocketKind::Dtls]),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::config::file::{Section, Shape, framing};
 use crate::config::form::{
-    AccessForm, BindForm, Count, FilePath, Key, List, Optional, Otherwise, ProxyForm, RateForm, Required, Size, Span,
-    Text,
+    AccessForm, BindForm, Count, FilePath, Flag, Key, List, Optional, Otherwise, ProxyForm, RateForm, Required, Size,
+    Span, Text,
 };
 use crate::listener::proxy::Options as ProxyOptions;
 
@@ -28,6 +28,15 @@ pub(in crate::config) static ONE: Section = Section {
         &HANDSHAKES_MAX,
         &CONNECTIONS_MAX,
         &BACKLOG,
+        &NODELAY,
+        &TCP_KEEPALIVE,
+        &TCP_KEEPALIVE_INTERVAL,
+        &TCP_KEEPALIVE_PROBES,
+        &RECEIVE_BUFFER,
+        &SEND_BUFFER,
+        &DEVICE,
+        &REUSE_PORT,
+        &IPV6_ONLY,
         &SOCKETS,
         &ACCESS,
         &DENY_FILE,
@@ -179,6 +188,71 @@ pub(in crate::config) static PACKETS_RATE: Key<RateForm, Optional> = Key {
 
 /// Numbers of a rate: ten million are one every 100 ns.
 const RATE: std::ops::RangeInclusive<u64> = 1..=10_000_000;
+
+pub(in crate::config) static NODELAY: Key<Flag, Otherwise<bool>> = Key {
+    name: "nodelay",
+    form: Flag,
+    presence: Otherwise(|| true),
+    about: "tcp and tls: whether small pieces are sent at once; without, they may wait 40 ms for more (Nagle's algorithm)",
+};
+
+pub(in crate::config) static TCP_KEEPALIVE: Key<Span, Optional> = Key {
+    name: "tcp_keepalive",
+    form: Span(Duration::from_secs(1)..=Duration::from_secs(32_767)),
+    presence: Optional("never"),
+    about: "tcp and tls: the silence after which the kernel asks a device for a sign of life. It wakes the radios of sleeping \
+            devices; handlers that start a keepalive timer do not need it",
+};
+
+pub(in crate::config) static TCP_KEEPALIVE_INTERVAL: Key<Span, Otherwise<Duration>> = Key {
+    name: "tcp_keepalive_interval",
+    form: Span(Duration::from_secs(1)..=Duration::from_secs(32_767)),
+    presence: Otherwise(|| Duration::from_secs(30)),
+    about: "how long the kernel waits for that sign before it asks again",
+};
+
+pub(in crate::config) static TCP_KEEPALIVE_PROBES: Key<Count, Otherwise<u32>> = Key {
+    name: "tcp_keepalive_probes",
+    form: Count(1..=127),
+    presence: Otherwise(|| 4),
+    about: "how often it asks before the connection is taken for dead",
+};
+
+pub(in crate::config) static RECEIVE_BUFFER: Key<Size, Optional> = Key {
+    name: "receive_buffer",
+    form: Size(4 << 10..=1 << 30),
+    presence: Optional("the kernel's choice; `4MiB` for each socket of udp and dtls"),
+    about: "what the kernel keeps of what devices have sent: for each connection of tcp and tls, for each socket of udp and dtls; \
+            `net.core.rmem_max` bounds it too",
+};
+
+pub(in crate::config) static SEND_BUFFER: Key<Size, Optional> = Key {
+    name: "send_buffer",
+    form: Size(4 << 10..=1 << 30),
+    presence: Optional("the kernel's choice"),
+    about: "the same of what is sent to devices; `net.core.wmem_max` bounds it too",
+};
+
+pub(in crate::config) static DEVICE: Key<Text, Optional> = Key {
+    name: "device",
+    form: Text { expected: "the name of a network device such as \"eth0\"", bytes: 1..=15 },
+    presence: Optional("all"),
+    about: "the network device whose peers are served (`SO_BINDTODEVICE`)",
+};
+
+pub(in crate::config) static REUSE_PORT: Key<Flag, Otherwise<bool>> = Key {
+    name: "reuse_port",
+    form: Flag,
+    presence: Otherwise(|| false),
+    about: "whether other processes of the same user may bind the same address; the kernel shares the peers among them",
+};
+
+pub(in crate::config) static IPV6_ONLY: Key<Flag, Otherwise<bool>> = Key {
+    name: "ipv6_only",
+    form: Flag,
+    presence: Otherwise(|| false),
+    about: "whether `[::]` leaves the peers of IPv4 to others",
+};
 
 pub(in crate::config) static INBOUND_MAX: Key<Size, Otherwise<usize>> = Key {
     name: "inbound_max",

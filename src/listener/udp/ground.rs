@@ -74,7 +74,7 @@ impl Ground {
         let mut sockets = Vec::with_capacity(options.datagrams.sockets);
         let mut address = options.bind.address;
         for _ in 0..options.datagrams.sockets {
-            let socket = Socket::bind(address, &options.datagrams)?;
+            let socket = Socket::bind(address, options)?;
             // When the system chose the port, the others follow.
             address = socket.local;
             sockets.push(Arc::new(socket));
@@ -108,6 +108,7 @@ impl Ground {
         self.terms.rcu(|terms| Terms { queue: datagrams.queue, ..Terms::clone(terms) });
         for socket in &self.sockets {
             socket.flows.lock().resize(datagrams.flows_max);
+            socket.resize(&options.tuning)?;
         }
         if self.sockets.len() == datagrams.sockets {
             return Ok(());

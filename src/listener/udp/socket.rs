@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, Type};
+use socket2::{Protocol, SockRef, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::Datagrams;
+use super::Options;
 use super::ground::Owner;
 use super::inbox::Inbox;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::listener::flow::{Key, Table};
+use crate::listener::{Tuning, inherited};
 
 /// What the kernel is asked to keep for a socket while its task is kept from reading; `net.core.rmem_max` bounds it too.
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -28,17 +29,38 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn bind(address: SocketAddr, datagrams: &Datagrams) -> io::Result<Self> {
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
-        socket.set_reuse_port(datagrams.sockets > 1)?;
-        socket.set_nonblocking(true)?;
-        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-        socket.bind(&address.into())?;
+    pub(super) fn bind(address: SocketAddr, options: &Options) -> io::Result<Self> {
+        let (datagrams, tuning) = (&options.datagrams, &options.tuning);
+        let socket = match &options.given {
+            Some(_) if datagrams.sockets > 1 => {
+                return Err(io::Error::other("one socket was handed over, and `sockets` asks for more"));
+            }
+            Some(given) => {
+                let socket = socket2::Socket::from(inherited::duplicate(given)?);
+                socket.set_nonblocking(true)?;
+                tuning.size(SockRef::from(&socket))?;
+                socket
+            }
+            None => {
+                let socket = tuning.open(address, Type::DGRAM, Protocol::UDP)?;
+                // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
+                socket.set_reuse_port(tuning.reuse_port || datagrams.sockets > 1)?;
+                if tuning.receive_buffer_bytes.is_none() {
+                    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+                }
+                socket.bind(&address.into())?;
+                socket
+            }
+        };
         let io = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&io).into())?;
         allow_fragments(&io, address)?;
         Ok(Self { local: io.local_addr()?, io, state, flows: Mutex::new(Table::new(datagrams.flows_max)) })
+    }
+
+    /// Follows other sizes of the kernel's buffers.
+    pub(super) fn resize(&self, tuning: &Tuning) -> io::Result<()> {
+        tuning.size(SockRef::from(&self.io))
     }
 
     /// Sends one datagram from the address that the peer has used; `WouldBlock` when the socket takes none now.

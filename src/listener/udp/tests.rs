@@ -10,6 +10,7 @@ use tokio::net::UdpSocket;
 
 use super::*;
 use crate::conn::SocketKind;
+use crate::listener::Tuning;
 use crate::listener::door::Scripted;
 use crate::telemetry::Telemetry;
 
@@ -25,6 +26,8 @@ fn options(address: &str) -> Options {
         backlog: 1,
         handshakes_max: 1,
         admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
+        tuning: Tuning::default(),
+        given: None,
         datagrams: Datagrams { sockets: 1, flows_max: 10, queue: Bounds { datagrams_max: 4, bytes_max: 200_000 } },
     }
 }
