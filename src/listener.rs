@@ -160,6 +160,15 @@ impl Listener {
         }
     }
 
+    /// Has the peers that come from now on, where it takes the sockets of another listener over. Until it is called, those
+    /// are the other's: whoever binds it may still do without it.
+    pub fn begin(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Udp(listener) => listener.begin(),
+        }
+    }
+
     /// The next peer. Can be dropped and called again without losing one.
     pub async fn accept(&mut self) -> Arrived {
         match self {

@@ -156,8 +156,10 @@ impl Listenings {
                 (Some(socket), running) => {
                     let known = if running.is_some() { &mut changed.moved } else { &mut changed.added };
                     known.push(Arc::clone(&options.socket.name));
+                    // First, so that sockets which stay are never without an owner.
+                    let next = self.accept(socket, options, chain);
                     self.retire(running);
-                    self.accept(socket, options, chain)
+                    next
                 }
                 // What is not bound runs already: `open` has seen the same configuration.
                 (None, None) => continue,
@@ -178,7 +180,8 @@ impl Listenings {
     }
 
     /// Starts to accept.
-    fn accept(&self, socket: Listener, options: config::Listener, chain: Chain) -> Listening {
+    fn accept(&self, mut socket: Listener, options: config::Listener, chain: Chain) -> Listening {
+        socket.begin();
         let bound = socket.local_addr();
         tracing::info!(
             listener = %options.socket.name,

@@ -60,7 +60,7 @@ pub struct UdpListener {
     settings: Arc<Settings>,
     ground: Arc<Ground>,
     arrivals: mpsc::Receiver<Flow>,
-    /// What takes the sockets over, with the options for it, at the first accept: until then their last owner has them.
+    /// What takes the sockets over, with the options for it: until then their last owner has them.
     takes_over: Option<(Terms, Options)>,
 }
 
@@ -85,8 +85,8 @@ impl Settings {
 }
 
 impl UdpListener {
-    /// Binds the sockets and begins to receive, or takes them from a listener of the same address as soon as it accepts.
-    /// Each socket has a door of its own.
+    /// Binds the sockets and receives from them, or takes those of a listener of the same address over once it
+    /// [begins](Self::begin). Each socket has a door of its own.
     pub(super) fn bind(
         options: &Options,
         predecessor: Option<&Settings>,
@@ -163,14 +163,18 @@ impl UdpListener {
         }
     }
 
-    /// The flow of the next new peer.
-    async fn flow(&mut self) -> Flow {
+    /// Has the peers that come from now on, where the sockets have another owner until then.
+    pub(super) fn begin(&mut self) {
         if let Some((terms, options)) = self.takes_over.take() {
             self.ground.set_terms(terms);
             if let Err(error) = self.ground.follow(&options) {
                 tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
             }
         }
+    }
+
+    /// The flow of the next new peer.
+    async fn flow(&mut self) -> Flow {
         match self.arrivals.recv().await {
             Some(mut flow) => {
                 flow.ground = Some(Arc::clone(&self.ground));
