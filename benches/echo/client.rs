@@ -8,12 +8,26 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::identity::HOST;
 
 /// What the devices speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
     Udp,
+    Tls,
+}
+
+/// Where devices connect, and how.
+#[derive(Clone)]
+pub struct Gate {
+    pub transport: Transport,
+    pub address: SocketAddr,
+    /// What a device of TLS believes.
+    pub tls: TlsConnector,
 }
 
 /// After this long without an answer over UDP, a datagram is taken for lost and sent again: hundreds of times what any row
@@ -24,15 +38,16 @@ const LOST_AFTER: Duration = Duration::from_secs(1);
 enum Device {
     Tcp(TcpStream),
     Udp(UdpSocket),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Device {
-    async fn connect(transport: Transport, address: SocketAddr) -> Self {
+    async fn connect(Gate { transport, address, tls }: &Gate) -> Self {
         match transport {
-            Transport::Tcp => {
-                let stream = TcpStream::connect(address).await.expect("cannot connect");
-                stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
-                Self::Tcp(stream)
+            Transport::Tcp => Self::Tcp(connect(*address).await),
+            Transport::Tls => {
+                let host = HOST.try_into().expect("a name");
+                Self::Tls(Box::new(tls.connect(host, connect(*address).await).await.expect("the handshake failed")))
             }
             Transport::Udp => {
                 let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
@@ -48,6 +63,11 @@ impl Device {
         match self {
             Self::Tcp(stream) => {
                 stream.write_all(payload).await.expect("cannot send");
+                stream.read_exact(back).await.expect("the bytes did not come back");
+            }
+            Self::Tls(stream) => {
+                stream.write_all(payload).await.expect("cannot send");
+                stream.flush().await.expect("cannot send");
                 stream.read_exact(back).await.expect("the bytes did not come back");
             }
             Self::Udp(socket) => loop {
@@ -66,9 +86,16 @@ impl Device {
         match self {
             // Ports that linger in TIME_WAIT would be used up within seconds.
             Self::Tcp(stream) => stream.set_zero_linger().expect("cannot set SO_LINGER"),
+            Self::Tls(stream) => stream.get_ref().0.set_zero_linger().expect("cannot set SO_LINGER"),
             Self::Udp(_) => {}
         }
     }
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).await.expect("cannot connect");
+    stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
+    stream
 }
 
 /// Open connections.
@@ -102,11 +129,11 @@ impl Measured {
 }
 
 impl Load {
-    pub async fn open(transport: Transport, address: SocketAddr, connections: usize, payload_bytes: usize) -> Self {
+    pub async fn open(gate: &Gate, connections: usize, payload_bytes: usize) -> Self {
         let payload: Arc<[u8]> = (0..payload_bytes).map(|byte| byte as u8).collect();
         let mut devices = Vec::with_capacity(connections);
         for _ in 0..connections {
-            let mut device = Device::connect(transport, address).await;
+            let mut device = Device::connect(gate).await;
             device.round_trip(&payload).await;
             devices.push(device);
         }
@@ -150,22 +177,16 @@ impl Load {
 }
 
 /// Devices that connect, make one round trip and go; gives how many did so per second.
-pub async fn open_and_close(
-    transport: Transport,
-    address: SocketAddr,
-    devices: usize,
-    payload_bytes: usize,
-    span: Duration,
-) -> f64 {
+pub async fn open_and_close(gate: &Gate, devices: usize, payload_bytes: usize, span: Duration) -> f64 {
     let payload: Arc<[u8]> = vec![7; payload_bytes].into();
     let count = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..devices {
-        let (payload, count) = (Arc::clone(&payload), Arc::clone(&count));
+        let (gate, payload, count) = (gate.clone(), Arc::clone(&payload), Arc::clone(&count));
         tasks.spawn(async move {
             while started.elapsed() < span {
-                let mut device = Device::connect(transport, address).await;
+                let mut device = Device::connect(&gate).await;
                 device.round_trip(&payload).await;
                 device.reset();
                 count.fetch_add(1, Ordering::Relaxed);

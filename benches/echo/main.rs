@@ -10,6 +10,7 @@
 
 mod client;
 mod devices;
+mod identity;
 mod live;
 mod neighbours;
 mod pace;
@@ -25,7 +26,8 @@ use std::time::Duration;
 use clap::Parser;
 use mimalloc::MiMalloc;
 
-use client::{Load, Measured, Transport};
+use client::{Gate, Load, Measured, Transport};
+use identity::Identity;
 use process::Server;
 
 /// The program's own, for all servers alike.
@@ -71,7 +73,7 @@ struct Args {
 }
 
 /// The servers under test, in the order of the table; the first of each transport is what its others are compared with.
-const SUBJECTS: [Subject; 7] = [
+const SUBJECTS: [Subject; 9] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare, transport: Transport::Tcp },
     Subject { name: "echo guest", kind: Kind::Guest, transport: Transport::Tcp },
     Subject { name: "echo guest, large", kind: Kind::LargeGuest, transport: Transport::Tcp },
@@ -79,6 +81,8 @@ const SUBJECTS: [Subject; 7] = [
     Subject { name: "UDP bare tokio", kind: Kind::Bare, transport: Transport::Udp },
     Subject { name: "UDP echo guest", kind: Kind::Guest, transport: Transport::Udp },
     Subject { name: "UDP gRPC handler", kind: Kind::Grpc, transport: Transport::Udp },
+    Subject { name: "TLS bare tokio", kind: Kind::Bare, transport: Transport::Tls },
+    Subject { name: "TLS echo guest", kind: Kind::Guest, transport: Transport::Tls },
 ];
 
 struct Subject {
@@ -123,6 +127,7 @@ async fn main() -> ExitCode {
         swap::run(devices, args.payload_bytes, args.seconds).await;
         return ExitCode::SUCCESS;
     }
+    let identity = Identity::new();
     header();
     for &connections in &args.connections {
         let mut bare: Option<(Transport, f64)> = None;
@@ -130,7 +135,7 @@ async fn main() -> ExitCode {
             if !args.only.is_empty() && !args.only.iter().any(|name| subject.name.starts_with(name.as_str())) {
                 continue;
             }
-            let row = measure(subject, connections, &args).await;
+            let row = measure(subject, connections, &identity, &args).await;
             let rate = match bare {
                 Some((transport, rate)) if transport == subject.transport => rate,
                 Some(_) | None => row.measured.rate(),
@@ -152,30 +157,32 @@ struct Row {
 }
 
 /// One server, started for this row alone, so that no row inherits another's memory.
-async fn measure(subject: &Subject, connections: usize, args: &Args) -> Row {
+async fn measure(subject: &Subject, connections: usize, identity: &Identity, args: &Args) -> Row {
     let Subject { kind, transport, .. } = *subject;
-    let over = match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
+    let over: &[&str] = match transport {
+        Transport::Tcp => &["tcp"],
+        Transport::Udp => &["udp"],
+        Transport::Tls => &["tls", identity.dir()],
     };
     let handler = match kind {
         Kind::Grpc => Some(Server::start(&["handler"]).await),
         Kind::Bare | Kind::Guest | Kind::LargeGuest => None,
     };
     let server = match (kind, &handler) {
-        (Kind::Bare, _) => Server::start(&["bare", over]).await,
+        (Kind::Bare, _) => Server::start(&[&["bare"], over].concat()).await,
         (Kind::LargeGuest, _) => Server::start(&["large-guest"]).await,
-        (_, None) => Server::start(&["guest", over]).await,
+        (_, None) => Server::start(&[&["guest"], over].concat()).await,
         (_, Some(handler)) => {
-            let gateway = Server::start(&["grpc", over, &handler.address().to_string()]).await;
+            let gateway = Server::start(&[&["grpc", &handler.address().to_string()], over].concat()).await;
             handler.tell(&gateway.adapter().to_string()).await;
             gateway
         }
     };
+    let gate = Gate { transport, address: server.address(), tls: identity.connector() };
     // The first connection pays for what is made once.
-    Load::open(transport, server.address(), 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
+    Load::open(&gate, 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
     let memory_before = server.memory_kib();
-    let load = Load::open(transport, server.address(), connections, args.payload_bytes).await;
+    let load = Load::open(&gate, connections, args.payload_bytes).await;
     let load = load.settle().await;
     let kib_per_connection = (server.memory_kib() - memory_before) / connections as f64;
 
@@ -184,8 +191,7 @@ async fn measure(subject: &Subject, connections: usize, args: &Args) -> Row {
     let cpu = server.cpu() - cpu_before;
     drop(load);
     let opened_per_second = client::open_and_close(
-        transport,
-        server.address(),
+        &gate,
         connections.min(100),
         args.payload_bytes,
         Duration::from_secs(args.seconds.div_ceil(2)),

@@ -10,20 +10,22 @@ use polygate::exproto::proto;
 use polygate::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
 use crate::parts::Parts;
-use crate::{devices, live, swap, tables};
+use crate::{devices, identity, live, swap, tables};
 
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["bare", "tcp"] => bare().await,
         ["bare", "udp"] => bare_udp().await,
-        ["bare", _] => bare().await,
+        ["bare", "tls", identity] => bare_tls(Path::new(identity)).await,
+        ["guest", "tls", identity] => tls_gateway(Path::new(identity)).await,
         ["guest", transport] => gateway(GUEST, 1, transport).await,
         // Memory that no slot holds puts it there.
         ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1, "tcp").await,
@@ -39,7 +41,7 @@ pub async fn run(args: &[String]) {
             devices::obey(at_once, open, async || {}).await;
         }
         ["swap"] => swap().await,
-        ["grpc", transport, handler] => gateway(&grpc(handler), 1, transport).await,
+        ["grpc", handler, transport] => gateway(&grpc(handler), 1, transport).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -52,15 +54,35 @@ async fn bare() {
         let (mut stream, _) = listener.accept().await.expect("cannot accept");
         tokio::spawn(async move {
             stream.set_nodelay(true)?;
-            let mut buffer = vec![0; 4096];
-            loop {
-                let count = stream.read(&mut buffer).await?;
-                if count == 0 {
-                    return io::Result::Ok(());
-                }
-                stream.write_all(&buffer[..count]).await?;
-            }
+            echo(&mut stream).await
         });
+    }
+}
+
+async fn bare_tls(identity: &Path) {
+    let acceptor = identity::acceptor(identity);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("cannot bind");
+    println!("{}", listener.local_addr().expect("no address"));
+    loop {
+        let (stream, _) = listener.accept().await.expect("cannot accept");
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            stream.set_nodelay(true)?;
+            echo(&mut acceptor.accept(stream).await?).await
+        });
+    }
+}
+
+async fn echo(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        stream.write_all(&buffer[..count]).await?;
+        // TLS may keep the last record back.
+        stream.flush().await?;
     }
 }
 
@@ -98,22 +120,32 @@ fn start() -> tempfile::TempDir {
 
 /// A gateway with one handler, listening on so many loopback addresses.
 fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
-    config_over("tcp", handler, listeners, dir)
+    config_over("tcp", "", handler, listeners, dir)
 }
 
-fn config_over(transport: &str, handler: &str, listeners: u8, dir: &Path) -> Config {
+/// The same over another transport, with more keys of each listener.
+fn config_over(transport: &str, keys: &str, handler: &str, listeners: u8, dir: &Path) -> Config {
     let mut text = format!(
         "[gateway]\ndata_dir = {dir:?}\n[adapter]\nbind = \"127.0.0.1:0\"\n[broker]\nkind = \"embedded\"\n[handlers.h]\n{handler}\n"
     );
     for last in 1..=listeners {
-        text += &format!("[listeners.l{last}]\nbind = \"{transport}://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n");
+        text +=
+            &format!("[listeners.l{last}]\nbind = \"{transport}://127.0.0.{last}:0\"\nhandlers = [\"h\"]\n{keys}\n");
     }
     Config::parse(&text, dir, "bench.toml").expect("the configuration has faults").0
 }
 
 async fn gateway(handler: &str, listeners: u8, transport: &str) {
     let dir = start();
-    run_gateway(config_over(transport, handler, listeners, dir.path())).await;
+    run_gateway(config_over(transport, "", handler, listeners, dir.path())).await;
+}
+
+/// A gateway with the echo guest, listening for TLS with the certificate in this directory.
+async fn tls_gateway(identity: &Path) {
+    let dir = start();
+    let (certificate, key) = (identity::certificate(identity), identity::key(identity));
+    let keys = format!("tls = {{ cert_file = {certificate:?}, key_file = {key:?} }}");
+    run_gateway(config_over("tls", &keys, GUEST, 1, dir.path())).await;
 }
 
 /// A gateway with the echo guest, and a listener for it, and another guest on a second one.
