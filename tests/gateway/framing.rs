@@ -91,6 +91,35 @@ async fn a_guest_gets_frames() {
     peer.expect("three").await;
 }
 
+/// Two hundred devices that send their frames byte by byte hold up nobody: after every byte of each another device is served.
+/// They take the room of their bytes, and each frame comes whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_send_byte_by_byte() {
+    const SLOW: usize = 200;
+    let echo = Setup::guest("echo").handler("settings = { mode = \"raw\" }");
+    let gateway = echo.listener("framing = { kind = \"line\" }").start().await;
+    let mut slow = Vec::new();
+    for number in 0..SLOW {
+        slow.push((gateway.connect().await, format!("meter {number:03}\n")));
+    }
+    let mut other = gateway.connect().await;
+    let last = slow[0].1.len() - 1;
+    for at in 0..last {
+        for (peer, line) in &mut slow {
+            peer.send(&line[at..=at]).await;
+        }
+        // So each byte is a read of its own.
+        gateway.metric_reaches(INBOUND, (SLOW * (at + 1)) as f64).await;
+        other.send("quick\n").await;
+        other.expect("quick").await;
+    }
+    for (peer, line) in &mut slow {
+        peer.send(&line[last..]).await;
+        peer.expect(&line[..last]).await;
+    }
+    gateway.metric_reaches(INBOUND, 0.0).await;
+}
+
 /// A handler that cuts its stream itself goes on as before when it gets the frames as they came.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_reads_the_wire_gets_it() {
