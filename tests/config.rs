@@ -503,7 +503,7 @@ fn the_lines_of_the_sample_are_true() {
         format!("{:?}", listeners.collect::<Vec<_>>())
     };
     assert_eq!(without_files(of_plain), without_files(&plain.listeners));
-    assert_eq!(more.len(), 1, "the listener for TLS");
+    assert_eq!(more.len(), 2, "the listeners for TLS and DTLS");
     assert_eq!(full.data_dir, plain.data_dir);
     assert_eq!(full.drain_timeout, plain.drain_timeout);
     assert_eq!(full.broker.retained_bytes_max, plain.broker.retained_bytes_max);

@@ -103,7 +103,7 @@ mod tests {
         let seen = SockRef::from(&socket);
         let address = seen.local_addr().unwrap().as_socket();
         let has_datagrams = seen.r#type().unwrap() == Type::DGRAM;
-            Given { name: name.to_owned(), address, has_datagrams, socket }
+        Given { name: name.to_owned(), address, has_datagrams, socket }
     }
 
     /// A name decides before an address, and the kind of socket must fit.

@@ -61,7 +61,7 @@ pub struct UdpListener {
     ground: Arc<Ground>,
     arrivals: mpsc::Receiver<Flow>,
     /// What takes the sockets over, with the options for it: until then their last owner has them.
-    takes_over: Option<(Terms, Options)>,
+    takes_over: Option<Box<(Terms, Options)>>,
 }
 
 /// What a reload may change of a listener that goes on accepting, and its sockets, which another one may take over.
@@ -114,7 +114,7 @@ impl UdpListener {
             arrivals: sender,
         };
         let (ground, takes_over) = match predecessor.and_then(|settings| settings.ground.upgrade()) {
-            Some(ground) => (ground, Some((terms, options.clone()))),
+            Some(ground) => (ground, Some(Box::new((terms, options.clone())))),
             None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
         };
         let sources = Sources::new(owner.metrics.clone());
@@ -165,7 +165,8 @@ impl UdpListener {
 
     /// Has the peers that come from now on, where the sockets have another owner until then.
     pub(super) fn begin(&mut self) {
-        if let Some((terms, options)) = self.takes_over.take() {
+        if let Some(taken) = self.takes_over.take() {
+            let (terms, options) = *taken;
             self.ground.set_terms(terms);
             if let Err(error) = self.ground.follow(&options) {
                 tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
