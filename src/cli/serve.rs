@@ -26,15 +26,16 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 /// for as long as `drain_timeout` allows. A second signal ends the process at once. Exits with 0 after a clean stop, with 1
 /// when the gateway could not start or connections had to be cut off.
 ///
-/// SIGHUP reads the configuration again: handlers that it changes get a new version while devices stay connected; what needs a
-/// restart is named in the log. A configuration with faults changes nothing.
+/// SIGHUP reads the configuration again: listeners come, go and change for the devices that connect then, handlers get new
+/// versions, and those who are connected stay; what needs a restart is named in the log. A configuration with faults
+/// changes nothing. Sockets that systemd has bound (LISTEN_FDS) are taken over.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate serve -c /etc/polygate/polygate.toml")]
 pub struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
-    /// Read the configuration again when its file or a component has changed
+    /// Read the configuration again when its file, a component, a certificate or a list of addresses has changed
     #[arg(long)]
     watch: bool,
 }
