@@ -13,6 +13,7 @@ mod context;
 mod door;
 mod ffi;
 mod flow;
+mod guard;
 mod handshake;
 mod hello;
 mod hmac;

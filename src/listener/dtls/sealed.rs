@@ -21,10 +21,10 @@ use super::hmac::Hmac;
 pub(super) const PLAINTEXT_MAX: usize = 1 << 14;
 
 /// DTLS 1.2, as a record tells it.
-const VERSION: [u8; 2] = [0xfe, 0xfd];
+pub(super) const VERSION: [u8; 2] = [0xfe, 0xfd];
 
 /// The epoch of everything behind the one handshake of a session.
-const EPOCH: u16 = 1;
+pub(super) const EPOCH: u16 = 1;
 
 /// Bytes of the longest key block: two keys of 32 bytes and two salts of 12.
 const KEY_BLOCK_MAX: usize = 2 * (32 + NONCE);
@@ -226,21 +226,9 @@ impl Sealed {
     /// with which the handshake ended: our records are numbered on from theirs.
     pub(super) fn take_out(ssl: &SslRef, flight: &[Bytes]) -> Option<Self> {
         let suite = Suite::of(ssl)?;
-        let mut master = [0; 48];
-        let master_len = ssl.session()?.master_key(&mut master);
-        let master = master.get(..master_len)?;
-        let (mut client, mut server) = ([0; 32], [0; 32]);
-        if ssl.client_random(&mut client) != 32 || ssl.server_random(&mut server) != 32 {
-            return None;
-        }
-        let seed: [&[u8]; 3] = [b"key expansion", &server, &client];
         let mut block = [0; KEY_BLOCK_MAX];
         let block = &mut block[..2 * (suite.key_len() + suite.salt_len())];
-        match ssl.current_cipher()?.handshake_digest()?.type_() {
-            Nid::SHA256 => Hmac::<Sha256>::new::<64>(master).expand(&seed, block),
-            Nid::SHA384 => Hmac::<Sha384>::new::<128>(master).expand(&seed, block),
-            _ => return None,
-        }
+        expand_keys(ssl, block)?;
         let last = flight.iter().flat_map(records).filter(|record| record.epoch == EPOCH).map(|record| record.number);
         let next = last.max()? + 1;
         Some(Self::new(suite, block, next))
@@ -307,13 +295,32 @@ impl fmt::Debug for Sealed {
     }
 }
 
+/// Fills `block` with the keys of a handshake that is over (RFC 5246 section 6.3); `None` when they cannot be had.
+pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
+    let mut master = [0; 48];
+    let master_len = ssl.session()?.master_key(&mut master);
+    let master = master.get(..master_len)?;
+    let (mut client, mut server) = ([0; 32], [0; 32]);
+    if ssl.client_random(&mut client) != 32 || ssl.server_random(&mut server) != 32 {
+        return None;
+    }
+    let seed: [&[u8]; 3] = [b"key expansion", &server, &client];
+    match ssl.current_cipher()?.handshake_digest()?.type_() {
+        // openssl names the digest of earlier versions for suites that were there before 1.2, where it is SHA-256 too.
+        Nid::SHA256 | Nid::MD5_SHA1 => Hmac::<Sha256>::new::<64>(master).expand(&seed, block),
+        Nid::SHA384 => Hmac::<Sha384>::new::<128>(master).expand(&seed, block),
+        _ => return None,
+    }
+    Some(())
+}
+
 /// Epoch and number as a record has them: two bytes and six.
-fn numbered(epoch: u16, number: u64) -> [u8; 8] {
+pub(super) fn numbered(epoch: u16, number: u64) -> [u8; 8] {
     (u64::from(epoch) << 48 | number).to_be_bytes()
 }
 
 /// What is authenticated beside the plaintext (RFC 5246 section 6.2.3.3).
-fn additional(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
+pub(super) fn additional(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
     let mut additional = [0; 13];
     additional[..8].copy_from_slice(&number);
     additional[8] = content;
@@ -327,10 +334,10 @@ fn additional(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
 #[derive(Debug)]
 pub(super) struct Record<'a> {
     pub(super) content: u8,
-    version: [u8; 2],
+    pub(super) version: [u8; 2],
     pub(super) epoch: u16,
     pub(super) number: u64,
-    fragment: &'a [u8],
+    pub(super) fragment: &'a [u8],
     /// All its bytes, with the header.
     pub(super) len: usize,
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use openssl::ssl::{ErrorCode, SslStream};
 
 use super::ffi;
+use super::guard::Guard;
 use super::hello::HANDSHAKE;
 use super::sealed::{Opened, PLAINTEXT_MAX, Record, Sealed, Unsealed};
 use super::wire::Wire;
@@ -75,8 +76,9 @@ pub struct Session {
 enum Layer {
     /// We do.
     Ours(Box<Ours>),
-    /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session.
-    Library(Box<SslStream<Wire>>),
+    /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session. It reads what the guard lets
+    /// through.
+    Library(Box<SslStream<Wire>>, Option<Guard>),
 }
 
 #[derive(Debug)]
@@ -95,7 +97,10 @@ impl Session {
         let outbound = std::mem::take(stream.get_mut().outbound());
         let layer = match Sealed::take_out(stream.ssl(), &flight) {
             Some(sealed) => Layer::Ours(Box::new(Ours { sealed, flight: Vec::new(), rest: Bytes::new() })),
-            None => Layer::Library(Box::new(stream)),
+            None => {
+                let guard = Guard::of(stream.ssl(), &early);
+                Layer::Library(Box::new(stream), guard)
+            }
         };
         let mut session =
             Self { layer, outbound, early: VecDeque::new(), plaintext_max, ended: false, closed: false, dropped: 0 };
@@ -120,7 +125,14 @@ impl Session {
     pub fn handle_datagram(&mut self, datagram: Bytes) {
         match &mut self.layer {
             Layer::Ours(ours) => ours.rest = datagram,
-            Layer::Library(stream) => stream.get_mut().put(datagram),
+            Layer::Library(stream, Some(guard)) => {
+                let (passed, dropped) = guard.pass(&datagram);
+                self.dropped += dropped;
+                if !passed.is_empty() {
+                    stream.get_mut().put(passed);
+                }
+            }
+            Layer::Library(stream, None) => stream.get_mut().put(datagram),
         }
     }
 
@@ -173,7 +185,7 @@ impl Session {
         }
         match &mut self.layer {
             Layer::Ours(_) => self.push(APPLICATION_DATA, data).map_err(|Unsealed| SendError::Ended),
-            Layer::Library(stream) => {
+            Layer::Library(stream, _) => {
                 let written = ffi::alloc_buffers(stream).is_ok() && stream.ssl_write(data).is_ok();
                 ffi::free_buffers(stream);
                 self.outbound.append(stream.get_mut().outbound());
@@ -204,7 +216,7 @@ impl Session {
         match &mut self.layer {
             // Without memory for it the peer is not told; it finds out, as it would if the datagram were lost.
             Layer::Ours(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
-            Layer::Library(stream) => {
+            Layer::Library(stream, _) => {
                 if ffi::alloc_buffers(stream).is_ok() {
                     drop(stream.shutdown());
                 }
@@ -249,7 +261,7 @@ impl Session {
 
     /// What openssl makes of what has come.
     fn read(&mut self) -> Option<Event> {
-        let Layer::Library(stream) = &mut self.layer else { return None };
+        let Layer::Library(stream, _) = &mut self.layer else { return None };
         let came = !stream.get_ref().is_drained();
         if ffi::alloc_buffers(stream).is_err() {
             return Some(Event::Aborted);

@@ -301,6 +301,38 @@ fn data_may_be_early() {
     assert_eq!(events(&mut session, client.seal(b"later")), [Event::Data(Bytes::from_static(b"later"))]);
 }
 
+/// Whoever knows the peer's address can send in its name, and ends nothing by that, whatever he sends and whoever seals
+/// the records.
+#[test]
+fn nobody_else_ends_a_session() {
+    let context = context(|_| {});
+    /// SSL_OP_NO_ENCRYPT_THEN_MAC of ssl.h.
+    const MAC_FIRST: SslOptions = SslOptions::from_bits_retain(1 << 19);
+    for (suite, options) in CIPHERS.split(':').flat_map(|suite| [(suite, SslOptions::empty()), (suite, MAC_FIRST)]) {
+        let mut client = Client::new(|client| {
+            client.set_cipher_list(suite).unwrap();
+            client.set_options(options);
+            pre_shared(client, "device", b"a key of sixteen");
+        });
+        let mut session = establish(&context, &mut client).unwrap();
+        for content in [20, 21, 22, 23, 24, 0] {
+            for epoch in [0, 1, 2] {
+                for len in (0..80).chain([96, 112, 1024, 16_384, 17_000]) {
+                    let number = 100 + u8::try_from(len % 100).unwrap();
+                    let mut forged = vec![content, 0xfe, 0xfd, 0, epoch, 0, 0, 0, 0, 0, number];
+                    forged.extend(u16::try_from(len).unwrap().to_be_bytes());
+                    // In the clear it would be an alert.
+                    forged.extend([2, 40].into_iter().cycle().take(len));
+                    let came = events(&mut session, forged.into());
+                    assert_eq!(came, [], "{suite}: content {content}, epoch {epoch}, {len} bytes");
+                    assert!(sent(&mut session).is_empty(), "{suite}: content {content}, epoch {epoch}, {len} bytes");
+                }
+            }
+        }
+        assert_eq!(events(&mut session, client.seal(b"still")), [Event::Data(Bytes::from_static(b"still"))], "{suite}");
+    }
+}
+
 /// Several records in one datagram are as many events; what is replayed, changed or no record is dropped and counted.
 #[test]
 fn only_what_is_new_and_authentic_is_read() {
