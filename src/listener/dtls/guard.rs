@@ -14,6 +14,7 @@ use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::sign::Signer;
 use openssl::ssl::SslRef;
+use secrecy::zeroize::Zeroizing;
 
 use super::sealed::{EPOCH, Record, VERSION, additional, expand_keys, numbered, records};
 
@@ -35,7 +36,7 @@ impl Guard {
             _ => return None,
         };
         // RFC 5246 section 6.3: the MAC key of the client is the first of all.
-        let mut key = [0; 48];
+        let mut key = Zeroizing::new([0; 48]);
         let key = key.get_mut(..digest.size())?;
         expand_keys(ssl, key)?;
         let guard = Self { key: PKey::hmac(key).ok()?, digest };

@@ -12,6 +12,7 @@ use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::ssl::SslRef;
+use secrecy::zeroize::{Zeroize, Zeroizing};
 use sha2::{Sha256, Sha384};
 
 use super::hello::RECORD_HEADER;
@@ -174,8 +175,8 @@ impl Suite {
 /// Bytes of a nonce.
 const NONCE: usize = 12;
 
-/// The key and the salt of one direction; their lengths are the suite's.
-#[derive(Clone, Copy)]
+/// The key and the salt of one direction; their lengths are the suite's. Its memory is overwritten when it goes.
+#[derive(Clone)]
 struct Key {
     key: [u8; 32],
     salt: [u8; NONCE],
@@ -195,6 +196,13 @@ impl Key {
             }
         }
         nonce
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.key.zeroize();
+        self.salt.zeroize();
     }
 }
 
@@ -226,7 +234,7 @@ impl Sealed {
     /// with which the handshake ended: our records are numbered on from theirs.
     pub(super) fn take_out(ssl: &SslRef, flight: &[Bytes]) -> Option<Self> {
         let suite = Suite::of(ssl)?;
-        let mut block = [0; KEY_BLOCK_MAX];
+        let mut block = Zeroizing::new([0; KEY_BLOCK_MAX]);
         let block = &mut block[..2 * (suite.key_len() + suite.salt_len())];
         expand_keys(ssl, block)?;
         let last = flight.iter().flat_map(records).filter(|record| record.epoch == EPOCH).map(|record| record.number);
@@ -297,8 +305,8 @@ impl fmt::Debug for Sealed {
 
 /// Fills `block` with the keys of a handshake that is over (RFC 5246 section 6.3); `None` when they cannot be had.
 pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
-    let mut master = [0; 48];
-    let master_len = ssl.session()?.master_key(&mut master);
+    let mut master = Zeroizing::new([0; 48]);
+    let master_len = ssl.session()?.master_key(&mut master[..]);
     let master = master.get(..master_len)?;
     let (mut client, mut server) = ([0; 32], [0; 32]);
     if ssl.client_random(&mut client) != 32 || ssl.server_random(&mut server) != 32 {
@@ -427,7 +435,7 @@ mod tests {
     fn both(suite: Suite, next: u64) -> (Sealed, Sealed) {
         let block: Vec<u8> = (0..2 * (suite.key_len() + suite.salt_len())).map(|byte| byte as u8).collect();
         let ours = Sealed::new(suite, &block, next);
-        let theirs = Sealed { ours: ours.theirs, theirs: ours.ours, window: Window::default(), ..ours };
+        let theirs = Sealed { ours: ours.theirs.clone(), theirs: ours.ours.clone(), window: Window::default(), ..ours };
         (ours, theirs)
     }
 
