@@ -80,10 +80,9 @@ impl SecureFlow {
                 Some(Event::Aborted) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                 None => {}
             }
-            // What a record asked for, such as the last flight again; it goes out when the socket takes it.
-            if let Poll::Ready(flushed) = self.poll_flush(cx) {
-                flushed?;
-            }
+            // What a record asked for, such as the last flight again. Nothing more is read while the socket does not take it,
+            // so that what waits there has a bound.
+            ready!(self.poll_flush(cx))?;
             match ready!(self.flow.poll_receive(cx)) {
                 Some(datagram) => self.session.handle_datagram(datagram),
                 None => return Poll::Ready(Ok(Received::End)),

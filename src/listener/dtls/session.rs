@@ -253,7 +253,12 @@ impl Session {
                     self.outbound.extend(ours.flight.iter().cloned());
                 }
             }
-            (HANDSHAKE, [CLIENT_HELLO, ..]) => drop(self.push(ALERT, &[WARNING, NO_RENEGOTIATION])),
+            // Here too: a datagram has room for hundreds of these, and each would wait for the socket.
+            (HANDSHAKE, [CLIENT_HELLO, ..]) => {
+                if self.outbound.is_empty() {
+                    drop(self.push(ALERT, &[WARNING, NO_RENEGOTIATION]));
+                }
+            }
             _ => self.dropped += 1,
         }
         None
