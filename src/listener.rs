@@ -111,15 +111,13 @@ impl Listener {
     /// [`BindError`], when the operating system refuses the address.
     pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
         let (stream, datagrams) = match predecessor.map(|handle| &handle.of) {
-            Some(HandleOf::Tcp(settings)) if !options.bind.transport.has_datagrams() => {
-                (Some(settings.duplicate()), None)
-            }
-            Some(HandleOf::Udp(settings)) if options.bind.transport.has_datagrams() => (None, Some(settings.as_ref())),
-            Some(HandleOf::Tcp(_) | HandleOf::Udp(_)) | None => (None, None),
+            Some(HandleOf::Tcp(settings)) => (Some(settings), None),
+            Some(HandleOf::Udp(settings)) => (None, Some(settings.as_ref())),
+            None => (None, None),
         };
         let bound = match options.bind.transport {
-            SocketKind::Tcp | SocketKind::Tls if let Some(socket) = stream => {
-                socket.and_then(|socket| tcp::TcpListener::adopt(options, socket, metrics)).map(Self::Tcp)
+            SocketKind::Tcp | SocketKind::Tls if let Some(settings) = stream => {
+                settings.hand_over(options, metrics).map(Self::Tcp)
             }
             SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
             SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
@@ -225,25 +223,45 @@ mod tests {
     use super::*;
     use crate::handler::chain;
 
+    fn options(transport: SocketKind, address: SocketAddr) -> Options {
+        Options {
+            name: "modbus".into(),
+            bind: Bind { transport, address },
+            backlog: 1,
+            handshakes_max: 1,
+            admission: Admission::default(),
+            tuning: Tuning::default(),
+            given: None,
+            datagrams: Datagrams { sockets: 1, flows_max: 1, queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 } },
+        }
+    }
+
+    /// What only another socket could follow is told, each time until it is taken back, and by the listener that takes the socket
+    /// over too.
+    #[tokio::test]
+    async fn what_a_socket_cannot_follow_is_told() {
+        for transport in [SocketKind::Tcp, SocketKind::Udp] {
+            let plain = options(transport, SocketAddr::from(([127, 0, 0, 1], 0)));
+            let other = Options { tuning: Tuning { reuse_port: true, ..Tuning::default() }, ..plain.clone() };
+            let metrics = || crate::telemetry::Telemetry::new().listener(&plain.name);
+            let listener = Listener::bind(&plain, None, metrics()).unwrap();
+            let told = |handle: &Handle, options| handle.follow(options).map_err(|error| error.to_string());
+            let refused = Err("reuse_port takes a restart, or another address".to_owned());
+            for _ in 0..2 {
+                assert_eq!(told(&listener.handle(), &other), refused, "{transport}");
+            }
+            assert_eq!(told(&listener.handle(), &plain), Ok(()), "{transport}");
+            let successor = Listener::bind(&other, Some(&listener.handle()), metrics()).unwrap();
+            assert_eq!(successor.local_addr(), listener.local_addr());
+            assert_eq!(told(&successor.handle(), &other), refused, "{transport}");
+        }
+    }
+
     /// What the operator reads is one sentence, and a low port says what it needs.
     #[test]
     fn a_refused_address_is_one_sentence() {
         let told = |port: u16, number: i32| {
-            let bind = Bind { transport: SocketKind::Tcp, address: SocketAddr::from(([0, 0, 0, 0], port)) };
-            let options = Options {
-                name: "modbus".into(),
-                bind,
-                backlog: 1,
-                handshakes_max: 1,
-                admission: Admission::default(),
-                tuning: Tuning::default(),
-                given: None,
-                datagrams: Datagrams {
-                    sockets: 1,
-                    flows_max: 1,
-                    queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 },
-                },
-            };
+            let options = options(SocketKind::Tcp, SocketAddr::from(([0, 0, 0, 0], port)));
             chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();

@@ -40,6 +40,8 @@ pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
     tuning: ArcSwap<Tuning>,
+    /// What the socket was made with.
+    made: Tuning,
     sources: Arc<Sources>,
     /// The peers that may be about their handshake.
     handshakes: Room,
@@ -50,36 +52,40 @@ impl Settings {
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
-        let unlike = options.tuning.unlike(&self.tuning.load());
         self.tuning.store(Arc::new(options.tuning.clone()));
         options.tuning.size(SockRef::from(&self.socket))?;
         // To listen once more changes the bound of the backlog, and keeps those who wait in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        unlike.map_or(Ok(()), |key| Err(io::Error::other(format!("{key} takes a restart, or another address"))))
+        self.made.followed_by(&options.tuning)
     }
 
-    /// The same socket once more, with the peers that wait in its backlog.
-    pub(super) fn duplicate(&self) -> io::Result<std::net::TcpListener> {
-        Ok(self.socket.as_fd().try_clone_to_owned()?.into())
+    /// The same socket once more, with the peers that wait in its backlog, for another listener.
+    pub(super) fn hand_over(&self, options: &Options, metrics: ListenerMetrics) -> io::Result<TcpListener> {
+        if let Err(error) = self.made.followed_by(&options.tuning) {
+            tracing::warn!(listener = %options.name, %error, "takes the socket of another listener over");
+        }
+        let socket = self.socket.as_fd().try_clone_to_owned()?.into();
+        TcpListener::adopt(options, socket, self.made.clone(), metrics)
     }
 }
 
 impl TcpListener {
     /// A socket that was bound and listens already.
-    pub(super) fn adopt(
+    fn adopt(
         options: &Options,
         socket: std::net::TcpListener,
+        made: Tuning,
         metrics: ListenerMetrics,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Self::new(options, Inner::from_std(socket)?, metrics)
+        Self::new(options, Inner::from_std(socket)?, made, metrics)
     }
 
     pub(super) fn bind(options: &Options, metrics: ListenerMetrics) -> io::Result<Self> {
         if let Some(given) = &options.given {
             let socket = std::net::TcpListener::from(inherited::duplicate(given)?);
             options.tuning.size(SockRef::from(&socket))?;
-            return Self::adopt(options, socket, metrics);
+            return Self::adopt(options, socket, options.tuning.clone(), metrics);
         }
         let address = options.bind.address;
         let socket = options.tuning.open(address, Type::STREAM, Protocol::TCP)?;
@@ -87,10 +93,10 @@ impl TcpListener {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Self::new(options, Inner::from_std(socket.into())?, metrics)
+        Self::new(options, Inner::from_std(socket.into())?, options.tuning.clone(), metrics)
     }
 
-    fn new(options: &Options, socket: Inner, metrics: ListenerMetrics) -> io::Result<Self> {
+    fn new(options: &Options, socket: Inner, made: Tuning, metrics: ListenerMetrics) -> io::Result<Self> {
         let local = ListenAddr(socket.local_addr()?);
         Ok(Self {
             name: Arc::clone(&options.name),
@@ -99,6 +105,7 @@ impl TcpListener {
                 socket,
                 admission: ArcSwap::from_pointee(options.admission.clone()),
                 tuning: ArcSwap::from_pointee(options.tuning.clone()),
+                made,
                 sources: Sources::new(metrics.clone()),
                 handshakes: Room::new(options.handshakes_max),
             }),

@@ -85,15 +85,21 @@ impl Tuning {
         Ok(())
     }
 
-    /// The first key of what only another socket could follow.
-    pub(super) fn unlike(&self, other: &Self) -> Option<&'static str> {
-        [
-            ("device", self.device != other.device),
-            ("reuse_port", self.reuse_port != other.reuse_port),
-            ("ipv6_only", self.ipv6_only != other.ipv6_only),
-        ]
-        .into_iter()
-        .find_map(|(key, differs)| differs.then_some(key))
+    /// Whether a socket that was made with this can be what is asked for now.
+    ///
+    /// # Errors
+    ///
+    /// The first key that only another socket could follow.
+    pub(super) fn followed_by(&self, asked: &Self) -> io::Result<()> {
+        let unlike = [
+            ("device", self.device != asked.device),
+            ("reuse_port", self.reuse_port != asked.reuse_port),
+            ("ipv6_only", self.ipv6_only != asked.ipv6_only),
+        ];
+        match unlike.into_iter().find(|(_, differs)| *differs) {
+            Some((key, _)) => Err(io::Error::other(format!("{key} takes a restart, or another address"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -146,7 +152,9 @@ mod tests {
     #[test]
     fn what_a_socket_cannot_follow() {
         let plain = Tuning::default();
-        assert_eq!(plain.unlike(&Tuning { nodelay: false, send_buffer_bytes: Some(1), ..Tuning::default() }), None);
-        assert_eq!(plain.unlike(&Tuning { reuse_port: true, ..Tuning::default() }), Some("reuse_port"));
+        let followed = |asked: Tuning| plain.followed_by(&asked).map_err(|error| error.to_string());
+        assert_eq!(followed(Tuning { nodelay: false, send_buffer_bytes: Some(1), ..Tuning::default() }), Ok(()));
+        let error = "reuse_port takes a restart, or another address".to_owned();
+        assert_eq!(followed(Tuning { reuse_port: true, ..Tuning::default() }), Err(error));
     }
 }

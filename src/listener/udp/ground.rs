@@ -12,7 +12,7 @@ use super::socket::Socket;
 use crate::conn::ListenAddr;
 use crate::listener::door::Door;
 use crate::listener::flow::Bounds;
-use crate::listener::{Admission, Options};
+use crate::listener::{Admission, Options, Tuning};
 use crate::telemetry::ListenerMetrics;
 
 /// Makes a door for each socket.
@@ -64,6 +64,8 @@ pub(super) struct Terms {
 pub(super) struct Ground {
     sockets: Vec<Arc<Socket>>,
     local: ListenAddr,
+    /// What the sockets were made with.
+    made: Tuning,
     terms: Arc<ArcSwap<Terms>>,
     _tasks: DropGuard,
 }
@@ -85,7 +87,13 @@ impl Ground {
             let receiver = Receiver::new(Arc::clone(socket), Arc::clone(&terms));
             tokio::spawn(receiver.run(ended.clone(), buffer_bytes));
         }
-        Ok(Self { sockets, local: ListenAddr(address), terms, _tasks: ended.drop_guard() })
+        Ok(Self {
+            sockets,
+            local: ListenAddr(address),
+            made: options.tuning.clone(),
+            terms,
+            _tasks: ended.drop_guard(),
+        })
     }
 
     /// The bound address.
@@ -102,14 +110,17 @@ impl Ground {
     ///
     /// # Errors
     ///
-    /// The number of sockets cannot be followed: with another number, the kernel would spread the peers anew.
+    /// What only other sockets could follow, such as their number: with another one, the kernel would spread the peers anew.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         let datagrams = &options.datagrams;
         self.terms.rcu(|terms| Terms { queue: datagrams.queue, ..Terms::clone(terms) });
         for socket in &self.sockets {
             socket.flows.lock().resize(datagrams.flows_max);
+        }
+        for socket in &self.sockets {
             socket.resize(&options.tuning)?;
         }
+        self.made.followed_by(&options.tuning)?;
         if self.sockets.len() == datagrams.sockets {
             return Ok(());
         }
