@@ -110,6 +110,12 @@ impl Listenings {
     /// The first address that is refused; then none is bound.
     pub(super) fn open(&self, listeners: &[config::Listener]) -> Result<Opened, BindError> {
         let mut opened = Vec::new();
+        // One of these keeps its address, also where the system chose it.
+        let stays = |running: &Listening| {
+            let is_asked =
+                |socket: &crate::listener::Options| socket.name == running.name && socket.bind == running.handle.bind();
+            listeners.iter().any(|options| is_asked(&options.socket))
+        };
         for (place, options) in listeners.iter().enumerate() {
             let bind = options.socket.bind;
             let same = |running: &&Listening| running.name == options.socket.name && running.handle.bind() == bind;
@@ -117,7 +123,8 @@ impl Listenings {
                 continue;
             }
             // A listener that has the address and will not have it any more: it was renamed, or speaks another transport.
-            let accepting = self.accepting.iter().map(|running| (&running.handle, running.bound));
+            let accepting = self.accepting.iter().filter(|running| !stays(running));
+            let accepting = accepting.map(|running| (&running.handle, running.bound));
             let retired = self.retired.iter().filter_map(|retired| retired.kept.as_ref());
             let predecessor =
                 accepting.chain(retired.map(|(handle, bound)| (handle, *bound))).find(|(handle, bound)| {

@@ -165,6 +165,18 @@ async fn a_refused_address_changes_nothing() {
     echoes(&mut gateway.connect().await).await;
 }
 
+/// A listener that keeps its address keeps it for itself, also where the system chose it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_not_shared() {
+    for (transport, name) in [(Transport::Tcp, "tcp"), (Transport::Udp, "udp")] {
+        let gateway = Setup::guest("echo").over(transport).handler("settings = { mode = \"raw\" }").start().await;
+        let bind = format!("{name}://{}", gateway.listener());
+        let more = format!("{}\n[listeners.more]\nbind = \"{bind}\"\nhandlers = [\"h\"]\n", gateway.text());
+        let errors = gateway.follow(&more).await.unwrap_err();
+        assert!(matches!(errors[..], [ReloadError::Listener(_)]), "{errors:?}");
+    }
+}
+
 /// A version that cannot be loaded leaves everything as it was, the listeners too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_handler_changes_nothing() {
