@@ -140,8 +140,10 @@ async fn an_untrusted_peer_names_nobody() {
 /// HAProxy in front: the handler sees the device's address and port, and the one that it has connected to.
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_haproxy() {
+    // Longer than any test waits: a busy machine may leave the balancer without a turn for seconds.
+    let keys = "proxy_protocol = { trusted = [\"127.0.0.1\"], timeout = \"1m\" }\nhandshake_timeout = \"1m\"";
     for version in ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options unique-id,crc32c"] {
-        let (mut handler, gateway) = behind_balancer("proxy_protocol = { trusted = [\"127.0.0.1\"] }").await;
+        let (mut handler, gateway) = behind_balancer(keys).await;
         let balancer = HaProxy::start(gateway.listener(), version);
         let mut device = RawPeer::connect(balancer.address).await;
         device.send("hello").await;
