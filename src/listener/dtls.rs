@@ -26,5 +26,5 @@ mod wire;
 pub use context::{CIPHERS, Context, Options, check_ciphers};
 pub use door::{ANSWER_BYTES, Attempt, Door, Knock, Secret};
 pub use flow::{SecureFlow, establish};
-pub use handshake::{Handshake, Progress};
+pub use handshake::{Handshake, Progress, Taken};
 pub use session::{Event, SendError, Session};

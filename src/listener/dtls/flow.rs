@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context as TaskContext, Poll, ready};
 
-use super::{Context, Event, Handshake, Progress, SendError, Session};
+use super::{Context, Event, Handshake, Progress, SendError, Session, Taken};
 use crate::conn::Certificate;
 use crate::listener::tls::name;
 use crate::listener::{Flow, HandshakeError, Received};
@@ -46,7 +46,11 @@ pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow,
             None => Some(received.await),
         };
         match received {
-            Some(Some(datagram)) => handshake.handle_datagram(datagram),
+            Some(Some(datagram)) => {
+                if handshake.handle_datagram(datagram) == Taken::Dropped {
+                    flow.sheds("handshake_full", 1);
+                }
+            }
             Some(None) => return Err(HandshakeError::Closed),
             None => handshake.handle_timeout()?,
         }

@@ -26,7 +26,13 @@ pub struct Handshake {
     flight: Vec<Bytes>,
     /// Datagrams with records that may belong behind the handshake.
     early: VecDeque<Bytes>,
+    /// Bytes that the peer may still send.
+    bytes_left: usize,
 }
+
+/// Bytes that a peer may send in one handshake. Flights with a chain of certificates have some KiB and may come a dozen times;
+/// what does not fit together is kept by openssl, which has a bound of its own that is three times as high.
+const BYTES_MAX: usize = 128 << 10;
 
 /// Datagrams with sealed records that are kept until the handshake is over: the peer's last flight, and what it may
 /// send at once behind it. More are dropped.
@@ -43,6 +49,15 @@ pub enum Progress {
     Waiting,
     /// It has succeeded; what is still to be sent goes over to the session.
     Done,
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is looked at.
+    Kept,
+    /// There was no room for it.
+    Dropped,
 }
 
 impl Handshake {
@@ -64,7 +79,8 @@ impl Handshake {
         if !ffi::listen(&mut stream) {
             return Err(no_hello());
         }
-        Ok(Self { stream, behind, flight: Vec::new(), early: VecDeque::new() })
+        let bytes_left = BYTES_MAX.saturating_sub(datagram.len());
+        Ok(Self { stream, behind, flight: Vec::new(), early: VecDeque::new(), bytes_left })
     }
 
     /// Whether the client goes on sending a last flight that cannot be read, as it does when its pre-shared key is
@@ -73,15 +89,21 @@ impl Handshake {
         self.early.len() >= UNREADABLE_MAX && Psk::of(self.stream.ssl()).is_some()
     }
 
-    /// Takes in the next datagram, which [`Handshake::advance`] then looks at.
-    pub fn handle_datagram(&mut self, datagram: Bytes) {
+    /// Takes in the next datagram, which [`Handshake::advance`] then looks at; not if the peer has sent more than any handshake
+    /// takes.
+    pub fn handle_datagram(&mut self, datagram: Bytes) -> Taken {
+        let Some(left) = self.bytes_left.checked_sub(datagram.len()) else {
+            return Taken::Dropped;
+        };
         if has_sealed_record(&datagram) {
             if self.early.len() == EARLY_MAX {
-                return;
+                return Taken::Dropped;
             }
             self.early.push_back(datagram.clone());
         }
+        self.bytes_left = left;
         self.stream.get_mut().put(datagram);
+        Taken::Kept
     }
 
     /// How long until [`Handshake::handle_timeout`] wants to be called.
@@ -119,7 +141,9 @@ impl Handshake {
             };
             if error.code() == ErrorCode::WANT_READ {
                 let Some(behind) = self.behind.take() else { return Ok(Progress::Waiting) };
-                self.handle_datagram(behind);
+                if self.handle_datagram(behind) == Taken::Dropped {
+                    return Ok(Progress::Waiting);
+                }
             } else {
                 return Err(failure(&error, self.stream.ssl()));
             }

@@ -261,6 +261,27 @@ fn the_last_flight_is_sent_again() {
     }
 }
 
+/// A peer that never ends its handshake can have so much of it kept, and no more.
+#[test]
+fn a_handshake_has_a_bound() {
+    let context = context(|_| {});
+    let mut client = Client::default();
+    let mut handshake = None;
+    let stuck = drive(&context, &mut client, &mut handshake, |side, datagram| {
+        side == Side::Server || !has_content(datagram, 20)
+    });
+    assert_eq!(stuck, Err(STUCK.to_owned()));
+    let mut handshake = handshake.unwrap();
+    // Parts of messages that are to come later: openssl keeps them.
+    let mut kept = 0;
+    let part = Bytes::from(vec![22; 1024]);
+    while handshake.handle_datagram(part.clone()) == Taken::Kept {
+        kept += part.len();
+        assert!(kept <= 128 << 10, "{kept} bytes were kept");
+    }
+    assert!(kept > 64 << 10, "{kept} bytes");
+}
+
 /// Data that comes with the client's last flight, or before it, is not lost and not doubled.
 #[test]
 fn data_may_be_early() {
@@ -279,7 +300,7 @@ fn data_may_be_early() {
     assert_eq!(result, Err(STUCK.to_owned()));
     let mut handshake = handshake.unwrap();
     for datagram in &last {
-        handshake.handle_datagram(datagram.clone());
+        assert_eq!(handshake.handle_datagram(datagram.clone()), Taken::Kept);
         let progress = handshake.advance().unwrap();
         if progress == Progress::Done {
             break;
@@ -291,7 +312,7 @@ fn data_may_be_early() {
     }
     // Not yet a session when these two come: the second is in the hands of the network still.
     let early = client.seal(b"early");
-    handshake.handle_datagram(early.clone());
+    assert_eq!(handshake.handle_datagram(early.clone()), Taken::Kept);
     let mut session = handshake.into_session();
     assert_eq!(session.poll_event(), Some(Event::Data(Bytes::from_static(b"early"))));
     assert_eq!(session.poll_event(), None);
@@ -479,7 +500,7 @@ proptest! {
         let context = &*CONTEXT;
         if let Ok(mut handshake) = Handshake::new(context, changed.clone().into()) {
             while matches!(handshake.advance(), Ok(Progress::Waiting)) && !changed.is_empty() {
-                handshake.handle_datagram(std::mem::take(&mut changed).into());
+                assert_eq!(handshake.handle_datagram(std::mem::take(&mut changed).into()), Taken::Kept);
             }
         }
         let mut client = Client::default();

@@ -131,7 +131,7 @@ pub(super) fn drive(
                 continue;
             }
             match handshake {
-                Some(handshake) => handshake.handle_datagram(datagram),
+                Some(handshake) => assert_eq!(handshake.handle_datagram(datagram), Taken::Kept),
                 None => match door.handle(Instant::now(), peer(1), local(), &datagram) {
                     Knock::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
                     Knock::Enter(_) => {
