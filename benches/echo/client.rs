@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use openssl::ssl::SslContext;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::dtls;
 use crate::identity::HOST;
 
 /// What the devices speak.
@@ -19,6 +21,7 @@ pub enum Transport {
     Tcp,
     Udp,
     Tls,
+    Dtls,
 }
 
 /// Where devices connect, and how.
@@ -28,9 +31,11 @@ pub struct Gate {
     pub address: SocketAddr,
     /// What a device of TLS believes.
     pub tls: TlsConnector,
+    /// What a device of DTLS believes.
+    pub dtls: SslContext,
 }
 
-/// After this long without an answer over UDP, a datagram is taken for lost and sent again: hundreds of times what any row
+/// After this long without an answer over UDP or DTLS, a datagram is taken for lost and sent again: hundreds of times what any row
 /// has. Where all devices speak at once and the kernel's buffer is small, some are lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 
@@ -39,21 +44,19 @@ enum Device {
     Tcp(TcpStream),
     Udp(UdpSocket),
     Tls(Box<TlsStream<TcpStream>>),
+    Dtls(dtls::Device),
 }
 
 impl Device {
-    async fn connect(Gate { transport, address, tls }: &Gate) -> Self {
+    async fn connect(Gate { transport, address, tls, dtls }: &Gate) -> Self {
         match transport {
             Transport::Tcp => Self::Tcp(connect(*address).await),
             Transport::Tls => {
                 let host = HOST.try_into().expect("a name");
                 Self::Tls(Box::new(tls.connect(host, connect(*address).await).await.expect("the handshake failed")))
             }
-            Transport::Udp => {
-                let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
-                socket.connect(address).await.expect("cannot connect");
-                Self::Udp(socket)
-            }
+            Transport::Udp => Self::Udp(datagrams(*address).await),
+            Transport::Dtls => Self::Dtls(dtls::Device::connect(datagrams(*address).await, dtls).await),
         }
     }
 
@@ -77,17 +80,25 @@ impl Device {
                     break;
                 }
             },
+            Self::Dtls(device) => loop {
+                device.send(payload).await;
+                if let Ok(received) = tokio::time::timeout(LOST_AFTER, device.receive(back)).await {
+                    assert_eq!(received, payload.len());
+                    break;
+                }
+            },
         }
         debug_assert_eq!(back, payload);
     }
 
-    /// Goes without a trace.
+    /// Goes, and leaves nothing behind that would add up.
     fn reset(self) {
         match self {
             // Ports that linger in TIME_WAIT would be used up within seconds.
             Self::Tcp(stream) => stream.set_zero_linger().expect("cannot set SO_LINGER"),
             Self::Tls(stream) => stream.get_ref().0.set_zero_linger().expect("cannot set SO_LINGER"),
             Self::Udp(_) => {}
+            Self::Dtls(device) => device.end(),
         }
     }
 }
@@ -96,6 +107,12 @@ async fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).await.expect("cannot connect");
     stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
     stream
+}
+
+async fn datagrams(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
+    socket.connect(address).await.expect("cannot connect");
+    socket
 }
 
 /// Open connections.

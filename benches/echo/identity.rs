@@ -1,4 +1,4 @@
-//! The certificate that every server of TLS shows, made for the run, and the devices that believe it.
+//! The certificate that every server of TLS and DTLS shows, made for the run, and the devices that believe it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

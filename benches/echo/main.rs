@@ -10,6 +10,7 @@
 
 mod client;
 mod devices;
+mod dtls;
 mod identity;
 mod live;
 mod neighbours;
@@ -73,7 +74,7 @@ struct Args {
 }
 
 /// The servers under test, in the order of the table; the first of each transport is what its others are compared with.
-const SUBJECTS: [Subject; 9] = [
+const SUBJECTS: [Subject; 11] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare, transport: Transport::Tcp },
     Subject { name: "echo guest", kind: Kind::Guest, transport: Transport::Tcp },
     Subject { name: "echo guest, large", kind: Kind::LargeGuest, transport: Transport::Tcp },
@@ -83,6 +84,8 @@ const SUBJECTS: [Subject; 9] = [
     Subject { name: "UDP gRPC handler", kind: Kind::Grpc, transport: Transport::Udp },
     Subject { name: "TLS bare tokio", kind: Kind::Bare, transport: Transport::Tls },
     Subject { name: "TLS echo guest", kind: Kind::Guest, transport: Transport::Tls },
+    Subject { name: "DTLS bare openssl", kind: Kind::Bare, transport: Transport::Dtls },
+    Subject { name: "DTLS echo guest", kind: Kind::Guest, transport: Transport::Dtls },
 ];
 
 struct Subject {
@@ -163,6 +166,7 @@ async fn measure(subject: &Subject, connections: usize, identity: &Identity, arg
         Transport::Tcp => &["tcp"],
         Transport::Udp => &["udp"],
         Transport::Tls => &["tls", identity.dir()],
+        Transport::Dtls => &["dtls", identity.dir()],
     };
     let handler = match kind {
         Kind::Grpc => Some(Server::start(&["handler"]).await),
@@ -178,7 +182,8 @@ async fn measure(subject: &Subject, connections: usize, identity: &Identity, arg
             gateway
         }
     };
-    let gate = Gate { transport, address: server.address(), tls: identity.connector() };
+    let (tls, dtls) = (identity.connector(), dtls::devices(identity.dir().as_ref()));
+    let gate = Gate { transport, address: server.address(), tls, dtls };
     // The first connection pays for what is made once.
     Load::open(&gate, 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
     let memory_before = server.memory_kib();

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status};
 
 use crate::parts::Parts;
-use crate::{devices, identity, live, swap, tables};
+use crate::{devices, dtls, identity, live, swap, tables};
 
 /// Prints its addresses on one line and serves until it is killed.
 pub async fn run(args: &[String]) {
@@ -25,7 +25,8 @@ pub async fn run(args: &[String]) {
         ["bare", "tcp"] => bare().await,
         ["bare", "udp"] => bare_udp().await,
         ["bare", "tls", identity] => bare_tls(Path::new(identity)).await,
-        ["guest", "tls", identity] => tls_gateway(Path::new(identity)).await,
+        ["bare", "dtls", identity] => dtls::serve(Path::new(identity)).await,
+        ["guest", transport, identity] => secure_gateway(transport, Path::new(identity)).await,
         ["guest", transport] => gateway(GUEST, 1, transport).await,
         // Memory that no slot holds puts it there.
         ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1, "tcp").await,
@@ -140,12 +141,12 @@ async fn gateway(handler: &str, listeners: u8, transport: &str) {
     run_gateway(config_over(transport, "", handler, listeners, dir.path())).await;
 }
 
-/// A gateway with the echo guest, listening for TLS with the certificate in this directory.
-async fn tls_gateway(identity: &Path) {
+/// A gateway with the echo guest, listening for TLS or DTLS with the certificate in this directory.
+async fn secure_gateway(transport: &str, identity: &Path) {
     let dir = start();
     let (certificate, key) = (identity::certificate(identity), identity::key(identity));
     let keys = format!("tls = {{ cert_file = {certificate:?}, key_file = {key:?} }}");
-    run_gateway(config_over("tls", &keys, GUEST, 1, dir.path())).await;
+    run_gateway(config_over(transport, &keys, GUEST, 1, dir.path())).await;
 }
 
 /// A gateway with the echo guest, and a listener for it, and another guest on a second one.
