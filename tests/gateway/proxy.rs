@@ -1,7 +1,7 @@
 //! Devices behind a load balancer that sends PROXY headers.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use polygate::exproto::proto::ConnInfo;
@@ -168,23 +168,23 @@ impl HaProxy {
     fn start(server: SocketAddr, options: &str) -> Self {
         // Bound here and inherited there: nobody can take the port in between, and peers may connect at once.
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("haproxy.cfg");
         let config = format!(
             "global\n  maxconn 64\ndefaults\n  mode tcp\n  unique-id-format %pid\n  timeout connect 10s\n  timeout client 1m\n  \
-             timeout server 1m\nlisten l\n  bind fd@{}\n  server s {server} {options}\n",
-            socket.as_raw_fd()
+             timeout server 1m\nlisten l\n  bind fd@3\n  server s {server} {options}\n"
         );
         std::fs::write(&file, config).unwrap();
-        let process = Command::new("haproxy")
-            .args(["-db", "-f"])
+        let address = socket.local_addr().unwrap();
+        // As its descriptor 3: it takes none beyond those that it makes room for, and a test may have many open.
+        let process = Command::new("bash")
+            .args(["-c", "exec 3<&0 </dev/null; exec haproxy -db -f \"$0\""])
             .arg(&file)
+            .stdin(OwnedFd::from(socket))
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start haproxy, which this test needs (Debian's haproxy): {error}"));
-        let address = socket.local_addr().unwrap();
         Self { address, process, _dir: dir }
     }
 

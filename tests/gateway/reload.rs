@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::peer::RawPeer;
 use crate::harness::transport::Transport;
-use crate::harness::{GatewayUnderTest, Setup, within};
+use crate::harness::{GatewayUnderTest, Setup, eventually, within};
 
 /// A gateway that gives every byte back at once.
 async fn raw_echo() -> GatewayUnderTest {
@@ -52,7 +52,7 @@ async fn connections_max_follows() {
     third.send("still there").await;
     drop(first);
     echoes(&mut second).await;
-    assert_eq!(gateway.connections(), 1, "the third waits");
+    eventually("the first is gone, and the third waits", || gateway.connections() == 1).await;
     gateway.reload("handlers = [\"h\"]", "handlers = [\"h\"]\nconnections_max = 2").await.unwrap();
     third.expect("still there").await;
 }
