@@ -8,7 +8,7 @@
 //! | floor | module | what it is |
 //! | --- | --- | --- |
 //! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, guest, completions and man |
-//! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, drains |
+//! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, reloads, drains |
 //! | 7 | [`config`] | checked settings, made of each module's own options; finds every fault at once |
 //! | 7 | [`admin`] | health and metrics over HTTP |
 //! | 6 | [`rollout`] | new versions of handlers, while devices stay connected |
@@ -20,7 +20,7 @@
 //! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
 //! | 4 | [`tap`] | watching one connection, as a conversation |
 //! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
-//! | 2 | [`listener`] | bind, bound address, next accepted peer |
+//! | 2 | [`listener`] | bind, next peer, and what it must pass: TCP, TLS, UDP, DTLS, PROXY headers, rules, limits |
 //! | 2 | [`framing`] | cuts a stream into frames before its handler; pure |
 //! | 2 | [`pubsub`] | publish and subscribe; the embedded broker; topics, filters, mountpoints |
 //! | 2 | [`auth`] | who may authenticate, and what they may publish and subscribe |
