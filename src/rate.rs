@@ -117,6 +117,11 @@ impl Bucket {
         self.full_at = full_at.checked_add(rate.span_of(amount)).unwrap_or(full_at);
     }
 
+    /// Gives back `amount` that was taken or charged before; it is never more than full.
+    pub fn give_back(&mut self, rate: &Rate, amount: u64) {
+        self.full_at = self.full_at.checked_sub(rate.span_of(amount)).unwrap_or(self.full_at);
+    }
+
     /// Forgives a debt: at worst it is empty. After another rate has held, what that one has left would be counted in its own, perhaps
     /// much longer spans.
     pub fn forgive(&mut self, rate: &Rate, now: Instant) {

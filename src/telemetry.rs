@@ -130,6 +130,7 @@ pub struct Telemetry {
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
     log_lines_shed: Family<HandlerLabel, Counter>,
+    events_throttled: Family<HandlerLabel, Counter>,
     events_apart: Family<ApartLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
@@ -244,6 +245,12 @@ impl Telemetry {
             Unit::Bytes,
             instance_memory_bytes.clone(),
         );
+        let events_throttled = Family::default();
+        registry.register(
+            "guest_events_throttled",
+            "Events that waited, since failures have used up what their handler gets while it keeps failing",
+            events_throttled.clone(),
+        );
         let log_lines_shed = Family::default();
         registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
         let events_apart = Family::default();
@@ -289,6 +296,7 @@ impl Telemetry {
             instances,
             instance_memory_bytes,
             log_lines_shed,
+            events_throttled,
             events_apart,
             adapter_calls,
         }
@@ -425,6 +433,7 @@ impl Telemetry {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
+            events_throttled: self.events_throttled.get_or_create_owned(&label),
             apart_by_time: apart("time"),
             apart_by_memory: apart("memory"),
             apart_by_suspicion: apart("suspicion"),
@@ -595,6 +604,8 @@ pub struct InstanceMetrics {
     pub apart_by_memory: Counter,
     /// Events that ran there from their beginning, since the handler keeps failing.
     pub apart_by_suspicion: Counter,
+    /// Those of them that waited, since failures have used up what the handler gets while it keeps failing.
+    pub events_throttled: Counter,
 }
 
 #[cfg(test)]

@@ -126,7 +126,11 @@ impl Server {
             let thread = thread.expect("cannot read /proc").path();
             let read = |file: &str| fs::read_to_string(thread.join(file)).unwrap_or_default();
             let nanoseconds = read("schedstat").split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0);
-            let of = if read("comm").trim() == "guest-long" { &mut times.long } else { &mut times.serving };
+            let of = if ["guest-slow", "guest-spare"].contains(&read("comm").trim()) {
+                &mut times.long
+            } else {
+                &mut times.serving
+            };
             *of += Duration::from_nanos(nanoseconds);
         }
         times

@@ -32,8 +32,10 @@ mod instance;
 mod limits;
 mod log;
 mod long;
+mod share;
 mod shared;
 mod slab;
+mod stretch;
 mod wasi;
 
 pub use apart::{Bounds, Compiler, bound_this_process};
@@ -52,6 +54,7 @@ use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
 use log::HandlerLog;
 use long::LongEvents;
+use share::Share;
 use shared::Seats;
 
 /// The exported interface that makes a component a handler.
@@ -340,6 +343,7 @@ impl Host {
             seats,
             log: HandlerLog::new(),
             failures: Failures::new(),
+            share: Arc::new(Share::new()),
             metrics,
             engine_name: class.name,
             ceiling: class.ceiling.clone(),
@@ -388,6 +392,8 @@ struct Shared {
     log: HandlerLog,
     /// How often its instances fail.
     failures: Failures,
+    /// What they may take while they do.
+    share: Arc<Share>,
     metrics: InstanceMetrics,
     engine_name: &'static str,
     ceiling: Ceiling,

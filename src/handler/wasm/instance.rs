@@ -1,7 +1,7 @@
 //! One instance of a guest: its store, its exports, and how it is entered.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use wasmtime::{Store, Trap, WasmBacktrace};
 use super::desk::Desk;
 use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
 use super::log::GuestLog;
-use super::long::Stretch;
+use super::share::Turn;
+use super::stretch::Stretch;
 use super::wasi::Wasi;
 use super::{Metering, Shared};
 use crate::conn::{ConnId, ConnInfo, Event};
@@ -101,6 +102,9 @@ struct Inner {
     failure: Option<wasmtime::Error>,
 }
 
+/// What a call gives back: what it took along, and what came of it.
+type Called = (Box<Inner>, Desk, Result<Answer, CallError>);
+
 struct Exports {
     handler: ConnectionHandler,
     migration: Option<Migration>,
@@ -123,7 +127,8 @@ impl Instance {
         let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
         let log = Arc::new(Mutex::new(log));
         let stretch = Arc::<Stretch>::default();
-        let limit = MemoryLimit::new(shared.options.memory_bytes_max, Arc::clone(&stretch), shared.metrics.clone());
+        let (memory_bytes_max, share) = (shared.options.memory_bytes_max, Arc::clone(&shared.share));
+        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&stretch), share, shared.metrics.clone());
         let state = GuestState {
             desk: None,
             limit,
@@ -208,27 +213,18 @@ impl Instance {
         };
         let introduces = matches!(call, Call::Event(Event::SocketCreated(_)));
         // Owned, so that it can go on in another thread.
-        let mut called = Box::pin(inner.call(desk, Entry::of(call)));
-        let (mut inner, desk, result) = loop {
-            if self.suspected || self.stretch.is_long() {
-                if !self.stretch.is_long() {
-                    self.shared.metrics.apart_by_suspicion.inc();
-                }
-                let answered = self.shared.long_events.finish(called).await;
-                self.stretch.end();
-                break answered;
-            }
-            match futures::poll!(called.as_mut()) {
-                Poll::Ready(answered) => break answered,
-                Poll::Pending if self.stretch.is_long() => {}
-                Poll::Pending => woken().await,
-            }
+        let called = Box::pin(inner.call(desk, Entry::of(call)));
+        let (mut inner, desk, result) = if self.suspected {
+            run_aside(&self.shared, &self.stretch, called).await
+        } else {
+            run_here(&self.shared, &self.stretch, called).await
         };
+        self.stretch.end();
         if self.born_bytes == 0 {
             self.born_bytes = inner.memory_bytes();
         }
         if let Err(error) = &result {
-            self.shared.failures.handle(error);
+            self.shared.failures.handle(error, inner.cpu_time());
             self.used = inner.usage();
             self.failure = inner.failure.take();
             self.shared.long_events.discard(inner);
@@ -261,6 +257,46 @@ impl Drop for Instance {
             self.shared.long_events.discard(inner);
         }
     }
+}
+
+/// Runs a call in this thread, and where nobody waits for it once it is long.
+async fn run_here(
+    shared: &Shared,
+    stretch: &Arc<Stretch>,
+    mut called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
+) -> Called {
+    loop {
+        if stretch.is_long() {
+            return shared.long_events.finish(called, stretch).await;
+        }
+        match futures::poll!(called.as_mut()) {
+            Poll::Ready(answered) => return answered,
+            Poll::Pending if stretch.is_long() => {}
+            Poll::Pending => woken().await,
+        }
+    }
+}
+
+/// Runs a call where nobody waits for it, and in turns while the handler keeps failing.
+async fn run_aside(
+    shared: &Shared,
+    stretch: &Stretch,
+    called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
+) -> Called {
+    let Shared { failures, share, long_events, metrics, .. } = shared;
+    metrics.apart_by_suspicion.inc();
+    if !failures.are_many() {
+        return long_events.run_aside(called).await;
+    }
+    if stretch.turn(share, Turn::Event).await {
+        metrics.events_throttled.inc();
+    }
+    let (inner, desk, result) = long_events.run_aside(called).await;
+    let taken = stretch.end_turns();
+    if result.is_ok() {
+        share.give_back(taken);
+    }
+    (inner, desk, result)
 }
 
 /// Returns when whoever polls this is polled again.
@@ -325,6 +361,12 @@ impl Inner {
         self.store.data().limit.bytes()
     }
 
+    /// CPU time of the last event, as far as its ticks have seen it.
+    fn cpu_time(&self) -> Duration {
+        let state = self.store.data();
+        state.shared.options.event_timeout.saturating_sub(state.cpu_left)
+    }
+
     fn usage(&self) -> Usage {
         Usage {
             memory_bytes: self.memory_bytes(),
@@ -336,7 +378,7 @@ impl Inner {
     }
 
     /// One call, with a bound on its time, but for that one on its CPU time.
-    async fn call(mut self: Box<Self>, desk: Desk, entry: Entry) -> (Box<Self>, Desk, Result<Answer, CallError>) {
+    async fn call(mut self: Box<Self>, desk: Desk, entry: Entry) -> Called {
         let conn = desk.conn();
         self.store.data_mut().desk = Some(desk);
         let timeout = self.begin_event();
@@ -426,8 +468,7 @@ impl Inner {
             Ok(Exports { handler, migration })
         };
         let made = made.await;
-        // What the instance is made with, it has not taken.
-        self.store.data_mut().limit.begin_event();
+        self.store.data_mut().limit.handle_made();
         made.map_err(|error| match self.failure(conn, "instantiation", 0, &[], error) {
             CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
             other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,

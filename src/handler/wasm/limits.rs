@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
 
 use super::instance::GuestState;
-use super::long::Stretch;
+use super::share::{Share, Turn};
+use super::stretch::Stretch;
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
@@ -160,16 +161,16 @@ pub(super) struct TimeUsedUp;
 /// At every tick of a guest whose event is long: yields to other tasks, and ends the event once its CPU time is used up.
 pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data_mut();
-    match state.cpu_left.checked_sub(state.stretch.cpu_time()) {
-        Some(left) => {
-            if !state.stretch.is_long() {
-                state.shared.metrics.apart_by_time.inc();
-            }
-            state.cpu_left = left;
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.stretch).yield_now())))
-        }
-        None => Err(TimeUsedUp.into()),
+    let is_first = !state.stretch.is_long();
+    let Some(left) = state.cpu_left.checked_sub(state.stretch.handle_tick()) else {
+        state.cpu_left = Duration::ZERO;
+        return Err(TimeUsedUp.into());
+    };
+    if is_first {
+        state.shared.metrics.apart_by_time.inc();
     }
+    state.cpu_left = left;
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.stretch).yield_now())))
 }
 
 /// Bounds the memory of one instance, and tells the gauges of it.
@@ -180,22 +181,34 @@ pub(super) struct MemoryLimit {
     table_elements: usize,
     /// The guest asked for more than it may have; told with the trap that usually follows.
     pub(super) exceeded: bool,
+    /// Whether the instance is there. What it is made with, it has not touched by that.
+    is_made: bool,
     /// What the event in progress has taken.
     grown: usize,
+    /// How much of that it has had its turns for.
+    paid: usize,
     stretch: Arc<Stretch>,
+    share: Arc<Share>,
     metrics: InstanceMetrics,
 }
 
 impl MemoryLimit {
-    /// `stretch` is how the instance's events run.
-    pub(super) fn new(bytes_max: usize, stretch: Arc<Stretch>, metrics: InstanceMetrics) -> Self {
-        Self { bytes_max, bytes: 0, table_elements: 0, exceeded: false, grown: 0, stretch, metrics }
+    /// `stretch` is how the instance's events run, and `share` what they may take together with others while the handler keeps
+    /// failing.
+    pub(super) fn new(bytes_max: usize, stretch: Arc<Stretch>, share: Arc<Share>, metrics: InstanceMetrics) -> Self {
+        let (is_made, exceeded) = (false, false);
+        Self { bytes_max, bytes: 0, table_elements: 0, exceeded, is_made, grown: 0, paid: 0, stretch, share, metrics }
     }
 
-    /// What was taken until now was not taken by the event that begins. What an instance is made with is not touched by
-    /// being there.
+    /// The instance is there.
+    pub(super) fn handle_made(&mut self) {
+        self.is_made = true;
+    }
+
+    /// What was taken until now was not taken by the event that begins.
     pub(super) fn begin_event(&mut self) {
         self.grown = 0;
+        self.paid = 0;
     }
 
     /// Linear memory of the instance, in bytes.
@@ -215,7 +228,9 @@ impl MemoryLimit {
             return false;
         }
         self.bytes = bytes;
-        self.grown = self.grown.saturating_add(grown);
+        if self.is_made {
+            self.grown = self.grown.saturating_add(grown);
+        }
         self.metrics.memory_bytes.inc_by(gauge(grown));
         true
     }
@@ -242,7 +257,7 @@ impl Drop for MemoryLimit {
 }
 
 /// The limits hold for all memories and tables of the instance together. An event that takes much yields before it has it, and
-/// so is long.
+/// so is long; one that takes turns waits for them.
 #[async_trait]
 impl ResourceLimiterAsync for MemoryLimit {
     async fn memory_growing(
@@ -252,9 +267,14 @@ impl ResourceLimiterAsync for MemoryLimit {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let may = self.grow_memory(current, desired, maximum);
-        if may && self.grown > GROWTH_QUICK_BYTES && !self.stretch.is_long() {
-            self.metrics.apart_by_memory.inc();
-            Arc::clone(&self.stretch).yield_now().await;
+        if may && self.grown > GROWTH_QUICK_BYTES {
+            if self.stretch.takes_turns() {
+                let unpaid = self.grown - std::mem::replace(&mut self.paid, self.grown);
+                self.stretch.turn(&self.share, Turn::Growth(unpaid)).await;
+            } else if !self.stretch.is_long() {
+                self.metrics.apart_by_memory.inc();
+                Arc::clone(&self.stretch).yield_now().await;
+            }
         }
         Ok(may)
     }
@@ -377,6 +397,10 @@ mod tests {
     use super::*;
     use crate::telemetry::Telemetry;
 
+    fn limit(bytes_max: usize, metrics: &InstanceMetrics) -> MemoryLimit {
+        MemoryLimit::new(bytes_max, Arc::default(), Arc::new(Share::new()), metrics.clone())
+    }
+
     /// An event gets what its budget says, to the last message, byte and line; what is too large is refused whole.
     #[test]
     fn an_event_has_a_budget() {
@@ -408,7 +432,7 @@ mod tests {
     #[test]
     fn growth_beyond_the_guests_own_maximum_is_not_counted() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let mut limit = MemoryLimit::new(100, Arc::default(), metrics.clone());
+        let mut limit = limit(100, &metrics);
         for _ in 0..10 {
             assert!(!limit.grow_memory(0, 30, Some(20)));
             assert!(!limit.grow_table(0, 30_000, Some(20)));
@@ -428,7 +452,7 @@ mod tests {
             let instances = "(core instance (instantiate 0))".repeat(count);
             let text = format!("(component (core module {part}) {instances})");
             let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
-            let mut store = Store::new(&engine, MemoryLimit::new(1 << 20, Arc::default(), metrics.clone()));
+            let mut store = Store::new(&engine, limit(1 << 20, &metrics));
             store.limiter_async(|limit| limit);
             let made = Linker::new(&engine).instantiate_async(&mut store, &component).await;
             made.map(drop).map_err(|error| format!("{error:#}"))
@@ -448,7 +472,7 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let mut limit = MemoryLimit::new(100, Arc::default(), metrics.clone());
+        let mut limit = limit(100, &metrics);
         assert!(limit.grow_memory(0, 60, None));
         assert!(!limit.grow_memory(0, 41, None), "a second memory counts as well");
         assert!(limit.exceeded);
@@ -457,15 +481,17 @@ mod tests {
         drop(limit);
         assert_eq!(metrics.memory_bytes.get(), 0);
     }
+
     /// An event is long as soon as it has taken more than it may quickly have, in however many steps, and yields once; what the
     /// instance had before does not count, and what it may not have neither.
     #[tokio::test]
     async fn an_event_that_takes_much_is_long() {
         let metrics = Telemetry::new().instances(&"guest".into());
         let stretch = Arc::<Stretch>::default();
-        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&stretch), metrics.clone());
-        assert!(limit.grow_memory(0, 4 * GROWTH_QUICK_BYTES, None));
-        limit.begin_event();
+        let share = Arc::new(Share::new());
+        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&stretch), share, metrics.clone());
+        assert!(limit.memory_growing(0, 4 * GROWTH_QUICK_BYTES, None).await.unwrap());
+        limit.handle_made();
         let half = GROWTH_QUICK_BYTES / 2;
         assert!(!limit.memory_growing(0, 8 * GROWTH_QUICK_BYTES, None).await.unwrap());
         for step in 0..2 {

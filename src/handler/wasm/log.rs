@@ -5,34 +5,34 @@
 //! what would break it, or move a terminal's cursor, is escaped.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::conn::ConnId;
+use crate::rate::{Bucket, Rate};
 use crate::wit::types::Level;
 
 /// What one line keeps, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
 /// What an instance may say: a guest that reports every few frames stays below.
-const OF_AN_INSTANCE: Rate = Rate { lines_max: 200, interval: Duration::from_millis(50) };
+static OF_AN_INSTANCE: LazyLock<Rate> = LazyLock::new(|| lines(200, Duration::from_secs(10)));
 
 /// What all instances of a handler may say together: a thousand devices that each have a fault to tell get through, a
 /// hundred thousand would fill the disk.
-const OF_A_HANDLER: Rate = Rate { lines_max: 2000, interval: Duration::from_millis(2) };
+static OF_A_HANDLER: LazyLock<Rate> = LazyLock::new(|| lines(2000, Duration::from_secs(4)));
 
 /// Failures of a handler's instances that are told with their backtraces. Each is some lines; whoever looks for a fault needs
 /// one, and with twenty at once each of some faults is among them.
-const OF_FAILURES: Rate = Rate { lines_max: 20, interval: Duration::from_millis(500) };
+static OF_FAILURES: LazyLock<Rate> = LazyLock::new(|| lines(20, Duration::from_secs(10)));
 
-/// So many lines at once, and one more in each interval.
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    lines_max: u32,
-    interval: Duration,
+/// So many lines in this time, all at once if need be.
+fn lines(count: u64, per: Duration) -> Rate {
+    Rate::evenly(NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN), per).at_once()
 }
 
 /// What all instances of one handler may still say.
@@ -42,12 +42,12 @@ pub(super) struct HandlerLog(Arc<Mutex<Budget>>);
 impl HandlerLog {
     /// Nothing is said yet.
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Budget::new(OF_A_HANDLER, Instant::now()))))
+        Self(Arc::new(Mutex::new(Budget::new(&OF_A_HANDLER, Instant::now()))))
     }
 
     /// The same for failures.
     pub(super) fn of_failures() -> Self {
-        Self(Arc::new(Mutex::new(Budget::new(OF_FAILURES, Instant::now()))))
+        Self(Arc::new(Mutex::new(Budget::new(&OF_FAILURES, Instant::now()))))
     }
 
     /// Whether one more line may be said, on whosoever's behalf.
@@ -69,7 +69,7 @@ pub(super) struct GuestLog {
 impl GuestLog {
     /// `shed` counts the lines that are left out.
     pub(super) fn new(conn: ConnId, handler: Arc<str>, together: HandlerLog, shed: Counter) -> Self {
-        Self { conn, handler, budget: Budget::new(OF_AN_INSTANCE, Instant::now()), together, shed }
+        Self { conn, handler, budget: Budget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
     }
 
     /// A line is left out, because the event has said as many as it may.
@@ -148,34 +148,21 @@ enum May {
 /// How many lines may still be said. Pure: `now` is an argument.
 #[derive(Debug)]
 struct Budget {
-    rate: Rate,
-    lines: u32,
-    /// When the last line was earned.
-    earned: Instant,
+    rate: &'static Rate,
+    lines: Bucket,
     left_out: u64,
 }
 
 impl Budget {
-    fn new(rate: Rate, now: Instant) -> Self {
-        Self { rate, lines: rate.lines_max, earned: now, left_out: 0 }
+    fn new(rate: &'static Rate, now: Instant) -> Self {
+        Self { rate, lines: Bucket::full(now), left_out: 0 }
     }
 
     fn handle_line(&mut self, now: Instant) -> May {
-        let Rate { lines_max, interval } = self.rate;
-        let intervals = now.saturating_duration_since(self.earned).as_millis() / interval.as_millis().max(1);
-        let earned = u32::try_from(intervals).unwrap_or(u32::MAX);
-        if earned >= lines_max - self.lines {
-            self.lines = lines_max;
-            self.earned = now;
-        } else {
-            self.lines += earned;
-            self.earned += interval * earned;
-        }
-        if self.lines == 0 {
+        if self.lines.take(self.rate, now, 1).is_err() {
             self.left_out += 1;
             return May::NotSay;
         }
-        self.lines -= 1;
         match std::mem::take(&mut self.left_out) {
             0 => May::Say,
             left_out => May::SayAfter(left_out),
@@ -209,8 +196,7 @@ fn one_line(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    const LINES_MAX: u32 = OF_AN_INSTANCE.lines_max;
-    const LINE_INTERVAL: Duration = OF_AN_INSTANCE.interval;
+    const LINE_INTERVAL: Duration = Duration::from_millis(50);
 
     /// A guest cannot write a line that looks as if somebody else had written it, nor clear the screen.
     #[test]
@@ -233,9 +219,9 @@ mod tests {
     #[test]
     fn instances_are_bounded_together() {
         let start = Instant::now();
-        let mut together = Budget::new(OF_A_HANDLER, start);
+        let mut together = Budget::new(&OF_A_HANDLER, start);
         let said = (0..100_000).filter(|_| together.handle_line(start) != May::NotSay).count();
-        assert_eq!(said, OF_A_HANDLER.lines_max as usize);
+        assert_eq!(said, 2000);
         let later = start + Duration::from_secs(1);
         let said = (0..100_000).filter(|_| together.handle_line(later) != May::NotSay).count();
         assert_eq!(said, 500);
@@ -245,8 +231,8 @@ mod tests {
     #[test]
     fn lines_are_bounded() {
         let start = Instant::now();
-        let mut budget = Budget::new(OF_AN_INSTANCE, start);
-        for _ in 0..LINES_MAX {
+        let mut budget = Budget::new(&OF_AN_INSTANCE, start);
+        for _ in 0..200 {
             assert_eq!(budget.handle_line(start), May::Say);
         }
         assert_eq!(budget.handle_line(start), May::NotSay);
@@ -262,9 +248,9 @@ mod tests {
     #[test]
     fn silence_is_not_saved_up() {
         let start = Instant::now();
-        let mut budget = Budget::new(OF_AN_INSTANCE, start);
+        let mut budget = Budget::new(&OF_AN_INSTANCE, start);
         let later = start + Duration::from_secs(100_000);
         let said = (0..10_000).filter(|_| budget.handle_line(later) != May::NotSay).count();
-        assert_eq!(said, LINES_MAX as usize);
+        assert_eq!(said, 200);
     }
 }

@@ -2,44 +2,94 @@
 //!
 //! An ordinary event is over within microseconds. A guest that computes for longer would hold a thread that others wait
 //! for, and a guest in an endless loop a processor. So its event goes on in threads that get what all the others leave of
-//! the processors: at once where one is idle, and a small share while the gateway's own work takes them all.
+//! the processors: at once where one is idle, and a share while the gateway's own work takes them all. An event that is still
+//! not over then, and one of a guest that has failed before, gets only the time that nobody else wants.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::thread::available_parallelism;
-use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::limits::{FIRST_TICKS, TICK};
+use super::stretch::Stretch;
 
-/// The lowest priority that a thread can have (setpriority(2)): a thread of the ordinary one, when it wakes, does not wait for
-/// it, and gets 68 times its share when both have work all the time. At 10, where it would be nine times, an endless loop
-/// made the others' p99 three times as long.
-const NICENESS: i32 = 19;
+/// The priority of a slow event: a thread of the ordinary one gets nine times its share when both have work all the time. Lower
+/// would be hard on a guest that is only slow, where the machine is busy.
+const NICENESS: i32 = 10;
 
-/// Threads of low priority; they end when dropped, and the events with them.
+/// Threads that come after the gateway's own; they end when dropped, and the events with them.
 #[derive(Debug)]
 pub(super) struct LongEvents {
-    /// Taken away only at the end.
-    runtime: Option<Runtime>,
+    /// For events that take some milliseconds.
+    slow: Pool,
+    /// For those that take longer, those of guests that have failed, and the memory that they leave behind.
+    spare: Pool,
 }
 
 impl LongEvents {
-    /// As many threads as processors: there may be that many idle ones.
+    /// As many threads of each kind as processors: there may be that many idle ones.
     ///
     /// # Errors
     ///
     /// When the system has no room for threads.
     pub(super) fn start() -> io::Result<Self> {
+        Ok(Self { slow: Pool::start("guest-slow", be_slow)?, spare: Pool::start("guest-spare", take_spare_time)? })
+    }
+
+    /// Runs the rest of an event that has become long. It ends when this is dropped, at its next tick.
+    pub(super) async fn finish<F>(&self, mut event: Pin<Box<F>>, stretch: &Arc<Stretch>) -> F::Output
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let stretch = Arc::clone(stretch);
+        let while_slow = async move {
+            let slow = poll_fn(|context| match event.as_mut().poll(context) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending if stretch.is_very_long() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            slow.await.ok_or(event)
+        };
+        match self.slow.run(while_slow).await {
+            Ok(output) => output,
+            Err(event) => self.spare.run(event).await,
+        }
+    }
+
+    /// Runs an event that nobody is to wait for from its beginning. It ends when this is dropped, at its next tick.
+    pub(super) async fn run_aside<F>(&self, event: F) -> F::Output
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.spare.run(event).await
+    }
+
+    /// Drops what takes long to drop. Each instance has a permit until it is gone, which bounds their number.
+    pub(super) fn discard(&self, instance: impl Send + 'static) {
+        if let Some(runtime) = &self.spare.runtime {
+            runtime.spawn(async move { drop(instance) });
+        }
+    }
+}
+
+/// Threads of one kind.
+#[derive(Debug)]
+struct Pool {
+    /// Taken away only at the end.
+    runtime: Option<Runtime>,
+}
+
+impl Pool {
+    fn start(name: &str, begin: fn() -> io::Result<()>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(available_parallelism().map_or(1, usize::from))
-            .thread_name("guest-long")
-            .on_thread_start(|| {
-                if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            .thread_name(name)
+            .on_thread_start(move || {
+                if let Err(error) = begin() {
                     tracing::warn!(%error, "long events of guests run at the priority of all others");
                 }
             })
@@ -48,8 +98,7 @@ impl LongEvents {
         Ok(Self { runtime: Some(runtime) })
     }
 
-    /// Runs the rest of an event. It ends when this is dropped, at its next tick.
-    pub(super) async fn finish<F>(&self, event: F) -> F::Output
+    async fn run<F>(&self, event: F) -> F::Output
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -65,16 +114,9 @@ impl LongEvents {
             None => std::future::pending().await,
         }
     }
-
-    /// Drops what takes long to drop. Each instance has a permit until it is gone, which bounds their number.
-    pub(super) fn discard(&self, instance: impl Send + 'static) {
-        if let Some(runtime) = &self.runtime {
-            runtime.spawn(async move { drop(instance) });
-        }
-    }
 }
 
-impl Drop for LongEvents {
+impl Drop for Pool {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             // A runtime may not be waited for from within another one.
@@ -83,60 +125,30 @@ impl Drop for LongEvents {
     }
 }
 
-/// How an event runs that is long: since when, by the CPU time of its thread, its present stretch between two ticks lasts.
-#[derive(Debug, Default)]
-pub(super) struct Stretch {
-    /// In nanoseconds; zero while the event is not long.
-    since_ns: AtomicU64,
+/// This thread comes after all ordinary ones.
+fn be_slow() -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, NICENESS)?)
 }
 
-impl Stretch {
-    /// Whether the event has seen a tick.
-    pub(super) fn is_long(&self) -> bool {
-        self.since_ns.load(Ordering::Relaxed) != 0
-    }
-
-    /// The event is over.
-    pub(super) fn end(&self) {
-        self.since_ns.store(0, Ordering::Relaxed);
-    }
-
-    /// CPU time of the stretch that ends now. The first one is not measured, since ordinary events would pay for that, and
-    /// counts as its ticks. Where the event has waited for the host and gone on in another thread, nobody knows; then it is
-    /// between nothing and what a stretch can take.
-    pub(super) fn cpu_time(&self) -> Duration {
-        match self.since_ns.load(Ordering::Relaxed) {
-            0 => TICK * FIRST_TICKS as u32,
-            since_ns => Duration::from_nanos(thread_time_ns().saturating_sub(since_ns)).min(2 * TICK),
-        }
-    }
-
-    /// Lets others run, and begins the next stretch. The runtime's own way to yield lets it look at its sockets before.
-    pub(super) async fn yield_now(self: Arc<Self>) {
-        self.begin();
-        tokio::task::yield_now().await;
-        self.begin();
-    }
-
-    fn begin(&self) {
-        self.since_ns.store(thread_time_ns().max(1), Ordering::Relaxed);
-    }
-}
-
-/// CPU time of this thread so far.
-fn thread_time_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    // Both are never negative, and 584 years fit.
-    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+/// This thread gets the time that nobody else wants (sched(7), `SCHED_IDLE`). A thread of the lowest ordinary priority is not
+/// enough: since Linux 6.6 one that has just got a processor keeps it for some milliseconds, whoever else wakes there.
+fn take_spare_time() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    #[expect(unsafe_code, reason = "sched_setscheduler, which no safe crate of ours has")]
+    // SAFETY: it reads the parameters, which live until it returns; 0 is the calling thread.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
 
     use bytes::Bytes;
 
+    use super::super::limits::TICK;
     use super::super::{Desk, EventBudget, Guest, Handler, Host, Isolation, Options};
     use super::*;
     use crate::adapter::Rehearsal;
@@ -162,7 +174,7 @@ mod tests {
         assert!(turns > 10 * EVENT_TIMEOUT.as_millis() / TICK.as_millis(), "{turns} turns");
     }
 
-    /// An instance that takes over from a failed one runs apart from its first event on, and an ordinary event ends that.
+    /// An instance that takes over from a failed one runs aside from its first event on, and an ordinary event ends that.
     #[tokio::test]
     async fn a_suspected_instance_runs_apart() {
         let mut guest = guest("echo").await;
@@ -201,7 +213,7 @@ mod tests {
         assert_eq!((metrics.apart_by_memory.get(), metrics.apart_by_suspicion.get()), (0, 0));
     }
 
-    /// A guest that traps again and again is told of some times, and then counted; its new instances run apart.
+    /// A guest that traps again and again is told of some times, and then counted; its new instances run aside, and take turns.
     #[tokio::test]
     async fn a_flood_of_traps() {
         let metrics = Telemetry::new().instances(&"trap".into());
@@ -214,6 +226,12 @@ mod tests {
             assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
         }
         assert!(metrics.apart_by_suspicion.get() > 0);
+        // Those have used up what such a handler gets at once, or the next ones do.
+        while metrics.events_throttled.get() == 0 {
+            let mut guest = attached(&handler);
+            call(&mut guest, &created()).await.unwrap();
+            assert!(said(&mut guest, "trap").await.is_err());
+        }
         let mut good = attached(&handler);
         assert!(good.is_suspected());
         call(&mut good, &created()).await.unwrap();
@@ -221,15 +239,41 @@ mod tests {
         assert!(!good.is_suspected(), "it is an instance like all others");
     }
 
-    /// What is given away runs at a lower priority; the threads go without waiting for an event that does not end.
+    /// An event that has become long gets less than the gateway's own work, and once it is very long, as well as one that runs
+    /// aside from its beginning, what nobody else wants.
     #[tokio::test]
-    async fn long_events_have_a_lower_priority() {
+    async fn long_events_come_after_all_else() {
         let long_events = LongEvents::start().unwrap();
-        let niceness = async { rustix::process::getpriority_process(None).unwrap() };
-        assert_eq!(long_events.finish(niceness).await, NICENESS);
-        let endless = long_events.finish(std::future::pending::<()>());
+        let stretch = Arc::<Stretch>::default();
+        let seen = Arc::clone(&stretch);
+        let event = async move {
+            let slow = (policy(), rustix::process::getpriority_process(None).unwrap());
+            while !seen.is_very_long() {
+                seen.handle_tick();
+            }
+            seen.yield_now().await;
+            (slow, policy())
+        };
+        let (slow, very_long) = long_events.finish(Box::pin(event), &stretch).await;
+        assert_eq!(slow, (libc::SCHED_OTHER, NICENESS));
+        assert_eq!(very_long, libc::SCHED_IDLE);
+        assert_eq!(long_events.run_aside(async { policy() }).await, libc::SCHED_IDLE);
+    }
+
+    /// The threads go without waiting for an event that does not end.
+    #[tokio::test]
+    async fn endless_events_hold_nothing_up() {
+        let long_events = LongEvents::start().unwrap();
+        let endless = long_events.run_aside(std::future::pending::<()>());
         assert!(futures::poll!(Box::pin(endless)).is_pending());
         drop(long_events);
+    }
+
+    /// The scheduling policy of this thread, as the kernel tells it.
+    fn policy() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(38).unwrap().parse().unwrap()
     }
 
     async fn said(guest: &mut Guest, text: &str) -> Result<(), CallError> {

@@ -1,0 +1,95 @@
+//! How an event runs that is long: its stretches between two ticks, and its turns.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::limits::{FIRST_TICKS, TICK};
+use super::share::{Share, Turn};
+
+/// An event that has taken more CPU time than this is very long. A guest in Python that imports its modules in its first event is
+/// below.
+const SLOW_MAX: Duration = Duration::from_millis(50);
+
+/// How the event in progress of one instance runs.
+#[derive(Debug, Default)]
+pub(super) struct Stretch {
+    /// Since when, by the CPU time of its thread, the stretch lasts, in nanoseconds; zero while the event is not long.
+    since_ns: AtomicU64,
+    /// CPU time of the stretches that are over, in nanoseconds.
+    used_ns: AtomicU64,
+    /// What the event has taken of its handler's [`Share`], in nanoseconds; zero for one that need not take turns.
+    taken_ns: AtomicU64,
+}
+
+impl Stretch {
+    /// Whether the event has seen a tick.
+    pub(super) fn is_long(&self) -> bool {
+        self.since_ns.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the event has seen so many that nobody knows when it ends.
+    pub(super) fn is_very_long(&self) -> bool {
+        self.used_ns.load(Ordering::Relaxed) > nanos(SLOW_MAX)
+    }
+
+    /// The event is over.
+    pub(super) fn end(&self) {
+        self.since_ns.store(0, Ordering::Relaxed);
+        self.used_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends a stretch at a tick, and gives its CPU time. The first one is not measured, since ordinary events would pay for
+    /// that, and counts as its ticks. Where the event has waited for the host and gone on in another thread, nobody knows; then
+    /// it is between nothing and what a stretch can take.
+    pub(super) fn handle_tick(&self) -> Duration {
+        let cpu_time = match self.since_ns.load(Ordering::Relaxed) {
+            0 => TICK * FIRST_TICKS as u32,
+            since_ns => thread_time().saturating_sub(Duration::from_nanos(since_ns)).min(2 * TICK),
+        };
+        self.used_ns.fetch_add(nanos(cpu_time), Ordering::Relaxed);
+        cpu_time
+    }
+
+    /// Lets others run, and begins the next stretch. The runtime's own way to yield lets it look at its sockets before.
+    pub(super) async fn yield_now(self: Arc<Self>) {
+        self.begin();
+        tokio::task::yield_now().await;
+        self.begin();
+    }
+
+    fn begin(&self) {
+        self.since_ns.store(nanos(thread_time()).max(1), Ordering::Relaxed);
+    }
+
+    /// Waits for a turn at the handler's share; from the first one on, the event takes turns. Whether it had to wait comes back.
+    pub(super) async fn turn(&self, share: &Share, turn: Turn) -> bool {
+        let has_waited = share.turn(turn).await;
+        self.taken_ns.fetch_add(nanos(turn.cost()), Ordering::Relaxed);
+        has_waited
+    }
+
+    /// Whether the event takes turns.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.taken_ns.load(Ordering::Relaxed) != 0
+    }
+
+    /// The event takes no more turns; all that it has taken comes back.
+    pub(super) fn end_turns(&self) -> Duration {
+        Duration::from_nanos(self.taken_ns.swap(0, Ordering::Relaxed))
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    // 584 years.
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// CPU time of this thread so far.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // Both are never negative.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
