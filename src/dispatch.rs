@@ -4,9 +4,11 @@
 //! the one that is active, and whether it works ([`Breaker`]). What happens to an event that failed is decided
 //! in [`Recovery`]; the connection does it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use crate::telemetry::{HandlerMetrics, Telemetry};
+use crate::rate::Rate;
+use crate::telemetry::{HandlerMetrics, Lines, Telemetry, lines_in};
 
 mod breaker;
 mod health;
@@ -19,6 +21,10 @@ pub use mover::Mover;
 pub use recovery::{Next, OnFailure, Policy, Recovery};
 pub use versions::{Membership, Others, Placement, Plan, Share, Trial, TrialKind, Version, Versions};
 
+/// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through, and of a
+/// hundred thousand it is enough to see ten a second. All are counted.
+static FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(100, Duration::from_secs(10)));
+
 /// A listener's handlers in order: the first that is healthy serves, those behind it are its fallback.
 #[derive(Clone, Debug)]
 pub struct Chain(Arc<[Link]>);
@@ -30,6 +36,8 @@ pub struct Link {
     pub versions: Arc<Versions>,
     /// Its counters behind this listener.
     pub metrics: HandlerMetrics,
+    /// Its failures there that may be told.
+    pub failures: Lines,
 }
 
 /// A chain without handlers was asked for.
@@ -52,7 +60,11 @@ impl Chain {
     ) -> Result<Self, EmptyChain> {
         let links: Arc<[Link]> = handlers
             .into_iter()
-            .map(|versions| Link { metrics: telemetry.handler(listener, versions.name()), versions })
+            .map(|versions| Link {
+                metrics: telemetry.handler(listener, versions.name()),
+                versions,
+                failures: Lines::new(&FAILURES),
+            })
             .collect();
         if links.is_empty() {
             return Err(EmptyChain { listener: Arc::clone(listener) });

@@ -13,8 +13,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+mod lines;
 mod log;
 
+pub use lines::{LineBudget, Lines, MaySay, lines_in};
 pub use log::{LogError, LogFormat, start_log};
 
 /// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has

@@ -14,7 +14,7 @@ use crate::handler::wasm::Desk;
 use crate::handler::{Attached, CallError, grpc};
 use crate::listener::Socket;
 use crate::tap::Who;
-use crate::telemetry::PAYLOAD_LOG;
+use crate::telemetry::{MaySay, PAYLOAD_LOG};
 
 impl Connection {
     /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
@@ -299,7 +299,19 @@ impl Connection {
         match next {
             // A handler that is away concerns all its connections, again and again; its health is told once.
             Next::Hold { .. } => tell!(debug),
-            Next::Renew | Next::FallBack | Next::GiveUp => tell!(warn),
+            Next::Renew | Next::FallBack | Next::GiveUp => match link.failures.handle_line() {
+                MaySay::No => tell!(debug),
+                MaySay::Yes => tell!(warn),
+                MaySay::After(left_out) => {
+                    tracing::warn!(
+                        listener = %self.shared.options.listener,
+                        handler = %link.versions.name(),
+                        left_out,
+                        "the handler fails more often than the log takes"
+                    );
+                    tell!(warn);
+                }
+            },
         }
     }
 

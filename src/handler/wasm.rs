@@ -15,7 +15,7 @@ use wasmtime::component::{Component, InstancePre};
 use super::CallError;
 use crate::adapter::Rehearsal;
 use crate::conn::{CloseReason, ConnId, ConnInfo, Event};
-use crate::telemetry::InstanceMetrics;
+use crate::telemetry::{InstanceMetrics, Lines};
 use crate::wit::bindings::ConnectionHandlerIndices;
 use crate::wit::migration::MigrationIndices;
 
@@ -52,7 +52,6 @@ use engines::Engines;
 use failures::Failures;
 use instance::{Call, GuestState, Instance};
 use limits::{Ceiling, Ticker};
-use log::HandlerLog;
 use long::LongEvents;
 use share::Share;
 use shared::Seats;
@@ -341,7 +340,7 @@ impl Host {
             handler_exports,
             migration_exports,
             seats,
-            log: HandlerLog::new(),
+            log: log::of_a_handler(),
             failures: Failures::new(),
             share: Arc::new(Share::new()),
             metrics,
@@ -389,7 +388,7 @@ struct Shared {
     /// For a guest whose instances serve many connections.
     seats: Option<Seats>,
     /// What all its instances may say.
-    log: HandlerLog,
+    log: Lines,
     /// How often its instances fail.
     failures: Failures,
     /// What they may take while they do.

@@ -221,3 +221,30 @@ async fn descriptors_run_out_and_come_back() {
     let told = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
     assert_eq!(told, 1);
 }
+
+/// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left out.
+#[tokio::test]
+async fn a_flood_of_failures() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let away = nobody.local_addr().unwrap();
+    drop(nobody);
+    let setup = Setup::new(&format!(
+        "[adapter]\nbind = \"127.0.0.1:0\"\n[handlers.h]\nkind = \"grpc\"\nurl = \"http://{away}\"\nhold_timeout = \"1ms\"\n\
+         [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n"
+    ));
+    let mut serving = setup.served().await;
+    let listener = serving.listener();
+    let mut devices = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        devices.spawn(async move {
+            loop {
+                Device::connect(listener).await.expect_closed().await;
+            }
+        });
+    }
+    let told = serving.line("the handler fails more often than the log takes").await;
+    assert_eq!((&told["level"], &told["handler"]), (&Value::from("WARN"), &Value::from("h")), "{told}");
+    assert!(told["left_out"].as_u64() > Some(0), "{told}");
+    devices.shutdown().await;
+    assert_eq!(serving.stop().await.0, Some(0));
+}

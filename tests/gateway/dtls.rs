@@ -235,6 +235,40 @@ async fn who_is_refused() {
     gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 2.0).await;
 }
 
+/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that are there live on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_brings_other_certificates() {
+    let certificates = Certificates::new();
+    let (ca, revoked) = (certificates.ca_file(), certificates.revoke(&[]));
+    let device = certificates.sign_device("device", |params| params.serial_number = Some(SerialNumber::from(66_u64)));
+    let client = DtlsClient { identity: Some(device), ..DtlsClient::default() };
+    let (certificate, key) = certificates.sign("localhost");
+    let keys = format!(
+        "tls = {{ cert_file = {certificate:?}, key_file = {key:?}, client_ca_file = {ca:?}, crl_file = {revoked:?} }}"
+    );
+    let gateway = raw_echo_with(&keys).await;
+    let mut first = DtlsSocket::connect(gateway.listener(), &client).await.unwrap();
+    is_served(&mut first).await;
+    assert_eq!(first.presented(), certificates.leaf("localhost"));
+
+    certificates.sign("localhost");
+    assert_ne!(first.presented(), certificates.leaf("localhost"));
+    gateway.follow(gateway.text()).await.unwrap();
+    let mut second = DtlsSocket::connect(gateway.listener(), &client).await.unwrap();
+    is_served(&mut second).await;
+    assert_eq!(second.presented(), certificates.leaf("localhost"));
+    is_served(&mut first).await;
+
+    certificates.revoke(&[66]);
+    gateway.follow(gateway.text()).await.unwrap();
+    let address = gateway.listener();
+    let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
+    gateway.metric_reaches(&turned_away("revoked_certificate"), 1.0).await;
+    trying.abort();
+    is_served(&mut first).await;
+    is_served(&mut second).await;
+}
+
 /// A gateway that gives every byte back, and what a device needs for it.
 async fn raw_echo(more_keys: &str) -> (GatewayUnderTest, DtlsClient) {
     let transport = Transport::mutual_dtls();

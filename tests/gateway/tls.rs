@@ -179,7 +179,7 @@ async fn certificates_are_chosen_by_name_and_kind() {
         [("localhost", "main"), ("own.example", "own"), ("OWN.example", "own"), ("other.dev.example", "wild")]
     {
         let peer = RawPeer::connect(gateway.listener()).await.begin_tls(asked, &client).await.unwrap();
-        assert_eq!(presented(peer), leaf(&certificates, expected), "{asked}");
+        assert_eq!(presented(peer), certificates.leaf(expected), "{asked}");
     }
     // No certificate has this name, so the client does not believe the first one, which it got.
     let Err(error) = RawPeer::connect(gateway.listener()).await.begin_tls("a.b.dev.example", &client).await else {
@@ -196,17 +196,12 @@ async fn certificates_are_chosen_by_name_and_kind() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let peer = RawPeer::connect(gateway.listener()).await.begin_tls("own.example", &Arc::new(only_rsa)).await.unwrap();
-    assert_eq!(presented(peer), leaf(&certificates, "own-rsa"));
+    assert_eq!(presented(peer), certificates.leaf("own-rsa"));
 }
 
 /// The certificate that a listener showed, in DER.
 fn presented(peer: RawPeer) -> Vec<u8> {
     peer.into_tls().get_ref().1.peer_certificates().unwrap()[0].to_vec()
-}
-
-fn leaf(certificates: &Certificates, name: &str) -> Vec<u8> {
-    let pem = std::fs::read(certificates.ca_file().with_file_name(format!("{name}.pem"))).unwrap();
-    openssl::x509::X509::from_pem(&pem).unwrap().to_der().unwrap()
 }
 
 fn client_roots(certificates: &Certificates) -> Vec<rustls::pki_types::TrustAnchor<'static>> {
@@ -377,7 +372,7 @@ async fn a_reload_brings_other_certificates() {
     let gateway = listening(&own, &keys).await;
     let mut first = RawPeer::connect_tls(gateway.listener(), &device).await.unwrap();
     is_served(&mut first).await;
-    let before = leaf(&certificates, "localhost");
+    let before = certificates.leaf("localhost");
 
     // Nothing has changed, so the session is resumed.
     gateway.follow(gateway.text()).await.unwrap();
@@ -386,11 +381,11 @@ async fn a_reload_brings_other_certificates() {
     assert_eq!(second.into_tls().get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
 
     certificates.sign("localhost");
-    assert_ne!(leaf(&certificates, "localhost"), before);
+    assert_ne!(certificates.leaf("localhost"), before);
     gateway.follow(gateway.text()).await.unwrap();
     let mut third = RawPeer::connect_tls(gateway.listener(), &device).await.unwrap();
     is_served(&mut third).await;
-    assert_eq!(presented(third), leaf(&certificates, "localhost"));
+    assert_eq!(presented(third), certificates.leaf("localhost"));
     is_served(&mut first).await;
 
     certificates.revoke(&[66]);

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::log::HandlerLog;
+use super::log::of_failures;
 use crate::handler::CallError;
+use crate::telemetry::{Lines, MaySay};
 
 /// More failures than this at once are many. One device that fails some times before it gives up is below.
 const FEW_MAX: u32 = 10;
@@ -32,14 +33,14 @@ pub(super) struct Failures {
     /// There was one that is not forgotten. Without, a new connection costs one look.
     any: AtomicBool,
     recent: Mutex<Recent>,
-    told: HandlerLog,
+    told: Lines,
 }
 
 impl Failures {
     /// Nothing has failed yet.
     pub(super) fn new() -> Self {
         let recent = Mutex::new(Recent { forgotten_at: Instant::now() });
-        Self { any: AtomicBool::new(false), recent, told: HandlerLog::of_failures() }
+        Self { any: AtomicBool::new(false), recent, told: of_failures() }
     }
 
     /// An instance has failed in an event that took so much CPU time. One that could not be made because there are too many
@@ -68,7 +69,7 @@ impl Failures {
 
     /// Whether one more may be told with its backtrace.
     pub(super) fn may_be_told(&self) -> bool {
-        self.told.may_say()
+        self.told.handle_line() != MaySay::No
     }
 }
 

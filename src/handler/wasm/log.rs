@@ -5,55 +5,38 @@
 //! what would break it, or move a terminal's cursor, is escaped.
 
 use std::borrow::Cow;
-use std::num::NonZeroU64;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::conn::ConnId;
-use crate::rate::{Bucket, Rate};
+use crate::rate::Rate;
+use crate::telemetry::{LineBudget, Lines, MaySay, lines_in};
 use crate::wit::types::Level;
 
 /// What one line keeps, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
 /// What an instance may say: a guest that reports every few frames stays below.
-static OF_AN_INSTANCE: LazyLock<Rate> = LazyLock::new(|| lines(200, Duration::from_secs(10)));
+static OF_AN_INSTANCE: LazyLock<Rate> = LazyLock::new(|| lines_in(200, Duration::from_secs(10)));
 
 /// What all instances of a handler may say together: a thousand devices that each have a fault to tell get through, a
 /// hundred thousand would fill the disk.
-static OF_A_HANDLER: LazyLock<Rate> = LazyLock::new(|| lines(2000, Duration::from_secs(4)));
+static OF_A_HANDLER: LazyLock<Rate> = LazyLock::new(|| lines_in(2000, Duration::from_secs(4)));
 
 /// Failures of a handler's instances that are told with their backtraces. Each is some lines; whoever looks for a fault needs
 /// one, and with twenty at once each of some faults is among them.
-static OF_FAILURES: LazyLock<Rate> = LazyLock::new(|| lines(20, Duration::from_secs(10)));
-
-/// So many lines in this time, all at once if need be.
-fn lines(count: u64, per: Duration) -> Rate {
-    Rate::evenly(NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN), per).at_once()
-}
+static OF_FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(20, Duration::from_secs(10)));
 
 /// What all instances of one handler may still say.
-#[derive(Clone, Debug)]
-pub(super) struct HandlerLog(Arc<Mutex<Budget>>);
+pub(super) fn of_a_handler() -> Lines {
+    Lines::new(&OF_A_HANDLER)
+}
 
-impl HandlerLog {
-    /// Nothing is said yet.
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Budget::new(&OF_A_HANDLER, Instant::now()))))
-    }
-
-    /// The same for failures.
-    pub(super) fn of_failures() -> Self {
-        Self(Arc::new(Mutex::new(Budget::new(&OF_FAILURES, Instant::now()))))
-    }
-
-    /// Whether one more line may be said, on whosoever's behalf.
-    pub(super) fn may_say(&self) -> bool {
-        self.0.lock().handle_line(Instant::now()) != May::NotSay
-    }
+/// The same for their failures.
+pub(super) fn of_failures() -> Lines {
+    Lines::new(&OF_FAILURES)
 }
 
 /// One instance's way to the log.
@@ -61,20 +44,20 @@ impl HandlerLog {
 pub(super) struct GuestLog {
     conn: ConnId,
     handler: Arc<str>,
-    budget: Budget,
-    together: HandlerLog,
+    budget: LineBudget,
+    together: Lines,
     shed: Counter,
 }
 
 impl GuestLog {
     /// `shed` counts the lines that are left out.
-    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: HandlerLog, shed: Counter) -> Self {
-        Self { conn, handler, budget: Budget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
+    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: Lines, shed: Counter) -> Self {
+        Self { conn, handler, budget: LineBudget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
     }
 
     /// A line is left out, because the event has said as many as it may.
     pub(super) fn leave_out(&mut self) {
-        self.budget.left_out += 1;
+        self.budget.leave_out();
         self.shed.inc();
     }
 
@@ -113,11 +96,11 @@ impl GuestLog {
         let now = Instant::now();
         let may = self.budget.handle_line(now);
         // A line that an instance may not say takes nothing from the others.
-        if may == May::NotSay || !self.together.may_say() {
+        if may == MaySay::No || self.together.handle_line() == MaySay::No {
             self.shed.inc();
             return false;
         }
-        if let May::SayAfter(left_out) = may {
+        if let MaySay::After(left_out) = may {
             self.tell(left_out);
         }
         true
@@ -130,42 +113,9 @@ impl GuestLog {
 
 impl Drop for GuestLog {
     fn drop(&mut self) {
-        if self.budget.left_out > 0 {
-            self.tell(self.budget.left_out);
-        }
-    }
-}
-
-/// Whether a line may be said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum May {
-    Say,
-    /// Yes, and before it so many were left out.
-    SayAfter(u64),
-    NotSay,
-}
-
-/// How many lines may still be said. Pure: `now` is an argument.
-#[derive(Debug)]
-struct Budget {
-    rate: &'static Rate,
-    lines: Bucket,
-    left_out: u64,
-}
-
-impl Budget {
-    fn new(rate: &'static Rate, now: Instant) -> Self {
-        Self { rate, lines: Bucket::full(now), left_out: 0 }
-    }
-
-    fn handle_line(&mut self, now: Instant) -> May {
-        if self.lines.take(self.rate, now, 1).is_err() {
-            self.left_out += 1;
-            return May::NotSay;
-        }
-        match std::mem::take(&mut self.left_out) {
-            0 => May::Say,
-            left_out => May::SayAfter(left_out),
+        match self.budget.left_out() {
+            0 => {}
+            left_out => self.tell(left_out),
         }
     }
 }
@@ -196,8 +146,6 @@ fn one_line(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    const LINE_INTERVAL: Duration = Duration::from_millis(50);
-
     /// A guest cannot write a line that looks as if somebody else had written it, nor clear the screen.
     #[test]
     fn a_line_stays_one_line() {
@@ -213,44 +161,5 @@ mod tests {
     fn a_reason_stays_one_line() {
         assert_eq!(told("no\nroom"), "no\\nroom");
         assert_eq!(told(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
-    }
-
-    /// Instances that each stay within their own bounds are bounded together.
-    #[test]
-    fn instances_are_bounded_together() {
-        let start = Instant::now();
-        let mut together = Budget::new(&OF_A_HANDLER, start);
-        let said = (0..100_000).filter(|_| together.handle_line(start) != May::NotSay).count();
-        assert_eq!(said, 2000);
-        let later = start + Duration::from_secs(1);
-        let said = (0..100_000).filter(|_| together.handle_line(later) != May::NotSay).count();
-        assert_eq!(said, 500);
-    }
-
-    /// So many lines at once, then one an interval; what was left out is told with the next line, once.
-    #[test]
-    fn lines_are_bounded() {
-        let start = Instant::now();
-        let mut budget = Budget::new(&OF_AN_INSTANCE, start);
-        for _ in 0..200 {
-            assert_eq!(budget.handle_line(start), May::Say);
-        }
-        assert_eq!(budget.handle_line(start), May::NotSay);
-        assert_eq!(budget.handle_line(start + LINE_INTERVAL - Duration::from_millis(1)), May::NotSay);
-        assert_eq!(budget.handle_line(start + LINE_INTERVAL), May::SayAfter(2));
-        assert_eq!(budget.handle_line(start + LINE_INTERVAL), May::NotSay);
-        assert_eq!(budget.handle_line(start + 3 * LINE_INTERVAL), May::SayAfter(1));
-        assert_eq!(budget.handle_line(start + 3 * LINE_INTERVAL), May::Say);
-        assert_eq!(budget.handle_line(start + 3 * LINE_INTERVAL), May::NotSay);
-    }
-
-    /// A long silence earns no more than may be said at once.
-    #[test]
-    fn silence_is_not_saved_up() {
-        let start = Instant::now();
-        let mut budget = Budget::new(&OF_AN_INSTANCE, start);
-        let later = start + Duration::from_secs(100_000);
-        let said = (0..10_000).filter(|_| budget.handle_line(later) != May::NotSay).count();
-        assert_eq!(said, 200);
     }
 }

@@ -102,12 +102,12 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
     use wasmtime_wasi::sockets::WasiSocketsView;
 
-    use super::super::log::HandlerLog;
+    use super::super::log::of_a_handler;
     use super::*;
     use crate::conn::ConnId;
 
     fn wasi() -> Wasi {
-        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), HandlerLog::new(), Counter::default());
+        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), of_a_handler(), Counter::default());
         Wasi::new(Arc::new(Mutex::new(log)))
     }
 

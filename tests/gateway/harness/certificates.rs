@@ -90,6 +90,12 @@ impl Certificates {
         self.write("revoked.crl", &list.signed_by(&*self.issuer).unwrap().pem().unwrap())
     }
 
+    /// The certificate with this name, as DER.
+    pub fn leaf(&self, name: &str) -> Vec<u8> {
+        let pem = std::fs::read(self.dir.path().join(format!("{name}.pem"))).unwrap();
+        openssl::x509::X509::from_pem(&pem).unwrap().to_der().unwrap()
+    }
+
     /// Writes another file beside them.
     pub fn write(&self, name: &str, content: &str) -> PathBuf {
         let file = self.dir.path().join(name);

@@ -227,6 +227,11 @@ impl DtlsSocket {
         self.flush().await
     }
 
+    /// The certificate that the listener has shown, as DER.
+    pub fn presented(&self) -> Vec<u8> {
+        self.stream.ssl().peer_certificate().unwrap().to_der().unwrap()
+    }
+
     /// The socket, for datagrams that no library would send.
     pub fn socket(&self) -> &UdpSocket {
         &self.socket
