@@ -132,7 +132,7 @@ pub struct Telemetry {
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
     log_lines_shed: Family<HandlerLabel, Counter>,
-    events_throttled: Family<HandlerLabel, Counter>,
+    memory_waits: Family<HandlerLabel, Counter>,
     events_apart: Family<ApartLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
@@ -247,11 +247,11 @@ impl Telemetry {
             Unit::Bytes,
             instance_memory_bytes.clone(),
         );
-        let events_throttled = Family::default();
+        let memory_waits = Family::default();
         registry.register(
-            "guest_events_throttled",
-            "Events that waited, since failures have used up what their handler gets while it keeps failing",
-            events_throttled.clone(),
+            "guest_memory_waits",
+            "Times that memory was waited for, since failures have used up what the handler gets while it keeps failing",
+            memory_waits.clone(),
         );
         let log_lines_shed = Family::default();
         registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
@@ -298,7 +298,7 @@ impl Telemetry {
             instances,
             instance_memory_bytes,
             log_lines_shed,
-            events_throttled,
+            memory_waits,
             events_apart,
             adapter_calls,
         }
@@ -435,7 +435,7 @@ impl Telemetry {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
-            events_throttled: self.events_throttled.get_or_create_owned(&label),
+            memory_waits: self.memory_waits.get_or_create_owned(&label),
             apart_by_time: apart("time"),
             apart_by_memory: apart("memory"),
             apart_by_suspicion: apart("suspicion"),
@@ -606,8 +606,8 @@ pub struct InstanceMetrics {
     pub apart_by_memory: Counter,
     /// Events that ran there from their beginning, since the handler keeps failing.
     pub apart_by_suspicion: Counter,
-    /// Those of them that waited, since failures have used up what the handler gets while it keeps failing.
-    pub events_throttled: Counter,
+    /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
+    pub memory_waits: Counter,
 }
 
 #[cfg(test)]

@@ -391,7 +391,7 @@ struct Shared {
     log: Lines,
     /// How often its instances fail.
     failures: Failures,
-    /// What they may take while they do.
+    /// What memory they may take while they do.
     share: Arc<Share>,
     metrics: InstanceMetrics,
     engine_name: &'static str,

@@ -13,7 +13,6 @@ use wasmtime::{Store, Trap, WasmBacktrace};
 use super::desk::Desk;
 use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
 use super::log::GuestLog;
-use super::share::Turn;
 use super::stretch::Stretch;
 use super::wasi::Wasi;
 use super::{Metering, Shared};
@@ -277,7 +276,7 @@ async fn run_here(
     }
 }
 
-/// Runs a call where nobody waits for it, and in turns while the handler keeps failing.
+/// Runs a call where nobody waits for it; while the handler keeps failing, the call waits for its memory.
 async fn run_aside(
     shared: &Shared,
     stretch: &Stretch,
@@ -285,14 +284,11 @@ async fn run_aside(
 ) -> Called {
     let Shared { failures, share, long_events, metrics, .. } = shared;
     metrics.apart_by_suspicion.inc();
-    if !failures.are_many() {
-        return long_events.run_aside(called).await;
-    }
-    if stretch.turn(share, Turn::Event).await {
-        metrics.events_throttled.inc();
+    if failures.are_many() {
+        stretch.begin_waiting();
     }
     let (inner, desk, result) = long_events.run_aside(called).await;
-    let taken = stretch.end_turns();
+    let taken = stretch.end_waiting();
     if result.is_ok() {
         share.give_back(taken);
     }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
 
 use super::instance::GuestState;
-use super::share::{Share, Turn};
+use super::share::Share;
 use super::stretch::Stretch;
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
@@ -185,7 +185,7 @@ pub(super) struct MemoryLimit {
     is_made: bool,
     /// What the event in progress has taken.
     grown: usize,
-    /// How much of that it has had its turns for.
+    /// How much of that it has waited for, if it has to.
     paid: usize,
     stretch: Arc<Stretch>,
     share: Arc<Share>,
@@ -257,7 +257,7 @@ impl Drop for MemoryLimit {
 }
 
 /// The limits hold for all memories and tables of the instance together. An event that takes much yields before it has it, and
-/// so is long; one that takes turns waits for them.
+/// so is long; one that has to wait for its memory does.
 #[async_trait]
 impl ResourceLimiterAsync for MemoryLimit {
     async fn memory_growing(
@@ -268,9 +268,11 @@ impl ResourceLimiterAsync for MemoryLimit {
     ) -> wasmtime::Result<bool> {
         let may = self.grow_memory(current, desired, maximum);
         if may && self.grown > GROWTH_QUICK_BYTES {
-            if self.stretch.takes_turns() {
+            if self.stretch.waits() {
                 let unpaid = self.grown - std::mem::replace(&mut self.paid, self.grown);
-                self.stretch.turn(&self.share, Turn::Growth(unpaid)).await;
+                if self.stretch.take(&self.share, unpaid).await {
+                    self.metrics.memory_waits.inc();
+                }
             } else if !self.stretch.is_long() {
                 self.metrics.apart_by_memory.inc();
                 Arc::clone(&self.stretch).yield_now().await;

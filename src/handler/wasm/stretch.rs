@@ -1,13 +1,13 @@
-//! How an event runs that is long: its stretches between two ticks, and its turns.
+//! How an event runs that is long: its stretches between two ticks, and the memory that it waits for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::limits::{FIRST_TICKS, TICK};
-use super::share::{Share, Turn};
+use super::share::Share;
 
 /// An event that has taken more CPU time than this is very long. A guest in Python that imports its modules in its first event is
 /// below.
@@ -20,8 +20,10 @@ pub(super) struct Stretch {
     since_ns: AtomicU64,
     /// CPU time of the stretches that are over, in nanoseconds.
     used_ns: AtomicU64,
-    /// What the event has taken of its handler's [`Share`], in nanoseconds; zero for one that need not take turns.
-    taken_ns: AtomicU64,
+    /// Whether the event waits for the memory that it takes.
+    waits: AtomicBool,
+    /// What it has taken of its handler's [`Share`], in bytes.
+    taken: AtomicUsize,
 }
 
 impl Stretch {
@@ -64,21 +66,27 @@ impl Stretch {
         self.since_ns.store(nanos(thread_time()).max(1), Ordering::Relaxed);
     }
 
-    /// Waits for a turn at the handler's share; from the first one on, the event takes turns. Whether it had to wait comes back.
-    pub(super) async fn turn(&self, share: &Share, turn: Turn) -> bool {
-        let has_waited = share.turn(turn).await;
-        self.taken_ns.fetch_add(nanos(turn.cost()), Ordering::Relaxed);
+    /// From now on the event waits for memory.
+    pub(super) fn begin_waiting(&self) {
+        self.waits.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the event waits for the memory that it takes.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Waits for memory of the handler's share. Whether it had to comes back.
+    pub(super) async fn take(&self, share: &Share, bytes: usize) -> bool {
+        let has_waited = share.take(bytes).await;
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
         has_waited
     }
 
-    /// Whether the event takes turns.
-    pub(super) fn takes_turns(&self) -> bool {
-        self.taken_ns.load(Ordering::Relaxed) != 0
-    }
-
-    /// The event takes no more turns; all that it has taken comes back.
-    pub(super) fn end_turns(&self) -> Duration {
-        Duration::from_nanos(self.taken_ns.swap(0, Ordering::Relaxed))
+    /// The event waits no more; what it has taken of the share comes back.
+    pub(super) fn end_waiting(&self) -> usize {
+        self.waits.store(false, Ordering::Relaxed);
+        self.taken.swap(0, Ordering::Relaxed)
     }
 }
 
