@@ -21,8 +21,8 @@ pub use mover::Mover;
 pub use recovery::{Next, OnFailure, Policy, Recovery};
 pub use versions::{Membership, Others, Placement, Plan, Share, Trial, TrialKind, Version, Versions};
 
-/// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through, and of a
-/// hundred thousand it is enough to see ten a second. All are counted.
+/// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through,
+/// and of a hundred thousand it is enough to see ten a second. All are counted.
 static FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(100, Duration::from_secs(10)));
 
 /// A listener's handlers in order: the first that is healthy serves, those behind it are its fallback.

@@ -27,8 +27,8 @@
 //! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
 //! | 1 | [`conn`] | the vocabulary of a connection; the table from its id to its mailbox |
 //! | 1 | [`conversation`] | recorded conversations: parse, print, play, record |
-//! | 1 | [`rate`] | how much may pass in which time |
-//! | 0 | [`drain`], [`telemetry`], [`files`] | the stop signal; the log and every metric; whole files |
+//! | 1 | [`telemetry`] | the log, how much of it one may fill, and every metric |
+//! | 0 | [`drain`], [`rate`], [`files`] | the stop signal; how much may pass in which time; whole files |
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod cli;
@@ -59,8 +59,8 @@ pub mod wit;
 
 pub mod conn;
 pub mod conversation;
-pub mod rate;
+pub mod telemetry;
 
 pub mod drain;
 pub mod files;
-pub mod telemetry;
+pub mod rate;

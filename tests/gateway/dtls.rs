@@ -235,7 +235,8 @@ async fn who_is_refused() {
     gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 2.0).await;
 }
 
-/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that are there live on.
+/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that are
+/// there live on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_brings_other_certificates() {
     let certificates = Certificates::new();
