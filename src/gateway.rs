@@ -31,7 +31,7 @@ use crate::telemetry::Telemetry;
 mod descriptors;
 mod listeners;
 
-pub use listeners::ListenersChanged;
+pub(crate) use listeners::ListenersChanged;
 use listeners::{Context, Listeners};
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
@@ -217,7 +217,12 @@ impl Gateway {
         let limit = connections_max.or_else(descriptors::connections_max);
         tracing::info!(connections_max = limit, "connection limit");
         let mut running = Listeners::new(Context {
-            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit: limit.map(ConnectionLimit::new) },
+            common: Common {
+                ids,
+                registry: registry.clone(),
+                taps: taps.clone(),
+                limit: limit.map(ConnectionLimit::new),
+            },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
             manager: manager.clone(),

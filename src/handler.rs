@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::conn::{ConnId, ConnInfo};
 
-pub mod grpc;
-pub mod wasm;
+pub(crate) mod grpc;
+pub(crate) mod wasm;
 
 /// A handler of either kind; cheap to clone.
 #[derive(Clone, Debug)]

@@ -16,12 +16,12 @@ use prometheus_client::registry::{Registry, Unit};
 mod log;
 mod log_limit;
 
-pub use log::{LogError, LogFormat, start_log};
-pub use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
+pub use log::{LogFormat, start_log};
+pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
 /// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has
 /// whatever the devices send, their passwords among it.
-pub const PAYLOAD_LOG: &str = "polygate::payload";
+pub(crate) const PAYLOAD_LOG: &str = "polygate::payload";
 
 /// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
 const EVENT_SECONDS: [f64; 12] = [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];

@@ -34,13 +34,13 @@ mod shared_instances;
 mod slot_allocator;
 mod wasi;
 
-pub use cache::CacheError;
-pub use compile_process::{Bounds, Compiler, bound_this_process};
-pub use engines::Capacity;
-pub use guest::Guest;
-pub use inspect::{Form, Import, Inspection, Memory};
-pub use instance::{Snapshot, Usage};
-pub use limits::EventBudget;
+pub(crate) use cache::CacheError;
+pub(crate) use compile_process::{Bounds, Compiler, bound_this_process};
+pub(crate) use engines::Capacity;
+pub(crate) use guest::Guest;
+pub(crate) use inspect::{Form, Inspection};
+pub(crate) use instance::Usage;
+pub(crate) use limits::EventBudget;
 
 use component::ComponentError;
 use engines::Engines;
@@ -56,10 +56,10 @@ const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
 const MIGRATE_INTERFACE: &str = "polygate:handler/migrate@0.1.0";
 
 /// Linear memory of one instance where nobody says another bound, in bytes.
-pub const MEMORY_BYTES_DEFAULT: usize = 16 << 20;
+pub(crate) const MEMORY_BYTES_DEFAULT: usize = 16 << 20;
 
 /// CPU time of one event where nobody says another bound.
-pub const EVENT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+pub(crate) const EVENT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 
 /// How a guest's connections are kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

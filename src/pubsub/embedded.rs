@@ -30,7 +30,7 @@ mod retained;
 mod router;
 mod routes;
 
-pub use device::Session;
+pub(crate) use device::Session;
 use mqtt_server::MqttServer;
 use router::{Origin, Publication, Router};
 

@@ -164,7 +164,7 @@ fn cut_short(status: ExitStatus, words: &str, bounds: Bounds) -> String {
 /// # Errors
 ///
 /// The operating system's.
-pub fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
+pub(crate) fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let bounds = [
         (Resource::Data, memory_bytes_max),

@@ -34,7 +34,7 @@ const MEMORY_BYTES_QUICK: usize = 2 << 20;
 const SHOWN_BYTES_MAX: usize = 64;
 
 /// The state of one connection, as a guest wrote it for its next version.
-pub use migrate::State as Snapshot;
+pub(crate) use migrate::State as Snapshot;
 
 /// What the store of one instance holds for the host.
 pub(super) struct GuestState {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use polygate::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
-use polygate::conn::registry::{MessageQuota, Mail, Mailbox, MailReceiver, MessageBounds};
-use polygate::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
-use polygate::pubsub::embedded::{Broker, Options};
-use polygate::pubsub::{Error, PubSub, Session};
+use polygate::testing::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
+use polygate::testing::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
+use polygate::testing::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
+use polygate::testing::pubsub::embedded::{Broker, Options};
+use polygate::testing::pubsub::{Error, PubSub, Session};
 use prometheus_client::metrics::counter::Counter;
 use secrecy::SecretString;
 use tokio::sync::mpsc;

@@ -1,8 +1,8 @@
 //! Sessions come, are taken over and go; brokers live side by side.
 
 use bytes::Bytes;
-use polygate::conn::{CloseReason, QoS};
-use polygate::pubsub::Error;
+use polygate::testing::conn::{CloseReason, QoS};
+use polygate::testing::pubsub::Error;
 
 use crate::broker::harness::{BOTH, Client, Connect, TestBroker, Version, soon};
 
@@ -173,9 +173,11 @@ async fn a_port_is_taken_and_given_back() {
     let first = TestBroker::start().await;
     let addr = first.addr();
     let _client = Client::connect(Version::V3, addr, "c").await;
-    let options =
-        || polygate::pubsub::embedded::Options { bind: Some(addr), ..polygate::pubsub::embedded::Options::default() };
-    let start = || polygate::pubsub::embedded::Broker::start(options(), first.auth.clone());
+    let options = || polygate::testing::pubsub::embedded::Options {
+        bind: Some(addr),
+        ..polygate::testing::pubsub::embedded::Options::default()
+    };
+    let start = || polygate::testing::pubsub::embedded::Broker::start(options(), first.auth.clone());
 
     let error = start().await.unwrap_err();
     assert_eq!(error.to_string(), format!("cannot bind the broker's MQTT port on tcp {addr}"));
