@@ -445,9 +445,9 @@ impl Telemetry {
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            apart_by_time: apart("time"),
-            apart_by_memory: apart("memory"),
-            apart_by_suspicion: apart("suspicion"),
+            deprioritized_by_time: apart("time"),
+            deprioritized_by_memory: apart("memory"),
+            deprioritized_by_failures: apart("suspicion"),
         }
     }
 
@@ -610,11 +610,11 @@ pub struct InstanceMetrics {
     /// Lines that the log left out, because an instance said too many.
     pub suppressed_log_lines: Counter,
     /// Events that went on in threads of low priority because they took long.
-    pub apart_by_time: Counter,
+    pub deprioritized_by_time: Counter,
     /// The same because they took much memory.
-    pub apart_by_memory: Counter,
+    pub deprioritized_by_memory: Counter,
     /// Events that ran there from their beginning, since the handler keeps failing.
-    pub apart_by_suspicion: Counter,
+    pub deprioritized_by_failures: Counter,
     /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
     pub memory_waits: Counter,
 }
