@@ -327,13 +327,19 @@ impl Telemetry {
     pub fn broker(
         &self,
         client_dropped: &Counter,
+        client_oversize: &Counter,
         publishes_denied: &Counter,
         subscribes_denied: &Counter,
         retained_refused: &Counter,
     ) {
         let mut registry = self.lock();
         for (name, help, counter) in [
-            ("broker_client_dropped", "Messages shed at the full queue of an MQTT client", client_dropped),
+            ("broker_client_dropped", "Messages dropped at the full queue of an MQTT client", client_dropped),
+            (
+                "broker_client_oversize",
+                "Messages over the maximum packet size of an MQTT client, not delivered",
+                client_oversize,
+            ),
             ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
             ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
             ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
@@ -628,7 +634,7 @@ mod tests {
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
         let counter = Counter::default();
-        telemetry.broker(&counter, &counter, &counter, &counter);
+        telemetry.broker(&Counter::default(), &counter, &counter, &counter, &counter);
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
