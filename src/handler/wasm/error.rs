@@ -23,17 +23,16 @@ pub(crate) enum LoadErrorKind {
     /// A core module that cannot be made a component.
     NotAComponent(ComponentError),
     Compile(String),
-    /// The component exports no handler of a known interface version; these are its exports.
+    /// The component exports no handler of a supported interface version.
     NoHandler {
         exports: String,
     },
-    /// The component imports what is not offered.
+    /// The component imports a function that the gateway does not provide.
     Link(String),
-    /// No instance of it can be made.
+    /// Instantiation failed.
     Start(CallError),
-    /// The cache of compiled components cannot be used.
     Cache(CacheError),
-    /// The compiler process exceeded a bound or crashed.
+    /// The compiler process exceeded a limit or crashed.
     CompilerProcess(String),
     /// The report of the compiler process, which names handler and file itself.
     Reported(String),
@@ -44,7 +43,7 @@ impl LoadError {
         Self { handler: Arc::clone(handler), path: path.to_owned(), kind }
     }
 
-    /// The same error about the path that the user knows the file by.
+    /// The same error with the path that the operator configured.
     pub(crate) fn about(self, known_as: &Path) -> Self {
         Self { path: known_as.to_owned(), ..self }
     }
@@ -90,7 +89,6 @@ impl std::error::Error for LoadError {
 pub enum RuntimeError {
     #[error("cannot start the WebAssembly engine: {0}")]
     Engine(String),
-    /// The cache of compiled components cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error("cannot start the epoch ticker thread")]
