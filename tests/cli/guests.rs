@@ -55,7 +55,7 @@ async fn what_is_no_handler() {
     let cut = std::fs::read(repository("guests/dist/echo.wasm")).unwrap();
     let cut = workshop.write("cut.wasm", &cut[..cut.len() / 2]);
     let cases = [
-        (&script, "script.wasm is no handler: expected WebAssembly in binary form, found something else\n"),
+        (&script, "script.wasm is no handler: expected WebAssembly in binary form, came another format\n"),
         (&empty, "does not export polygate:handler/handler@0.1.0; it exports nothing\n"),
         (&cut, "cut.wasm is no handler: "),
     ];

@@ -20,7 +20,7 @@ pub struct LoadError {
 #[derive(Debug)]
 pub(crate) enum LoadErrorKind {
     Read(io::Error),
-    /// A core module that cannot be made a component.
+    /// A core module that cannot be converted to a component.
     NotAComponent(ComponentError),
     Compile(String),
     /// The component exports no handler of a supported interface version.
@@ -54,7 +54,7 @@ impl fmt::Display for LoadError {
         let Self { handler, path, kind } = self;
         match kind {
             LoadErrorKind::Read(_) => write!(f, "handler {handler:?}: cannot read component {path:?}"),
-            LoadErrorKind::NotAComponent(_) => write!(f, "handler {handler:?}: cannot make a component of {path:?}"),
+            LoadErrorKind::NotAComponent(_) => write!(f, "handler {handler:?}: cannot convert {path:?} to a component"),
             LoadErrorKind::Compile(why) => write!(f, "handler {handler:?}: {path:?} could not be compiled: {why}"),
             LoadErrorKind::NoHandler { exports } => {
                 write!(f, "handler {handler:?}: {path:?} does not export {HANDLER_INTERFACE}; it exports {exports}")
