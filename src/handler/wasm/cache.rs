@@ -79,9 +79,9 @@ impl Cache {
         let file = self.dir.join(file_name(engine, component));
         if file.exists() {
             #[expect(unsafe_code, reason = "loading compiled machine code is the purpose of this cache")]
-            // SAFETY: `deserialize_file` trusts the file. `open` has checked that no other user can write to its directory;
-            // the atomic write below put it there complete; its name has the digest of the component and the hash of the
-            // compiler's version and settings.
+            // SAFETY: `deserialize_file` trusts the file. `open` has checked that no other user can write to its
+            // directory; the atomic write below put it there complete; its name has the digest of the component and the
+            // hash of the compiler's version and settings.
             let cached = unsafe { Component::deserialize_file(engine, &file) };
             match cached {
                 Ok(component) => {

@@ -1,5 +1,5 @@
-//! Compiler process: compiles a guest in a subprocess with limits of memory and time (`setrlimit(2)`), so that a component
-//! that exhausts or crashes the compiler does not affect the gateway.
+//! Compiler process: compiles a guest in a subprocess with limits of memory and time (`setrlimit(2)`), so that a
+//! component that exhausts or crashes the compiler does not affect the gateway.
 //!
 //! The process ends when the compilation ends, at its limits, or when the future is dropped.
 
@@ -105,7 +105,8 @@ pub(super) async fn compile(
         .args(capacity.small.map(|_| "--small-engine"))
         // The environment may hold secrets, and the compiler needs no variable of it.
         .env_clear()
-        // The allocator reserves a gigabyte at a time; committed eagerly, it would count against RLIMIT_DATA before its use.
+        // The allocator reserves a gigabyte at a time; committed eagerly, it would count against RLIMIT_DATA before its
+        // use.
         .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -156,7 +157,8 @@ fn abnormal_exit(status: ExitStatus, output: &str, bounds: Bounds) -> String {
         }
         Some(Signal::XCPU) => "could not be compiled: CPU time exceeded (compile_timeout)".to_owned(),
         Some(_) | None => format!(
-            "could not be compiled within {memory} of memory (compile_memory_max) or crashed the compiler ({status}): {first}"
+            "could not be compiled within {memory} of memory (compile_memory_max), or crashed the compiler ({status}): \
+             {first}"
         ),
     }
 }
@@ -201,6 +203,9 @@ mod tests {
         let reported = abnormal_exit(ExitStatus::from_raw(24), "", BOUNDS);
         assert_eq!(reported, "could not be compiled: CPU time exceeded (compile_timeout)");
         let reported = abnormal_exit(ExitStatus::from_raw(101 << 8), "thread 'main' panicked", BOUNDS);
-        assert!(reported.ends_with("or crashed the compiler (exit status: 101): thread 'main' panicked"), "{reported}");
+        assert!(
+            reported.ends_with(", or crashed the compiler (exit status: 101): thread 'main' panicked"),
+            "{reported}"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! Component encoding: converts a core module to a component (`wit-component`). Pure.
 //!
-//! A component stays unchanged. A core module, the output of most compilers, is converted by its component metadata if a
-//! binding generator has embedded them, else by the names of its exports, which must then be those of `wit/handler.wit`.
-//! WASI preview 1, which some language runtimes require, is implemented inside the component, by `wasi_stub.wat`.
+//! A component stays unchanged. A core module, the output of most compilers, is converted by its component metadata if
+//! a binding generator has embedded them, else by the names of its exports, which must then be those of
+//! `wit/handler.wit`. WASI preview 1, which some language runtimes require, is implemented inside the component, by
+//! `wasi_stub.wat`.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -55,7 +56,10 @@ pub enum ComponentError {
     )]
     NotExported { missing: Vec<String>, exports: Vec<String> },
     /// The module imports from an unknown import module.
-    #[error("it is a core module without component metadata, and imports {}; expected imports from {ADAPTER} and {WASI}", listed(.0))]
+    #[error(
+        "it is a core module without component metadata, and imports {}; expected imports from {ADAPTER} and {WASI}",
+        listed(.0)
+    )]
     NotOffered(Vec<String>),
     /// The types of its functions differ from the interface, or its metadata do not match the module.
     #[error("it is a core module that cannot be converted to a component: {0}")]

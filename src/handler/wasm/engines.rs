@@ -1,12 +1,13 @@
 //! The two wasmtime engines, and the choice of the engine of a guest.
 //!
-//! The **small** engine is for guests with little static data, as compiled languages produce them. Its instances use slots
-//! of the gateway's own mappings ([`slot_allocator`](super::slot_allocator)): a hundred thousand instances in one process,
-//! at the cost of a bounds check at each memory access, and of copying a guest's data segments into each instance.
+//! The **small** engine is for guests with little static data, as compiled languages produce them. Its instances use
+//! slots of the gateway's own mappings ([`slot_allocator`](super::slot_allocator)): a hundred thousand instances in one
+//! process, at the cost of a bounds check at each memory access, and of copying a guest's data segments into each
+//! instance.
 //!
 //! The **large** engine is for guests with an interpreter, and for guests with a memory limit above the slot size. Its
-//! instances use wasmtime's own mappings: the processor checks their accesses by guard pages, which makes an interpreter a
-//! quarter faster, and they share unmodified data (copy on write); but the kernel limits their number.
+//! instances use wasmtime's own mappings: the processor checks their accesses by guard pages, which makes an
+//! interpreter a quarter faster, and they share unmodified data (copy on write); but the kernel limits their number.
 //!
 //! Where the system does not support the small engine, all guests run on the large one.
 
@@ -25,16 +26,16 @@ use crate::wit::bindings::ConnectionHandler;
 /// Longest linear memory on the small engine, in bytes: the default of `memory_max`.
 const SLOT_BYTES: usize = 16 << 20;
 
-/// Maximum size of the data segments of a guest on the small engine, in bytes: each instance has a copy. Compiled guests
-/// have some kilobytes, an interpreter with its library has megabytes.
+/// Maximum size of the data segments of a guest on the small engine, in bytes: each instance has a copy. Compiled
+/// guests have some kilobytes, an interpreter with its library has megabytes.
 const DATA_BYTES_MAX: usize = 256 << 10;
 
-/// Maximum number of instances on the small engine, which take 4.6 TiB of the 128 TiB of address space of a process. The
-/// design target of one gateway is a hundred thousand devices; twice that number was tested.
+/// Maximum number of instances on the small engine, which take 4.6 TiB of the 128 TiB of address space of a process.
+/// The design target of one gateway is a hundred thousand devices; twice that number was tested.
 const SLOTS_MAX: usize = 1 << 18;
 
-/// Stack of the guest's own calls on the small engine, in bytes; more is a trap. Locals with an address are in the linear
-/// memory and not here, so a parser that recurses a hundred levels deep uses some ten KiB.
+/// Stack of the guest's own calls on the small engine, in bytes; more is a trap. Locals with an address are in the
+/// linear memory and not here, so a parser that recurses a hundred levels deep uses some ten KiB.
 const GUEST_STACK_BYTES: usize = 96 << 10;
 
 /// Additional stack of host functions, in bytes; more would end the process at the guard. In all tests, with an
@@ -88,7 +89,8 @@ impl Engines {
                 Some(Class::new("small", &mut dense(creators), InstanceLimit::new(slots, Bound::Slots))?)
             }
             Err(error) => {
-                tracing::warn!(instances_max = large_max, %error, "small engine unavailable: all guests run on the large engine");
+                let instances_max = large_max;
+                tracing::warn!(instances_max, %error, "small engine unavailable: all guests run on the large engine");
                 None
             }
         };
@@ -165,7 +167,8 @@ impl Class {
 /// Configuration of both engines.
 fn common() -> Config {
     let mut config = Config::new();
-    // The guest interface has no async functions of the component model, and support for them doubles the cost of a call.
+    // The guest interface has no async functions of the component model, and support for them doubles the cost of a
+    // call.
     config.concurrency_support(false);
     config.epoch_interruption(true);
     // Files and lines in the backtrace of a failed guest, if its file has DWARF; other guests do not pay for it.
@@ -194,8 +197,8 @@ fn map(slots: usize) -> Result<(Memories, Stacks), SlotAllocatorError> {
     Ok((memories, stacks))
 }
 
-/// Maps as many slots as the system allows: `slots`, halved until the mapping succeeds, but always more than `large_max`,
-/// the number of instances on the large engine.
+/// Maps as many slots as the system allows: `slots`, halved until the mapping succeeds, but always more than
+/// `large_max`, the number of instances on the large engine.
 fn reserve<T>(
     slots: usize,
     large_max: usize,

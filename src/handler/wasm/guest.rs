@@ -41,15 +41,16 @@ impl Guest {
         matches!(&self.0, Kind::Own(instance) if instance.is_quarantined())
     }
 
-    /// Calls the export of an event and waits for its return. The backend serves the guest's adapter operations during the
-    /// call and is returned with the result.
+    /// Calls the export of an event and waits for its return. The backend serves the guest's adapter operations during
+    /// the call and is returned with the result.
     ///
     /// Dropping the future fails the instance and drops the backend.
     ///
     /// # Errors
     ///
-    /// [`CallError::Unavailable`]: no instance could be created, or this one has already failed. [`CallError::Timeout`]:
-    /// the event exceeded its CPU time. [`CallError::Fault`]: the guest trapped; the text has the trap.
+    /// [`CallError::Unavailable`]: no instance could be created, or this one has already failed.
+    /// [`CallError::Timeout`]: the event exceeded its CPU time. [`CallError::Fault`]: the guest trapped; the text has
+    /// the trap.
     pub async fn call(&mut self, backend: Backend, event: &Event) -> (Backend, Result<(), CallError>) {
         let (backend, result) = self.enter(backend, Call::Event(event)).await;
         (backend, result.map(|_| ()))
@@ -97,7 +98,8 @@ impl Guest {
         }
     }
 
-    /// Whether the connection's own instance has failed and accepts no further call. A failed shared instance is replaced.
+    /// Whether the connection's own instance has failed and accepts no further call. A failed shared instance is
+    /// replaced.
     pub fn has_failed(&self) -> bool {
         matches!(&self.0, Kind::Own(instance) if instance.has_failed())
     }
@@ -110,7 +112,8 @@ impl Guest {
         }
     }
 
-    /// Backtrace of the failure, one function a line, innermost first; with function names if the file has a name section.
+    /// Backtrace of the failure, one function a line, innermost first; with function names if the file has a name
+    /// section.
     pub fn backtrace(&self) -> Option<String> {
         match &self.0 {
             Kind::Own(instance) => instance.backtrace(),
@@ -127,8 +130,8 @@ impl Guest {
         }
     }
 
-    /// Keeps the instance after a failed replacement: [`needs_recycle`](Self::needs_recycle) is false until its memory has
-    /// doubled again.
+    /// Keeps the instance after a failed replacement: [`needs_recycle`](Self::needs_recycle) is false until its memory
+    /// has doubled again.
     pub fn keep(&mut self) {
         if let Kind::Own(instance) = &mut self.0 {
             instance.keep();

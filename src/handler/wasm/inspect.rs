@@ -1,4 +1,5 @@
-//! Static inspection of a component file: interfaces, memories, tables, data, debug information. Runs no guest code. Pure.
+//! Static inspection of a component file: interfaces, memories, tables, data, debug information. Runs no guest code.
+//! Pure.
 
 use wasmparser::{Encoding, Instance, KnownCustom, Parser, Payload, ProducersSectionReader};
 
@@ -65,7 +66,8 @@ impl Inspection {
     ///
     /// # Errors
     ///
-    /// The reason, in one phrase: the file is not WebAssembly, or it is a core module that cannot be converted to a component.
+    /// The reason, in one phrase: the file is not WebAssembly, or it is a core module that cannot be converted to a
+    /// component.
     pub(crate) fn of(file: &[u8]) -> Result<Self, String> {
         let form = match Parser::is_core_wasm(file) {
             true => Form::CoreModule,

@@ -30,7 +30,8 @@ use crate::wit::types;
 /// shorter timeouts of their own; this limit ends a guest that sleeps.
 const WAITING_MAX: Duration = Duration::from_secs(30);
 
-/// Memory, in bytes, above which an instance is dropped by a background thread: the kernel takes milliseconds to free it.
+/// Memory, in bytes, above which an instance is dropped by a background thread: the kernel takes milliseconds to free
+/// it.
 const MEMORY_BYTES_QUICK: usize = 2 << 20;
 
 /// Maximum number of payload bytes in the trace line of a failed call.
@@ -141,8 +142,8 @@ impl Instance {
         self.live.is_none()
     }
 
-    /// Runs its calls at idle priority until one succeeds: the instance replaces a failed one and gets the same event, or its
-    /// handler keeps failing.
+    /// Runs its calls at idle priority until one succeeds: the instance replaces a failed one and gets the same event,
+    /// or its handler keeps failing.
     pub(super) fn quarantine(&mut self) {
         self.quarantined = true;
     }
@@ -152,8 +153,8 @@ impl Instance {
         self.quarantined
     }
 
-    /// Whether its memory has grown to three quarters of the limit and to twice its initial size, so that a growth will soon
-    /// be refused. Linear memory never shrinks, so only a new instance has less.
+    /// Whether its memory has grown to three quarters of the limit and to twice its initial size, so that a growth will
+    /// soon be refused. Linear memory never shrinks, so only a new instance has less.
     pub(super) fn needs_recycle(&self) -> bool {
         let bytes = self.usage().memory_bytes;
         bytes >= self.guest.config.options.memory_bytes_max / 4 * 3 && bytes >= self.initial_bytes.saturating_mul(2)
@@ -171,15 +172,15 @@ impl Instance {
         }
     }
 
-    /// Calls an export and waits for its return; a long call continues in the
-    /// [background pools](super::fairness::BackgroundPools). The backend is returned with the result; only a drop of the
-    /// future drops it, which fails the instance as well.
+    /// Calls an export and waits for its return; a long call continues in the [background
+    /// pools](super::fairness::BackgroundPools). The backend is returned with the result; only a drop of the future
+    /// drops it, which fails the instance as well.
     ///
     /// # Errors
     ///
-    /// [`CallError::Unavailable`]: no instance could be created. [`CallError::Timeout`]: the call exceeded its CPU time.
-    /// [`CallError::Fault`]: the guest trapped; the text has the trap. [`CallError::Unfit`]: the guest does not have the
-    /// export.
+    /// [`CallError::Unavailable`]: no instance could be created. [`CallError::Timeout`]: the call exceeded its CPU
+    /// time. [`CallError::Fault`]: the guest trapped; the text has the trap. [`CallError::Unfit`]: the guest does not
+    /// have the export.
     pub(super) async fn call(&mut self, backend: Backend, call: Call<'_>) -> (Backend, Result<Answer, CallError>) {
         // Restored only after a success: dropping the future leaves a guest suspended in the middle of its call.
         let Some(live) = self.live.take() else {
@@ -461,7 +462,8 @@ impl LiveInstance {
         let options = &state.config.options;
         // Payload may be confidential: it is logged only with an explicit log filter for its target.
         let first = &payload[..payload.len().min(LOGGED_BYTES_MAX)];
-        tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "payload of the failed call");
+        let (handler, first) = (&options.name, Hex(first));
+        tracing::trace!(target: PAYLOAD_LOG, %conn, %handler, call, bytes, %first, "payload of the failed call");
         // The backtrace has function names if the file has a name section, and lines if it has DWARF. The lines are
         // rate-limited: a device may make its guest fail again and again.
         if state.config.failures.should_log() {

@@ -13,11 +13,12 @@ use super::fairness::{EventClock, MemoryRateLimit};
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
-/// Memory growth, in bytes, above which an event is long at once: the kernel zeroes each page at its first access, which
-/// for some MiB takes longer than the ticks. Four times the size of a read from a device.
+/// Memory growth, in bytes, above which an event is long at once: the kernel zeroes each page at its first access,
+/// which for some MiB takes longer than the ticks. Four times the size of a read from a device.
 pub(super) const GROWTH_QUICK_BYTES: usize = 256 << 10;
 
-/// Maximum number of elements in all tables of one instance. Tables hold function references; guests have a few hundred.
+/// Maximum number of elements in all tables of one instance. Tables hold function references; guests have a few
+/// hundred.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// Maximum number of core instances in one instance of a guest. Linked libraries add some: a Python guest has 38. Each
@@ -74,7 +75,7 @@ impl BudgetUsed {
         let publishes_max = budget.publishes_max;
         if self.publishes >= publishes_max {
             return Err(Refused::Full {
-                what: "publish budget of one event",
+                what: "the publish quota of one event",
                 limit: format!("{publishes_max} messages"),
             });
         }
@@ -91,7 +92,7 @@ impl BudgetUsed {
         let sent_bytes = self.sent_bytes.saturating_add(bytes);
         if sent_bytes > budget.sent_bytes_max {
             let limit = format!("{} bytes", budget.sent_bytes_max);
-            return Err(Refused::Full { what: "send budget of one event", limit });
+            return Err(Refused::Full { what: "the send quota of one event", limit });
         }
         self.sent_bytes = sent_bytes;
         Ok(())
@@ -202,8 +203,8 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// The limits hold for the total of all memories and tables of the instance. A large growth makes the event long: it yields
-/// before it gets the memory. If the event is subject to the memory rate limit, the growth waits for it.
+/// The limits hold for the total of all memories and tables of the instance. A large growth makes the event long: it
+/// yields before it gets the memory. If the event is subject to the memory rate limit, the growth waits for it.
 #[async_trait]
 impl ResourceLimiterAsync for MemoryLimit {
     async fn memory_growing(
@@ -249,8 +250,8 @@ impl ResourceLimiterAsync for MemoryLimit {
     }
 }
 
-/// Whether the guest's declared maximum forbids the growth. Wasmtime checks the maximum only after the limiter, which would
-/// have counted the growth by then.
+/// Whether the guest's declared maximum forbids the growth. Wasmtime checks the maximum only after the limiter, which
+/// would have counted the growth by then.
 fn is_beyond(desired: usize, maximum: Option<usize>) -> bool {
     maximum.is_some_and(|maximum| desired > maximum)
 }
@@ -264,8 +265,8 @@ fn gauge(bytes: usize) -> i64 {
 pub(super) enum Bound {
     /// The kernel's limit of mappings in a process.
     ///
-    /// At that limit not only the next instance fails, but possibly also the next allocation of the gateway, which would
-    /// end the process. The instance limit is therefore well below.
+    /// At that limit not only the next instance fails, but possibly also the next allocation of the gateway, which
+    /// would end the process. The instance limit is therefore well below.
     Mappings,
     /// The slots reserved at startup.
     Slots,
@@ -428,8 +429,8 @@ mod tests {
         assert_eq!(metrics.memory_bytes.get(), 0);
     }
 
-    /// An event is long once its growth exceeds [`GROWTH_QUICK_BYTES`], in any number of steps, and yields once; initial
-    /// memory and refused growth do not count.
+    /// An event is long once its growth exceeds [`GROWTH_QUICK_BYTES`], in any number of steps, and yields once;
+    /// initial memory and refused growth do not count.
     #[tokio::test]
     async fn a_large_growth_makes_an_event_long() {
         let metrics = Telemetry::new().instances(&"guest".into());

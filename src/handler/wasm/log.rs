@@ -1,8 +1,8 @@
 //! Guest log: rate limits and escaping of the lines that guests write to the gateway's log.
 //!
-//! Writing to a terminal or a pipe is slow and log storage is finite, so the lines of each instance, and of all instances of
-//! a handler together, are rate-limited; suppressed lines are counted and reported. Control characters, which could end a
-//! line or move a terminal's cursor, are escaped.
+//! Writing to a terminal or a pipe is slow and log storage is finite, so the lines of each instance, and of all
+//! instances of a handler together, are rate-limited; suppressed lines are counted and reported. Control characters,
+//! which could end a line or move a terminal's cursor, are escaped.
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -25,8 +25,8 @@ static INSTANCE_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(200, Duration::
 /// fill the disk.
 static HANDLER_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(2000, Duration::from_secs(4)));
 
-/// Rate of the logged backtraces of a handler. Each has several lines; one is enough to find a fault, and twenty at once
-/// show several different faults.
+/// Rate of the logged backtraces of a handler. Each has several lines; one is enough to find a fault, and twenty at
+/// once show several different faults.
 static FAILURE_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(20, Duration::from_secs(10)));
 
 /// Limiter of the lines of all instances of a handler.

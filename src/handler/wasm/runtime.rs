@@ -38,7 +38,8 @@ impl std::fmt::Debug for Runtime {
 }
 
 impl Runtime {
-    /// Starts the engines; compiled components are cached in `cache_dir`, which must be writable by the gateway's user alone.
+    /// Starts the engines; compiled components are cached in `cache_dir`, which must be writable by the gateway's user
+    /// alone.
     ///
     /// # Errors
     ///
@@ -86,9 +87,9 @@ impl Runtime {
         self.engines.capacity()
     }
 
-    /// Loads a guest: reads its file, converts a core module to a component, compiles it or loads the compiled component
-    /// from the cache, and checks that it is a handler. Takes from a millisecond (cached) to many seconds (first load of a
-    /// large guest) of CPU time, so it belongs on a blocking thread.
+    /// Loads a guest: reads its file, converts a core module to a component, compiles it or loads the compiled
+    /// component from the cache, and checks that it is a handler. Takes from a millisecond (cached) to many seconds
+    /// (first load of a large guest) of CPU time, so it belongs on a blocking thread.
     ///
     /// # Errors
     ///

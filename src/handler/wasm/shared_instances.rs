@@ -1,8 +1,8 @@
 //! Instance pool: a fixed number of instances that serve all connections of a guest (`isolation = { shared = N }`).
 //!
 //! A connection keeps its slot as long as it stays with this version of the handler. An instance handles one event at a
-//! time; further events wait in order (FIFO). A failed instance is dropped with the state of its connections; each of them
-//! gets `on-socket-created` on the next instance before its next event.
+//! time; further events wait in order (FIFO). A failed instance is dropped with the state of its connections; each of
+//! them gets `on-socket-created` on the next instance before its next event.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ impl PooledGuest {
         let backend = Backend::dry_run(self.conn);
         let closed = Event::SocketClosed(CloseReason::Draining);
         if let (_, Err(error)) = self.call(backend, Call::Event(&closed)).await {
-            tracing::debug!(conn = %self.conn, "the shared instance failed in on_socket_closed of a migrated connection: {error}");
+            tracing::debug!(conn = %self.conn, "shared instance failed in on_socket_closed: {error}");
         }
     }
 }

@@ -1,23 +1,23 @@
 //! Slot allocator for the linear memories and fiber stacks of small guests: one large mapping of slots for each.
 //!
-//! It owns the two mappings and unmaps each when its last slot is dropped. It never moves a memory and never reuses a slot
-//! that it could not clear.
+//! It owns the two mappings and unmaps each when its last slot is dropped. It never moves a memory and never reuses a
+//! slot that it could not clear.
 //!
-//! The kernel limits the number of mappings of a process (`vm.max_map_count`, 65,530 by default). A memory or stack that
-//! wasmtime maps itself takes one or more of them; a slot takes none: it is a range of a mapping that is readable and
-//! writable from end to end. The pages after its memory are guard pages, which are marks in the page tables
+//! The kernel limits the number of mappings of a process (`vm.max_map_count`, 65,530 by default). A memory or stack
+//! that wasmtime maps itself takes one or more of them; a slot takes none: it is a range of a mapping that is readable
+//! and writable from end to end. The pages after its memory are guard pages, which are marks in the page tables
 //! (`MADV_GUARD_INSTALL`, Linux 6.13) and not mappings.
 //!
-//! Why not wasmtime's pooling allocator: each of its slots takes two mappings as soon as a memory may grow, and its stacks two
-//! more, so a process is limited to 16,300 Rust instances with default kernel settings, and dropping instances releases no
-//! mapping. With these slots the gateway has held 100,000 live instances in 89 mappings. On-demand allocation uses
-//! [`MemoryCreator`] and [`StackCreator`]; the pooling allocator ignores both.
+//! Why not wasmtime's pooling allocator: each of its slots takes two mappings as soon as a memory may grow, and its
+//! stacks two more, so a process is limited to 16,300 Rust instances with default kernel settings, and dropping
+//! instances releases no mapping. With these slots the gateway has held 100,000 live instances in 89 mappings.
+//! On-demand allocation uses [`MemoryCreator`] and [`StackCreator`]; the pooling allocator ignores both.
 //!
 //! The code that wasmtime generates confines a guest to its linear memory: it compares every address with the memory's
-//! length, because the engine of these memories declares neither reserved nor guarded address space. Guard pages are the
-//! second line of defence. They begin at the end of every memory and reach to the next multiple of [`PAGE_TABLE_BYTES`],
-//! so that they need no page table of their own; [`MARGIN_BYTES`] of inaccessible address space lie before and after all
-//! slots.
+//! length, because the engine of these memories declares neither reserved nor guarded address space. Guard pages are
+//! the second line of defence. They begin at the end of every memory and reach to the next multiple of
+//! [`PAGE_TABLE_BYTES`], so that they need no page table of their own; [`MARGIN_BYTES`] of inaccessible address space
+//! lie before and after all slots.
 //!
 //! Invariants of the unsafe code:
 //! - a slot has at most one [`Slot`], and the owner of that [`Slot`] owns every pointer into it;
@@ -98,8 +98,8 @@ struct SlotAllocator {
     leaked: AtomicUsize,
 }
 
-/// Free slots, in wasmtime's terms: warm ones were used before, cold ones never. Warm slots are taken first, since their
-/// page tables exist already.
+/// Free slots, in wasmtime's terms: warm ones were used before, cold ones never. Warm slots are taken first, since
+/// their page tables exist already.
 struct Free {
     warm: Vec<usize>,
     /// All slots from this index on are cold.
@@ -375,7 +375,7 @@ unsafe impl LinearMemory for SlotMemory {
                 self.capacity
             );
         }
-        // New guard pages first: if removing the old ones fails, the memory is unchanged, with more guard pages after it.
+        // New guard pages first: if the removal of the old ones fails, the memory is unchanged.
         self.guard_from(new_size)?;
         let opened = self.length.next_multiple_of(PAGE_BYTES_MAX)..new_size.next_multiple_of(PAGE_BYTES_MAX);
         self.slot.advise(opened, Advice::GuardRemove)?;
@@ -388,8 +388,8 @@ unsafe impl LinearMemory for SlotMemory {
     }
 }
 
-/// A memory with a maximum of zero pages, as some compilers declare; it takes no slot. Its address is in the inaccessible
-/// margin after all slots.
+/// A memory with a maximum of zero pages, as some compilers declare; it takes no slot. Its address is in the
+/// inaccessible margin after all slots.
 struct EmptyMemory(Arc<SlotAllocator>);
 
 // SAFETY: its length is zero, and its address never moves.

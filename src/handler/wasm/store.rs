@@ -66,8 +66,8 @@ impl WasiView for GuestState {
 #[error("the event exceeded its CPU time")]
 pub(super) struct CpuTimeExceeded;
 
-/// Epoch deadline callback, at every tick of a long event: yields to other tasks, and ends the event once it has exceeded
-/// its CPU time.
+/// Epoch deadline callback, at every tick of a long event: yields to other tasks, and ends the event once it has
+/// exceeded its CPU time.
 pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data_mut();
     let is_first = !state.clock.is_long();

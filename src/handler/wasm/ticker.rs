@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use wasmtime::{Engine, EngineWeak};
 
-/// Interval at which a running guest yields, and the resolution of its CPU time. The ticker thread takes 0.25 % of one core.
+/// Interval at which a running guest yields, and the resolution of its CPU time. The ticker thread takes 0.25 % of one
+/// core.
 pub(super) const TICK: Duration = Duration::from_millis(2);
 
 /// Epoch deadline of an event: it is long after this many ticks. The first tick may come immediately.

@@ -1,9 +1,9 @@
 //! Background thread pools for long events of guests, at low (niceness 10) and idle (`SCHED_IDLE`) scheduling priority.
 //!
 //! An ordinary event takes microseconds. A guest that computes for longer would occupy a worker thread of other
-//! connections, and a guest in an endless loop a whole CPU. A long event therefore continues in the low-priority pool: at
-//! full speed on an idle CPU, at a fraction of it while the gateway needs all CPUs. A very long event, and the events of
-//! quarantined instances, run in the idle-priority pool, which gets only idle CPU time.
+//! connections, and a guest in an endless loop a whole CPU. A long event therefore continues in the low-priority pool:
+//! at full speed on an idle CPU, at a fraction of it while the gateway needs all CPUs. A very long event, and the
+//! events of quarantined instances, run in the idle-priority pool, which gets only idle CPU time.
 //!
 //! The pools end when dropped, with their events. They never end an event themselves.
 
@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use super::event_clock::EventClock;
 
-/// Niceness of the low-priority pool: under full load, a thread at niceness 0 gets nine times its CPU time. A higher niceness
-/// would starve guests that are only slow, on a busy machine.
+/// Niceness of the low-priority pool: under full load, a thread at niceness 0 gets nine times its CPU time. A higher
+/// niceness would starve guests that are only slow, on a busy machine.
 const NICENESS: i32 = 10;
 
 #[derive(Debug)]
@@ -72,7 +72,8 @@ impl BackgroundPools {
         self.idle_priority.run(event).await
     }
 
-    /// Drops an instance in the background. It holds its instance permit until then, which limits the number of such drops.
+    /// Drops an instance in the background. It holds its instance permit until then, which limits the number of such
+    /// drops.
     pub(in crate::handler::wasm) fn discard(&self, instance: impl Send + 'static) {
         if let Some(runtime) = &self.idle_priority.runtime {
             runtime.spawn(async move { drop(instance) });
@@ -133,8 +134,8 @@ fn lower_priority() -> io::Result<()> {
     Ok(rustix::process::setpriority_process(None, NICENESS)?)
 }
 
-/// Sets the scheduling policy of the calling thread to `SCHED_IDLE` (sched(7)). Niceness 19 is not enough: since Linux 6.6 a
-/// thread keeps a CPU for some milliseconds once it runs there, even when another thread wakes up.
+/// Sets the scheduling policy of the calling thread to `SCHED_IDLE` (sched(7)). Niceness 19 is not enough: since Linux
+/// 6.6 a thread keeps a CPU for some milliseconds once it runs there, even when another thread wakes up.
 fn use_idle_priority() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     #[expect(unsafe_code, reason = "rustix has no sched_setscheduler")]
@@ -161,8 +162,8 @@ mod tests {
 
     const EVENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-    /// During an endless loop of a guest, the only worker thread stays free: if it ran the guest, it would poll other tasks
-    /// only once a tick. The loop gets its CPU time and no more.
+    /// During an endless loop of a guest, the only worker thread stays free: if it ran the guest, it would poll other
+    /// tasks only once a tick. The loop gets its CPU time and no more.
     #[tokio::test]
     async fn an_endless_loop_occupies_no_worker() {
         let mut guest = guest("forever").await;
@@ -187,8 +188,8 @@ mod tests {
         assert!(!guest.is_quarantined(), "a success ends the quarantine");
     }
 
-    /// A large memory growth moves an event to the background at its first mebibyte, before its first tick. If this thread is
-    /// preempted, the tick may come first; the test therefore tries several guests.
+    /// A large memory growth moves an event to the background at its first mebibyte, before its first tick. If this
+    /// thread is preempted, the tick may come first; the test therefore tries several guests.
     #[tokio::test]
     async fn a_large_growth_occupies_no_worker() {
         let metrics = Telemetry::new().instances(&"hoard".into());

@@ -1,4 +1,5 @@
-//! Event clock: CPU time of the current event of an instance, measured from tick to tick by the CPU clock of its thread.
+//! Event clock: CPU time of the current event of an instance, measured from tick to tick by the CPU clock of its
+//! thread.
 //!
 //! It also counts the memory that the event has taken from the memory rate limit. It resets at the end of each event.
 
@@ -43,9 +44,10 @@ impl EventClock {
         self.used_ns.store(0, Ordering::Relaxed);
     }
 
-    /// Returns the CPU time since the last tick. The time before the first tick is not measured, because the measurement would
-    /// slow down ordinary events; it counts as its number of ticks. If the event has waited for a host function and moved
-    /// to another thread, the CPU clocks do not match; the result is then clamped between zero and two ticks.
+    /// Returns the CPU time since the last tick. The time before the first tick is not measured, because the
+    /// measurement would slow down ordinary events; it counts as its number of ticks. If the event has waited for a
+    /// host function and moved to another thread, the CPU clocks do not match; the result is then clamped between zero
+    /// and two ticks.
     pub(in crate::handler::wasm) fn handle_tick(&self) -> Duration {
         let cpu_time = match self.last_tick_ns.load(Ordering::Relaxed) {
             0 => TICK * FIRST_TICKS as u32,
@@ -55,7 +57,8 @@ impl EventClock {
         cpu_time
     }
 
-    /// Yields to other tasks, and restarts the measurement. Tokio's `yield_now` lets the runtime poll its sockets first.
+    /// Yields to other tasks, and restarts the measurement. Tokio's `yield_now` lets the runtime poll its sockets
+    /// first.
     pub(in crate::handler::wasm) async fn yield_now(self: Arc<Self>) {
         self.restart();
         tokio::task::yield_now().await;

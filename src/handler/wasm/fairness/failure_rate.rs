@@ -1,9 +1,9 @@
 //! Failure rate of a handler's instances: a token bucket (GCRA) of traps and timeouts, weighted by their CPU time.
 //!
-//! A failure costs far more than an event: a backtrace with symbols, a log line, a new instance and the drop of the old one.
-//! Devices that make their guest fail and then reconnect would put that load on the worker threads of all connections. While
-//! a handler keeps failing, its new instances are therefore quarantined until their first successful event, and backtraces
-//! are rate-limited. Instances without a failure are not affected.
+//! A failure costs far more than an event: a backtrace with symbols, a log line, a new instance and the drop of the old
+//! one. Devices that make their guest fail and then reconnect would put that load on the worker threads of all
+//! connections. While a handler keeps failing, its new instances are therefore quarantined until their first successful
+//! event, and backtraces are rate-limited. Instances without a failure are not affected.
 
 use std::num::NonZeroU64;
 use std::sync::LazyLock;
@@ -27,8 +27,8 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(200);
 /// failure itself, and an endless loop as much as a few hundred traps.
 const CPU_TIME_WEIGHT: u32 = 50;
 
-/// Maximum debt: this long after the last failure, the failures are few again, whatever their number. An event that waits
-/// longer has failed.
+/// Maximum debt: this long after the last failure, the failures are few again, whatever their number. An event that
+/// waits longer has failed.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -45,8 +45,8 @@ impl FailureRate {
         Self { has_recent: AtomicBool::new(false), recent, log_limiter: failure_limiter() }
     }
 
-    /// Counts the failure of an event with this CPU time. A reached instance limit is not a failure of the guest and is not
-    /// counted.
+    /// Counts the failure of an event with this CPU time. A reached instance limit is not a failure of the guest and is
+    /// not counted.
     pub(in crate::handler::wasm) fn handle(&self, error: &CallError, cpu_time: Duration) {
         match error {
             CallError::Fault(_) | CallError::Timeout(_) => {

@@ -1,9 +1,10 @@
 //! Memory rate limit of a handler that keeps failing: a token bucket of bytes of memory growth.
 //!
 //! Idle scheduling priority protects the CPU time of other guests from a failing guest, but not the resources that CPUs
-//! share: the kernel zeroes and frees its pages, and caches are evicted. While a handler keeps failing, the memory growth of
-//! its quarantined instances therefore waits for tokens, so that the total costs a fixed fraction of CPU time. The tokens of
-//! an event are returned when it succeeds: only failures cost. An event with little growth takes no tokens.
+//! share: the kernel zeroes and frees its pages, and caches are evicted. While a handler keeps failing, the memory
+//! growth of its quarantined instances therefore waits for tokens, so that the total costs a fixed fraction of CPU
+//! time. The tokens of an event are returned when it succeeds: only failures cost. An event with little growth takes no
+//! tokens.
 
 use std::num::NonZeroU64;
 use std::thread::available_parallelism;
@@ -14,9 +15,9 @@ use tokio::sync::Semaphore;
 
 use crate::rate::{Rate, TokenBucket};
 
-/// Rate for each CPU, in bytes per second. To zero, use and free a mebibyte takes about a millisecond of CPU time, so this is
-/// a fiftieth of the CPU time. With a twentieth, guests that exhausted their memory raised the p99 of other guests by a
-/// factor of 1.2.
+/// Rate for each CPU, in bytes per second. To zero, use and free a mebibyte takes about a millisecond of CPU time, so
+/// this is a fiftieth of the CPU time. With a twentieth, guests that exhausted their memory raised the p99 of other
+/// guests by a factor of 1.2.
 const BYTES_EACH_SECOND: u64 = 20 << 20;
 
 #[derive(Debug)]

@@ -20,8 +20,8 @@ const SLOT: u64 = 4 << 20;
 const STACK: usize = 256 << 10;
 const STACK_GUARD: usize = 64 << 10;
 
-/// Every kind of memory access at every out-of-bounds address traps, before and after growth to the capacity of the slot;
-/// the memories of the four neighbours are unchanged.
+/// Every kind of memory access at every out-of-bounds address traps, before and after growth to the capacity of the
+/// slot; the memories of the four neighbours are unchanged.
 #[test]
 fn out_of_bounds_accesses_trap() {
     for (index, declaration) in [("i32", "1"), ("i32", "1 1"), ("i32", "1 32"), ("i64", "i64 1"), ("i64", "i64 1 1")] {
