@@ -53,7 +53,7 @@ const STACK_GUARD_BYTES: usize = 64 << 10;
 pub struct Capacity {
     /// On the small engine; `None` without a small engine.
     pub small: Option<usize>,
-    /// On the large engine, which runs all guests without a small engine.
+    /// On the large engine; of all guests if there is no small engine.
     pub large: usize,
 }
 

@@ -58,7 +58,7 @@ pub(super) enum Answer {
 pub(super) struct Instance {
     guest: Arc<LoadedGuest>,
     clock: Arc<EventClock>,
-    /// Calls run at idle priority from their beginning, until one has succeeded.
+    /// Calls run at idle priority from their beginning, until one has succeeded (besides `on-socket-created`).
     quarantined: bool,
     /// `None` from the beginning of a call until it has succeeded.
     live: Option<Box<LiveInstance>>,
@@ -142,8 +142,8 @@ impl Instance {
         self.live.is_none()
     }
 
-    /// Runs its calls at idle priority until one succeeds: the instance replaces a failed one and gets the same event,
-    /// or its handler keeps failing.
+    /// Runs its calls at idle priority until one succeeds (besides `on-socket-created`): the instance replaces a failed
+    /// one and gets the same event, or its handler keeps failing.
     pub(super) fn quarantine(&mut self) {
         self.quarantined = true;
     }
@@ -270,7 +270,7 @@ async fn run_in_background(
     (live, backend, result)
 }
 
-/// Pending once: returns at the next poll of the enclosing task, which the call's waker causes.
+/// Pending once: returns at the next poll of the enclosing task, which the waker of the call causes.
 async fn woken() {
     let mut is_first = true;
     poll_fn(|_| if std::mem::take(&mut is_first) { Poll::Pending } else { Poll::Ready(()) }).await;
