@@ -32,7 +32,7 @@ impl Handler {
         }
     }
 
-    /// Binds a connection to this handler. No call and no instance is made before the first event.
+    /// Attaches a connection. The first event makes the first call, and creates the instance of a guest.
     pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attachment {
         match self {
             Self::Grpc(handler) => Attachment::Grpc(handler.attach(conn, info)),

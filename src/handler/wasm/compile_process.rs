@@ -87,7 +87,7 @@ pub(super) async fn compile(
     bounds: Bounds,
 ) -> Result<(), LoadError> {
     let error = |kind| LoadError::new(&options.name, known_as, kind);
-    let failed = |why: String| error(LoadErrorKind::CompilerProcess(why));
+    let failed = |reason: String| error(LoadErrorKind::CompilerProcess(reason));
     let arguments: [OsString; 9] = [
         "compile".into(),
         // Standard error output is the result of the process; log lines would mix with it.

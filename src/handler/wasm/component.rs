@@ -152,9 +152,9 @@ fn embed_metadata(mut file: Vec<u8>, module: &Module) -> Result<Vec<u8>, Compone
     Ok(file)
 }
 
-fn unfit(why: impl Display) -> ComponentError {
+fn unfit(reason: impl Display) -> ComponentError {
     // The alternate format includes the causes.
-    ComponentError::Unfit(format!("{why:#}"))
+    ComponentError::Unfit(format!("{reason:#}"))
 }
 
 /// A list of names for an error text, limited in length.

@@ -55,14 +55,16 @@ impl fmt::Display for LoadError {
         match kind {
             LoadErrorKind::Read(_) => write!(f, "handler {handler:?}: cannot read component {path:?}"),
             LoadErrorKind::NotAComponent(_) => write!(f, "handler {handler:?}: cannot convert {path:?} to a component"),
-            LoadErrorKind::Compile(why) => write!(f, "handler {handler:?}: {path:?} could not be compiled: {why}"),
+            LoadErrorKind::Compile(reason) => {
+                write!(f, "handler {handler:?}: {path:?} could not be compiled: {reason}")
+            }
             LoadErrorKind::NoHandler { exports } => {
                 write!(f, "handler {handler:?}: {path:?} does not export {HANDLER_INTERFACE}; it exports {exports}")
             }
-            LoadErrorKind::Link(why) => write!(f, "handler {handler:?}: {path:?} cannot be linked: {why}"),
-            LoadErrorKind::Start(why) => write!(f, "handler {handler:?}: {path:?} does not start: {why}"),
+            LoadErrorKind::Link(reason) => write!(f, "handler {handler:?}: {path:?} cannot be linked: {reason}"),
+            LoadErrorKind::Start(reason) => write!(f, "handler {handler:?}: {path:?} does not start: {reason}"),
             LoadErrorKind::Cache(error) => error.fmt(f),
-            LoadErrorKind::CompilerProcess(why) => write!(f, "handler {handler:?}: {path:?} {why}"),
+            LoadErrorKind::CompilerProcess(reason) => write!(f, "handler {handler:?}: {path:?} {reason}"),
             LoadErrorKind::Reported(report) => f.write_str(report),
         }
     }

@@ -83,8 +83,8 @@ impl Guest {
     ) -> (Backend, Result<(), CallError>) {
         let (backend, result) = self.enter(backend, Call::Restore(info, state)).await;
         let restored = result.and_then(|answer| match answer {
-            Answer::Restored(Err(why)) => {
-                Err(CallError::Fault(format!("the guest refuses the state: {}", reported(&why))))
+            Answer::Restored(Err(reason)) => {
+                Err(CallError::Fault(format!("the guest refuses the state: {}", reported(&reason))))
             }
             Answer::Restored(Ok(())) | Answer::Done | Answer::Snapshot(_) => Ok(()),
         });

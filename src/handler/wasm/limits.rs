@@ -363,11 +363,11 @@ mod tests {
     #[test]
     fn instances_are_limited() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        for (bound, why) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "reserved slots")] {
+        for (bound, reason) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "reserved slots")] {
             let instance_limit = InstanceLimit::new(1, bound);
             let first = instance_limit.permit(&metrics).unwrap();
             let reached = instance_limit.permit(&metrics).unwrap_err().to_string();
-            assert!(reached.contains("reached: 1 live") && reached.contains(why), "{reached}");
+            assert!(reached.contains("reached: 1 live") && reached.contains(reason), "{reached}");
             assert_eq!(metrics.live.get(), 1);
             drop(first);
             assert_eq!(metrics.live.get(), 0);
@@ -401,8 +401,8 @@ mod tests {
             let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
             let mut store = Store::new(&engine, limit(1 << 20, &metrics));
             store.limiter_async(|limit| limit);
-            let made = Linker::new(&engine).instantiate_async(&mut store, &component).await;
-            made.map(drop).map_err(|error| format!("{error:#}"))
+            let instance = Linker::new(&engine).instantiate_async(&mut store, &component).await;
+            instance.map(drop).map_err(|error| format!("{error:#}"))
         };
         for (part, most, name) in [
             ("", CORE_INSTANCES_MAX, "instance"),

@@ -59,7 +59,7 @@ impl Handler {
         let conn = ConnId::from_u64(0);
         let result = Instance::new(Arc::clone(&self.guest), conn).try_out(conn).await;
         let Options { name, component, .. } = &self.guest.config.options;
-        result.map_err(|why| LoadError::new(name, component, LoadErrorKind::Start(why)))
+        result.map_err(|reason| LoadError::new(name, component, LoadErrorKind::Start(reason)))
     }
 
     /// Instantiates the guest and drops the instance: checks that the instance limit allows one and that it starts.
