@@ -75,7 +75,7 @@ impl BudgetUsed {
         let publishes_max = budget.publishes_max;
         if self.publishes >= publishes_max {
             return Err(Refused::Full {
-                what: "the publish quota of one event",
+                what: "the number of messages published in one event",
                 limit: format!("{publishes_max} messages"),
             });
         }
@@ -92,7 +92,7 @@ impl BudgetUsed {
         let sent_bytes = self.sent_bytes.saturating_add(bytes);
         if sent_bytes > budget.sent_bytes_max {
             let limit = format!("{} bytes", budget.sent_bytes_max);
-            return Err(Refused::Full { what: "the send quota of one event", limit });
+            return Err(Refused::Full { what: "the number of bytes sent in one event", limit });
         }
         self.sent_bytes = sent_bytes;
         Ok(())
