@@ -139,7 +139,7 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
         let (config, warnings) = match tokio::task::spawn_blocking(move || Config::load(&reading)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(faults)) => {
-                tracing::error!("configuration rejected: {faults}");
+                tracing::error!(report = %faults, "configuration rejected");
                 continue;
             }
             Err(error) => {
@@ -165,7 +165,7 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
             }
             Err(errors) => {
                 for error in errors {
-                    tracing::error!("configuration rejected: {}", report(&error));
+                    tracing::error!(report = %report(&error), "configuration rejected");
                 }
             }
         }

@@ -6,6 +6,8 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+use super::line_format::LineFields;
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -50,7 +52,7 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours).log_internal_errors(false);
     let log = tracing_subscriber::registry().with(chosen(filter)?).with(quiet_library(filter));
     match format {
-        LogFormat::Text => log.with(lines.with_target(false)).try_init(),
+        LogFormat::Text => log.with(lines.fmt_fields(LineFields).with_target(false)).try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     }
     .map_err(LogError::Running)?;

@@ -15,6 +15,7 @@ mod dtls_interop;
 mod echo;
 mod example_handlers;
 mod fallback;
+mod foreign_handlers;
 mod framing;
 mod grpc_handler;
 mod gt06;
