@@ -1,7 +1,7 @@
-//! Sockets that another program has bound and handed over: systemd's socket activation.
+//! Socket activation: sockets that systemd has bound and passed to this process.
 //!
-//! The protocol is that of sd_listen_fds(3): descriptors from 3 on, their number in `LISTEN_FDS`, the process they are for in
-//! `LISTEN_PID`, and their names, if they have any, in `LISTEN_FDNAMES`. With it the gateway needs no right to bind low
+//! The protocol is that of sd_listen_fds(3): descriptors from 3 on, their number in `LISTEN_FDS`, the target process in
+//! `LISTEN_PID`, and optional names in `LISTEN_FDNAMES`. With it the gateway needs no right to bind low
 //! ports, and devices wait instead of being refused while it restarts.
 
 use std::ffi::OsString;
@@ -13,33 +13,33 @@ use socket2::{SockRef, Type};
 
 use super::Bind;
 
-/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+/// The first passed descriptor (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 
-/// Most descriptors that are looked at; systemd hands over one for each line of a socket unit.
+/// The maximum number of descriptors; systemd passes one for each line of a socket unit.
 const MAX: RawFd = 1024;
 
-/// Sockets that were handed over and that no listener has taken yet.
+/// Passed sockets that no listener has taken yet.
 #[derive(Debug, Default)]
 pub struct ActivatedSockets(Vec<ActivatedSocket>);
 
 #[derive(Debug)]
 struct ActivatedSocket {
     name: String,
-    /// Where it is bound; `None` for a socket that no listener could use, such as one of a path.
+    /// The bound address; `None` for a socket that no listener can use, such as a Unix socket.
     address: Option<SocketAddr>,
     has_datagrams: bool,
     socket: OwnedFd,
 }
 
 impl ActivatedSockets {
-    /// What the environment says was handed over to this process; nothing, when it says nothing or speaks of another one.
+    /// The sockets that the environment declares for this process, if any.
     ///
-    /// To be called once, before anything else is opened: it takes the descriptors over.
+    /// To be called once, before anything else is opened: it takes ownership of the descriptors.
     ///
     /// # Errors
     ///
-    /// A descriptor that the environment speaks of is no open socket.
+    /// A declared descriptor is not an open socket.
     pub fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
         let number = |name: &str| env(name)?.to_str()?.parse::<u32>().ok();
         if number("LISTEN_PID") != Some(std::process::id()) {
@@ -54,7 +54,7 @@ impl ActivatedSockets {
             .map(Self)
     }
 
-    /// The socket for a listener: the one with its name, or else the one that is bound where it would be.
+    /// The socket for a listener: the one with its name, or else the one bound to its address.
     pub fn take(&mut self, listener: &str, bind: Bind) -> Option<OwnedFd> {
         let is_named = |activated_socket: &ActivatedSocket| activated_socket.name == listener;
         let is_there = |activated_socket: &ActivatedSocket| {
@@ -70,7 +70,7 @@ impl ActivatedSockets {
         Some(self.0.remove(at).socket)
     }
 
-    /// What was not taken, as names or addresses.
+    /// The remaining sockets, as names or addresses.
     pub fn unclaimed(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|activated_socket| match activated_socket.address {
             Some(address) => format!("{} at {address}", activated_socket.name),
@@ -87,14 +87,14 @@ fn activated_socket(fd: RawFd, name: &str) -> io::Result<ActivatedSocket> {
     let has_datagrams = seen.r#type()? == Type::DGRAM;
     let address = seen.local_addr().ok().and_then(|address| address.as_socket());
     #[expect(unsafe_code, reason = "a number in the environment is all there is of the descriptor")]
-    // SAFETY: it is an open socket, as was just seen. sd_listen_fds(3) gives it to this process, whose id has been compared,
-    // and nothing else has been opened yet, so nobody else here owns it.
+    // SAFETY: it is an open socket, as was just checked. sd_listen_fds(3) passes it to this process, whose id has been
+    // compared, and nothing else has been opened yet, so it has no other owner here.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
     Ok(ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket })
 }
 
-/// Another descriptor of a socket that was handed over.
+/// Duplicates the descriptor of a passed socket.
 pub(super) fn duplicate(socket: &OwnedFd) -> io::Result<OwnedFd> {
     socket.as_fd().try_clone_to_owned()
 }
@@ -112,7 +112,7 @@ mod tests {
         ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket }
     }
 
-    /// A name decides before an address, and the kind of socket must fit.
+    /// A name precedes an address, and the kind of socket must match.
     #[test]
     fn a_listener_takes_what_is_meant_for_it() {
         let tcp = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
@@ -134,7 +134,7 @@ mod tests {
         assert!(activated.take("sensors", bind(&format!("udp://{datagrams}"))).is_some());
     }
 
-    /// What is meant for another process is left alone.
+    /// Sockets for another process are ignored.
     #[test]
     fn another_process_is_left_alone() {
         let env = |pid: u32| {

@@ -1,9 +1,9 @@
-//! HMAC (RFC 2104) and the key derivation of TLS 1.2 (RFC 5246 section 5) on it.
+//! HMAC (RFC 2104) and the TLS 1.2 PRF on it (RFC 5246 section 5).
 
 use sha2::Digest;
 use sha2::digest::Output;
 
-/// An HMAC with its key taken in beforehand.
+/// An HMAC with its key already absorbed.
 #[derive(Clone)]
 pub(super) struct Hmac<D> {
     inner: D,
@@ -11,7 +11,7 @@ pub(super) struct Hmac<D> {
 }
 
 impl<D: Digest + Clone> Hmac<D> {
-    /// With a key that is no longer than `BLOCK`, the bytes of a block of the digest.
+    /// With a key of at most `BLOCK` bytes, the block size of the digest.
     pub(super) fn new<const BLOCK: usize>(key: &[u8]) -> Self {
         debug_assert!(key.len() <= BLOCK, "a longer key would have to be digested first");
         let padded = |pad: u8| {
@@ -24,7 +24,7 @@ impl<D: Digest + Clone> Hmac<D> {
         Self { inner: padded(0x36), outer: padded(0x5c) }
     }
 
-    /// The code of all parts, one behind the other.
+    /// The MAC of the concatenated parts.
     pub(super) fn code(&self, parts: &[&[u8]]) -> Output<D> {
         let mut inner = self.inner.clone();
         for part in parts {
@@ -33,7 +33,7 @@ impl<D: Digest + Clone> Hmac<D> {
         self.outer.clone().chain_update(inner.finalize()).finalize()
     }
 
-    /// Fills `out` with what `P_hash` gives for the label and the seeds.
+    /// Fills `out` with `P_hash` of the label and the seeds.
     pub(super) fn expand(&self, seed: &[&[u8]], out: &mut [u8]) {
         let mut link = self.code(seed);
         for place in out.chunks_mut(link.len()) {
