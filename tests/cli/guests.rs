@@ -34,7 +34,7 @@ async fn what_a_guest_is() {
         "  imports     polygate:handler/types@0.1.0    plain data\n",
         "              polygate:handler/adapter@0.1.0  the operations of its own connection\n",
         "  memory      1 memory, ",
-        "  failures    are told ",
+        "  failures    are reported ",
     ] {
         assert!(output.stdout.contains(line), "{line:?} is not in\n{}", output.stdout);
     }
@@ -43,7 +43,7 @@ async fn what_a_guest_is() {
     let told = workshop.without_folder(&output.stdout);
     assert!(told.starts_with("per_chunk.wasm is a handler\n  file        a core module of "), "{told}");
     assert!(told.contains("\n  migrates    no\n"), "{told}");
-    assert!(told.contains("\n  failures    are told with the names of functions\n"), "{told}");
+    assert!(told.contains("\n  failures    are reported with function names\n"), "{told}");
 }
 
 /// What is no handler is refused with the reason.

@@ -46,7 +46,7 @@ async fn the_first_page() {
         assert!(output.stdout.contains(&format!("\n  {command} ")), "{command}");
     }
     assert!(output.stdout.contains("Start with:\n  polygate demo\n"), "{}", output.stdout);
-    assert!(output.stdout.contains("Exit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"));
+    assert!(output.stdout.contains("Exit codes: 0 success, 1 failure, 2 wrong usage"));
     let version = run(&["--version"]).await;
     assert_eq!((version.code, version.stdout), (Some(0), format!("polygate {}\n", env!("CARGO_PKG_VERSION"))));
 }
