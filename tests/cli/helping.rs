@@ -1,4 +1,4 @@
-//! Help, completions, the man page, and what wrong usage is told.
+//! Help, completions, man pages, and errors of usage.
 
 use crate::program::{run, run_into};
 
@@ -106,9 +106,9 @@ async fn man_pages() {
 #[tokio::test]
 async fn nowhere_to_write() {
     let output = run_into("/dev/full", &["completions", "bash"]).await;
-    let told = "polygate: cannot write the completions: no space left on device\n";
-    assert_eq!((output.code, &*output.stderr), (Some(1), told));
+    let reported = "polygate: cannot write the completions: no space left on device\n";
+    assert_eq!((output.code, &*output.stderr), (Some(1), reported));
     let output = run_into("/dev/full", &["man"]).await;
-    let told = "polygate: cannot write the man page: no space left on device\n";
-    assert_eq!((output.code, &*output.stderr), (Some(1), told));
+    let reported = "polygate: cannot write the man page: no space left on device\n";
+    assert_eq!((output.code, &*output.stderr), (Some(1), reported));
 }

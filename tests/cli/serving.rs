@@ -57,7 +57,7 @@ async fn the_story_in_text() {
     serving.text(" INFO started node=test adapter=127.0.0.1:").await;
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(0));
-    let told: Vec<&str> = log
+    let reported: Vec<&str> = log
         .iter()
         .map(|line| {
             assert!(!line.contains('\x1b'), "{line:?}");
@@ -66,7 +66,7 @@ async fn the_story_in_text() {
             rest.trim_start().strip_prefix("INFO ").unwrap_or_else(|| panic!("{line}"))
         })
         .collect();
-    for (line, begins) in told.iter().zip([
+    for (line, begins) in reported.iter().zip([
         "settings read config=",
         "engines for guests ready small_instances_max=262144 large_instances_max=",
         "guest loaded handler=h engine=small instances_max=262144",
@@ -81,7 +81,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(told.len(), 11, "{told:#?}");
+    assert_eq!(reported.len(), 11, "{reported:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.
@@ -97,7 +97,7 @@ async fn a_broken_log_harms_nobody() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// What works and is probably not meant is told at the start, as a warning.
+/// Valid but probably unintended settings are logged at the start, as warnings.
 #[tokio::test]
 async fn warnings_are_logged() {
     let setup = Setup::new(
@@ -119,8 +119,8 @@ async fn the_descriptor_limit_is_raised() {
     assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
 }
 
-/// With less address space fewer instances have room, and with little of it guests take mappings; the operator is told,
-/// and devices are served.
+/// With less address space there is room for fewer instances, and with little of it guests use mappings; both are
+/// logged, and devices are served.
 #[tokio::test]
 async fn address_space_is_short() {
     const GIB_IN_KIB: u64 = 1 << 20;
@@ -143,8 +143,8 @@ async fn address_space_is_short() {
     }
 }
 
-/// A socket that systemd has bound is accepted from, by the listener of its name, also by a gateway that was started anew:
-/// meanwhile devices wait in it.
+/// A socket that systemd has bound is accepted from, by the listener of its name, also by a gateway that was started
+/// anew: meanwhile devices wait in it.
 #[tokio::test]
 async fn a_socket_is_handed_over() {
     const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=l";
@@ -169,8 +169,7 @@ async fn a_socket_is_handed_over() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// Devices for which there would be no descriptor wait in the backlog; the operator is told at the start how many have room,
-/// and nothing fails.
+/// Devices beyond the descriptor limit wait in the backlog; the limit is logged at the start, and nothing fails.
 #[tokio::test]
 async fn devices_without_a_descriptor_wait() {
     let mut serving = Setup::echo().serve_after("ulimit -n 64");
@@ -195,7 +194,8 @@ async fn devices_without_a_descriptor_wait() {
     assert!(!messages(&log).iter().any(|message| message.starts_with("cannot accept")));
 }
 
-/// Without descriptors left, devices wait in the backlog and the operator is told once; when some come back, it goes on.
+/// Without descriptors left, devices wait in the backlog and this is logged once; when some are freed, it goes
+/// on.
 #[tokio::test]
 async fn descriptors_run_out_and_come_back() {
     const DEVICES: usize = 100;
@@ -218,11 +218,12 @@ async fn descriptors_run_out_and_come_back() {
     device.gets("served").await;
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(0));
-    let told = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
-    assert_eq!(told, 1);
+    let reported = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
+    assert_eq!(reported, 1);
 }
 
-/// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left out.
+/// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left
+/// out.
 #[tokio::test]
 async fn a_flood_of_failures() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -242,9 +243,9 @@ async fn a_flood_of_failures() {
             }
         });
     }
-    let told = serving.line("the handler fails more often than the log takes").await;
-    assert_eq!((&told["level"], &told["handler"]), (&Value::from("WARN"), &Value::from("h")), "{told}");
-    assert!(told["left_out"].as_u64() > Some(0), "{told}");
+    let reported = serving.line("the handler fails more often than the log takes").await;
+    assert_eq!((&reported["level"], &reported["handler"]), (&Value::from("WARN"), &Value::from("h")), "{reported}");
+    assert!(reported["left_out"].as_u64() > Some(0), "{reported}");
     devices.shutdown().await;
     assert_eq!(serving.stop().await.0, Some(0));
 }

@@ -140,8 +140,8 @@ async fn a_canary_that_fails_is_abandoned() {
     assert_eq!(gateway.metric("polygate_handler_active_version{handler=\"h\"}"), 1.0);
 }
 
-/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get everything
-/// once.
+/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get
+/// everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_that_does_the_same() {
     let gateway = Setup::guest("echo").start().await;
@@ -481,10 +481,10 @@ async fn a_bad_component_is_refused() {
         (b"\0asm\x0d\0\x01\0", 422, "does not export polygate:handler/handler@0.1.0; it exports nothing"),
         (b"\0asm\x0d\0\x01\0garbage", 422, "\"the upload\" could not be compiled"),
     ];
-    for (component, status, told) in cases {
+    for (component, status, reported) in cases {
         let answer = put(&gateway, "", &[], component).await;
         assert_eq!(answer.status, status, "{answer:?}");
-        assert!(answer.error().contains(told), "{answer:?}");
+        assert!(answer.error().contains(reported), "{answer:?}");
     }
     let unreachable = json!({ "kind": "grpc", "url": "http://127.0.0.1:1" }).to_string();
     let answer = put(&gateway, "", &["content-type: application/json"], unreachable.as_bytes()).await;
@@ -496,8 +496,8 @@ async fn a_bad_component_is_refused() {
     assert_eq!(gateway.metric(&swaps("refused")), 5.0);
 }
 
-/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old version
-/// goes on; the operator can insist.
+/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old
+/// version goes on; the operator can insist.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_come_first() {
     let (_dir, conversations) = conversations(&[("a", COUNTED), ("b", COUNTED)]);
@@ -506,13 +506,13 @@ async fn conversations_come_first() {
     asks(&mut device, "1:1").await;
 
     let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
-    let told = told_of(error);
+    let reported = told_of(error);
     assert!(
-        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
-        "{told}"
+        reported.starts_with("handler \"h\": \"") && reported.contains("has not gone through its conversations: "),
+        "{reported}"
     );
-    assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
-    assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
+    assert!(reported.contains("a.conversation: line 2: the bytes to the device differ"), "{reported}");
+    assert!(reported.contains("b.conversation: line 2: the bytes to the device differ"), "{reported}");
     asks(&mut device, "1:2").await;
     let other = "settings = { version = \"1\", other = \"yes\" }";
     assert_eq!(gateway.reload(ONE, other).await.unwrap().changed[0].version, 2);
@@ -540,10 +540,11 @@ async fn conversations_come_first() {
     assert_eq!(gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap().version, 3);
 }
 
-/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations cannot be read.
+/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations
+/// cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_at_the_start() {
-    for (text, told) in [
+    for (text, reported) in [
         ("> \"x\"\n< \"2:1\\n\"\n", "a.conversation: line 2: the bytes to the device differ"),
         ("> \"x\"\n\nhello\n", "a.conversation has 1 fault:\n  line 3 column 1"),
     ] {
@@ -551,19 +552,19 @@ async fn conversations_at_the_start() {
         let setup = || Setup::guest("counter").handler(ONE).handler(&conversations);
         let error = setup().try_start().await.err().unwrap();
         let told_at_start = told_of(&error);
-        assert!(told_at_start.contains(told), "{told_at_start}");
+        assert!(told_at_start.contains(reported), "{told_at_start}");
         std::fs::write(dir.path().join("a.conversation"), COUNTED).unwrap();
         let gateway = setup().start().await;
         // What is wrong with the gateway's own files is not the upload's fault.
         std::fs::write(dir.path().join("a.conversation"), text).unwrap();
         let answer = put(&gateway, "", &[], &std::fs::read(guest("counter-pinned")).unwrap()).await;
         assert_eq!(answer.status, if text.contains("hello") { 500 } else { 422 });
-        assert!(answer.error().contains(told), "{answer:?}");
+        assert!(answer.error().contains(reported), "{answer:?}");
     }
     let dir = tempfile::tempdir().unwrap();
     let error = Setup::guest("counter").handler(&format!("conversations = {:?}", dir.path())).try_start().await;
-    let told = told_of(&error.err().unwrap());
-    assert!(told.contains("expected files that end in .conversation in "), "{told}");
+    let reported = told_of(&error.err().unwrap());
+    assert!(reported.contains("expected files that end in .conversation in "), "{reported}");
 }
 
 /// A configuration of which one handler cannot be followed changes none; what it changes besides is named.
@@ -588,7 +589,7 @@ async fn a_reload_is_whole() {
     assert_eq!((reloaded.changed.len(), reloaded.needs_restart), (0, vec!["gateway.node".to_owned()]));
 }
 
-/// The whole of the REST API, and what it says to whom asks wrongly.
+/// The whole REST API, with its errors for invalid requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn rest() {
     let gateway = Setup::guest("counter").start().await;
@@ -624,7 +625,7 @@ async fn rest() {
     );
     assert!(newest["by"].as_str().unwrap().starts_with("admin 127.0.0.1:"), "{newest}");
 
-    for (path, status, told) in [
+    for (path, status, reported) in [
         ("/api/v1/handlers/x/rollback", 404, "no handler is named \"x\"; expected one of h"),
         ("/api/v1/handlers/h/versions/9/activate", 404, "handler \"h\" has no version 9; expected one of 1, 2, 3, 4"),
         ("/api/v1/handlers/h/versions/two/activate", 400, "expected the number of a version"),
@@ -634,7 +635,7 @@ async fn rest() {
     ] {
         let answer = post(path).await;
         assert_eq!(answer.status, status, "{path}: {answer:?}");
-        assert!(answer.error().starts_with(told), "{path}: {answer:?}");
+        assert!(answer.error().starts_with(reported), "{path}: {answer:?}");
     }
     let wrong = put(&gateway, "", &["content-type: application/json"], b"{\"kind\":\"wasm\",\"url\":\"x\"}").await;
     assert_eq!(wrong.status, 400);
@@ -672,8 +673,8 @@ async fn only_the_operator_changes_handlers() {
     assert_eq!(ask(gateway.admin(), "POST", path, &[&own], b"").await.status, 409);
 }
 
-/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes on
-/// where it was.
+/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes
+/// on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
     let gateway = Setup::guest("counter").handler(ONE).start().await;
@@ -751,7 +752,7 @@ async fn trap(gateway: &GatewayUnderTest) {
     device.expect_closed().await;
 }
 
-/// Forty devices, of whom every fourth is served by a canary.
+/// Forty devices, every fourth of which is served by a canary.
 async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     let gateway = Setup::guest("counter").handler("swap = { canary = \"25%\" }").handler(ONE).start().await;
     gateway.reload(ONE, TWO).await.unwrap();

@@ -203,7 +203,7 @@ fn long_bytes_are_cut() {
     let mut received = vec![0; 300];
     received[100] = 0xff;
     run.handle_bytes(&received);
-    let told = run.poll().unwrap_err().to_string();
+    let message = run.poll().unwrap_err().to_string();
     let zeros = |count| "00".repeat(count);
     let expected = format!(
         "line 2: the bytes to the device differ at byte 101 of 300\n  expected  … {} …\n  received  … {}ff{} …",
@@ -211,5 +211,5 @@ fn long_bytes_are_cut() {
         zeros(16),
         zeros(47)
     );
-    assert_eq!(told, expected);
+    assert_eq!(message, expected);
 }

@@ -108,7 +108,7 @@ impl CookieVerifier {
 
 impl fmt::Debug for CookieVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").field("interval", &self.interval).finish_non_exhaustive()
+        f.debug_struct("CookieVerifier").field("interval", &self.interval).finish_non_exhaustive()
     }
 }
 

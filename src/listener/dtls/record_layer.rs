@@ -292,7 +292,7 @@ impl RecordLayer {
 
 impl fmt::Debug for RecordLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sealed").field("suite", &self.suite).field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("RecordLayer").field("suite", &self.suite).field("next", &self.next).finish_non_exhaustive()
     }
 }
 
