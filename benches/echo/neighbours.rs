@@ -94,7 +94,7 @@ async fn measure(bad: Option<&str>, course: Course) {
         device.end().await;
     }
     let tries = tries.load(Ordering::Relaxed);
-    print(bad.unwrap_or("nobody"), tries, trying, &mut alone, &mut beside);
+    print(bad.unwrap_or("none"), tries, trying, &mut alone, &mut beside);
 }
 
 async fn round(

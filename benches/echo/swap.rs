@@ -119,7 +119,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 
-    let mover = ConnectionMigrator::new(parts.table.clone());
+    let migrator = ConnectionMigrator::new(parts.table.clone());
     let health = parts.telemetry.health(parts.versions.name());
     let mut lines = lines();
     while let Some(line) = lines.recv().await {
@@ -128,7 +128,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let (moved, pinned) = (health.moved.get(), health.pinned.get());
         let started = Instant::now();
         parts.versions.follow(Plan { active, others: OldConnections::Move, trial: None });
-        mover.reconcile(&parts.versions).await;
+        migrator.reconcile(&parts.versions).await;
         let reviewed = started.elapsed();
         while parts.versions_loaded() > 1 && started.elapsed() < GONE_MAX {
             tokio::time::sleep(Duration::from_millis(1)).await;

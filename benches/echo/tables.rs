@@ -29,7 +29,7 @@ pub async fn run(parts: Parts) {
             take_own_table().expect("no table of its own");
             runtime.block_on(async {
                 let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
-                bound_tx.send(socket.local_addr()).expect("nobody waits");
+                bound_tx.send(socket.local_addr()).expect("the receiver is gone");
                 serve(socket, connections, Drain::new(), ListenerShutdown::default()).await
             })
         });

@@ -85,7 +85,7 @@ pub(super) enum RawSocket {
 /// A peer that has passed all checks.
 #[derive(Debug)]
 pub struct Accepted {
-    /// What is known of it.
+    /// The information about the connection.
     pub info: ConnInfo,
     /// Its established socket.
     pub socket: Socket,

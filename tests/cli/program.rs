@@ -102,7 +102,7 @@ impl Setup {
         ))
     }
 
-    /// What a device sends comes back.
+    /// The echo guest: it returns all bytes.
     pub fn echo() -> Self {
         Self::guest("echo", "settings = { mode = \"raw\" }")
     }
