@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_says_what_was_expected() {
+    fn usage_errors_have_the_expected_value() {
         let cases = [
             ("--to tcp://gw:1", "<CONVERSATION>"),
             ("a", "--to <ADDRESS>"),

@@ -219,7 +219,7 @@ impl Player<'_> {
         match &stop.step.action {
             Action::FromPeer(bytes) => {
                 // A write to a connection that the gateway has closed would hide its close.
-                self.take_what_is_there()?;
+                self.take_available()?;
                 self.run.poll()?;
                 self.asked = Some(Instant::now());
                 self.send(stop.line, bytes).await?;
@@ -281,7 +281,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn take_what_is_there(&mut self) -> Result<(), PlayError> {
+    fn take_available(&mut self) -> Result<(), PlayError> {
         while self.run.waiting_bytes() < WAITING_BYTES_MAX {
             match self.wire.try_next()? {
                 Some(seen) => self.handle(seen)?,
@@ -309,7 +309,7 @@ impl Player<'_> {
                 }
             }
         }
-        self.take_what_is_there()?;
+        self.take_available()?;
         Ok(self.run.settle()?)
     }
 }

@@ -1,3 +1,5 @@
+//! Bind address of a listener: transport, IP address and port.
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;

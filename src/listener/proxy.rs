@@ -394,7 +394,7 @@ mod tests {
 
     /// Malformed headers are refused as early as possible, with a description.
     #[test]
-    fn what_is_no_header_is_refused() {
+    fn malformed_headers_are_refused() {
         assert_eq!(refused(b"GET / HTTP/1.1\r\nHost: a"), r#"expected a PROXY header, found "GET / HTTP/1.1\r\n""#);
         assert_eq!(refused(b"\x16\x03"), r#"expected a PROXY header, found "\x16\x03""#);
         assert_eq!(refused(b"PROXYX"), r#"expected a PROXY header, found "PROXYX""#);

@@ -1,3 +1,5 @@
+//! Socket of an established peer, of any transport: receive, send, flush, shut down.
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -114,7 +114,7 @@ mod tests {
 
     /// A name precedes an address, and the kind of socket must match.
     #[test]
-    fn a_listener_takes_what_is_meant_for_it() {
+    fn a_name_precedes_an_address() {
         let tcp = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let second = tcp[1].local_addr().unwrap();

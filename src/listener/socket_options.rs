@@ -1,3 +1,5 @@
+//! Socket options of listeners: buffers, `TCP_NODELAY`, TCP keepalive, `SO_REUSEPORT`, `SO_BINDTODEVICE`, `IPV6_V6ONLY`.
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -150,7 +152,7 @@ mod tests {
 
     /// Only options that need another socket are reported.
     #[test]
-    fn what_a_socket_cannot_follow() {
+    fn options_that_need_another_socket() {
         let plain = SocketOptions::default();
         let followed = |asked: SocketOptions| plain.followed_by(&asked).map_err(|error| error.to_string());
         assert_eq!(

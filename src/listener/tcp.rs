@@ -1,3 +1,5 @@
+//! TCP listener: accepts connections, retries when descriptors run out, and hands its socket over at a reload.
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;

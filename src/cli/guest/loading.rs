@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_on_the_command_line() {
+    fn command_line_values() {
         assert_eq!(parse_setting("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert_eq!(parse_settings_from("C:/x.toml:h"), Ok(("C:/x.toml".into(), "h".to_owned())));
         assert_eq!((parse_size("64KiB"), parse_size("4GiB")), (Ok(64 << 10), Ok(4 << 30)));

@@ -185,7 +185,7 @@ latency        samples      min     mean      p50      p90      p99    p99.9    
 
     /// Equal failures are printed once with their count; of different ones the first five.
     #[test]
-    fn failures_are_told_once() {
+    fn equal_failures_are_reported_once() {
         let mut report = Report::new(1);
         for port in [1, 1, 1, 2, 3, 4, 5, 6, 7] {
             report.count("a", &[], failure(port));

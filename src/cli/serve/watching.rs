@@ -108,7 +108,7 @@ mod tests {
 
     /// A change during a reload is not lost.
     #[test]
-    fn what_is_watched_stays_watched() {
+    fn changes_during_a_reload_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
         std::fs::write(&one, "1").unwrap();

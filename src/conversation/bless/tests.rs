@@ -35,7 +35,7 @@ fn answers_are_filled_in() {
 
 /// Matching lines keep their manual form: wildcards, splits and place.
 #[test]
-fn what_fits_stays() {
+fn matching_lines_stay() {
     let text = "> 01\n# two pieces\n< 81\n< ??83\n# the time differs\npublish \"t\" qos=0 json {\"at\":\"*\"}\n";
     let happened: &[Effect] = &[published("{\"at\":7}"), sent(&[0x81, 0x82, 0x83])];
     assert_eq!(blessed(text, &[], &[happened]), text);
@@ -43,7 +43,7 @@ fn what_fits_stays() {
 
 /// Lines that no longer match are replaced in their place; matching neighbours stay.
 #[test]
-fn what_differs_is_replaced() {
+fn differing_lines_are_replaced() {
     let text = "> 01\n# an old answer\n< 81\n# a message\npublish \"t\" qos=0 json {\"at\":\"*\"}\npublish \"t\" qos=0 \"x\"\n\n> 02\n< 82\n";
     let first: &[Effect] = &[sent(&[0x91]), published("{\"at\":1}"), published("y"), published("z")];
     let expected = "> 01\n# an old answer\n< 91\n# a message\npublish \"t\" qos=0 json {\"at\":\"*\"}\npublish \"t\" qos=0 \"y\"\n\

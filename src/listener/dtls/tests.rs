@@ -52,7 +52,7 @@ fn every_suite_carries_data() {
 
 /// Suites with a pre-shared key are refused without keys, and the others without a certificate.
 #[test]
-fn what_a_listener_has_decides_what_it_offers() {
+fn credentials_decide_the_offered_suites() {
     let keys_alone = context(|credentials| credentials.identities.clear());
     let certificates_alone = context(|credentials| credentials.psks = None);
     let with_key = |client: &mut SslContextBuilder| {
@@ -324,7 +324,7 @@ fn data_may_be_early() {
 
 /// Spoofed datagrams with the peer's address do not end the session, with either record layer.
 #[test]
-fn nobody_else_ends_a_session() {
+fn spoofed_datagrams_do_not_end_a_session() {
     let context = context(|_| {});
     /// SSL_OP_NO_ENCRYPT_THEN_MAC of ssl.h.
     const MAC_FIRST: SslOptions = SslOptions::from_bits_retain(1 << 19);
@@ -355,7 +355,7 @@ fn nobody_else_ends_a_session() {
 
 /// Several records in one datagram are as many events; replayed, changed and malformed ones are dropped and counted.
 #[test]
-fn only_what_is_new_and_authentic_is_read() {
+fn replayed_and_forged_records_are_dropped() {
     let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "PSK-AES128-CCM8"] {
         let mut client = Client::new(|client| {

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_meaning_is_escaped() {
+    fn special_characters_are_escaped() {
         for (value, expected) in [
             ("client", "CN=client"),
             ("Ключ é 车", "CN=Ключ é 车"),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_subject() {
+    fn malformed_certificates_have_no_subject() {
         assert_eq!(subject(b"certificate"), Err(UnreadableSubject));
         assert_eq!(subject(&[]), Err(UnreadableSubject));
     }

@@ -1,3 +1,5 @@
+//! Receive queue between the receiving task of a socket and the connection of a flow.
+
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;

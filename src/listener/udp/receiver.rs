@@ -1,3 +1,5 @@
+//! Receiving task of a UDP socket: reads datagrams in batches and passes them to their flows, or opens new ones.
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

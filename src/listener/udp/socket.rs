@@ -1,3 +1,5 @@
+//! UDP socket of many flows: batched receive with GRO, sends from the local address of a flow, drop counter of the kernel.
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;

@@ -1,3 +1,5 @@
+//! Sockets of one address with their receiving tasks, shared by a listener, its successor and its flows.
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;

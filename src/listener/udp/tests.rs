@@ -138,7 +138,7 @@ async fn datagrams_keep_their_borders() {
 
 /// A buffer of coalesced datagrams is split into the sent ones.
 #[tokio::test]
-async fn what_was_put_together_is_taken_apart() {
+async fn coalesced_datagrams_are_split() {
     let options = with("127.0.0.1:0", |datagrams| datagrams.queue = Bounds { datagrams_max: 64, bytes_max: 200_000 });
     let mut bound = open(&options);
     let peer = Peer::bind("127.0.0.1:0").await;
@@ -255,7 +255,7 @@ async fn waiting_flows_are_bounded() {
 
 /// Datagrams that the kernel drops at a full buffer are counted too.
 #[tokio::test]
-async fn what_the_kernel_drops_is_counted() {
+async fn kernel_drops_are_counted() {
     const SENT: u64 = 50_000;
     let bound = open(&options("127.0.0.1:0"));
     let peer = StdUdpSocket::bind("127.0.0.1:0").unwrap();
@@ -397,7 +397,7 @@ async fn a_closed_flow_leaves_its_place() {
 /// The gate answers new peers, keeps no state for them, and admits valid ones; a restarted peer replaces
 /// its flow.
 #[tokio::test]
-async fn the_door_decides() {
+async fn the_gate_decides() {
     let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Scripted(Scripted), BUFFER_BYTES);
     let peer = Peer::bind("127.0.0.1:0").await;
     let port = bound.port();
