@@ -86,7 +86,7 @@ pub fn run() -> ExitCode {
     }
     // Before any other descriptor is opened that could be mistaken for a passed socket.
     let activated = match matches!(cli.command, Command::Serve(_)) {
-        true => ActivatedSockets::from_environment(|name| std::env::var_os(name)),
+        true => ActivatedSockets::from_environment(),
         false => Ok(ActivatedSockets::default()),
     };
     let activated = match activated {

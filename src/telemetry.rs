@@ -327,13 +327,19 @@ impl Telemetry {
     pub fn broker(
         &self,
         client_dropped: &Counter,
+        client_oversize: &Counter,
         publishes_denied: &Counter,
         subscribes_denied: &Counter,
         retained_refused: &Counter,
     ) {
         let mut registry = self.lock();
         for (name, help, counter) in [
-            ("broker_client_dropped", "Messages shed at the full queue of an MQTT client", client_dropped),
+            ("broker_client_dropped", "Messages dropped at the full queue of an MQTT client", client_dropped),
+            (
+                "broker_client_oversize",
+                "Messages over the maximum packet size of an MQTT client, not delivered",
+                client_oversize,
+            ),
             ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
             ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
             ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
@@ -445,9 +451,9 @@ impl Telemetry {
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            apart_by_time: apart("time"),
-            apart_by_memory: apart("memory"),
-            apart_by_suspicion: apart("suspicion"),
+            deprioritized_by_time: apart("time"),
+            deprioritized_by_memory: apart("memory"),
+            deprioritized_by_failures: apart("suspicion"),
         }
     }
 
@@ -610,11 +616,11 @@ pub struct InstanceMetrics {
     /// Lines that the log left out, because an instance said too many.
     pub suppressed_log_lines: Counter,
     /// Events that went on in threads of low priority because they took long.
-    pub apart_by_time: Counter,
+    pub deprioritized_by_time: Counter,
     /// The same because they took much memory.
-    pub apart_by_memory: Counter,
+    pub deprioritized_by_memory: Counter,
     /// Events that ran there from their beginning, since the handler keeps failing.
-    pub apart_by_suspicion: Counter,
+    pub deprioritized_by_failures: Counter,
     /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
     pub memory_waits: Counter,
 }
@@ -628,7 +634,7 @@ mod tests {
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
         let counter = Counter::default();
-        telemetry.broker(&counter, &counter, &counter, &counter);
+        telemetry.broker(&Counter::default(), &counter, &counter, &counter, &counter);
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
