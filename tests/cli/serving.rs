@@ -57,7 +57,7 @@ async fn the_story_in_text() {
     serving.text(" INFO started node=test adapter=127.0.0.1:").await;
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(0));
-    let reported: Vec<&str> = log
+    let told: Vec<&str> = log
         .iter()
         .map(|line| {
             assert!(!line.contains('\x1b'), "{line:?}");
@@ -66,7 +66,7 @@ async fn the_story_in_text() {
             rest.trim_start().strip_prefix("INFO ").unwrap_or_else(|| panic!("{line}"))
         })
         .collect();
-    for (line, begins) in reported.iter().zip([
+    for (line, begins) in told.iter().zip([
         "settings read config=",
         "engines for guests ready small_instances_max=262144 large_instances_max=",
         "guest loaded handler=h engine=small instances_max=262144",
@@ -81,7 +81,7 @@ async fn the_story_in_text() {
     ]) {
         assert!(line.starts_with(begins), "expected {begins:?}, found {line:?}");
     }
-    assert_eq!(reported.len(), 11, "{reported:#?}");
+    assert_eq!(told.len(), 11, "{told:#?}");
 }
 
 /// A log that nobody reads any more ends no connection and no gateway.
@@ -218,8 +218,8 @@ async fn descriptors_run_out_and_come_back() {
     device.gets("served").await;
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(0));
-    let reported = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
-    assert_eq!(reported, 1);
+    let told = messages(&log).iter().filter(|message| message.starts_with("cannot accept")).count();
+    assert_eq!(told, 1);
 }
 
 /// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left
@@ -243,9 +243,9 @@ async fn a_flood_of_failures() {
             }
         });
     }
-    let reported = serving.line("the handler fails more often than the log takes").await;
-    assert_eq!((&reported["level"], &reported["handler"]), (&Value::from("WARN"), &Value::from("h")), "{reported}");
-    assert!(reported["left_out"].as_u64() > Some(0), "{reported}");
+    let told = serving.line("the handler fails more often than the log takes").await;
+    assert_eq!((&told["level"], &told["handler"]), (&Value::from("WARN"), &Value::from("h")), "{told}");
+    assert!(told["left_out"].as_u64() > Some(0), "{told}");
     devices.shutdown().await;
     assert_eq!(serving.stop().await.0, Some(0));
 }

@@ -20,16 +20,16 @@ async fn hangup() {
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("node = \"test\"", "node = 7")).unwrap();
     serving.signal(Signal::HUP);
-    let reported = serving.text("configuration rejected").await;
-    assert!(reported.contains("gateway.node") && reported.contains("found the integer 7"), "{reported}");
+    let told = serving.text("configuration rejected").await;
+    assert!(told.contains("gateway.node") && told.contains("found the integer 7"), "{told}");
 
     let changed = text.replace("\"1\"", "\"2\"").replace("node = \"test\"", "node = \"other\"");
     std::fs::write(&file, changed).unwrap();
     serving.signal(Signal::HUP);
-    let reported = serving.line("handler changed").await;
-    assert_eq!((&reported["by"], &reported["version"]), (&Value::from("reload"), &Value::from(2)));
-    let reported = serving.line("changes of these keys take effect with the next start only").await;
-    assert_eq!(reported["keys"], "gateway.node");
+    let told = serving.line("handler changed").await;
+    assert_eq!((&told["by"], &told["version"]), (&Value::from("reload"), &Value::from(2)));
+    let told = serving.line("changes of these keys take effect with the next start only").await;
+    assert_eq!(told["keys"], "gateway.node");
     serving.line("configuration reloaded").await;
     until(&mut device, "2:").await;
     assert_eq!(serving.stop().await.0, Some(0));
@@ -51,15 +51,15 @@ async fn watch() {
     asks(&mut device, "1:1").await;
 
     std::fs::write(&component, b"\0asm\x0d\0\x01\0").unwrap();
-    let reported = serving.text("configuration rejected").await;
-    assert!(reported.contains("does not export polygate:handler/handler@0.1.0; it exports nothing"), "{reported}");
+    let told = serving.text("configuration rejected").await;
+    assert!(told.contains("does not export polygate:handler/handler@0.1.0; it exports nothing"), "{told}");
     asks(&mut device, "1:2").await;
 
     let beside = component.with_extension("new");
     std::fs::copy(repository("guests/dist/jt808.wasm"), &beside).unwrap();
     std::fs::rename(&beside, &component).unwrap();
-    let reported = serving.line("handler changed").await;
-    assert_eq!(reported["version"], 2);
+    let told = serving.line("handler changed").await;
+    assert_eq!(told["version"], 2);
     // It has no way to hand its state over, so it stays.
     asks(&mut device, "1:3").await;
     assert_eq!(serving.stop().await.0, Some(0));
@@ -122,7 +122,7 @@ async fn handler() {
     let states: Vec<&str> = output.stdout.lines().map(|line| line.split_whitespace().nth(1).unwrap()).collect();
     assert_eq!(states, ["STATE", "kept", "active", "kept", "kept"]);
 
-    for (arguments, reported) in [
+    for (arguments, told) in [
         (vec!["promote", "h"], "handler \"h\" tries no version; expected a canary or a shadow under way"),
         (vec!["rollback", "x"], "no handler is named \"x\"; expected one of h"),
         (vec!["swap", "h", "no/such.wasm"], "cannot read \"no/such.wasm\": no such file or directory"),
@@ -130,14 +130,14 @@ async fn handler() {
     ] {
         let output = ask(&arguments).await;
         assert_eq!((output.code, &*output.stdout), (Some(1), ""), "{arguments:?}");
-        assert!(output.stderr.starts_with(&format!("polygate: {reported}")), "{output:?}");
+        assert!(output.stderr.starts_with(&format!("polygate: {told}")), "{output:?}");
     }
     let output = run(&["handler", "list", "--admin", &admin]).await;
-    let reported = format!(
+    let told = format!(
         "polygate: the admin port at {} requires another token; set it with --token-file or POLYGATE_ADMIN_TOKEN\n",
         serving.admin()
     );
-    assert_eq!((output.code, output.stderr), (Some(1), reported));
+    assert_eq!((output.code, output.stderr), (Some(1), told));
     let output = run(&["handler", "list", "--admin", "http://127.0.0.1:1"]).await;
     assert_eq!(output.stderr, "polygate: cannot reach the admin port at 127.0.0.1:1: connection refused\n");
     let output = run(&["handler", "list", "--admin", "https://127.0.0.1:1"]).await;

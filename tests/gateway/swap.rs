@@ -481,10 +481,10 @@ async fn a_bad_component_is_refused() {
         (b"\0asm\x0d\0\x01\0", 422, "does not export polygate:handler/handler@0.1.0; it exports nothing"),
         (b"\0asm\x0d\0\x01\0garbage", 422, "\"the upload\" could not be compiled"),
     ];
-    for (component, status, reported) in cases {
+    for (component, status, told) in cases {
         let answer = put(&gateway, "", &[], component).await;
         assert_eq!(answer.status, status, "{answer:?}");
-        assert!(answer.error().contains(reported), "{answer:?}");
+        assert!(answer.error().contains(told), "{answer:?}");
     }
     let unreachable = json!({ "kind": "grpc", "url": "http://127.0.0.1:1" }).to_string();
     let answer = put(&gateway, "", &["content-type: application/json"], unreachable.as_bytes()).await;
@@ -506,13 +506,13 @@ async fn conversations_come_first() {
     asks(&mut device, "1:1").await;
 
     let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
-    let reported = told_of(error);
+    let told = told_of(error);
     assert!(
-        reported.starts_with("handler \"h\": \"") && reported.contains("has not gone through its conversations: "),
-        "{reported}"
+        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
+        "{told}"
     );
-    assert!(reported.contains("a.conversation: line 2: the bytes to the device differ"), "{reported}");
-    assert!(reported.contains("b.conversation: line 2: the bytes to the device differ"), "{reported}");
+    assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
+    assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
     asks(&mut device, "1:2").await;
     let other = "settings = { version = \"1\", other = \"yes\" }";
     assert_eq!(gateway.reload(ONE, other).await.unwrap().changed[0].version, 2);
@@ -544,7 +544,7 @@ async fn conversations_come_first() {
 /// cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_at_the_start() {
-    for (text, reported) in [
+    for (text, told) in [
         ("> \"x\"\n< \"2:1\\n\"\n", "a.conversation: line 2: the bytes to the device differ"),
         ("> \"x\"\n\nhello\n", "a.conversation has 1 fault:\n  line 3 column 1"),
     ] {
@@ -552,19 +552,19 @@ async fn conversations_at_the_start() {
         let setup = || Setup::guest("counter").handler(ONE).handler(&conversations);
         let error = setup().try_start().await.err().unwrap();
         let told_at_start = told_of(&error);
-        assert!(told_at_start.contains(reported), "{told_at_start}");
+        assert!(told_at_start.contains(told), "{told_at_start}");
         std::fs::write(dir.path().join("a.conversation"), COUNTED).unwrap();
         let gateway = setup().start().await;
         // What is wrong with the gateway's own files is not the upload's fault.
         std::fs::write(dir.path().join("a.conversation"), text).unwrap();
         let answer = put(&gateway, "", &[], &std::fs::read(guest("counter-pinned")).unwrap()).await;
         assert_eq!(answer.status, if text.contains("hello") { 500 } else { 422 });
-        assert!(answer.error().contains(reported), "{answer:?}");
+        assert!(answer.error().contains(told), "{answer:?}");
     }
     let dir = tempfile::tempdir().unwrap();
     let error = Setup::guest("counter").handler(&format!("conversations = {:?}", dir.path())).try_start().await;
-    let reported = told_of(&error.err().unwrap());
-    assert!(reported.contains("expected files that end in .conversation in "), "{reported}");
+    let told = told_of(&error.err().unwrap());
+    assert!(told.contains("expected files that end in .conversation in "), "{told}");
 }
 
 /// A configuration of which one handler cannot be followed changes none; what it changes besides is named.
@@ -625,7 +625,7 @@ async fn rest() {
     );
     assert!(newest["by"].as_str().unwrap().starts_with("admin 127.0.0.1:"), "{newest}");
 
-    for (path, status, reported) in [
+    for (path, status, told) in [
         ("/api/v1/handlers/x/rollback", 404, "no handler is named \"x\"; expected one of h"),
         ("/api/v1/handlers/h/versions/9/activate", 404, "handler \"h\" has no version 9; expected one of 1, 2, 3, 4"),
         ("/api/v1/handlers/h/versions/two/activate", 400, "expected the number of a version"),
@@ -635,7 +635,7 @@ async fn rest() {
     ] {
         let answer = post(path).await;
         assert_eq!(answer.status, status, "{path}: {answer:?}");
-        assert!(answer.error().starts_with(reported), "{path}: {answer:?}");
+        assert!(answer.error().starts_with(told), "{path}: {answer:?}");
     }
     let wrong = put(&gateway, "", &["content-type: application/json"], b"{\"kind\":\"wasm\",\"url\":\"x\"}").await;
     assert_eq!(wrong.status, 400);
