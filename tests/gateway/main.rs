@@ -1,4 +1,4 @@
-//! The gateway as a whole: real devices, real handlers of both kinds, a real broker. One module a promise.
+//! The gateway in process: real devices, real handlers of both kinds, a real broker. One module for each feature.
 
 #![allow(
     clippy::unwrap_used,

@@ -140,8 +140,8 @@ async fn a_canary_that_fails_is_abandoned() {
     assert_eq!(gateway.metric("polygate_handler_active_version{handler=\"h\"}"), 1.0);
 }
 
-/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get everything
-/// once.
+/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get
+/// everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_that_does_the_same() {
     let gateway = Setup::guest("echo").start().await;
@@ -496,8 +496,8 @@ async fn a_bad_component_is_refused() {
     assert_eq!(gateway.metric(&swaps("refused")), 5.0);
 }
 
-/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old version
-/// goes on; the operator can insist.
+/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old
+/// version goes on; the operator can insist.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_come_first() {
     let (_dir, conversations) = conversations(&[("a", COUNTED), ("b", COUNTED)]);
@@ -540,7 +540,8 @@ async fn conversations_come_first() {
     assert_eq!(gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap().version, 3);
 }
 
-/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations cannot be read.
+/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations
+/// cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_at_the_start() {
     for (text, told) in [
@@ -588,7 +589,7 @@ async fn a_reload_is_whole() {
     assert_eq!((reloaded.changed.len(), reloaded.needs_restart), (0, vec!["gateway.node".to_owned()]));
 }
 
-/// The whole of the REST API, and what it says to whom asks wrongly.
+/// The whole REST API, with its errors for invalid requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn rest() {
     let gateway = Setup::guest("counter").start().await;
@@ -672,8 +673,8 @@ async fn only_the_operator_changes_handlers() {
     assert_eq!(ask(gateway.admin(), "POST", path, &[&own], b"").await.status, 409);
 }
 
-/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes on
-/// where it was.
+/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes
+/// on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
     let gateway = Setup::guest("counter").handler(ONE).start().await;
@@ -751,7 +752,7 @@ async fn trap(gateway: &GatewayUnderTest) {
     device.expect_closed().await;
 }
 
-/// Forty devices, of whom every fourth is served by a canary.
+/// Forty devices, every fourth of which is served by a canary.
 async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     let gateway = Setup::guest("counter").handler("swap = { canary = \"25%\" }").handler(ONE).start().await;
     gateway.reload(ONE, TWO).await.unwrap();
