@@ -1,91 +1,89 @@
-//! The phases and deadlines of one connection. Pure: no socket, no clock, `now` is an argument.
+//! Phases and deadlines of one connection: idle timeout, keepalive, write timeout. Pure: no socket, no clock, `now` is
+//! an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::adapter::TimerChange;
 use crate::conn::CloseReason;
 
-/// Where a connection is in its life. It only ever moves down this list.
+/// Phase of a connection. It only moves down this list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The handler knows the peer; bytes flow.
     Open,
-    /// It is decided that the connection ends: nothing new is read, what is queued is still written.
+    /// The close is decided: reads stop, queued bytes are still written.
     Closing(CloseReason),
 }
 
-/// The spans that end a connection.
+/// Timeouts that close a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// What silence of the peer ends it without a keepalive.
+    /// Timeout without a keepalive timer.
     pub idle: Idle,
-    /// How long bytes may wait for a peer that does not take any.
+    /// How long queued bytes may wait for a peer that accepts none.
     pub write: Duration,
 }
 
-/// What silence ends a connection whose handler has started no keepalive timer.
+/// Idle timeout of a connection whose handler has started no keepalive timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
-    /// That before the first byte: a stream tells of its end later on.
+    /// Applies before the first byte only: a stream reports its end later on.
     BeforeFirst(Duration),
-    /// Any: a peer that sends datagrams just stops. Once a keepalive timer was started, its interval decides instead.
+    /// Applies to any silence, because a peer that sends datagrams has no way to disconnect. A keepalive timer replaces
+    /// it.
     Always(Duration),
 }
 
-/// What has become due.
+/// A deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// The keepalive interval ran out; the handler is to be told before the connection ends.
+    /// Keepalive expired; the handler gets `OnTimerTimeout` before the close.
     Keepalive,
-    /// The peer was silent for too long.
+    /// Idle timeout.
     Idle,
-    /// The peer does not take what is sent to it; there is no use in offering it more.
+    /// Write timeout: the peer accepts no bytes, so no more are offered.
     Write,
 }
 
-/// Phases and deadlines.
 #[derive(Debug)]
 pub(crate) struct State {
     phase: Phase,
     timeouts: Timeouts,
     opened: Instant,
-    /// When the peer was last heard; `None` before its first byte.
+    /// Time of the last received bytes; `None` before the first.
     received: Option<Instant>,
-    /// The silence after which keepalive expires, and since when it may count.
+    /// The silence after which keepalive expires, and the start of the timer.
     keepalive: Option<(Duration, Instant)>,
-    /// Since when bytes have waited without the peer taking any.
+    /// Since when queued bytes have waited while the peer accepted none.
     stalled: Option<Instant>,
 }
 
 impl State {
-    /// A connection that was opened now.
     pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
         Self { phase: Phase::Open, timeouts, opened, received: None, keepalive: None, stalled: None }
     }
 
-    /// The phase.
     pub(crate) fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// How long the connection has lived.
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened)
     }
 
-    /// Decides that the connection ends. The first reason stays.
+    /// Closes the connection. The first reason is kept.
     pub(crate) fn close(&mut self, reason: CloseReason) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing(reason);
         }
     }
 
-    /// Bytes or a datagram came from the peer.
+    /// Bytes or a datagram arrived.
     pub(crate) fn handle_received(&mut self, now: Instant) {
         self.received = Some(now);
     }
 
-    /// The socket was offered bytes: whether it took some, and whether others still wait.
+    /// After a write: whether the socket accepted bytes, and whether others are still queued.
     pub(crate) fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
         if !some_wait {
             self.stalled = None;
@@ -96,8 +94,8 @@ impl State {
 
     /// The handler started or stopped a timer.
     ///
-    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). The peer's bytes start it
-    /// anew and ours do not, so our own traffic cannot keep a dead peer alive.
+    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). Received bytes restart it and sent bytes
+    /// do not, so the gateway's own traffic cannot keep a dead peer alive.
     pub(crate) fn handle_timer(&mut self, now: Instant, change: TimerChange) {
         self.keepalive = match change {
             TimerChange::Start(interval) => Some((interval.saturating_add(interval / 2), now)),
@@ -105,16 +103,16 @@ impl State {
         };
     }
 
-    /// When [`State::handle_timeout`] is to be called next; `None` when nothing can become due.
+    /// Time of the next [`State::handle_timeout`] call; `None` when no deadline is set.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         [self.idle_deadline(), self.keepalive_deadline(), self.write_deadline()].into_iter().flatten().min()
     }
 
-    /// Finds what has become due. The phase moves with it, so the same thing is due once.
+    /// Returns a deadline that has passed. The phase changes with it, so each is returned once.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if due(self.write_deadline()) {
-            // Also while closing: the peer does not take the last bytes either.
+            // Also while closing: the last bytes have the same deadline.
             self.close(CloseReason::WriteTimedOut);
             self.stalled = None;
             return Some(Due::Write);
@@ -163,7 +161,8 @@ mod tests {
         (now, State::new(now, Timeouts { idle: Idle::BeforeFirst(idle), write: 1000 * MS }))
     }
 
-    /// A peer that sends datagrams is ended after any silence, until a keepalive timer decides instead.
+    /// With datagrams, any silence longer than the idle timeout closes the connection, until a keepalive timer replaces
+    /// it.
     #[test]
     fn silence_between_datagrams() {
         let start = Instant::now();
@@ -173,7 +172,7 @@ mod tests {
         assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
 
         state.handle_timer(start + 300 * MS, TimerChange::Start(4000 * MS));
-        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce that it speaks rarely");
+        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce long intervals");
         state.handle_timer(start + 300 * MS, TimerChange::Stop);
 
         assert_eq!(state.handle_timeout(start + 799 * MS), None);
@@ -181,7 +180,7 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
     }
 
-    /// A peer that never speaks is ended at 500 ms, and not at 499.
+    /// A peer that sends nothing is closed at 500 ms, and not at 499.
     #[test]
     fn idle_deadline() {
         let (start, mut state) = opened(500 * MS);
@@ -204,7 +203,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 5000 * MS), None);
     }
 
-    /// Keepalive runs out after one and a half intervals of silence, counted from the last byte received.
+    /// Keepalive expires after one and a half intervals of silence, counted from the last received byte.
     #[test]
     fn keepalive_counts_silence() {
         let (start, mut state) = opened(500 * MS);
@@ -220,9 +219,9 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 900 * MS), None, "it is due once");
     }
 
-    /// What we write does not keep a silent peer alive.
+    /// Sent bytes do not keep a silent peer alive.
     #[test]
-    fn our_bytes_do_not_count() {
+    fn sent_bytes_do_not_count() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_timer(start, TimerChange::Start(200 * MS));
@@ -230,7 +229,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 300 * MS), Some(Due::Keepalive));
     }
 
-    /// A second start replaces the first; a stop leaves nothing due.
+    /// A second start replaces the first; a stop clears the deadline.
     #[test]
     fn timers_are_replaced_and_stopped() {
         let (start, mut state) = opened(500 * MS);
@@ -242,9 +241,9 @@ mod tests {
         assert_eq!(state.poll_timeout(), None);
     }
 
-    /// A peer that takes nothing is ended after the write timeout; every byte it takes starts it anew.
+    /// A peer that accepts nothing is closed after the write timeout; every accepted byte restarts it.
     #[test]
-    fn a_stalled_peer_is_ended() {
+    fn a_stalled_peer_is_closed() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_written(start, false, true);
@@ -255,7 +254,7 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::WriteTimedOut));
     }
 
-    /// The first reason to end is the one that is told.
+    /// The first close reason is the reported one.
     #[test]
     fn the_first_reason_stays() {
         let (start, mut state) = opened(500 * MS);
