@@ -94,7 +94,7 @@ async fn the_longest_datagram() {
                 assert_eq!(answer.code, i32::from(ResultCode::ParamsTypeError));
                 assert_eq!(
                     answer.message,
-                    "bytes: one Send is one datagram, of at most 65507 bytes, and came with 65508"
+                    "bytes: one Send is one datagram: expected at most 65507 bytes, got 65508"
                 );
             }
             calls.send_ok(&callback.conn, bytes).await;
