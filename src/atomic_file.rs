@@ -1,31 +1,31 @@
-//! Files that are there whole or not at all.
+//! Atomic file replacement: write to a temporary file, fsync, rename.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Writes beside, then renames: a reader finds the whole file, the one before it, or none, also after the power has failed.
+/// Replaces a file atomically: a reader finds the new file, the old one, or none, also after a power failure.
 ///
 /// # Errors
 ///
-/// The operating system's; nothing is left then.
+/// The operating system's error; no temporary file is left then.
 pub(crate) fn write_atomic(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let suffix = getrandom::u64().map_err(io::Error::other)?;
-    let beside = file.with_extension(format!("{suffix:016x}"));
-    let written = File::create_new(&beside)
+    let temporary = file.with_extension(format!("{suffix:016x}"));
+    let written = File::create_new(&temporary)
         .and_then(|mut open| {
             open.write_all(bytes)?;
             // Without this the name may reach the disk before the bytes.
             open.sync_all()
         })
-        .and_then(|()| fs::rename(&beside, file));
+        .and_then(|()| fs::rename(&temporary, file));
     if written.is_err()
-        && let Err(error) = fs::remove_file(&beside)
+        && let Err(error) = fs::remove_file(&temporary)
     {
-        tracing::debug!(?beside, %error, "an unfinished file is left");
+        tracing::debug!(?temporary, %error, "cannot remove a temporary file");
     }
     written?;
-    // The name itself is on the disk when its directory is.
+    // The new name is durable once its directory is synced.
     file.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
@@ -33,18 +33,18 @@ pub(crate) fn write_atomic(file: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What could not be written whole leaves nothing behind.
+    /// A failed write leaves no file behind.
     #[test]
     fn a_failed_write_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        // A directory at the place of the file: the last step cannot succeed.
+        // A directory with the file's name: the rename fails.
         let place = dir.path().join("place");
         fs::create_dir_all(place.join("taken")).unwrap();
         write_atomic(&place, b"bytes").unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// A file is replaced by the next.
+    /// A later write replaces the file.
     #[test]
     fn a_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
