@@ -352,18 +352,18 @@ impl Gateway {
         tracing::info!(connections = self.registry.len(), "stopping");
         self.drain.begin();
         let mut tasks = self.listeners.into_inner().end(ACCEPT_LOOPS_END).await;
-        let asked = async {
+        let close_all = async {
             let mailboxes = self.registry.all();
-            let mut asked: FuturesUnordered<_> =
+            let mut close_all: FuturesUnordered<_> =
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
-            while asked.next().await.is_some() {}
+            while close_all.next().await.is_some() {}
         };
         let ended = async {
             for connections in &mut tasks {
                 while connections.join_next().await.is_some() {}
             }
         };
-        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(asked, ended) }).await;
+        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(close_all, ended) }).await;
         let open = tasks.iter().map(JoinSet::len).sum();
         if all_ended.is_err() {
             tracing::warn!(connections = open, "drain timeout passed; closing the remaining connections");

@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(rate.burst(), 100);
         let mut bucket = TokenBucket::full(start);
         assert_eq!(bucket.take(&rate, start, 5000), Ok(()));
-        // 4,900 of debt, and the 1 that is asked for.
+        // 4,900 of debt, and the 1 requested.
         assert_eq!(bucket.take(&rate, start, 1), Err(start + Duration::from_millis(4901)));
         assert_eq!(bucket.take(&rate, start + Duration::from_millis(4901), 1), Ok(()));
     }
@@ -236,12 +236,12 @@ mod tests {
         #[test]
         fn the_rate_is_never_exceeded(
             rate in rates(),
-            asked in prop::collection::vec((0u64..2_000_000_000, 1u64..1000), 1..60),
+            takes in prop::collection::vec((0u64..2_000_000_000, 1u64..1000), 1..60),
         ) {
             let mut now = Instant::now();
             let mut bucket = TokenBucket::full(now);
             let mut passed: Vec<(Instant, u64)> = Vec::new();
-            for (wait, amount) in asked {
+            for (wait, amount) in takes {
                 now += Duration::from_nanos(wait);
                 if bucket.take(&rate, now, amount).is_ok() {
                     passed.push((now, amount));

@@ -15,14 +15,14 @@ use crate::rate::{Rate, TokenBucket};
 /// Shutdown of one listener; its connections stay open.
 #[derive(Clone, Debug, Default)]
 pub struct ListenerShutdown {
-    asked: CancellationToken,
+    requested: CancellationToken,
     closed: CancellationToken,
 }
 
 impl ListenerShutdown {
     /// Requests the shutdown. Irreversible.
     pub fn ask(&self) {
-        self.asked.cancel();
+        self.requested.cancel();
     }
 
     /// Waits until the socket is closed.
@@ -54,7 +54,7 @@ pub async fn serve(
             // In this order: a connection accepted after a reload must get the new options.
             biased;
             () = drain.signalled() => break,
-            () = shutdown.asked.cancelled(), if listener.is_some() => {
+            () = shutdown.requested.cancelled(), if listener.is_some() => {
                 listener = None;
                 shutdown.closed.cancel();
             }

@@ -1,5 +1,4 @@
-//! REST API `/api/v1/handlers`: status and changes of handlers. Responses are JSON; an error is `{"error": ".."}` and
-//! names what was expected.
+//! REST API `/api/v1/handlers`: status and changes of handlers. Responses are JSON; an error is `{"error": ".."}`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! Errors of adapter operations.
+
 use std::fmt;
 
 /// Error of an adapter operation.

@@ -113,10 +113,10 @@ impl Mailbox {
     ///
     /// `dropped` counts messages dropped because a limit was reached.
     pub fn new(conn: ConnId, bounds: MessageBounds, dropped: Counter) -> (Self, MailReceiver) {
-        let (slots, mails) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
+        let (slots, receiver) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
         let quota = MessageQuota { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
         let room = Arc::new(Semaphore::new(COMMAND_BYTES_MAX));
-        (Self { conn, slots, quota: Arc::new(quota), room, dropped }, mails)
+        (Self { conn, slots, quota: Arc::new(quota), room, dropped }, receiver)
     }
 
     pub fn conn(&self) -> ConnId {
@@ -344,7 +344,7 @@ mod tests {
     /// Commands wait outside when their bytes do not fit, and fail when the connection has closed.
     #[tokio::test]
     async fn commands_are_bounded_by_their_bytes() {
-        let (mailbox, mut mails) = mailbox();
+        let (mailbox, mut receiver) = mailbox();
         let large = || Command::Send(Bytes::from(vec![0; COMMAND_BYTES_MAX]));
         let (mut first, mut second, mut third) = (
             pin!(mailbox.ask(CONN, large())),
@@ -354,15 +354,15 @@ mod tests {
         assert!(poll!(&mut first).is_pending());
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
-        assert_eq!(mails.len(), 1);
+        assert_eq!(receiver.len(), 1);
 
-        answer(*mails.recv().await.unwrap());
+        answer(*receiver.recv().await.unwrap());
         assert_eq!(first.await, Ok(()));
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
-        assert_eq!(mails.len(), 1, "the last does not fit beside the one before it");
+        assert_eq!(receiver.len(), 1, "the last does not fit beside the one before it");
 
-        drop(mails);
+        drop(receiver);
         assert_eq!(second.await, Err(Refused::Gone));
         assert_eq!(third.await, Err(Refused::Gone));
     }
@@ -370,11 +370,11 @@ mod tests {
     /// Many small commands fit at once, whatever the number of messages.
     #[tokio::test]
     async fn many_small_commands_fit() {
-        let (mailbox, mut mails) = mailbox();
-        let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(CONN, Command::Close)).collect();
-        let (answers, ()) = tokio::join!(futures::future::join_all(asked), async {
+        let (mailbox, mut receiver) = mailbox();
+        let calls: Vec<_> = (0..1000).map(|_| mailbox.ask(CONN, Command::Close)).collect();
+        let (answers, ()) = tokio::join!(futures::future::join_all(calls), async {
             for _ in 0..1000 {
-                answer(*mails.recv().await.unwrap());
+                answer(*receiver.recv().await.unwrap());
             }
         });
         assert!(answers.iter().all(Result::is_ok));

@@ -268,7 +268,7 @@ impl Connection {
     /// This connection's jitter of the backoff, `0.0..1.0`. It spreads the retries of all connections over the pause,
     /// so any fixed value will do.
     fn jitter(&self) -> f64 {
-        // Fibonacci hashing: neighbours among the ids end far apart.
+        // Fibonacci hashing: consecutive ids get distant values.
         let hash = self.conn().to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (hash >> 40) as f64 / (1u64 << 24) as f64
     }

@@ -49,7 +49,7 @@ impl Loader {
         }
     }
 
-    /// Replays the handler's conversations against a guest, off the data path and apart from the instances of devices.
+    /// Replays the handler's conversations against a guest, off the data path and separate from the instances of devices.
     /// No effect for a gRPC handler.
     ///
     /// # Errors
