@@ -79,7 +79,6 @@ impl ConnIds {
         Ok(Self(AtomicU64::new(first)))
     }
 
-    /// The next id.
     pub fn next(&self) -> ConnId {
         ConnId(self.0.fetch_add(1, Ordering::Relaxed))
     }
@@ -121,13 +120,9 @@ impl fmt::Display for ListenAddr {
 /// Transport of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SocketKind {
-    /// Plain TCP.
     Tcp,
-    /// TLS over TCP.
     Tls,
-    /// Plain UDP.
     Udp,
-    /// DTLS over UDP.
     Dtls,
 }
 
@@ -221,12 +216,9 @@ impl ClientInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum QoS {
-    /// 0
     #[default]
     AtMostOnce = 0,
-    /// 1
     AtLeastOnce = 1,
-    /// 2
     ExactlyOnce = 2,
 }
 

@@ -112,7 +112,6 @@ pub enum ReloadError {
 pub struct Reloaded {
     /// Added, removed and moved listeners; other changes of a listener apply to its new connections.
     pub listeners: ListenersChanged,
-    /// Changed handlers.
     pub changed: Vec<rollout::ChangeResult>,
     /// Keys that differ from the running configuration and need a restart.
     pub needs_restart: Vec<String>,
@@ -127,7 +126,6 @@ pub struct Bound {
     pub adapter: Option<SocketAddr>,
     /// The embedded broker's MQTT port.
     pub broker: Option<SocketAddr>,
-    /// The admin port.
     pub admin: Option<SocketAddr>,
 }
 
@@ -293,7 +291,6 @@ impl Gateway {
         Bound { listeners: self.listeners.lock().bound(), ..self.bound.clone() }
     }
 
-    /// The metrics.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }

@@ -75,7 +75,6 @@ impl Report {
 /// Number of plays of a conversation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PlayCounts {
-    /// Total.
     pub played: usize,
     /// Those with other cuts than recorded.
     pub cut: usize,

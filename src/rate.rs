@@ -83,7 +83,6 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket.
     pub(crate) fn full(now: Instant) -> Self {
         Self { full_at: now }
     }

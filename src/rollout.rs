@@ -68,7 +68,6 @@ impl Options {
 pub enum Program {
     /// A gRPC server that speaks ExProto.
     Grpc(grpc::Options),
-    /// A guest.
     Wasm(wasm::Options),
 }
 

@@ -463,15 +463,11 @@ impl Telemetry {
 /// Metrics of one listener.
 #[derive(Clone, Debug)]
 pub struct ListenerMetrics {
-    /// Live connections.
     pub connections: Gauge,
-    /// Connections accepted.
     pub accepted: Counter,
     /// Accepts that failed and were retried.
     pub accept_errors: Counter,
-    /// Bytes from devices.
     pub received_bytes: Counter,
-    /// Bytes to devices.
     pub sent_bytes: Counter,
     /// Messages published by devices.
     pub published: Counter,
@@ -606,7 +602,6 @@ impl Drop for VersionMetrics {
 /// Metrics of one guest's instances.
 #[derive(Clone, Debug)]
 pub struct InstanceMetrics {
-    /// Live instances.
     pub live: Gauge,
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,

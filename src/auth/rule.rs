@@ -74,7 +74,6 @@ pub(super) struct Client<'a> {
     pub(super) username: &'a str,
 }
 
-/// A valid rule.
 #[derive(Debug)]
 pub(super) struct CheckedRule {
     effect: Effect,

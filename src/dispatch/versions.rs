@@ -310,7 +310,7 @@ impl Versions {
             (Err(error), _) => self.failed(error),
             (Ok(()), Event::SocketCreated(_) | Event::SocketClosed(_)) => {}
             (Ok(()), Event::ReceivedBytes(_) | Event::ReceivedMessages(_) | Event::TimerTimeout(_)) => {
-                self.health.succeeded(&self.name);
+                self.health.report_success(&self.name);
             }
         }
     }

@@ -31,7 +31,6 @@ pub enum ConversationsError {
     /// The version deviates.
     #[error(transparent)]
     Failed(#[from] Deviations),
-    /// Timeout.
     #[error("expected {all} conversations within {} s, the version has played {played} of them", .time_max.as_secs())]
     TooSlow {
         /// Conversations passed as recorded.

@@ -37,34 +37,16 @@ pub enum Error {
     #[error("no handler is named {name:?}; expected one of {}", known.join(", "))]
     NoSuchHandler { name: String, known: Vec<String> },
     #[error("handler {handler:?} has no version {number}; expected one of {}", listed(known))]
-    NoSuchVersion {
-        /// The handler.
-        handler: Arc<str>,
-        number: u32,
-        known: Vec<u32>,
-    },
+    NoSuchVersion { handler: Arc<str>, number: u32, known: Vec<u32> },
     #[error("handler {handler:?} has no version that was active before; expected one to go back to")]
-    NoPrevious {
-        /// The handler.
-        handler: Arc<str>,
-    },
+    NoPrevious { handler: Arc<str> },
     #[error("handler {handler:?} has no version on trial; expected a canary or a shadow in progress")]
-    NoTrial {
-        /// The handler.
-        handler: Arc<str>,
-    },
+    NoTrial { handler: Arc<str> },
     #[error("version {number} of handler {handler:?} is active already; expected another one")]
-    IsActive {
-        /// The handler.
-        handler: Arc<str>,
-        number: u32,
-    },
+    IsActive { handler: Arc<str>, number: u32 },
     /// Too many changes are queued.
     #[error("handler {handler:?} already has {WAITING_MAX} queued changes; expected at most that many")]
-    Busy {
-        /// The handler.
-        handler: Arc<str>,
-    },
+    Busy { handler: Arc<str> },
     #[error("expected a component or a core module in binary form, found {bytes} bytes of something else")]
     NotWasm { bytes: usize },
     /// A gRPC handler needs the adapter service.
@@ -78,11 +60,7 @@ pub enum Error {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("handler {handler:?}: the new version cannot be reached")]
-    Unwell {
-        /// The handler.
-        handler: Arc<str>,
-        source: CallError,
-    },
+    Unwell { handler: Arc<str>, source: CallError },
     #[error("the gateway is stopping; expected a running one")]
     Stopping,
 }

@@ -25,7 +25,6 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Artifact {
-    /// A component.
     Wasm {
         /// Digest of the component, hexadecimal.
         sha256: String,

@@ -50,11 +50,9 @@ pub(super) struct Shared {
 /// Uploaded candidate for a new version.
 #[derive(Clone, Debug)]
 pub enum Candidate {
-    /// A component.
     Component(Bytes),
     /// A component whose conversations are not replayed, at the operator's request.
     Unchecked(Bytes),
-    /// A gRPC server.
     Server(Uri),
 }
 

@@ -71,7 +71,7 @@ pub(super) async fn open_handler(
     let versions = Versions::new(version, services.telemetry.health(&name));
     store.write_aside(&index).await?;
     tracing::info!(handler = %name, version = number, "handler ready");
-    let state = State { options, index, builds: [(number, build)].into(), settling: None };
+    let state = State { options, index, builds: [(number, build)].into(), migration: None };
     let handler = ManagedHandler::new(versions, store, state);
     handler.forget_components().await;
     Ok(handler)

@@ -109,7 +109,6 @@ pub struct VersionStatus {
     pub at: String,
     #[serde(flatten)]
     pub what: Artifact,
-    /// Live connections.
     pub connections: usize,
     /// Events since it was loaded.
     pub events: u64,
