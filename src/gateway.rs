@@ -225,6 +225,7 @@ impl Gateway {
         let counters = broker.counters();
         telemetry.broker(
             &counters.client_dropped,
+            &counters.client_oversize,
             &counters.publishes_denied,
             &counters.subscribes_denied,
             &counters.retained_refused,

@@ -330,6 +330,7 @@ impl Telemetry {
     pub fn broker(
         &self,
         client_dropped: &Counter,
+        client_oversize: &Counter,
         publishes_denied: &Counter,
         subscribes_denied: &Counter,
         retained_refused: &Counter,
@@ -337,6 +338,11 @@ impl Telemetry {
         let mut registry = self.lock();
         for (name, help, counter) in [
             ("broker_client_dropped", "Messages dropped at the full queue of an MQTT client", client_dropped),
+            (
+                "broker_client_oversize",
+                "Messages over the maximum packet size of an MQTT client, not delivered",
+                client_oversize,
+            ),
             ("broker_publishes_denied", "Publishes of MQTT clients that were denied", publishes_denied),
             ("broker_subscribes_denied", "Subscribes of MQTT clients that were denied", subscribes_denied),
             ("broker_retained_refused", "Retained messages delivered but not stored", retained_refused),
@@ -448,9 +454,9 @@ impl Telemetry {
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            apart_by_time: deprioritized("time"),
-            apart_by_memory: deprioritized("memory"),
-            apart_by_suspicion: deprioritized("suspicion"),
+            deprioritized_by_time: deprioritized("time"),
+            deprioritized_by_memory: deprioritized("memory"),
+            deprioritized_by_failures: deprioritized("suspicion"),
         }
     }
 
@@ -608,11 +614,11 @@ pub struct InstanceMetrics {
     /// Log lines suppressed by the rate limit of an instance.
     pub suppressed_log_lines: Counter,
     /// Events continued in threads of low priority because of their CPU time.
-    pub apart_by_time: Counter,
+    pub deprioritized_by_time: Counter,
     /// The same because of their memory.
-    pub apart_by_memory: Counter,
+    pub deprioritized_by_memory: Counter,
     /// Events that started in threads of low priority, because the handler keeps failing.
-    pub apart_by_suspicion: Counter,
+    pub deprioritized_by_failures: Counter,
     /// Times that such an event waited for memory, because the failing handler had used up its memory rate.
     pub memory_waits: Counter,
 }
@@ -626,7 +632,7 @@ mod tests {
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
         let counter = Counter::default();
-        telemetry.broker(&counter, &counter, &counter, &counter);
+        telemetry.broker(&Counter::default(), &counter, &counter, &counter, &counter);
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

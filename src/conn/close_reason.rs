@@ -14,8 +14,10 @@ pub enum CloseReason {
     SocketError(&'static str),
     /// The peer accepted no bytes within the write timeout.
     WriteTimedOut,
-    /// The peer sent no byte within the idle timeout.
+    /// The peer sent no byte within the idle timeout, the silence timeout or the flow timeout.
     IdleTimedOut,
+    /// The peer did not authenticate within the login timeout.
+    LoginTimedOut,
     /// The stream does not match the listener's framing; the text gives expected and received bytes.
     FramingBroken(String),
     /// Keepalive expired.
@@ -47,6 +49,7 @@ impl CloseReason {
             Self::SocketError(_) => "socket_error",
             Self::WriteTimedOut => "write_timed_out",
             Self::IdleTimedOut => "idle_timed_out",
+            Self::LoginTimedOut => "login_timed_out",
             Self::FramingBroken(_) => "framing_broken",
             Self::KeepaliveExpired => "keepalive_expired",
             Self::HandlerAsked => "handler_asked",
@@ -67,7 +70,7 @@ impl CloseReason {
             Self::PeerClosed => "{shutdown,tcp_closed}".into(),
             Self::SocketError(errno) => format!("{{shutdown,{errno}}}").into(),
             Self::WriteTimedOut => "{shutdown,send_timeout}".into(),
-            Self::IdleTimedOut => "{shutdown,idle_timeout}".into(),
+            Self::IdleTimedOut | Self::LoginTimedOut => "{shutdown,idle_timeout}".into(),
             Self::FramingBroken(error) => format!("{{shutdown,{{frame_error,{error:?}}}}}").into(),
             Self::KeepaliveExpired => "{shutdown,keepalive_timeout}".into(),
             Self::HandlerAsked | Self::Draining => "{shutdown,normal}".into(),
@@ -88,6 +91,7 @@ impl fmt::Display for CloseReason {
             Self::PeerClosed
             | Self::WriteTimedOut
             | Self::IdleTimedOut
+            | Self::LoginTimedOut
             | Self::KeepaliveExpired
             | Self::HandlerAsked
             | Self::Replaced

@@ -20,7 +20,7 @@ enum Queued {
     Reads(BytesMut),
     /// A datagram, or a frame that silence has ended; never merged.
     Datagram(Bytes),
-    Messages(Vec<Message>),
+    Messages(VecDeque<Message>),
     Timer(Timer),
 }
 
@@ -93,8 +93,8 @@ impl EventQueue {
     pub(crate) fn push_message(&mut self, message: Message) {
         self.messages += 1;
         match self.last() {
-            Some(Queued::Messages(last)) => last.push(message),
-            _ => self.push(Queued::Messages(vec![message])),
+            Some(Queued::Messages(last)) => last.push_back(message),
+            _ => self.push(Queued::Messages(VecDeque::from([message]))),
         }
     }
 
@@ -102,8 +102,15 @@ impl EventQueue {
         self.push(Queued::Timer(timer));
     }
 
-    /// Takes the oldest event.
-    pub(crate) fn pop(&mut self) -> Option<Event> {
+    /// Takes the oldest event, with at most `messages_max` messages, `1..`; the rest of them stays first in the queue.
+    pub(super) fn pop(&mut self, messages_max: usize) -> Option<Event> {
+        if let Some(Queued::Messages(messages)) = &mut self.first
+            && messages.len() > messages_max.max(1)
+        {
+            let taken: Vec<_> = messages.drain(..messages_max.max(1)).collect();
+            self.messages -= taken.len();
+            return Some(Event::ReceivedMessages(taken));
+        }
         let first = self.first.take()?;
         self.first = self.queue.pop_front();
         if self.queue.is_empty() && self.queue.capacity() > 0 {
@@ -119,7 +126,7 @@ impl EventQueue {
             }
             Queued::Messages(messages) => {
                 self.messages -= messages.len();
-                Event::ReceivedMessages(messages)
+                Event::ReceivedMessages(messages.into())
             }
             Queued::Timer(timer) => Event::TimerTimeout(timer),
         })
@@ -174,10 +181,10 @@ mod tests {
         queue.push_timer(Timer::Keepalive);
         queue.push_bytes(b"d");
 
-        assert!(matches!(queue.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
-        assert!(matches!(queue.pop(), Some(Event::TimerTimeout(Timer::Keepalive))));
-        assert!(matches!(queue.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
-        assert!(queue.pop().is_none());
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::TimerTimeout(Timer::Keepalive))));
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
+        assert!(queue.pop(usize::MAX).is_none());
     }
 
     /// Datagrams keep their boundaries, empty ones included, and their number is bounded.
@@ -188,16 +195,16 @@ mod tests {
             queue.push_datagram(Bytes::from_static(datagram.as_bytes()));
         }
         for datagram in ["ab", "", "c"] {
-            assert!(matches!(queue.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
+            assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
         }
-        assert!(queue.pop().is_none());
+        assert!(queue.pop(usize::MAX).is_none());
 
         for _ in 0..DATAGRAMS_MAX {
             assert!(queue.has_room_for_bytes());
             queue.push_datagram(Bytes::new());
         }
         assert!(!queue.has_room_for_bytes());
-        assert!(queue.pop().is_some());
+        assert!(queue.pop(usize::MAX).is_some());
         assert!(queue.has_room_for_bytes());
     }
 
@@ -225,12 +232,12 @@ mod tests {
                         queue.push_message(message(number));
                         sent_messages.push(number.to_string());
                     }
-                    _ => take(queue.pop()),
+                    _ => take(queue.pop(usize::MAX)),
                 }
                 prop_assert!(queue.bytes() < BYTES_MAX + 40);
             }
             while !queue.is_empty() {
-                take(queue.pop());
+                take(queue.pop(usize::MAX));
             }
             prop_assert_eq!(sent, taken);
             prop_assert_eq!(sent_messages, taken_messages);

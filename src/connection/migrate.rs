@@ -62,7 +62,7 @@ impl Connection {
             }
             _ => self.reattach(socket, version.handler()).await,
         };
-        self.follow_timer();
+        self.follow_adapter();
         version.count(moved.is_ok());
         let left = self.handler.replace(to, moved?);
         match left {
@@ -107,7 +107,7 @@ impl Connection {
                 }
             }
         }
-        self.follow_timer();
+        self.follow_adapter();
     }
 
     /// Carries the guest's state over with `snapshot` and `restore`.

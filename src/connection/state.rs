@@ -15,23 +15,17 @@ pub(crate) enum Phase {
     Closing(CloseReason),
 }
 
-/// Timeouts that close a connection.
+/// Time limits of a connection. The peer's bytes count as activity, the gateway's do not.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Timeout without a keepalive timer.
-    pub idle: Idle,
-    /// How long queued bytes may wait for a peer that accepts none.
+    /// Until the first byte of the peer.
+    pub idle: Duration,
+    /// Until the peer has authenticated; `None`: it need not.
+    pub login: Option<Duration>,
+    /// Of silence after the first byte, while no keepalive timer runs, which decides instead; `None`: unlimited.
+    pub silence: Option<Duration>,
+    /// Without progress while bytes for the peer are queued.
     pub write: Duration,
-}
-
-/// Idle timeout of a connection whose handler has started no keepalive timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idle {
-    /// Applies before the first byte only: a stream reports its end later on.
-    BeforeFirst(Duration),
-    /// Applies to any silence, because a peer that sends datagrams has no way to disconnect. A keepalive timer replaces
-    /// it.
-    Always(Duration),
 }
 
 /// A deadline that has passed.
@@ -41,6 +35,8 @@ pub(crate) enum Due {
     Keepalive,
     /// Idle timeout.
     Idle,
+    /// The peer has not authenticated in time.
+    Login,
     /// Write timeout: the peer accepts no bytes, so no more are offered.
     Write,
 }
@@ -52,6 +48,7 @@ pub(crate) struct State {
     opened: Instant,
     /// Time of the last received bytes; `None` before the first.
     received: Option<Instant>,
+    is_authenticated: bool,
     /// The silence after which keepalive expires, and the start of the timer.
     keepalive: Option<(Duration, Instant)>,
     /// Since when queued bytes have waited while the peer accepted none.
@@ -60,7 +57,15 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
-        Self { phase: Phase::Open, timeouts, opened, received: None, keepalive: None, stalled: None }
+        Self {
+            phase: Phase::Open,
+            timeouts,
+            opened,
+            received: None,
+            is_authenticated: false,
+            keepalive: None,
+            stalled: None,
+        }
     }
 
     pub(crate) fn phase(&self) -> &Phase {
@@ -81,6 +86,11 @@ impl State {
     /// Bytes or a datagram arrived.
     pub(crate) fn handle_received(&mut self, now: Instant) {
         self.received = Some(now);
+    }
+
+    /// The handler has authenticated the peer.
+    pub(crate) fn handle_authenticated(&mut self) {
+        self.is_authenticated = true;
     }
 
     /// After a write: whether the socket accepted bytes, and whether others are still queued.
@@ -105,7 +115,10 @@ impl State {
 
     /// Time of the next [`State::handle_timeout`] call; `None` when no deadline is set.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        [self.idle_deadline(), self.keepalive_deadline(), self.write_deadline()].into_iter().flatten().min()
+        [self.idle_deadline(), self.login_deadline(), self.keepalive_deadline(), self.write_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns a deadline that has passed. The phase changes with it, so each is returned once.
@@ -121,6 +134,10 @@ impl State {
             self.close(CloseReason::KeepaliveExpired);
             return Some(Due::Keepalive);
         }
+        if due(self.login_deadline()) {
+            self.close(CloseReason::LoginTimedOut);
+            return Some(Due::Login);
+        }
         if due(self.idle_deadline()) {
             self.close(CloseReason::IdleTimedOut);
             return Some(Due::Idle);
@@ -132,11 +149,15 @@ impl State {
         if self.phase != Phase::Open {
             return None;
         }
-        match (self.timeouts.idle, self.received) {
-            (Idle::BeforeFirst(span), None) => Some(self.opened + span),
-            (Idle::BeforeFirst(_), Some(_)) => None,
-            (Idle::Always(span), received) => self.keepalive.is_none().then(|| received.unwrap_or(self.opened) + span),
+        match self.received {
+            None => self.opened.checked_add(self.timeouts.idle),
+            Some(received) => received.checked_add(self.timeouts.silence.filter(|_| self.keepalive.is_none())?),
         }
+    }
+
+    fn login_deadline(&self) -> Option<Instant> {
+        let is_due = self.phase == Phase::Open && !self.is_authenticated;
+        self.opened.checked_add(self.timeouts.login.filter(|_| is_due)?)
     }
 
     fn keepalive_deadline(&self) -> Option<Instant> {
@@ -158,16 +179,16 @@ mod tests {
 
     fn opened(idle: Duration) -> (Instant, State) {
         let now = Instant::now();
-        (now, State::new(now, Timeouts { idle: Idle::BeforeFirst(idle), write: 1000 * MS }))
+        (now, State::new(now, Timeouts { idle, login: None, silence: None, write: 1000 * MS }))
     }
 
-    /// With datagrams, any silence longer than the idle timeout closes the connection, until a keepalive timer replaces
-    /// it.
+    /// After the first bytes, a silence longer than its limit closes the connection, until a keepalive timer replaces it.
     #[test]
-    fn silence_between_datagrams() {
+    fn silence_after_the_first_byte() {
         let start = Instant::now();
-        let mut state = State::new(start, Timeouts { idle: Idle::Always(500 * MS), write: 1000 * MS });
-        assert_eq!(state.poll_timeout(), Some(start + 500 * MS), "also before the first");
+        let timeouts = Timeouts { idle: 100 * MS, login: None, silence: Some(500 * MS), write: 1000 * MS };
+        let mut state = State::new(start, timeouts);
+        assert_eq!(state.poll_timeout(), Some(start + 100 * MS), "before the first byte");
         state.handle_received(start + 300 * MS);
         assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
 
@@ -178,6 +199,24 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 799 * MS), None);
         assert_eq!(state.handle_timeout(start + 800 * MS), Some(Due::Idle));
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
+    }
+
+    /// A peer that sends bytes and never authenticates is closed; an authenticated one is not.
+    #[test]
+    fn login_deadline() {
+        let start = Instant::now();
+        let timeouts = Timeouts { idle: 100 * MS, login: Some(500 * MS), silence: None, write: 1000 * MS };
+        let (mut stranger, mut device) = (State::new(start, timeouts), State::new(start, timeouts));
+        stranger.handle_received(start + 499 * MS);
+        assert_eq!(stranger.handle_timeout(start + 499 * MS), None);
+        assert_eq!(stranger.handle_timeout(start + 500 * MS), Some(Due::Login));
+        assert_eq!(*stranger.phase(), Phase::Closing(CloseReason::LoginTimedOut));
+        assert_eq!(stranger.poll_timeout(), None, "it is due once");
+
+        device.handle_received(start);
+        device.handle_authenticated();
+        assert_eq!(device.poll_timeout(), None);
+        assert_eq!(device.handle_timeout(start + 5000 * MS), None);
     }
 
     /// A peer that sends nothing is closed at 500 ms, and not at 499.

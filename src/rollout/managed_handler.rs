@@ -19,7 +19,7 @@ use crate::handler::{grpc, wasm};
 pub(super) const WAITING_MAX: usize = 4;
 
 /// Largest component, in bytes: those of interpreted languages have some tens of MiB.
-pub(super) const COMPONENT_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug)]
 pub(super) struct ManagedHandler {
@@ -146,11 +146,8 @@ pub(super) fn configured(program: &Program, store: &Store) -> Result<Artifact, L
     match program {
         Program::Grpc(options) => Ok(Artifact::Grpc { urls: options.urls.iter().map(ToString::to_string).collect() }),
         Program::Wasm(options) => {
-            let failed = |source| wasm::LoadError::Read {
-                handler: Arc::clone(&options.name),
-                path: options.component.clone(),
-                source,
-            };
+            let failed =
+                |source| wasm::LoadError::new(&options.name, &options.component, wasm::LoadErrorKind::Read(source));
             let component = read(&options.component).map_err(failed)?;
             let kept = store.put(&component);
             let sha256 = kept.map_err(|source| store.failed(source))?;

@@ -2,8 +2,7 @@
 
 use wasmparser::{Encoding, Instance, KnownCustom, Parser, Payload, ProducersSectionReader};
 
-use super::MIGRATE_INTERFACE;
-use super::component;
+use super::component::{self, MIGRATE_INTERFACE};
 
 /// Interfaces of one package that versions of `polygate:handler` have.
 const PACKAGE: &str = "polygate:handler/";
@@ -213,7 +212,7 @@ fn granted(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::wasm::HANDLER_INTERFACE;
+    use crate::handler::wasm::component::HANDLER_INTERFACE;
 
     /// The echo guest asks for the adapter, and has what a small guest has.
     #[test]
