@@ -243,7 +243,7 @@ async fn a_flood_of_failures() {
             }
         });
     }
-    let told = serving.line("the handler fails more often than the log takes").await;
+    let told = serving.line("log of handler failures rate-limited").await;
     assert_eq!((&told["level"], &told["handler"]), (&Value::from("WARN"), &Value::from("h")), "{told}");
     assert!(told["left_out"].as_u64() > Some(0), "{told}");
     devices.shutdown().await;

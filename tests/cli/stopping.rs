@@ -34,7 +34,7 @@ async fn cut_off() {
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(1));
     let messages = messages(&log);
-    assert!(messages.contains(&"the drain timeout is over; these connections are cut off".to_owned()), "{log:#?}");
+    assert!(messages.contains(&"drain timeout passed; closing the remaining connections".to_owned()), "{log:#?}");
     assert_eq!(messages.last().unwrap(), "stopped");
 }
 

@@ -81,7 +81,7 @@ async fn unchecked() {
     assert!(refused.stderr.contains("a.conversation: line 2: the bytes to the device differ"), "{refused:?}");
     let taken = run(&[&swap[..], &["--unchecked", "--keep"]].concat()).await;
     assert_eq!(taken.stdout, "handler h: version 2 is kept; version 1 was active\n", "{taken:?}");
-    serving.line("the new version is unchecked: no conversation is played").await;
+    serving.line("new version without checks: conversations are not replayed").await;
     let taken = run(&[&swap[..], &["--unchecked"]].concat()).await;
     assert_eq!(taken.stdout, "handler h: version 3 is active; version 1 was active\n", "{taken:?}");
 }
@@ -123,7 +123,7 @@ async fn handler() {
     assert_eq!(states, ["STATE", "kept", "active", "kept", "kept"]);
 
     for (arguments, told) in [
-        (vec!["promote", "h"], "handler \"h\" tries no version; expected a canary or a shadow under way"),
+        (vec!["promote", "h"], "handler \"h\" has no version on trial; expected a canary or a shadow in progress"),
         (vec!["rollback", "x"], "no handler is named \"x\"; expected one of h"),
         (vec!["swap", "h", "no/such.wasm"], "cannot read \"no/such.wasm\": no such file or directory"),
         (vec!["swap", "h", "--url", "nonsense"], "the url is not of the form scheme://host:port"),

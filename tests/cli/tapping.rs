@@ -13,7 +13,7 @@ async fn a_recording_plays() {
         let arguments = ["tap", "--next", "--listener", "l", "--record", &file, "--admin", &admin].map(str::to_owned);
         async move { run(&arguments.each_ref().map(String::as_str)).await }
     });
-    serving.line("a connection is watched").await;
+    serving.line("tap started").await;
     let mut device = Device::connect(serving.listener()).await;
     for count in 1..=3 {
         device.says("x").await;
@@ -55,7 +55,7 @@ async fn nobody_to_watch() {
         assert_eq!((output.code, &*output.stderr), (Some(1), reported));
     }
     let waiting = tokio::spawn(async move { run(&["tap", "--client", "nobody", "--admin", &admin]).await });
-    serving.line("a connection is watched").await;
+    serving.line("tap started").await;
     assert_eq!(serving.stop().await.0, Some(0));
     let output = waiting.await.unwrap();
     assert_eq!((output.code, &*output.stdout, &*output.stderr), (Some(0), "", ""));

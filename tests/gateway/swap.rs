@@ -507,10 +507,7 @@ async fn conversations_come_first() {
 
     let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
     let told = told_of(error);
-    assert!(
-        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
-        "{told}"
-    );
+    assert!(told.starts_with("handler \"h\": \"") && told.contains("failed its conversations: "), "{told}");
     assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
     assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
     asks(&mut device, "1:2").await;
@@ -522,7 +519,7 @@ async fn conversations_come_first() {
     let trap = std::fs::read(guest("trap")).unwrap();
     let answer = put(&gateway, "", &[], &trap).await;
     assert_eq!(answer.status, 422);
-    assert!(answer.error().contains("\"the upload\" has not gone through its conversations: "), "{answer:?}");
+    assert!(answer.error().contains("\"the upload\" failed its conversations: "), "{answer:?}");
     assert!(answer.error().contains("a.conversation: line 2: "), "{answer:?}");
     assert_eq!(
         put(&gateway, "?activate=false", &[], &trap).await.status,
@@ -629,8 +626,12 @@ async fn rest() {
         ("/api/v1/handlers/x/rollback", 404, "no handler is named \"x\"; expected one of h"),
         ("/api/v1/handlers/h/versions/9/activate", 404, "handler \"h\" has no version 9; expected one of 1, 2, 3, 4"),
         ("/api/v1/handlers/h/versions/two/activate", 400, "expected the number of a version"),
-        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is no way to swap; expected live"),
-        ("/api/v1/handlers/h/promote", 409, "handler \"h\" tries no version; expected a canary or a shadow under way"),
+        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is not a swap mode; expected live"),
+        (
+            "/api/v1/handlers/h/promote",
+            409,
+            "handler \"h\" has no version on trial; expected a canary or a shadow in progress",
+        ),
         ("/api/v1/handlers/h/versions/2/activate", 409, "version 2 of handler \"h\" is active already"),
     ] {
         let answer = post(path).await;
