@@ -1,7 +1,7 @@
 //! Handler of a connection: its position in the listener's chain, its version, the attachment to it, and a shadow version beside it.
 //!
-//! Fallback and migration replace what is in the slot, always between two events. What the handler knows the connection by,
-//! and what it may do, is the adapter's.
+//! Fallback and migration replace the content of the slot, always between two events. The adapter owns the id and the
+//! permissions that the handler has.
 
 use std::sync::Arc;
 
@@ -66,6 +66,14 @@ impl HandlerSlot {
         self.shadow.as_ref().is_some_and(|shadow| !shadow.is_wanted(&self.link(chain).versions))
     }
 
+    /// Most messages in one event.
+    pub(super) fn messages_max(&self) -> usize {
+        match &self.attachment {
+            Attachment::Grpc(server) => server.messages_per_call(),
+            Attachment::Wasm(_) => usize::MAX,
+        }
+    }
+
     /// Attaches anew to the version in use: a guest in a fresh instance.
     pub(super) fn reattach(&mut self, handler_conn: ConnId, info: &Arc<ConnInfo>) {
         self.attachment = self.version().handler().attach(handler_conn, info);
@@ -87,7 +95,7 @@ impl HandlerSlot {
         true
     }
 
-    /// Replaces version and attachment together; returns the old attachment, which must be told of its end.
+    /// Replaces version and attachment together; returns the old attachment, which must get `OnSocketClosed` or leave.
     pub(super) fn replace(&mut self, membership: Membership, attachment: Attachment) -> Attachment {
         self.membership = membership;
         std::mem::replace(&mut self.attachment, attachment)

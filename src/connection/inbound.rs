@@ -86,36 +86,36 @@ impl Inbound {
         self.queue.push_timer(timer);
     }
 
-    /// The oldest queued event; with framing, one whole frame at a time.
+    /// The oldest queued event: with framing one whole frame, and at most `messages_max` messages.
     ///
     /// # Errors
     ///
     /// The stream is not framed as configured. The frames before were returned; the bytes behind are skipped.
-    pub(super) fn poll_event(&mut self, now: Instant) -> Result<Option<Event>, Broken> {
+    pub(super) fn poll_event(&mut self, now: Instant, messages_max: usize) -> Result<Option<Event>, Broken> {
         loop {
             if let Some(framer) = &mut self.framer
                 && let Some(frame) = framer.poll_frame()?
             {
                 return Ok(Some(Event::ReceivedBytes(frame)));
             }
-            match (self.queue.pop(), &mut self.framer) {
+            match (self.queue.pop(messages_max), &mut self.framer) {
                 (Some(Event::ReceivedBytes(bytes)), Some(framer)) if !framer.cuts_by_time() => framer.push(now, bytes),
                 (event, _) => return Ok(event),
             }
         }
     }
 
-    /// Whether no event can come without another read.
+    /// Whether no event can follow without another read.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.framer.as_ref().is_none_or(|framer| framer.arrived() == 0)
     }
 
-    /// Bytes of the peer that are held, those of an unfinished frame included.
+    /// Bytes held, those of an unfinished frame included.
     pub(super) fn bytes(&self) -> usize {
         self.queue.bytes() + self.framer.as_ref().map_or(0, |framer| framer.arrived() + framer.unfinished())
     }
 
-    /// Messages that are held.
+    /// Number of messages held.
     pub(super) fn messages(&self) -> usize {
         self.queue.messages()
     }
@@ -198,8 +198,8 @@ impl Inbound {
         self.framer.as_mut().map_or(0, |framer| framer.take_skipped())
     }
 
-    /// Drops everything that is held, at the end of the connection. Returns the bytes of a frame that the peer had begun and
-    /// not finished when it ended its stream.
+    /// Discards everything held, at the close. Returns the bytes of a frame that the peer had not finished when it
+    /// ended its stream.
     pub(super) fn clear(&mut self) -> u64 {
         self.queue = EventQueue::new(0);
         let unfinished = self.framer.take().map_or(0, |framer| framer.unfinished());
@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn bytes_of(inbound: &mut Inbound, now: Instant) -> Vec<Bytes> {
-        std::iter::from_fn(|| match inbound.poll_event(now) {
+        std::iter::from_fn(|| match inbound.poll_event(now, 1) {
             Ok(Some(Event::ReceivedBytes(bytes))) => Some(bytes),
             _ => None,
         })
@@ -286,7 +286,7 @@ mod tests {
         assert!(inbound.may_read() && inbound.poll_timeout().is_none());
     }
 
-    /// After a reset, what was sent before is still read, and the reset is the reason.
+    /// After a reset, bytes sent before it are still read, and the reset is the close reason.
     #[test]
     fn a_reset_ends_the_input_last() {
         let now = Instant::now();
@@ -297,15 +297,15 @@ mod tests {
         assert_eq!(inbound.ended(), Some(&CloseReason::SocketError("econnreset")));
     }
 
-    /// A line that is longer than a frame may be ends the framing once; messages behind it still arrive.
+    /// A line longer than the frame limit breaks the framing once; messages behind it still arrive.
     #[test]
     fn broken_framing_is_reported_once() {
         let now = Instant::now();
         let mut inbound = lines(now);
         inbound.push_bytes(&UNLIMITED, now, b"ok\n01234567890123456789");
         inbound.push_timer(Timer::Keepalive);
-        assert!(matches!(inbound.poll_event(now), Ok(Some(Event::ReceivedBytes(_)))));
-        assert!(inbound.poll_event(now).is_err());
-        assert!(matches!(inbound.poll_event(now), Ok(Some(Event::TimerTimeout(Timer::Keepalive)))));
+        assert!(matches!(inbound.poll_event(now, 1), Ok(Some(Event::ReceivedBytes(_)))));
+        assert!(inbound.poll_event(now, 1).is_err());
+        assert!(matches!(inbound.poll_event(now, 1), Ok(Some(Event::TimerTimeout(Timer::Keepalive)))));
     }
 }

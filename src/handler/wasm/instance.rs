@@ -467,7 +467,8 @@ impl LiveInstance {
         // The backtrace has function names if the file has a name section, and lines if it has DWARF. The lines are
         // rate-limited: a device may make its guest fail again and again.
         if state.config.failures.should_log() {
-            tracing::warn!(%conn, handler = %options.name, call, bytes, "guest failed: {error:?}");
+            let report = format_args!("{error:?}");
+            tracing::warn!(%conn, %handler, call, bytes, %report, "guest failed");
         } else {
             state.config.metrics.suppressed_log_lines.inc();
         }
