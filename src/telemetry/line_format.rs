@@ -118,7 +118,8 @@ mod tests {
     fn logged(log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let layer = fmt::layer().fmt_fields(LineFields).with_writer(move || writer.clone()).with_ansi(false).without_time();
+        let layer =
+            fmt::layer().fmt_fields(LineFields).with_writer(move || writer.clone()).with_ansi(false).without_time();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer.with_target(false)), log);
         let bytes = written.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -138,7 +139,8 @@ mod tests {
     /// A report of the gateway keeps its lines, none of which begins as a record does.
     #[test]
     fn a_report_is_indented() {
-        let line = logged(|| tracing::error!(report = %"two faults:\n  line 1\rx\nINFO forged", "configuration rejected"));
+        let line =
+            logged(|| tracing::error!(report = %"two faults:\n  line 1\rx\nINFO forged", "configuration rejected"));
         assert_eq!(line, "ERROR configuration rejected: two faults:\n      line 1\\rx\n    INFO forged\n");
     }
 }

@@ -176,13 +176,16 @@ async fn bare_server(answers: Answers, listener: TcpListener, adapter: Arc<tokio
                     while let Some(Ok(chunk)) = body.data().await {
                         body.flow_control().release_capacity(chunk.len()).unwrap();
                         frame.extend_from_slice(&chunk);
-                        if frame.len() > 5 && frame.len() >= 5 + u32::from_be_bytes(frame[1..5].try_into().unwrap()) as usize {
+                        if frame.len() > 5
+                            && frame.len() >= 5 + u32::from_be_bytes(frame[1..5].try_into().unwrap()) as usize
+                        {
                             break;
                         }
                     }
                     if path.ends_with("/OnReceivedBytes") && frame.len() > 5 {
                         let request = proto::ReceivedBytesRequest::decode(&frame[5..]).unwrap();
-                        let mut adapter = ConnectionAdapterClient::connect(adapter.get().unwrap().clone()).await.unwrap();
+                        let mut adapter =
+                            ConnectionAdapterClient::connect(adapter.get().unwrap().clone()).await.unwrap();
                         let send = proto::SendBytesRequest { conn: request.conn, bytes: request.bytes };
                         adapter.send(send).await.unwrap();
                     }
