@@ -29,7 +29,7 @@ mod suggest;
 mod value;
 
 pub use diagnostics::{Advice, Faults, Warning};
-pub(crate) use diff::ConfigDiff;
+pub(crate) use diff::ConfigSnapshot;
 pub use references::ExternalFiles;
 
 pub use crate::rollout::{Options as Handler, Program};
@@ -37,42 +37,35 @@ pub use crate::rollout::{Options as Handler, Program};
 /// A whole, valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of this node, in `Message.node`.
     pub node: Arc<str>,
-    /// What the gateway keeps, such as compiled components.
+    /// The directory of compiled components, for example.
     pub data_dir: PathBuf,
     /// How long connections may take to end when the gateway stops.
     pub drain_timeout: Duration,
-    /// Connections of tcp and tls at a time, `1..`; absent for as many as there are descriptors.
+    /// Concurrent connections of tcp and tls, `1..`; none: as many as the limit on descriptors allows.
     pub connections_max: Option<usize>,
-    /// The `ConnectionAdapter` service; absent when no handler speaks gRPC and none is asked for.
+    /// The `ConnectionAdapter` service; none: no handler speaks gRPC, and the file has no `[adapter]`.
     pub adapter: Option<crate::exproto::service::Options>,
-    /// Health and metrics; absent for none.
     pub admin: Option<crate::admin::Options>,
-    /// The embedded broker.
     pub broker: crate::pubsub::embedded::Options,
-    /// Who may authenticate, publish and subscribe.
     pub auth: crate::auth::Options,
     /// The handlers, in the order of the file.
     pub handlers: Vec<Handler>,
     /// The listeners, in the order of the file.
     pub listeners: Vec<Listener>,
-    /// The file as it was written, to find out later what another one changes.
-    pub written: ConfigDiff,
+    /// The keys and values of the file, for the differences that a reload logs.
+    pub written: ConfigSnapshot,
 }
 
-/// A listener and what its connections get.
+/// A listener and the options of its connections.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The socket.
     pub socket: crate::listener::Options,
-    /// The connections' bounds.
     pub connection: crate::connection::Options,
-    /// Put in front of the devices' topics.
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
-    /// The files with its certificates and keys.
+    /// The files with its certificates, keys and denied addresses.
     pub files: Vec<PathBuf>,
 }
 

@@ -15,7 +15,7 @@ section! {
     /// when this table is.
     "adapter", "[adapter]", Once;
 
-    /// where it listens; port 0 lets the system choose
+    /// the address to listen at; port 0 lets the system choose
     BIND "bind": SocketAddr = ADDRESS, default SocketAddr::from((Ipv4Addr::LOCALHOST, 9100));
     &tls::SECTION;
 }
@@ -32,8 +32,8 @@ pub(super) mod tls {
         CERT_FILE "cert_file": String = PATH, required;
         /// private key of the certificate
         KEY_FILE "key_file": String = PATH, required;
-        /// authorities that must have signed the certificate of whoever calls
-        CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is asked for";
+        /// authorities that must have signed the certificate of a client
+        CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is requested";
     }
 }
 

@@ -17,10 +17,10 @@ section! {
     /// HTTP for the operator: `/live`, `/ready`, `/metrics`. Without this table there is no such port.
     "admin", "[admin]", Once;
 
-    /// where it listens; port 0 lets the system choose
+    /// the address to listen at; port 0 lets the system choose
     BIND "bind": SocketAddr = ADDRESS, default SocketAddr::from((Ipv4Addr::LOCALHOST, 9180));
-    /// what callers present as `Authorization: Bearer ..`, 16 to 1024 visible ASCII characters; `/live` and `/ready`
-    /// need none
+    /// the token that clients present as `Authorization: Bearer ..`, 16 to 1024 visible ASCII characters; `/live` and
+    /// `/ready` need none
     TOKEN "token": SecretSource = SECRET, optional "none; required when `bind` is not a loopback address";
 }
 

@@ -11,10 +11,10 @@ use super::value::{FLAG, Located, values};
 use crate::auth::{Action, Auth, Effect, Options, OptionsError, Rule, RuleFault, User};
 
 section! {
-    /// Who may authenticate, publish and subscribe: devices and the broker's MQTT clients alike.
+    /// Authentication and authorization of devices and of the broker's MQTT clients.
     "auth", "[auth]", Once;
 
-    /// whether clients without a user name are let in; with no users at all, whether anybody is
+    /// whether clients without a user name are accepted; without users, whether clients with one are too
     ALLOW_ANONYMOUS "allow_anonymous": bool = FLAG, optional "`true` without users, `false` with users";
     &user::SECTION;
     &rule::SECTION;
@@ -25,10 +25,10 @@ pub(super) mod user {
     use crate::config::value::{SECRET, SecretSource, text};
 
     section! {
-        /// Somebody who may authenticate.
+        /// A user that may authenticate.
         "users", "[[auth.users]]", Rows;
 
-        /// the name, different from all others
+        /// the name, unique among the users
         USERNAME "username": String = text("a user name", 1..=65_535), required;
         /// argon2id hash of the password in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`
         PASSWORD_HASH "password_hash": SecretSource = SECRET, required;
@@ -41,19 +41,20 @@ pub(super) mod rule {
     use crate::config::value::{Choice, List, Located, Text, text};
 
     section! {
-        /// What clients may do. Rules are ordered: the first that fits decides, and what none fits is allowed.
+        /// What clients may publish and subscribe to. The first rule that matches decides; without a match, the action
+        /// is allowed.
         "rules", "[[auth.rules]]", Rows;
 
-        /// what the rule decides
+        /// the decision of the rule
         EFFECT "effect": Effect = Choice(&[("allow", Effect::Allow), ("deny", Effect::Deny)]), required;
-        /// what it decides on
+        /// the actions that the rule matches
         ACTION "action": Action = ACTIONS, required;
-        /// client ids it speaks of; each `*` stands for any characters
+        /// client ids that the rule matches; each `*` stands for any characters
         CLIENTS "clients": Vec<Located<String>> =
             List { of: &PATTERN, one: "pattern of client ids" }, optional "`[\"*\"]`";
-        /// user names it speaks of; each `*` stands for any characters
+        /// user names that the rule matches; each `*` stands for any characters
         USERNAMES "usernames": Vec<Located<String>> =
-            List { of: &PATTERN, one: "pattern of user names" }, optional "any, also none";
+            List { of: &PATTERN, one: "pattern of user names" }, optional "any, or none";
         /// topic filters as the broker sees topics, with the mountpoint; they may use `${clientid}` and `${username}`
         TOPICS "topics": Vec<Located<String>> =
             List { of: &text("a topic filter", 0..=65_535), one: "topic filter" }, required;

@@ -17,28 +17,28 @@ pub(super) enum Kind {
 }
 
 section! {
-    /// Where devices' messages go and come from.
+    /// The broker that the gateway publishes to and subscribes at.
     "broker", "[broker]", Once;
 
     /// `embedded`: an MQTT 3.1.1 and 5 broker inside the gateway
     KIND "kind": Kind = Choice(&[("embedded", Kind::Embedded)]), default Kind::Embedded;
-    /// where MQTT clients connect; port 0 lets the system choose
+    /// the address for MQTT clients; port 0 lets the system choose
     BIND "bind": SocketAddr = ADDRESS, optional "no MQTT port";
-    /// largest MQTT packet; payloads of devices are held to it too
+    /// largest MQTT packet; the limit of payloads of devices too
     // The upper end is MQTT's own (5.0 §2.1.4), in whole MiB.
     PACKET_MAX "packet_max": usize = size(1 << 10..=255 << 20), default Options::default().packet_bytes_max as usize;
     /// subscriptions of one device or MQTT client
     SUBSCRIPTIONS_MAX "subscriptions_max": usize = count(1..=1_000_000), default Options::default().subscriptions_max;
-    /// MQTT clients that are connected or have a session that waits for them; devices do not count
+    /// MQTT clients that are connected or have a stored session; devices do not count
     CLIENTS_MAX "clients_max": usize = count(1..=100_000_000), default Options::default().clients_max;
-    /// messages that wait for one MQTT client; more are shed and counted
+    /// queued messages of one MQTT client; more are dropped and counted
     CLIENT_QUEUE_MAX "client_queue_max": usize = count(1..=1_000_000), default Options::default().client_queue_max;
     /// how long the session of an MQTT client may outlive its connection
     SESSION_EXPIRY_MAX "session_expiry_max": Duration =
         duration(secs(0)..=secs(30 * 24 * 60 * 60)), default Options::default().session_expiry_max;
-    /// retained messages; more are passed on but not kept, and counted
+    /// retained messages; more are delivered but not retained, and counted
     RETAINED_MAX "retained_max": usize = count(0..=100_000_000), default Options::default().retained_max;
-    /// memory of retained messages; more are not kept
+    /// memory of retained messages; more are not retained
     RETAINED_BYTES_MAX "retained_bytes_max": usize = size(0..=64 << 30), default Options::default().retained_bytes_max;
 }
 

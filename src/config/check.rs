@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::binds::Binds;
 use super::diagnostics::{Advice, Diagnostics, ErrorReported, Faults, Warning};
 use super::read::Table;
-use super::{Config, ConfigDiff, ExternalFiles, adapter, admin, auth, broker, gateway, handler, listener, schema};
+use super::{Config, ConfigSnapshot, ExternalFiles, adapter, admin, auth, broker, gateway, handler, listener, schema};
 
 /// Checks the text of a configuration file.
 pub(super) fn check(
@@ -80,7 +80,7 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
         auth: auth.into_options(),
         handlers: handlers.into_options()?,
         listeners,
-        written: ConfigDiff::read(text),
+        written: ConfigSnapshot::read(text),
     })
 }
 

@@ -16,13 +16,13 @@ section! {
 
     /// the name of this gateway, in `Message.node`
     NODE "node": String = text("a name such as \"gw-1\"", 1..=255), optional "the host name";
-    /// directory of what the gateway keeps, such as compiled components; made when it is absent; nobody else may
-    /// write to it
+    /// directory of what the gateway keeps, such as compiled components; made when it is absent; writable by the
+    /// gateway alone
     DATA_DIR "data_dir": String = PATH, default "polygate-data".to_owned();
     /// how long connections may take to end when the gateway stops
     DRAIN_TIMEOUT "drain_timeout": Duration = duration(secs(0)..=secs(3600)), default secs(30);
-    /// connections of all listeners for tcp and tls at a time, each of which takes a descriptor; more peers wait in
-    /// the backlog
+    /// connections of all listeners for tcp and tls at a time, each of which takes a descriptor; more peers wait in the
+    /// backlog
     CONNECTIONS_MAX "connections_max": usize =
         count(1..=100_000_000), optional "what the limit on descriptors leaves";
 }

@@ -27,22 +27,23 @@ pub(super) enum Kind {
 section! {
     "handlers", "[handlers.NAME]", Named;
 
-    /// what the handler is
+    /// the kind of handler
     KIND "kind": Kind = Choice(&[("wasm", Kind::Wasm), ("grpc", Kind::Grpc)]), required;
-    /// `fallback`: hold and retry, a fresh start, then the next handler of the listener; `close`: end the connection
+    /// `fallback`: hold and retry, a fresh instance, then the next handler of the listener; `close`: end the connection
     /// at the first failure, as EMQX does
     ON_FAILURE "on_failure": OnFailure =
         Choice(&[("fallback", OnFailure::Fallback), ("close", OnFailure::Close)]), default OnFailure::Fallback;
-    /// how long an event is held and tried again while the handler cannot be reached
+    /// how long an event is held and retried while the handler is unavailable
     HOLD_TIMEOUT "hold_timeout": Duration = duration(millis(1)..=secs(3600)), default secs(30);
     /// how a new version takes over: `"live"`: connections move to it between two events; `"new-connections"`: it
-    /// gets the new ones; `{ canary = "5%" }`: it is tried on a part of the new ones; `"shadow"`: it is tried on the
-    /// same events without effect
+    /// serves new connections; `{ canary = "5%" }`: it is tested on a part of the new connections; `"shadow"`: it is
+    /// tested on the same events without effect
     SWAP "swap": SwapMode = SWAP_MODE, default SwapMode::Live;
-    /// failed events of a new version, of all its events, over which the last version comes back by itself; it takes
-    /// five failures at least; 100% for never
+    /// the failure rate of a new version, in percent of its events, above which it is rolled back automatically; at
+    /// least five failures are needed; 100% for never
     ROLLBACK_THRESHOLD "rollback_threshold": Percent = PERCENTAGE, default Percent::new(500);
-    /// how long a new version is watched for that; one that is tried is watched until it is promoted or abandoned
+    /// how long the failure rate of a new version is watched; that of a canary or shadow until it is promoted or
+    /// abandoned
     ROLLBACK_WINDOW "rollback_window": Duration = duration(millis(100)..=secs(24 * 3600)), default secs(60);
 }
 
@@ -52,11 +53,11 @@ pub(super) mod swap {
     use crate::percent::Percent;
 
     section! {
-        /// Instead of a word, the `swap` of a handler may be a table with this key: a new version is tried on a part of
-        /// the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).
+        /// Instead of a word, the `swap` of a handler may be a table with this key: a new version is tested on a part
+        /// of the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).
         "", "Canaries", Once;
 
-        /// the part of all new connections
+        /// the share of new connections
         CANARY "canary": Percent = PERCENTAGE, required;
     }
 }
@@ -64,7 +65,7 @@ pub(super) mod swap {
 const SWAP_MODE: OrTable<SwapMode> = OrTable {
     name: "`\"live\"`, `\"new-connections\"`, `\"shadow\"` or `{ canary = SHARE }`",
     expected: "\"live\", \"new-connections\", \"shadow\" or { canary = \"5%\" }",
-    range: || format!("SHARE in {}", PERCENTAGE.range()),
+    range: || format!("SHARE in {}", PERCENTAGE.form().range),
     scalar: |item| item.value().as_str().map(|_| SWAP_WORD.read(item)),
     section: &swap::SECTION,
     table: |table| Ok(SwapMode::Canary(table.get(&swap::CANARY)?)),

@@ -33,83 +33,84 @@ section! {
     /// A bound address that accepts devices.
     "listeners", "[listeners.NAME]", Named;
 
-    /// where it accepts; port 0 lets the system choose
+    /// the address to accept connections at; port 0 lets the system choose
     BIND "bind": Bind = BIND_ADDRESS, required;
-    /// names of handlers; the first that is healthy serves, those behind it are its fallback, in order
+    /// names of handlers; the first healthy one serves, the next ones are the fallback, in order
     HANDLERS "handlers": Vec<Located<String>> =
         List { of: &text("a handler's name", 0..=64), one: "handler" }, required;
-    /// put in front of the topics of its devices, and taken off on delivery; ends with `/`; may use `${clientid}`,
-    /// `${username}` and `${peerhost}`
+    /// prefix of the topics of the devices, removed on delivery; ends with `/`; may use `${clientid}`, `${username}`
+    /// and `${peerhost}`
     MOUNTPOINT "mountpoint": String =
         text("a mountpoint such as \"trackers/${clientid}/\"", 0..=4096), default String::new();
-    /// how long a new peer of tcp or tls may take to send its first byte; over udp and dtls, how long any peer may
-    /// be silent, unless its handler has started a keepalive timer
+    /// how long a new peer of tcp or tls may take to send its first byte; over udp and dtls, how long any peer may be
+    /// silent, unless its handler has started a keepalive timer
     IDLE_TIMEOUT "idle_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(30);
-    /// how long bytes may wait for a peer that takes none; then the connection ends
+    /// how long bytes may wait for a peer that receives none; then the connection ends
     WRITE_TIMEOUT "write_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(15);
     /// how long the handshake of a new peer of tls or dtls may take
     HANDSHAKE_TIMEOUT "handshake_timeout": Duration = duration(millis(1)..=secs(600)), default secs(10);
-    /// peers of tls or dtls that may be about their handshake at a time; over tls more wait in the backlog, over
-    /// dtls they are shed and counted
+    /// concurrent handshakes of tls or dtls; over tls more peers wait in the backlog, over dtls they are rejected and
+    /// counted
     HANDSHAKES_MAX "handshakes_max": usize = count(1..=1_000_000), default 4096;
-    /// connections at a time; more peers wait in the backlog (tcp, tls), or are shed and counted (udp, dtls)
+    /// concurrent connections; more peers wait in the backlog (tcp, tls), or are rejected and counted (udp, dtls)
     CONNECTIONS_MAX "connections_max": usize = count(1..=100_000_000), default 1_000_000;
-    /// peers that the kernel keeps until they are accepted; `net.core.somaxconn` bounds it too
+    /// connections that the kernel queues until they are accepted; `net.core.somaxconn` bounds it too
     BACKLOG "backlog": u32 = count(1..=65_535), default 1024;
-    /// tcp and tls: whether small pieces are sent at once; without, they may wait 40 ms for more (Nagle's
-    /// algorithm)
+    /// tcp and tls: whether small writes are sent at once (`TCP_NODELAY`); otherwise Nagle's algorithm may delay them
+    /// by 40 ms
     NODELAY "nodelay": bool = FLAG, default true;
-    /// tcp and tls: the silence after which the kernel asks a device for a sign of life. It wakes the radios of
-    /// sleeping devices; handlers that start a keepalive timer do not need it
+    /// tcp and tls: the silence after which the kernel sends keepalive probes. They wake the radios of sleeping
+    /// devices; handlers that start a keepalive timer do not need it
     TCP_KEEPALIVE "tcp_keepalive": Duration = duration(secs(1)..=secs(32_767)), optional "never";
-    /// how long the kernel waits for that sign before it asks again
+    /// the interval between two keepalive probes
     TCP_KEEPALIVE_INTERVAL "tcp_keepalive_interval": Duration = duration(secs(1)..=secs(32_767)), default secs(30);
-    /// how often it asks before the connection is taken for dead
+    /// unanswered keepalive probes after which the connection is dead
     TCP_KEEPALIVE_PROBES "tcp_keepalive_probes": u32 = count(1..=127), default 4;
-    /// what the kernel keeps of what devices have sent: for each connection of tcp and tls, for each socket of udp
-    /// and dtls; `net.core.rmem_max` bounds it too
+    /// the kernel's receive buffer (`SO_RCVBUF`): of each connection of tcp and tls, of each socket of udp and dtls;
+    /// `net.core.rmem_max` bounds it too
     RECEIVE_BUFFER "receive_buffer": usize =
         size(4 << 10..=1 << 30), optional "the kernel's choice; `4MiB` for each socket of udp and dtls";
-    /// the same of what is sent to devices; `net.core.wmem_max` bounds it too
+    /// the kernel's send buffer (`SO_SNDBUF`), likewise; `net.core.wmem_max` bounds it too
     SEND_BUFFER "send_buffer": usize = size(4 << 10..=1 << 30), optional "the kernel's choice";
     /// the network device whose peers are served (`SO_BINDTODEVICE`)
     DEVICE "device": String = text("the name of a network device such as \"eth0\"", 1..=15), optional "all";
-    /// whether other processes of the same user may bind the same address; the kernel shares the peers among them
+    /// whether other processes of the same user may bind the same address; the kernel balances the peers
+    /// (`SO_REUSEPORT`)
     REUSE_PORT "reuse_port": bool = FLAG, default false;
-    /// whether `[::]` leaves the peers of IPv4 to others
+    /// whether `[::]` accepts IPv6 peers alone (`IPV6_V6ONLY`)
     IPV6_ONLY "ipv6_only": bool = FLAG, default false;
-    /// sockets of a listener for udp or dtls, over which the kernel spreads the peers; one takes about one core
+    /// sockets of a listener for udp or dtls, over which the kernel balances the peers; one uses about one core
     SOCKETS "sockets": usize = count(1..=64), default 1;
-    /// which addresses may connect, before any handshake; the first rule that fits decides, and whom none fits may
-    ACCESS "access": Vec<Located<Rule>> = List { of: &ACCESS_RULE, one: "rule" }, optional "everybody may";
-    /// a list of addresses and networks that may not connect, whatever `access` says; one a line, `#` begins a
-    /// comment; read again at each reload
+    /// addresses that may connect, checked before any handshake; the first rule that matches decides, and without a
+    /// match the address may connect
+    ACCESS "access": Vec<Located<Rule>> = List { of: &ACCESS_RULE, one: "rule" }, optional "all may connect";
+    /// a list of addresses and networks that may not connect, whatever `access` says; one a line, `#` begins a comment;
+    /// read again at each reload
     DENY_FILE "deny_file": String = PATH, optional "none";
-    /// how fast peers are accepted; more wait in the backlog, and new peers of a datagram socket are shed
+    /// new connections in a time; more wait in the backlog (tcp, tls), or are rejected and counted (udp, dtls)
     CONNECTION_RATE "connection_rate": Rate = RATE, optional "no limit";
-    /// how fast one address may connect; more are refused. The whole number may come at once
+    /// new connections of one address in a time; more are rejected. The whole number may come as a burst
     CONNECTION_RATE_PER_ADDRESS "connection_rate_per_address": Rate = RATE, optional "no limit";
-    /// connections of one address at a time; more are refused. The first 64 bits of an IPv6 address count as one
+    /// concurrent connections of one address; more are rejected. The first 64 bits of an IPv6 address count as one
     CONNECTIONS_PER_ADDRESS_MAX "connections_per_address_max": u32 = count(1..=100_000_000), optional "no limit";
-    /// whether each connection begins with a PROXY header (version 1 or 2), in which a load balancer says whose it
-    /// is; that address is the device's everywhere: in rules, limits, logs and `peername`
+    /// whether each connection begins with a PROXY header (version 1 or 2), in which a load balancer sends the address
+    /// of the device; that address is used everywhere: in rules, limits, logs and `peername`
     PROXY_PROTOCOL "proxy_protocol": Option<ProxyOptions> = PROXY, default None;
-    /// bytes from one device; over it its socket is not read for a while, and datagrams are shed
+    /// bytes from one device in a time; above it the socket is not read for a while, and datagrams are dropped
     BYTES_RATE "bytes_rate": Rate = value::BYTES_RATE, optional "no limit";
-    /// datagrams from one device, or pieces that its stream is read in; over it as with `bytes_rate`
+    /// datagrams from one device in a time, or reads of its stream; above it as with `bytes_rate`
     PACKETS_RATE "packets_rate": Rate = RATE, optional "no limit";
-    /// bytes of one connection that may wait for its handler; at this many its socket is not read (tcp, tls), or
-    /// its datagrams wait for the connection, as many bytes again, and are shed and counted beyond (udp, dtls)
+    /// bytes of one connection that may wait for its handler; at this many its socket is not read (tcp, tls), or its
+    /// datagrams queue before the connection, as many bytes again, and more are dropped and counted (udp, dtls)
     INBOUND_MAX "inbound_max": usize = size(1 << 10..=64 << 20), default 64 << 10;
-    /// datagrams of one peer of udp or dtls that may wait until its connection takes them; more are shed and
-    /// counted
+    /// queued datagrams of one peer of udp or dtls, before its connection; more are dropped and counted
     DATAGRAMS_MAX "datagrams_max": usize = count(1..=65_536), default 256;
-    /// bytes of one connection that may wait for its socket; at this many the next `Send` of a gRPC handler waits,
-    /// and a guest's is refused
+    /// bytes of one connection that may wait for its socket; at this many the next `Send` of a gRPC handler waits, and
+    /// that of a guest is rejected
     OUTBOUND_MAX "outbound_max": usize = size(4 << 10..=1 << 30), default 1 << 20;
-    /// messages of one connection, from their delivery until its handler takes them; more are shed and counted
+    /// queued messages for the handler of one connection; more are dropped and counted
     MESSAGES_MAX "messages_max": usize = count(1..=1_000_000), default 1000;
-    /// topic and payload bytes of those messages; a message that does not fit is shed and counted
+    /// topic and payload bytes of those messages; a message that does not fit is dropped and counted
     MESSAGES_BYTES_MAX "messages_bytes_max": usize = size(1 << 10..=1 << 30), default 1 << 20;
     &framing::SECTION;
     &tls::SECTION;
@@ -127,14 +128,14 @@ pub(super) mod proxy {
 
     section! {
         /// Instead of `true`, the `proxy_protocol` of a listener on tcp or tls may be a table with these keys. A
-        /// connection without a header, or with a wrong one, is ended and counted. A header that carries no TCP
+        /// connection without a header, or with a malformed one, is closed and counted. A header that carries no TCP
         /// connection over IP (`UNKNOWN`, `LOCAL`, a Unix socket) leaves the balancer's own address.
         "", "PROXY headers", Once;
 
-        /// who may connect at all, and so name any address as the device's: the balancers
+        /// the balancers: addresses that may connect, and send any address as that of the device
         TRUSTED "trusted": Vec<Located<Network>> =
-            List { of: &NETWORK, one: "address or network" }, optional "everybody";
-        /// how long the header may take to come
+            List { of: &NETWORK, one: "address or network" }, optional "all";
+        /// how long the header may take to arrive
         TIMEOUT "timeout": Duration = duration(millis(1)..=secs(60)), default TIMEOUT_DEFAULT;
     }
 

@@ -152,13 +152,9 @@ impl<'t> Table<'t> {
 
     /// The value of a key, or what its absence means.
     pub(super) fn get<T, P: Presence<T>>(&self, key: &Key<T, P>) -> Result<P::Value, ErrorReported> {
-        match self.item(key.name) {
-            Some(item) => key.form.read(&item).map(P::present),
-            None => key
-                .presence
-                .absent()
-                .ok_or_else(|| self.fault_at(key.name, format_args!("is missing; expected {}", key.form.expected()))),
-        }
+        let read = self.item(key.name).map(|item| key.form.read(&item)).transpose()?;
+        let missing = || self.fault_at(key.name, format_args!("is missing; expected {}", key.form.form().expected));
+        key.presence.value(read).ok_or_else(missing)
     }
 
     /// As [`get`](Self::get), with a further check of the value, whose message is recorded at the key.

@@ -6,7 +6,7 @@
 //! reads it. A new key takes one line there, and one line where [`Table::get`](super::read::Table::get) reads it into
 //! the options.
 
-use super::value::ValueType;
+use super::value::{Form, ValueType};
 use super::{adapter, admin, auth, broker, gateway, handler, listener};
 
 /// A table and the keys it may have.
@@ -49,10 +49,8 @@ pub(super) trait Presence<T>: Sync {
     /// What [`Table::get`](super::read::Table::get) returns.
     type Value;
 
-    fn present(value: T) -> Self::Value;
-
-    /// The value of an absent key; `None` where the key is required.
-    fn absent(&self) -> Option<Self::Value>;
+    /// The value of a key; `None` where it is absent and required.
+    fn value(&self, read: Option<T>) -> Option<Self::Value>;
 
     /// The default, for the reference.
     fn describe(&self, form: &dyn ValueType<T>) -> String;
@@ -61,21 +59,11 @@ pub(super) trait Presence<T>: Sync {
 /// The key is required.
 pub(super) struct Required;
 
-/// The value of an absent key.
-pub(super) struct DefaultTo<T>(pub(super) fn() -> T);
-
-/// The key has no default value; the words describe what happens without it.
-pub(super) struct Optional(pub(super) &'static str);
-
 impl<T> Presence<T> for Required {
     type Value = T;
 
-    fn present(value: T) -> T {
-        value
-    }
-
-    fn absent(&self) -> Option<T> {
-        None
+    fn value(&self, read: Option<T>) -> Option<T> {
+        read
     }
 
     fn describe(&self, _: &dyn ValueType<T>) -> String {
@@ -83,15 +71,14 @@ impl<T> Presence<T> for Required {
     }
 }
 
+/// The value of an absent key.
+pub(super) struct DefaultTo<T>(pub(super) fn() -> T);
+
 impl<T> Presence<T> for DefaultTo<T> {
     type Value = T;
 
-    fn present(value: T) -> T {
-        value
-    }
-
-    fn absent(&self) -> Option<T> {
-        Some(self.0())
+    fn value(&self, read: Option<T>) -> Option<T> {
+        Some(read.unwrap_or_else(self.0))
     }
 
     fn describe(&self, form: &dyn ValueType<T>) -> String {
@@ -99,15 +86,14 @@ impl<T> Presence<T> for DefaultTo<T> {
     }
 }
 
+/// The key has no default value; the words describe what happens without it.
+pub(super) struct Optional(pub(super) &'static str);
+
 impl<T> Presence<T> for Optional {
     type Value = Option<T>;
 
-    fn present(value: T) -> Option<T> {
-        Some(value)
-    }
-
-    fn absent(&self) -> Option<Option<T>> {
-        Some(None)
+    fn value(&self, read: Option<T>) -> Option<Option<T>> {
+        Some(read)
     }
 
     fn describe(&self, _: &dyn ValueType<T>) -> String {
@@ -184,8 +170,9 @@ impl<T, P: Presence<T>> Entry for Key<T, P> {
     }
 
     fn columns(&self) -> [String; 4] {
-        let about = self.about.trim().to_owned();
-        [self.form.name(), self.presence.describe(self.form), self.form.range(), about]
+        let Form { name, range, .. } = self.form.form();
+        let columns = [&name, &*self.presence.describe(self.form), &range, self.about.trim()];
+        columns.map(str::to_owned)
     }
 }
 
@@ -228,9 +215,9 @@ pub(super) mod secret {
         /// Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no error.
         "", "Secrets", Once;
 
-        /// the environment variable that has it
+        /// the environment variable with the secret
         ENV "env": String = text("the name of an environment variable", 1..=255), optional "this or `file`";
-        /// the file that has it; a line break at its end does not count
+        /// the file with the secret; a line break at its end does not count
         FILE "file": String = PATH, optional "this or `env`";
     }
 }

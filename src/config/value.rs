@@ -2,6 +2,7 @@
 //!
 //! Nearly all of them are a [`Parsed`]: a name, what is expected, a range, and a function that parses one value.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -25,22 +26,33 @@ use crate::rate::Rate;
 
 /// How a value of a key is written and read.
 pub(super) trait ValueType<T>: Sync {
-    /// The form with its article, for errors: `a duration such as "30s"`.
-    fn expected(&self) -> String;
-
-    /// The name of the form in the reference.
-    fn name(&self) -> String;
-
-    /// First and last value, for errors and the reference; empty for forms without a range.
-    fn range(&self) -> String {
-        String::new()
-    }
+    fn form(&self) -> Form;
 
     /// The value as it is written in the file.
     fn show(&self, value: &T) -> String;
 
     /// Reads a value, or records its fault.
     fn read(&self, item: &Item<'_>) -> Result<T, ErrorReported>;
+}
+
+/// A value type in errors and in the reference.
+pub(super) struct Form {
+    /// The name in the reference.
+    pub(super) name: Cow<'static, str>,
+    /// The form with its article, for errors: `a duration such as "30s"`.
+    pub(super) expected: Cow<'static, str>,
+    /// First and last value, for errors and the reference; empty for forms without a range.
+    pub(super) range: Cow<'static, str>,
+}
+
+impl Form {
+    fn new(
+        name: impl Into<Cow<'static, str>>,
+        expected: impl Into<Cow<'static, str>>,
+        range: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { name: name.into(), expected: expected.into(), range: range.into() }
+    }
 }
 
 /// A value that is parsed by a function, such as a size or an address.
@@ -74,23 +86,16 @@ pub(super) enum Rejected {
 }
 
 impl<T: Sync> ValueType<T> for Parsed<T> {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
-    }
-
-    fn name(&self) -> String {
-        self.name.to_owned()
-    }
-
-    fn range(&self) -> String {
-        match &self.range {
-            Range::Any => String::new(),
-            Range::Words(words) => (*words).to_owned(),
+    fn form(&self) -> Form {
+        let range = match &self.range {
+            Range::Any => "".into(),
+            Range::Words(words) => (*words).into(),
             Range::Within(range, _) => {
                 let [first, last] = [range.start(), range.end()].map(|bound| (self.show)(bound).replace('"', ""));
-                span_of(first, last)
+                Cow::Owned(span_of(first, last))
             }
-        }
+        };
+        Form::new(self.name, self.expected, range)
     }
 
     fn show(&self, value: &T) -> String {
@@ -109,8 +114,8 @@ impl<T: Sync> ValueType<T> for Parsed<T> {
                 const CHARS_MAX: usize = 40;
                 let written = written(item.value());
                 Err(item.fault(match written.char_indices().nth(CHARS_MAX) {
-                    None => outside(written, self.range()),
-                    Some((end, _)) => outside(format!("{}…", &written[..end]), self.range()),
+                    None => outside(written, self.form().range),
+                    Some((end, _)) => outside(format!("{}…", &written[..end]), self.form().range),
                 }))
             }
             Err(Rejected::Type) => Err(item.wrong_type(self.expected)),
@@ -335,16 +340,8 @@ pub(super) const fn text(expected: &'static str, bytes: RangeInclusive<usize>) -
 }
 
 impl ValueType<String> for Text {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
-    }
-
-    fn name(&self) -> String {
-        "string".to_owned()
-    }
-
-    fn range(&self) -> String {
-        format!("at most {} bytes", self.bytes.end())
+    fn form(&self) -> Form {
+        Form::new("string", self.expected, format!("at most {} bytes", self.bytes.end()))
     }
 
     fn show(&self, value: &String) -> String {
@@ -374,16 +371,13 @@ fn one_line(text: &str, bytes: &RangeInclusive<usize>) -> Result<String, Rejecte
 pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
 impl<T: Copy + PartialEq + Sync> ValueType<T> for Choice<T> {
-    fn expected(&self) -> String {
+    fn form(&self) -> Form {
         let words: Vec<String> = self.0.iter().map(|(word, _)| quoted(word)).collect();
-        match words.split_last() {
+        let either = match words.split_last() {
             Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
             _ => words.concat(),
-        }
-    }
-
-    fn name(&self) -> String {
-        self.expected()
+        };
+        Form::new(either.clone(), either, "")
     }
 
     fn show(&self, value: &T) -> String {
@@ -391,7 +385,7 @@ impl<T: Copy + PartialEq + Sync> ValueType<T> for Choice<T> {
     }
 
     fn read(&self, item: &Item<'_>) -> Result<T, ErrorReported> {
-        let text = item.text(&self.expected())?;
+        let text = item.text(&self.form().expected)?;
         self.0.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
             let known: Vec<&str> = self.0.iter().map(|(word, _)| *word).collect();
             item.fault(format!("{} is not known here; {}", Quoted(text), did_you_mean(text, &known)))
@@ -427,23 +421,13 @@ pub(super) struct List<T: 'static> {
 }
 
 impl<T> ValueType<Vec<Located<T>>> for List<T> {
-    fn expected(&self) -> String {
-        format!("an array with at least one {}", self.one)
-    }
-
-    fn name(&self) -> String {
-        match self.of.name() {
-            // The words of a choice have no plural.
-            words if words.ends_with('"') => format!("array of {words}"),
-            name => format!("array of {name}s"),
-        }
-    }
-
-    fn range(&self) -> String {
-        match self.of.range() {
-            none if none.is_empty() => "at least one".to_owned(),
-            range => format!("at least one, each {range}"),
-        }
+    fn form(&self) -> Form {
+        let Form { name, range, .. } = self.of.form();
+        // The words of a choice have no plural.
+        let plural = if name.ends_with('"') { "" } else { "s" };
+        let each = if range.is_empty() { String::new() } else { format!(", each {range}") };
+        let expected = format!("an array with at least one {}", self.one);
+        Form::new(format!("array of {name}{plural}"), expected, format!("at least one{each}"))
     }
 
     fn show(&self, values: &Vec<Located<T>>) -> String {
@@ -452,7 +436,7 @@ impl<T> ValueType<Vec<Located<T>>> for List<T> {
     }
 
     fn read(&self, item: &Item<'_>) -> Result<Vec<Located<T>>, ErrorReported> {
-        let elements = item.elements(&self.expected())?;
+        let elements = item.elements(&self.form().expected)?;
         if elements.is_empty() {
             return Err(item.fault(format!("is empty; expected at least one {}", self.one)));
         }
@@ -469,16 +453,8 @@ pub(super) struct Paths;
 const PATH_LIST: List<String> = List { of: &PATH, one: "path" };
 
 impl ValueType<Vec<Located<String>>> for Paths {
-    fn expected(&self) -> String {
-        "a path or an array of paths".to_owned()
-    }
-
-    fn name(&self) -> String {
-        "path or array of paths".to_owned()
-    }
-
-    fn range(&self) -> String {
-        PATH_LIST.range()
+    fn form(&self) -> Form {
+        Form::new("path or array of paths", "a path or an array of paths", PATH_LIST.form().range)
     }
 
     fn show(&self, values: &Vec<Located<String>>) -> String {
@@ -489,7 +465,7 @@ impl ValueType<Vec<Located<String>>> for Paths {
         if item.value().is_array() {
             return PATH_LIST.read(item);
         }
-        item.text(&self.expected())?;
+        item.text(&self.form().expected)?;
         Ok(vec![Located { value: PATH.read(item)?, location: item.location() }])
     }
 }
@@ -498,12 +474,8 @@ impl ValueType<Vec<Located<String>>> for Paths {
 pub(super) struct Strings;
 
 impl ValueType<BTreeMap<String, String>> for Strings {
-    fn expected(&self) -> String {
-        "a table of strings".to_owned()
-    }
-
-    fn name(&self) -> String {
-        "table of strings".to_owned()
+    fn form(&self) -> Form {
+        Form::new("table of strings", "a table of strings", "")
     }
 
     fn show(&self, _: &BTreeMap<String, String>) -> String {
@@ -529,16 +501,8 @@ pub(super) struct OrTable<T: 'static> {
 }
 
 impl<T> ValueType<T> for OrTable<T> {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
-    }
-
-    fn name(&self) -> String {
-        self.name.to_owned()
-    }
-
-    fn range(&self) -> String {
-        (self.range)()
+    fn form(&self) -> Form {
+        Form::new(self.name, self.expected, (self.range)())
     }
 
     fn show(&self, value: &T) -> String {

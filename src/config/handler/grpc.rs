@@ -20,13 +20,13 @@ section! {
     &KIND;
     /// where the server is: `http://` or `https://`, a host name or IP address, a port
     URL "url": String = ADDRESS, optional "this or `urls`";
-    /// several servers, over which devices are spread
+    /// several servers, over which connections are balanced
     URLS "urls": Vec<Located<String>> = List { of: &ADDRESS, one: "url" }, optional "this or `url`";
-    /// which of ExProto's services the servers have; `auto` finds it out
+    /// the ExProto service of the servers; `auto` detects it
     SERVICE "service": Service = SERVICES, default Service::Auto;
-    /// how long the answer to one event may take
+    /// how long the response to one event may take
     CALL_TIMEOUT "call_timeout": Duration = duration(millis(1)..=secs(600)), default CALL_TIMEOUT_DEFAULT;
-    /// HTTP/2 connections for each url, of at most 150 calls at a time
+    /// HTTP/2 connections for each url, with at most 150 concurrent calls each
     CHANNELS "channels": usize = count(1..=64), default CHANNELS_DEFAULT;
     &ON_FAILURE;
     &HOLD_TIMEOUT;
@@ -53,7 +53,7 @@ pub(in crate::config) mod tls {
 
         /// authorities that may have signed the server's certificate
         CA_FILE "ca_file": String = PATH, optional "the system's authorities";
-        /// the gateway's own certificate with its chain, for a server that asks for one
+        /// the gateway's own certificate with its chain, for a server that requests one
         CERT_FILE "cert_file": String = PATH, optional "none";
         /// private key of that certificate
         KEY_FILE "key_file": String = PATH, optional "none; needed with `cert_file`";

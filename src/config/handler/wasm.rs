@@ -29,13 +29,13 @@ section! {
     /// CPU time of one event
     // A guest's time is counted in steps of 10 ms.
     EVENT_TIMEOUT "event_timeout": Duration = duration(millis(10)..=secs(60)), default EVENT_TIMEOUT_DEFAULT;
-    /// messages that one event may publish; the rest are refused as overloaded
+    /// messages that one event may publish; more are rejected as overloaded
     EVENT_PUBLISHES_MAX "event_publishes_max": u32 = count(1..=1_000_000), default EventBudget::default().publishes_max;
-    /// bytes that one event may send to its device; the rest are refused as overloaded
+    /// bytes that one event may send to its device; more are rejected as overloaded
     EVENT_SENT_MAX "event_sent_max": usize = size(1024..=1 << 30), default EventBudget::default().sent_bytes_max;
-    /// lines that one event may log; the rest are left out and counted
+    /// lines that one event may log; more are dropped and counted
     EVENT_LOG_LINES_MAX "event_log_lines_max": u32 = count(1..=10_000), default EventBudget::default().log_lines_max;
-    /// what the guest reads with `setting`; no place for secrets
+    /// settings that the guest reads with `setting`; not for secrets
     SETTINGS "settings": BTreeMap<String, String> = Strings, default BTreeMap::new();
     &ON_FAILURE;
     &HOLD_TIMEOUT;
@@ -44,11 +44,11 @@ section! {
     &ROLLBACK_WINDOW;
     /// how long a version of the guest may take to compile
     COMPILE_TIMEOUT "compile_timeout": Duration = duration(secs(1)..=secs(3600)), default Bounds::default().timeout;
-    /// memory of the process that compiles it
+    /// memory of the process that compiles a version
     COMPILE_MEMORY_MAX "compile_memory_max": usize =
         size(64 << 20..=1 << 40), default Bounds::default().memory_bytes_max as usize;
-    /// recorded conversations, files or folders, that a new version must do as recorded, however the device's bytes
-    /// are cut, before it is made active
+    /// recorded conversations, files or folders, that a new version must pass, however the bytes of the device are cut,
+    /// before it becomes active
     CONVERSATIONS "conversations": Vec<Located<String>> = Paths, optional "none";
 }
 
@@ -58,12 +58,12 @@ pub(in crate::config) mod isolation {
 
     section! {
         /// Instead of `"connection"`, the isolation of a guest may be a table with this key. Each connection stays with
-        /// one of the instances; one event at a time is in an instance, so one that waits for `authenticate` keeps the
-        /// other connections of its instance waiting. A trap costs the connections of that instance their state: each is
-        /// introduced to a fresh instance, with `on-socket-created`, before its next event.
+        /// one instance. An instance handles one event at a time, so an event that waits for `authenticate` delays the
+        /// other connections of its instance. After a trap the connections of that instance lose their state; a fresh
+        /// instance gets `on-socket-created` for each, before its next event.
         "", "Isolation of guests", Once;
 
-        /// instances that serve all connections of the handler
+        /// the number of instances for all connections of the handler
         SHARED "shared": usize = INSTANCES, required;
     }
 
@@ -73,7 +73,7 @@ pub(in crate::config) mod isolation {
 const ISOLATION_MODE: OrTable<Isolation> = OrTable {
     name: "`\"connection\"` or `{ shared = N }`",
     expected: "\"connection\" or { shared = 4 }",
-    range: || format!("N in {}", isolation::INSTANCES.range()),
+    range: || format!("N in {}", isolation::INSTANCES.form().range),
     scalar: |item| item.value().as_str().map(|_| ISOLATION_WORD.read(item)),
     section: &isolation::SECTION,
     table: |table| Ok(Isolation::Shared(table.get(&isolation::SHARED)?)),

@@ -5,8 +5,8 @@ use crate::config::read::{Table, read_all};
 use crate::config::schema::{Section, section};
 use crate::config::value::{Choice, Parsed, Range, Rejected, ValueType, outside, size, string, wrong_length};
 use crate::framing::{
-    DELIMITER_BYTES_MAX, Delimited, Deliver, Escapes, FRAME_BYTES_MAX, Fixed, Flagged, Framing, LengthPrefixed, Lines,
-    Silence, Width,
+    DELIMITER_BYTES_MAX, Delimited, Deliver, FRAME_BYTES_MAX, Fixed, Flagged, Framing, LengthPrefixed, Lines, Silence,
+    Width,
 };
 use crate::listener::Bind;
 
@@ -22,14 +22,14 @@ pub(in crate::config) enum Kind {
 }
 
 section! {
-    /// How the stream of a device is cut into frames; the handler gets one whole frame with each event. Without it,
-    /// an event has whatever a read gives, cut anywhere. `max` and all other bounds are in bytes on the wire, with
-    /// all that belongs to a frame; a longer frame ends the connection as `framing_broken`, where nothing else is
-    /// said. What is in no frame is counted. A handler that cuts its stream itself goes on working with `deliver =
-    /// "wire"`.
+    /// How the stream of a device is cut into frames; the handler gets one whole frame with each event. Without it, an
+    /// event has the bytes of one read, cut anywhere. `max` and `size` are in bytes on the wire, with the length field
+    /// and the escapes, without the delimiter, the line feed and the flags; they mean the same in the guests' SDK. A
+    /// longer frame ends the connection as `framing_broken`, unless the kind says otherwise. Bytes outside of frames
+    /// are counted. A handler that cuts its stream itself goes on working with `deliver = "wire"`.
     "framing", "[listeners.NAME.framing]", Once;
 
-    /// how frames are told apart
+    /// how frames are found
     KIND "kind": Kind = KINDS, required;
 }
 
@@ -42,7 +42,7 @@ const KINDS: Choice<Kind> = Choice(&[
     ("gap", Kind::Gap),
 ]);
 
-/// Bytes of a frame. That a bound has room for the shortest frame is checked once the other keys are known.
+/// Bytes of a frame.
 const FRAME_BYTES: Parsed<usize> = size(1..=FRAME_BYTES_MAX);
 
 const DELIVER_AS: Choice<Deliver> = Choice(&[("wire", Deliver::Wire), ("payload", Deliver::Payload)]);
@@ -54,24 +54,24 @@ pub(in crate::config) mod length {
     use crate::framing::{Deliver, FRAME_BYTES_MAX, Order, Width};
 
     section! {
-        /// Frames that say how long they are. On the wire, a frame has `offset + width + VALUE + adjust` bytes, where
-        /// VALUE is what its length says. So `adjust` is what VALUE leaves out of all that follows it: `{ kind =
-        /// "length", offset = 2, width = 1, adjust = 2 }` for `78 78 0d ..` with a body of 13 bytes and `0d 0a` behind
-        /// it, 18 bytes. Where VALUE counts the whole frame, `adjust` is `-(offset + width)`.
+        /// Frames with a length field. On the wire, a frame has `offset + width + VALUE + adjust` bytes, where VALUE is
+        /// the content of the field. So `adjust` is the number of bytes behind the field that VALUE does not count: `{
+        /// kind = "length", offset = 2, width = 1, adjust = 2 }` for `78 78 0d ..` with a body of 13 bytes and `0d 0a`
+        /// behind it, 18 bytes. Where VALUE counts the whole frame, `adjust` is `-(offset + width)`.
         "framing", "[listeners.NAME.framing] of kind \"length\"", Once;
 
         &KIND;
-        /// bytes before the length
+        /// bytes before the length field
         OFFSET "offset": usize = count(0..=65_535), default 0;
-        /// bytes of the length
+        /// bytes of the length field
         WIDTH "width": Width = WIDTH_BYTES, required;
-        /// which byte of the length comes first: the most significant one, or the least
+        /// byte order of the length field: the most significant byte first, or the least
         ORDER "order": Order = Choice(&[("big", Order::Big), ("little", Order::Little)]), default Order::Big;
-        /// bytes behind the length that it does not count; less than 0 where it counts more than these
+        /// bytes behind the length field that it does not count; negative where it counts more than the bytes behind it
         ADJUST "adjust": i32 = count(-(FRAME_BYTES_MAX as i32)..=FRAME_BYTES_MAX as i32), default 0;
-        /// the longest frame
+        /// the longest frame, with all its bytes
         MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it came; `payload`: what follows the length
+        /// what the handler gets: `wire`: the frame as it was received; `payload`: the bytes behind the length field
         DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Wire;
     }
 }
@@ -82,16 +82,15 @@ pub(in crate::config) mod delimiter {
     use crate::framing::Deliver;
 
     section! {
-        /// Frames that end with certain bytes, which stand nowhere else.
+        /// Frames that end with a delimiter, which cannot be part of a frame.
         "framing", "[listeners.NAME.framing] of kind \"delimiter\"", Once;
 
         &KIND;
-        /// the bytes, as ASCII text; in single quotes `\r`, `\n`, `\t`, `\\` and `\xHH` may stand in it, as in
-        /// `'\x03\r\n'`
+        /// the bytes, as ASCII text; in single quotes `\r`, `\n`, `\t`, `\\` and `\xHH` may be used, as in `'\x03\r\n'`
         DELIMITER "delimiter": Box<[u8]> = DELIMITER_BYTES, required;
-        /// the longest frame
+        /// the longest frame, without the delimiter
         MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it came; `payload`: the same without the delimiter
+        /// what the handler gets: `wire`: the frame as it was received; `payload`: the same without the delimiter
         DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
     }
 }
@@ -101,11 +100,11 @@ pub(in crate::config) mod fixed {
     use crate::config::schema::section;
 
     section! {
-        /// Frames that all have one length.
+        /// Frames of one fixed length.
         "framing", "[listeners.NAME.framing] of kind \"fixed\"", Once;
 
         &KIND;
-        /// that length
+        /// the length of each frame
         SIZE "size": usize = FRAME_BYTES, required;
     }
 }
@@ -120,9 +119,9 @@ pub(in crate::config) mod line {
         "framing", "[listeners.NAME.framing] of kind \"line\"", Once;
 
         &KIND;
-        /// the longest frame
+        /// the longest line, without the line feed
         MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the line as it came; `payload`: the same without its end
+        /// what the handler gets: `wire`: the line as it was received; `payload`: the same without its end
         DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
     }
 }
@@ -134,19 +133,18 @@ pub(in crate::config) mod escape {
     use crate::framing::{Deliver, Escapes};
 
     section! {
-        /// Frames between flags of 7E, in which 7D escapes what may not stand there. A flag may end one frame and start
-        /// the next. What is before the first flag, and what is longer than `max` between two, is skipped; the
-        /// connection goes on.
+        /// Frames between flags of 7E, with 7D as the escape byte. A flag may end one frame and start the next. Bytes
+        /// before the first flag, and frames longer than `max`, are skipped; the connection goes on.
         "framing", "[listeners.NAME.framing] of kind \"escape\"", Once;
 
         &KIND;
-        /// what an escape stands for: `jt808`: 7D 02 is 7E and 7D 01 is 7D, as in JT/T 808; `hdlc`: the byte behind 7D
-        /// has its bit 20 inverted, as in HDLC and PPP
+        /// how bytes are escaped: `jt808`: 7D 02 is 7E and 7D 01 is 7D, as in JT/T 808; `hdlc`: the byte behind 7D has
+        /// its bit 20 inverted, as in HDLC and PPP
         SCHEME "scheme": Escapes = Choice(&[("jt808", Escapes::Jt808), ("hdlc", Escapes::Hdlc)]), required;
-        /// the longest frame
+        /// the longest frame, with the escapes and without the flags
         MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it came, with both flags; `payload`: what is between them, with
-        /// the escapes undone; a frame with an escape that stands for nothing is skipped then
+        /// what the handler gets: `wire`: the frame as it was received, with both flags; `payload`: the bytes between
+        /// them, unescaped; a frame with an invalid escape is skipped then
         DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
     }
 }
@@ -159,14 +157,14 @@ pub(in crate::config) mod gap {
     use crate::config::value::{duration, millis, secs};
 
     section! {
-        /// Frames with silence between them, as those of Modbus RTU behind a serial device server. It is the silence of
-        /// the gateway's reads: frames that the network has brought together stay together, so a device should wait for
-        /// an answer before it sends the next. What is longer than `max` is skipped up to the next silence; the
-        /// connection goes on.
+        /// Frames with silence between them, as those of Modbus RTU behind a serial device server. The silence is
+        /// measured between the gateway's reads: frames that the network delivers together stay together, so a device
+        /// should wait for a response before it sends the next. A frame longer than `max` is skipped up to the next
+        /// silence; the connection goes on.
         "framing", "[listeners.NAME.framing] of kind \"gap\"", Once;
 
         &KIND;
-        /// how long nothing may come before a frame is taken as finished; longer than the network's own pauses
+        /// the silence that ends a frame; longer than the pauses of the network
         SILENCE "silence": Duration = duration(millis(1)..=secs(60)), required;
         /// the longest frame
         MAX "max": usize = FRAME_BYTES, default 256;
@@ -229,12 +227,22 @@ pub(super) fn read(listener: &Table<'_>, bind: Option<Bind>) -> Result<Option<Fr
     let admitted = table.admit(own.title, &[own], &all);
     let framing = match kind {
         Kind::Length => read_length(&table).map(Framing::Length),
-        Kind::Delimiter => read_delimiter(&table).map(Framing::Delimiter),
+        Kind::Delimiter => read_all!(Delimited {
+            delimiter: table.get(&delimiter::DELIMITER),
+            max: table.get(&delimiter::MAX),
+            deliver: table.get(&delimiter::DELIVER),
+        })
+        .map(Framing::Delimiter),
         Kind::Fixed => read_all!(Fixed { size: table.get(&fixed::SIZE) }).map(Framing::Fixed),
         Kind::Line => {
             read_all!(Lines { max: table.get(&line::MAX), deliver: table.get(&line::DELIVER) }).map(Framing::Line)
         }
-        Kind::Escape => read_escape(&table).map(Framing::Escape),
+        Kind::Escape => read_all!(Flagged {
+            escapes: table.get(&escape::SCHEME),
+            max: table.get(&escape::MAX),
+            deliver: table.get(&escape::DELIVER),
+        })
+        .map(Framing::Escape),
         Kind::Gap => {
             read_all!(Silence { silence: table.get(&gap::SILENCE), max: table.get(&gap::MAX) }).map(Framing::Gap)
         }
@@ -251,36 +259,13 @@ fn read_length(table: &Table<'_>) -> Result<LengthPrefixed, ErrorReported> {
         max: table.get(&length::MAX),
         deliver: table.get(&length::DELIVER),
     })?;
-    check_max(table, framing.max, framing.min())?;
-    Ok(framing)
-}
-
-fn read_delimiter(table: &Table<'_>) -> Result<Delimited, ErrorReported> {
-    let framing = read_all!(Delimited {
-        delimiter: table.get(&delimiter::DELIMITER),
-        max: table.get(&delimiter::MAX),
-        deliver: table.get(&delimiter::DELIVER),
-    })?;
-    check_max(table, framing.max, framing.delimiter.len())?;
-    Ok(framing)
-}
-
-fn read_escape(table: &Table<'_>) -> Result<Flagged, ErrorReported> {
-    let framing = read_all!(Flagged {
-        escapes: table.get(&escape::SCHEME),
-        max: table.get(&escape::MAX),
-        deliver: table.get(&escape::DELIVER),
-    })?;
-    check_max(table, framing.max, Escapes::FRAME_BYTES_MIN)?;
-    Ok(framing)
-}
-
-/// Checks that `max` has room for the shortest frame.
-fn check_max(table: &Table<'_>, max: usize, min: usize) -> Result<(), ErrorReported> {
-    if max >= min {
-        return Ok(());
+    match (framing.max, framing.min()) {
+        (max, min) if max < min => {
+            let range = size(min..=FRAME_BYTES_MAX).form().range;
+            Err(table.fault_at("max", outside(FRAME_BYTES.show(&max), range)))
+        }
+        _ => Ok(framing),
     }
-    Err(table.fault_at("max", outside(FRAME_BYTES.show(&max), size(min..=FRAME_BYTES_MAX).range())))
 }
 
 /// The bytes that a text stands for.

@@ -17,35 +17,36 @@ use crate::listener::psk::Psks;
 use crate::listener::{dtls, tls};
 
 section! {
-    /// What a listener on `tls://` or `dtls://` shows its peers and asks of them. It has a certificate, or
-    /// pre-shared keys, or both. Certificates, keys and revocation lists are in PEM, one or several to a file.
+    /// Credentials of a listener on `tls://` or `dtls://`. It has a certificate, or pre-shared keys, or both.
+    /// Certificates, keys and revocation lists are in PEM, one or several to a file.
     "tls", "[listeners.NAME.tls]", Once;
 
-    /// the listener's certificate, then its chain; peers that ask for a name which no certificate has get this one
+    /// the listener's certificate, then its chain; it is also sent to peers that request a name which no certificate
+    /// has
     CERT_FILE "cert_file": String = PATH, optional "required, unless there is `certificates` or `psk_file`";
     /// its private key, without a passphrase: PKCS#8, PKCS#1 or SEC1
     KEY_FILE "key_file": String = PATH, optional "required with `cert_file`";
     &certificate::SECTION;
     /// authorities that must have signed the certificate of a peer
-    CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is asked for";
-    /// whether a peer must have a certificate; an optional one must be good if it is there; a pre-shared key stands
-    /// for a certificate
+    CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is requested";
+    /// whether a peer must have a certificate; an optional one must be valid if it is sent; a pre-shared key replaces a
+    /// certificate
     CLIENT_CERT "client_cert": ClientCert =
         CLIENT_CERTS, optional "`\"required\"` with `client_ca_file`, else `\"none\"`";
     /// revocation lists; each authority in the chain of a peer must have one here
     CRL_FILE "crl_file": String = PATH, optional "nothing is revoked";
-    /// versions of TLS that are spoken; 1.3 is for tls alone
+    /// accepted versions of TLS; 1.3 is for tls alone
     VERSIONS "versions": Vec<Located<Version>> =
         List { of: &VERSION, one: "version" }, optional "both; `1.2` for dtls";
     /// pre-shared keys of peers, one a line: `identity:key`, the key in hexadecimal digits
     PSK_FILE "psk_file": String = PATH, optional "no pre-shared keys";
-    /// dtls only: the suites that are offered, the best first; those of 8-byte tags (CCM8) may be among them at any
+    /// dtls only: the accepted cipher suites, the best first; suites with 8-byte tags (CCM8) may be among them at any
     /// security level
     CIPHERS "ciphers": String =
         text("cipher suites in OpenSSL's notation", 1..=4096),
         optional "forward secrecy and authenticated encryption first";
-    /// dtls only: bytes of the longest datagram of a handshake, without the headers of IP and UDP; what is sent
-    /// afterwards is one datagram each, and left to IP to cut
+    /// dtls only: bytes of the longest datagram of a handshake, without the headers of IP and UDP; later each `Send` is
+    /// one datagram, which IP may fragment
     MTU "mtu": u16 = count(256..=16_384), default 1200;
 }
 
@@ -74,8 +75,8 @@ pub(in crate::config) mod certificate {
     use crate::config::value::PATH;
 
     section! {
-        /// More certificates of a listener. A peer gets the first one that has the name it asks for, wildcards too, and
-        /// a kind of key that it knows, so one name may have an RSA and an ECDSA certificate.
+        /// More certificates of a listener. A peer gets the first one that has the requested name, wildcards too, and a
+        /// kind of key that the peer supports, so one name may have an RSA and an ECDSA certificate.
         "certificates", "[[listeners.NAME.tls.certificates]]", Rows;
 
         /// a certificate, then its chain
