@@ -5,7 +5,7 @@ use super::{Broken, Cut, Deliver};
 pub struct Delimited {
     /// The bytes at the end of each frame, at least one; they cannot stand in a frame.
     pub delimiter: Box<[u8]>,
-    /// The longest frame, with its delimiter.
+    /// The longest frame in bytes, without its delimiter.
     pub max: usize,
     /// The payload is what stands before the delimiter.
     pub deliver: Deliver,
@@ -30,7 +30,7 @@ impl Delimited {
 /// Lines of text: frames that end with a line feed, or with a carriage return and a line feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
-    /// The longest line, with its end.
+    /// The longest line in bytes, without its line feed.
     pub max: usize,
     /// The payload is what stands before the end of the line.
     pub deliver: Deliver,

@@ -10,7 +10,7 @@ use super::{Deliver, Framer, Place, hold};
 pub struct Flagged {
     /// How bytes are written that may not stand in a frame, the flag among them.
     pub escapes: Escapes,
-    /// The longest frame, with both flags and the escapes; a longer one is skipped.
+    /// The longest frame in bytes, with the escapes and without the flags; a longer one is skipped.
     pub max: usize,
     /// The payload is what stands between the flags, with the escapes undone; a frame with a wrong escape is skipped.
     pub deliver: Deliver,
@@ -30,8 +30,6 @@ impl Escapes {
     pub const FLAG: u8 = 0x7e;
     /// Stands before what is escaped.
     pub const ESCAPE: u8 = 0x7d;
-    /// Fewest bytes of a frame: two flags and a byte between them.
-    pub const FRAME_BYTES_MIN: usize = 3;
 
     /// Undoes the escapes; none when one stands for nothing.
     fn read(self, raw: Bytes) -> Option<Bytes> {
@@ -59,6 +57,8 @@ impl Framer {
     /// What is held begins with the flag.
     pub(super) fn poll_flagged(&mut self, framing: &Flagged) -> Option<Bytes> {
         let Flagged { escapes, max, deliver } = *framing;
+        // With the flag before it; the flag behind it is never held.
+        let held_max = max.saturating_add(1);
         while let Some(at) = self.arrived.iter().position(|byte| *byte == Escapes::FLAG) {
             let mut head = self.arrived.split_to(at);
             self.arrived.advance(1);
@@ -68,13 +68,13 @@ impl Framer {
                 continue;
             }
             let len = self.held.len().saturating_sub(1) + head.len();
-            if len.saturating_add(2) > max {
+            if len > max {
                 self.skipped += len as u64;
                 self.held = Vec::new();
                 continue;
             }
             if !self.held.is_empty() {
-                hold(&mut self.held, &head, max);
+                hold(&mut self.held, &head, held_max);
                 head = std::mem::take(&mut self.held).into();
                 head.advance(1);
             }
@@ -92,15 +92,15 @@ impl Framer {
         }
         let rest = std::mem::take(&mut self.arrived);
         let len = self.held.len().saturating_sub(1) + rest.len();
-        if self.place == Place::Outside || len.saturating_add(2) > max {
+        if self.place == Place::Outside || len > max {
             self.skipped += len as u64;
             self.held = Vec::new();
             self.place = Place::Outside;
         } else if !rest.is_empty() {
             if self.held.is_empty() {
-                hold(&mut self.held, &[Escapes::FLAG], max);
+                hold(&mut self.held, &[Escapes::FLAG], held_max);
             }
-            hold(&mut self.held, &rest, max);
+            hold(&mut self.held, &rest, held_max);
         }
         None
     }
