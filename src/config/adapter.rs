@@ -7,7 +7,7 @@ use super::binds::Binds;
 use super::diagnostics::{Advice, ErrorReported};
 use super::read::{Table, read_all};
 use super::schema::section;
-use super::value::ADDRESS;
+use super::value::{ADDRESS, PATH};
 use crate::exproto::service::{Options, ServerTls};
 
 section! {
@@ -20,21 +20,17 @@ section! {
     &tls::SECTION;
 }
 
-pub(super) mod tls {
-    use crate::config::schema::section;
-    use crate::config::value::PATH;
+section! {
+    mod tls;
+    /// Makes the adapter's port speak TLS. All files are PEM.
+    "tls", "[adapter.tls]", Once;
 
-    section! {
-        /// Makes the adapter's port speak TLS. All files are PEM.
-        "tls", "[adapter.tls]", Once;
-
-        /// certificate of the adapter, with its chain
-        CERT_FILE "cert_file": String = PATH, required;
-        /// private key of the certificate
-        KEY_FILE "key_file": String = PATH, required;
-        /// authorities that must have signed the certificate of a client
-        CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is requested";
-    }
+    /// certificate of the adapter, with its chain
+    CERT_FILE "cert_file": String = PATH, required;
+    /// private key of the certificate
+    KEY_FILE "key_file": String = PATH, required;
+    /// authorities that must have signed the certificate of a client
+    CLIENT_CA_FILE "client_ca_file": String = PATH, optional "no certificate is requested";
 }
 
 /// The options of the service, if the file has its table or a handler needs it.

@@ -7,7 +7,7 @@ use super::diagnostics::{ErrorReported, Fault};
 use super::location::Quoted;
 use super::read::{Table, all, read_all};
 use super::schema::section;
-use super::value::{FLAG, Located, values};
+use super::value::{Choice, FLAG, List, Located, SECRET, SecretSource, Text, text, values};
 use crate::auth::{Action, Auth, Effect, Options, OptionsError, Rule, RuleFault, User};
 
 section! {
@@ -20,50 +20,41 @@ section! {
     &rule::SECTION;
 }
 
-pub(super) mod user {
-    use crate::config::schema::section;
-    use crate::config::value::{SECRET, SecretSource, text};
+section! {
+    mod user;
+    /// A user that may authenticate.
+    "users", "[[auth.users]]", Rows;
 
-    section! {
-        /// A user that may authenticate.
-        "users", "[[auth.users]]", Rows;
-
-        /// the name, unique among the users
-        USERNAME "username": String = text("a user name", 1..=65_535), required;
-        /// argon2id hash of the password in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`
-        PASSWORD_HASH "password_hash": SecretSource = SECRET, required;
-    }
+    /// the name, unique among the users
+    USERNAME "username": String = text("a user name", 1..=65_535), required;
+    /// argon2id hash of the password in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`
+    PASSWORD_HASH "password_hash": SecretSource = SECRET, required;
 }
 
-pub(super) mod rule {
-    use crate::auth::{Action, Effect};
-    use crate::config::schema::section;
-    use crate::config::value::{Choice, List, Located, Text, text};
+section! {
+    mod rule;
+    /// What clients may publish and subscribe to. The first rule that matches decides; without a match, the action is
+    /// allowed.
+    "rules", "[[auth.rules]]", Rows;
 
-    section! {
-        /// What clients may publish and subscribe to. The first rule that matches decides; without a match, the action
-        /// is allowed.
-        "rules", "[[auth.rules]]", Rows;
-
-        /// the decision of the rule
-        EFFECT "effect": Effect = Choice(&[("allow", Effect::Allow), ("deny", Effect::Deny)]), required;
-        /// the actions that the rule matches
-        ACTION "action": Action = ACTIONS, required;
-        /// client ids that the rule matches; each `*` stands for any characters
-        CLIENTS "clients": Vec<Located<String>> =
-            List { of: &PATTERN, one: "pattern of client ids" }, optional "`[\"*\"]`";
-        /// user names that the rule matches; each `*` stands for any characters
-        USERNAMES "usernames": Vec<Located<String>> =
-            List { of: &PATTERN, one: "pattern of user names" }, optional "any, or none";
-        /// topic filters as the broker sees topics, with the mountpoint; they may use `${clientid}` and `${username}`
-        TOPICS "topics": Vec<Located<String>> =
-            List { of: &text("a topic filter", 0..=65_535), one: "topic filter" }, required;
-    }
-
-    const ACTIONS: Choice<Action> =
-        Choice(&[("publish", Action::Publish), ("subscribe", Action::Subscribe), ("all", Action::All)]);
-    const PATTERN: Text = text("a pattern such as \"meter-*\"", 1..=65_535);
+    /// the decision of the rule
+    EFFECT "effect": Effect = Choice(&[("allow", Effect::Allow), ("deny", Effect::Deny)]), required;
+    /// the actions that the rule matches
+    ACTION "action": Action = ACTIONS, required;
+    /// client ids that the rule matches; each `*` stands for any characters
+    CLIENTS "clients": Vec<Located<String>> =
+        List { of: &PATTERN, one: "pattern of client ids" }, optional "`[\"*\"]`";
+    /// user names that the rule matches; each `*` stands for any characters
+    USERNAMES "usernames": Vec<Located<String>> =
+        List { of: &PATTERN, one: "pattern of user names" }, optional "any, or none";
+    /// topic filters as the broker sees topics, with the mountpoint; they may use `${clientid}` and `${username}`
+    TOPICS "topics": Vec<Located<String>> =
+        List { of: &text("a topic filter", 0..=65_535), one: "topic filter" }, required;
 }
+
+const ACTIONS: Choice<Action> =
+    Choice(&[("publish", Action::Publish), ("subscribe", Action::Subscribe), ("all", Action::All)]);
+const PATTERN: Text = text("a pattern such as \"meter-*\"", 1..=65_535);
 
 /// The settings of `[auth]`.
 pub(super) struct Access {

@@ -47,19 +47,14 @@ section! {
     ROLLBACK_WINDOW "rollback_window": Duration = duration(millis(100)..=secs(24 * 3600)), default secs(60);
 }
 
-pub(super) mod swap {
-    use crate::config::schema::section;
-    use crate::config::value::PERCENTAGE;
-    use crate::percent::Percent;
+section! {
+    mod swap;
+    /// Instead of a word, the `swap` of a handler may be a table with this key: a new version is tested on a part of
+    /// the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).
+    "", "Canaries", Once;
 
-    section! {
-        /// Instead of a word, the `swap` of a handler may be a table with this key: a new version is tested on a part
-        /// of the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).
-        "", "Canaries", Once;
-
-        /// the share of new connections
-        CANARY "canary": Percent = PERCENTAGE, required;
-    }
+    /// the share of new connections
+    CANARY "canary": Percent = PERCENTAGE, required;
 }
 
 const SWAP_MODE: OrTable<SwapMode> = OrTable {

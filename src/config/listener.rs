@@ -11,8 +11,8 @@ use super::location::{Alternatives, Quoted};
 use super::read::{Item, Table, all, read_all};
 use super::schema::section;
 use super::value::{
-    ACCESS_RULE, BIND_ADDRESS, FLAG, List, Located, OrTable, PATH, RATE, count, duration, millis, secs, size, text,
-    values,
+    ACCESS_RULE, BIND_ADDRESS, FLAG, List, Located, NETWORK, OrTable, PATH, RATE, count, duration, millis, secs, size,
+    text, values,
 };
 use super::{ExternalFiles, Listener, value};
 use crate::conn::SocketKind;
@@ -119,35 +119,28 @@ section! {
 /// Longest timeout of a connection: a peer that is silent for a day is gone.
 const TIMEOUT_MAX: Duration = secs(24 * 60 * 60);
 
-pub(super) mod proxy {
-    use std::time::Duration;
+section! {
+    mod proxy;
+    /// Instead of `true`, the `proxy_protocol` of a listener on tcp or tls may be a table with these keys. A connection
+    /// without a header, or with a malformed one, is closed and counted. A header that carries no TCP connection over
+    /// IP (`UNKNOWN`, `LOCAL`, a Unix socket) leaves the balancer's own address.
+    "", "PROXY headers", Once;
 
-    use crate::config::schema::section;
-    use crate::config::value::{List, Located, NETWORK, duration, millis, secs};
-    use crate::listener::access::Network;
-
-    section! {
-        /// Instead of `true`, the `proxy_protocol` of a listener on tcp or tls may be a table with these keys. A
-        /// connection without a header, or with a malformed one, is closed and counted. A header that carries no TCP
-        /// connection over IP (`UNKNOWN`, `LOCAL`, a Unix socket) leaves the balancer's own address.
-        "", "PROXY headers", Once;
-
-        /// the balancers: addresses that may connect, and send any address as that of the device
-        TRUSTED "trusted": Vec<Located<Network>> =
-            List { of: &NETWORK, one: "address or network" }, optional "all";
-        /// how long the header may take to arrive
-        TIMEOUT "timeout": Duration = duration(millis(1)..=secs(60)), default TIMEOUT_DEFAULT;
-    }
-
-    pub(super) const TIMEOUT_DEFAULT: Duration = secs(3);
+    /// the balancers: addresses that may connect, and send any address as that of the device
+    TRUSTED "trusted": Vec<Located<Network>> =
+        List { of: &NETWORK, one: "address or network" }, optional "all";
+    /// how long the header may take to arrive
+    TIMEOUT "timeout": Duration = duration(millis(1)..=secs(60)), default PROXY_TIMEOUT_DEFAULT;
 }
+
+const PROXY_TIMEOUT_DEFAULT: Duration = secs(3);
 
 const PROXY: OrTable<Option<ProxyOptions>> = OrTable {
     name: "boolean or table",
     expected: "true, false or { trusted = [\"10.0.0.0/8\"] }",
     range: || format!("see {}", proxy::SECTION.title),
     scalar: |item| {
-        let options = ProxyOptions { trusted: None, timeout: proxy::TIMEOUT_DEFAULT };
+        let options = ProxyOptions { trusted: None, timeout: PROXY_TIMEOUT_DEFAULT };
         item.value().as_bool().map(|wanted| Ok(wanted.then_some(options)))
     },
     section: &proxy::SECTION,

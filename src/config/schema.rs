@@ -6,7 +6,7 @@
 //! reads it. A new key takes one line there, and one line where [`Table::get`](super::read::Table::get) reads it into
 //! the options.
 
-use super::value::{Form, ValueType};
+use super::value::{Form, PATH, ValueType, text};
 use super::{adapter, admin, auth, broker, gateway, handler, listener};
 
 /// A table and the keys it may have.
@@ -117,7 +117,15 @@ impl<T> Presence<T> for Optional {
 /// ```
 ///
 /// A key is `required`, `optional "what happens without it"` or has a `default`. The order is that of the reference.
+/// With `mod name;` in front, a module of this name has the statics; it sees the names of the module around it.
 macro_rules! section {
+    (mod $module:ident; $($section:tt)*) => {
+        pub(in crate::config) mod $module {
+            use super::*;
+
+            $crate::config::schema::section! { $($section)* }
+        }
+    };
     (
         $(#[doc = $about:literal])*
         $key:literal, $title:literal, $shape:ident;
@@ -191,35 +199,29 @@ impl Entry for Section {
     }
 }
 
-/// The file itself.
-pub(super) mod root {
-    use super::{adapter, admin, auth, broker, gateway, handler, listener};
-
-    section! {
-        "", "the file", Once;
-        &gateway::SECTION;
-        &adapter::SECTION;
-        &admin::SECTION;
-        &broker::SECTION;
-        &auth::SECTION;
-        &handler::SECTION;
-        &listener::SECTION;
-    }
+// The file itself.
+section! {
+    mod root;
+    "", "the file", Once;
+    &gateway::SECTION;
+    &adapter::SECTION;
+    &admin::SECTION;
+    &broker::SECTION;
+    &auth::SECTION;
+    &handler::SECTION;
+    &listener::SECTION;
 }
 
-/// Where a secret is, when it is not in the file.
-pub(super) mod secret {
-    use crate::config::value::{PATH, text};
+// The location of a secret that is not in the file.
+section! {
+    mod secret;
+    /// Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no error.
+    "", "Secrets", Once;
 
-    section! {
-        /// Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no error.
-        "", "Secrets", Once;
-
-        /// the environment variable with the secret
-        ENV "env": String = text("the name of an environment variable", 1..=255), optional "this or `file`";
-        /// the file with the secret; a line break at its end does not count
-        FILE "file": String = PATH, optional "this or `env`";
-    }
+    /// the environment variable with the secret
+    ENV "env": String = text("the name of an environment variable", 1..=255), optional "this or `file`";
+    /// the file with the secret; a line break at its end does not count
+    FILE "file": String = PATH, optional "this or `env`";
 }
 
 /// All sections with keys of their own, in the order of the reference.

@@ -10,7 +10,7 @@ use crate::config::diagnostics::{ErrorReported, Fault};
 use crate::config::location::Quoted;
 use crate::config::read::{Table, read_all};
 use crate::config::schema::section;
-use crate::config::value::{Choice, List, Located, Text, count, duration, millis, secs, text};
+use crate::config::value::{Choice, List, Located, PATH, Text, count, duration, millis, secs, text};
 use crate::handler::grpc::{CALL_TIMEOUT_DEFAULT, CHANNELS_DEFAULT, ClientTls, Options, Service};
 
 section! {
@@ -43,23 +43,19 @@ const SERVICES: Choice<Service> = Choice(&[
     ("ConnectionHandler", Service::Streaming),
 ]);
 
-pub(in crate::config) mod tls {
-    use crate::config::schema::section;
-    use crate::config::value::{PATH, text};
+section! {
+    mod tls;
+    /// Certificates for `https://` urls. All files are PEM.
+    "tls", "[handlers.NAME.tls]", Once;
 
-    section! {
-        /// Certificates for `https://` urls. All files are PEM.
-        "tls", "[handlers.NAME.tls]", Once;
-
-        /// authorities that may have signed the server's certificate
-        CA_FILE "ca_file": String = PATH, optional "the system's authorities";
-        /// the gateway's own certificate with its chain, for a server that requests one
-        CERT_FILE "cert_file": String = PATH, optional "none";
-        /// private key of that certificate
-        KEY_FILE "key_file": String = PATH, optional "none; needed with `cert_file`";
-        /// the name that the server's certificate must have
-        SERVER_NAME "server_name": String = text("a host name", 1..=253), optional "the url's host";
-    }
+    /// authorities that may have signed the server's certificate
+    CA_FILE "ca_file": String = PATH, optional "the system's authorities";
+    /// the gateway's own certificate with its chain, for a server that requests one
+    CERT_FILE "cert_file": String = PATH, optional "none";
+    /// private key of that certificate
+    KEY_FILE "key_file": String = PATH, optional "none; needed with `cert_file`";
+    /// the name that the server's certificate must have
+    SERVER_NAME "server_name": String = text("a host name", 1..=253), optional "the url's host";
 }
 
 pub(super) fn read(name: &str, table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Options, ErrorReported> {

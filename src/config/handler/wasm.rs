@@ -10,7 +10,7 @@ use crate::config::diagnostics::ErrorReported;
 use crate::config::read::{Table, all, read_all};
 use crate::config::schema::section;
 use crate::config::value::{
-    Choice, Located, OrTable, PATH, Paths, Strings, ValueType, count, duration, millis, secs, size,
+    Choice, Located, OrTable, PATH, Parsed, Paths, Strings, ValueType, count, duration, millis, secs, size,
 };
 use crate::handler::wasm::{Bounds, EVENT_TIMEOUT_DEFAULT, EventBudget, Isolation, MEMORY_BYTES_DEFAULT, Options};
 
@@ -52,28 +52,24 @@ section! {
     CONVERSATIONS "conversations": Vec<Located<String>> = Paths, optional "none";
 }
 
-pub(in crate::config) mod isolation {
-    use crate::config::schema::section;
-    use crate::config::value::{Parsed, count};
+section! {
+    mod isolation;
+    /// Instead of `"connection"`, the isolation of a guest may be a table with this key. Each connection stays with one
+    /// instance. An instance handles one event at a time, so an event that waits for `authenticate` delays the other
+    /// connections of its instance. After a trap the connections of that instance lose their state; a fresh instance
+    /// gets `on-socket-created` for each, before its next event.
+    "", "Isolation of guests", Once;
 
-    section! {
-        /// Instead of `"connection"`, the isolation of a guest may be a table with this key. Each connection stays with
-        /// one instance. An instance handles one event at a time, so an event that waits for `authenticate` delays the
-        /// other connections of its instance. After a trap the connections of that instance lose their state; a fresh
-        /// instance gets `on-socket-created` for each, before its next event.
-        "", "Isolation of guests", Once;
-
-        /// the number of instances for all connections of the handler
-        SHARED "shared": usize = INSTANCES, required;
-    }
-
-    pub(super) const INSTANCES: Parsed<usize> = count(1..=1024);
+    /// the number of instances for all connections of the handler
+    SHARED "shared": usize = INSTANCES, required;
 }
+
+const INSTANCES: Parsed<usize> = count(1..=1024);
 
 const ISOLATION_MODE: OrTable<Isolation> = OrTable {
     name: "`\"connection\"` or `{ shared = N }`",
     expected: "\"connection\" or { shared = 4 }",
-    range: || format!("N in {}", isolation::INSTANCES.form().range),
+    range: || format!("N in {}", INSTANCES.form().range),
     scalar: |item| item.value().as_str().map(|_| ISOLATION_WORD.read(item)),
     section: &isolation::SECTION,
     table: |table| Ok(Isolation::Shared(table.get(&isolation::SHARED)?)),

@@ -1,12 +1,16 @@
 //! `[listeners.NAME.framing]`: how the stream of a device is cut into frames.
 
+use std::time::Duration;
+
 use crate::config::diagnostics::ErrorReported;
 use crate::config::read::{Table, read_all};
 use crate::config::schema::{Section, section};
-use crate::config::value::{Choice, Parsed, Range, Rejected, ValueType, outside, size, string, wrong_length};
+use crate::config::value::{
+    Choice, Parsed, Range, Rejected, ValueType, count, duration, millis, outside, secs, size, string, wrong_length,
+};
 use crate::framing::{
-    DELIMITER_BYTES_MAX, Delimited, Deliver, FRAME_BYTES_MAX, Fixed, Flagged, Framing, LengthPrefixed, Lines, Silence,
-    Width,
+    DELIMITER_BYTES_MAX, Delimited, Deliver, Escapes, FRAME_BYTES_MAX, Fixed, Flagged, Framing, LengthPrefixed, Lines,
+    Order, Silence, Width,
 };
 use crate::listener::Bind;
 
@@ -47,128 +51,95 @@ const FRAME_BYTES: Parsed<usize> = size(1..=FRAME_BYTES_MAX);
 
 const DELIVER_AS: Choice<Deliver> = Choice(&[("wire", Deliver::Wire), ("payload", Deliver::Payload)]);
 
-pub(in crate::config) mod length {
-    use super::{DELIVER_AS, FRAME_BYTES, KIND, WIDTH_BYTES};
-    use crate::config::schema::section;
-    use crate::config::value::{Choice, count};
-    use crate::framing::{Deliver, FRAME_BYTES_MAX, Order, Width};
+section! {
+    mod length;
+    /// Frames with a length field. On the wire, a frame has `offset + width + VALUE + adjust` bytes, where VALUE is the
+    /// content of the field. So `adjust` is the number of bytes behind the field that VALUE does not count: `{ kind =
+    /// "length", offset = 2, width = 1, adjust = 2 }` for `78 78 0d ..` with a body of 13 bytes and `0d 0a` behind it,
+    /// 18 bytes. Where VALUE counts the whole frame, `adjust` is `-(offset + width)`.
+    "framing", "[listeners.NAME.framing] of kind \"length\"", Once;
 
-    section! {
-        /// Frames with a length field. On the wire, a frame has `offset + width + VALUE + adjust` bytes, where VALUE is
-        /// the content of the field. So `adjust` is the number of bytes behind the field that VALUE does not count: `{
-        /// kind = "length", offset = 2, width = 1, adjust = 2 }` for `78 78 0d ..` with a body of 13 bytes and `0d 0a`
-        /// behind it, 18 bytes. Where VALUE counts the whole frame, `adjust` is `-(offset + width)`.
-        "framing", "[listeners.NAME.framing] of kind \"length\"", Once;
-
-        &KIND;
-        /// bytes before the length field
-        OFFSET "offset": usize = count(0..=65_535), default 0;
-        /// bytes of the length field
-        WIDTH "width": Width = WIDTH_BYTES, required;
-        /// byte order of the length field: the most significant byte first, or the least
-        ORDER "order": Order = Choice(&[("big", Order::Big), ("little", Order::Little)]), default Order::Big;
-        /// bytes behind the length field that it does not count; negative where it counts more than the bytes behind it
-        ADJUST "adjust": i32 = count(-(FRAME_BYTES_MAX as i32)..=FRAME_BYTES_MAX as i32), default 0;
-        /// the longest frame, with all its bytes
-        MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it was received; `payload`: the bytes behind the length field
-        DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Wire;
-    }
+    &KIND;
+    /// bytes before the length field
+    OFFSET "offset": usize = count(0..=65_535), default 0;
+    /// bytes of the length field
+    WIDTH "width": Width = WIDTH_BYTES, required;
+    /// byte order of the length field: the most significant byte first, or the least
+    ORDER "order": Order = Choice(&[("big", Order::Big), ("little", Order::Little)]), default Order::Big;
+    /// bytes behind the length field that it does not count; negative where it counts more than the bytes behind it
+    ADJUST "adjust": i32 = count(-(FRAME_BYTES_MAX as i32)..=FRAME_BYTES_MAX as i32), default 0;
+    /// the longest frame, with all its bytes
+    MAX "max": usize = FRAME_BYTES, default 64 << 10;
+    /// what the handler gets: `wire`: the frame as it was received; `payload`: the bytes behind the length field
+    DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Wire;
 }
 
-pub(in crate::config) mod delimiter {
-    use super::{DELIMITER_BYTES, DELIVER_AS, FRAME_BYTES, KIND};
-    use crate::config::schema::section;
-    use crate::framing::Deliver;
+section! {
+    mod delimiter;
+    /// Frames that end with a delimiter, which cannot be part of a frame.
+    "framing", "[listeners.NAME.framing] of kind \"delimiter\"", Once;
 
-    section! {
-        /// Frames that end with a delimiter, which cannot be part of a frame.
-        "framing", "[listeners.NAME.framing] of kind \"delimiter\"", Once;
-
-        &KIND;
-        /// the bytes, as ASCII text; in single quotes `\r`, `\n`, `\t`, `\\` and `\xHH` may be used, as in `'\x03\r\n'`
-        DELIMITER "delimiter": Box<[u8]> = DELIMITER_BYTES, required;
-        /// the longest frame, without the delimiter
-        MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it was received; `payload`: the same without the delimiter
-        DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
-    }
+    &KIND;
+    /// the bytes, as ASCII text; in single quotes `\r`, `\n`, `\t`, `\\` and `\xHH` may be used, as in `'\x03\r\n'`
+    DELIMITER "delimiter": Box<[u8]> = DELIMITER_BYTES, required;
+    /// the longest frame, without the delimiter
+    MAX "max": usize = FRAME_BYTES, default 64 << 10;
+    /// what the handler gets: `wire`: the frame as it was received; `payload`: the same without the delimiter
+    DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
 }
 
-pub(in crate::config) mod fixed {
-    use super::{FRAME_BYTES, KIND};
-    use crate::config::schema::section;
+section! {
+    mod fixed;
+    /// Frames of one fixed length.
+    "framing", "[listeners.NAME.framing] of kind \"fixed\"", Once;
 
-    section! {
-        /// Frames of one fixed length.
-        "framing", "[listeners.NAME.framing] of kind \"fixed\"", Once;
-
-        &KIND;
-        /// the length of each frame
-        SIZE "size": usize = FRAME_BYTES, required;
-    }
+    &KIND;
+    /// the length of each frame
+    SIZE "size": usize = FRAME_BYTES, required;
 }
 
-pub(in crate::config) mod line {
-    use super::{DELIVER_AS, FRAME_BYTES, KIND};
-    use crate::config::schema::section;
-    use crate::framing::Deliver;
+section! {
+    mod line;
+    /// Lines of text, which end with LF or CR LF.
+    "framing", "[listeners.NAME.framing] of kind \"line\"", Once;
 
-    section! {
-        /// Lines of text, which end with LF or CR LF.
-        "framing", "[listeners.NAME.framing] of kind \"line\"", Once;
-
-        &KIND;
-        /// the longest line, without the line feed
-        MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the line as it was received; `payload`: the same without its end
-        DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
-    }
+    &KIND;
+    /// the longest line, without the line feed
+    MAX "max": usize = FRAME_BYTES, default 64 << 10;
+    /// what the handler gets: `wire`: the line as it was received; `payload`: the same without its end
+    DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
 }
 
-pub(in crate::config) mod escape {
-    use super::{DELIVER_AS, FRAME_BYTES, KIND};
-    use crate::config::schema::section;
-    use crate::config::value::Choice;
-    use crate::framing::{Deliver, Escapes};
+section! {
+    mod escape;
+    /// Frames between flags of 7E, with 7D as the escape byte. A flag may end one frame and start the next. Bytes
+    /// before the first flag, and frames longer than `max`, are skipped; the connection goes on.
+    "framing", "[listeners.NAME.framing] of kind \"escape\"", Once;
 
-    section! {
-        /// Frames between flags of 7E, with 7D as the escape byte. A flag may end one frame and start the next. Bytes
-        /// before the first flag, and frames longer than `max`, are skipped; the connection goes on.
-        "framing", "[listeners.NAME.framing] of kind \"escape\"", Once;
-
-        &KIND;
-        /// how bytes are escaped: `jt808`: 7D 02 is 7E and 7D 01 is 7D, as in JT/T 808; `hdlc`: the byte behind 7D has
-        /// its bit 20 inverted, as in HDLC and PPP
-        SCHEME "scheme": Escapes = Choice(&[("jt808", Escapes::Jt808), ("hdlc", Escapes::Hdlc)]), required;
-        /// the longest frame, with the escapes and without the flags
-        MAX "max": usize = FRAME_BYTES, default 64 << 10;
-        /// what the handler gets: `wire`: the frame as it was received, with both flags; `payload`: the bytes between
-        /// them, unescaped; a frame with an invalid escape is skipped then
-        DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
-    }
+    &KIND;
+    /// how bytes are escaped: `jt808`: 7D 02 is 7E and 7D 01 is 7D, as in JT/T 808; `hdlc`: the byte behind 7D has its
+    /// bit 20 inverted, as in HDLC and PPP
+    SCHEME "scheme": Escapes = Choice(&[("jt808", Escapes::Jt808), ("hdlc", Escapes::Hdlc)]), required;
+    /// the longest frame, with the escapes and without the flags
+    MAX "max": usize = FRAME_BYTES, default 64 << 10;
+    /// what the handler gets: `wire`: the frame as it was received, with both flags; `payload`: the bytes between them,
+    /// unescaped; a frame with an invalid escape is skipped then
+    DELIVER "deliver": Deliver = DELIVER_AS, default Deliver::Payload;
 }
 
-pub(in crate::config) mod gap {
-    use std::time::Duration;
+section! {
+    mod gap;
+    /// Frames with silence between them, as those of Modbus RTU behind a serial device server. The silence is measured
+    /// between the gateway's reads: frames that the network delivers together stay together, so a device should wait
+    /// for a response before it sends the next. A frame longer than `max` is skipped up to the next silence; the
+    /// connection goes on.
+    "framing", "[listeners.NAME.framing] of kind \"gap\"", Once;
 
-    use super::{FRAME_BYTES, KIND};
-    use crate::config::schema::section;
-    use crate::config::value::{duration, millis, secs};
-
-    section! {
-        /// Frames with silence between them, as those of Modbus RTU behind a serial device server. The silence is
-        /// measured between the gateway's reads: frames that the network delivers together stay together, so a device
-        /// should wait for a response before it sends the next. A frame longer than `max` is skipped up to the next
-        /// silence; the connection goes on.
-        "framing", "[listeners.NAME.framing] of kind \"gap\"", Once;
-
-        &KIND;
-        /// the silence that ends a frame; longer than the pauses of the network
-        SILENCE "silence": Duration = duration(millis(1)..=secs(60)), required;
-        /// the longest frame
-        MAX "max": usize = FRAME_BYTES, default 256;
-    }
+    &KIND;
+    /// the silence that ends a frame; longer than the pauses of the network
+    SILENCE "silence": Duration = duration(millis(1)..=secs(60)), required;
+    /// the longest frame
+    MAX "max": usize = FRAME_BYTES, default 256;
 }
 
 /// Bytes of a length field.

@@ -70,20 +70,16 @@ pub(in crate::config) enum Version {
 
 const VERSION: Choice<Version> = Choice(&[("1.2", Version::V12), ("1.3", Version::V13)]);
 
-pub(in crate::config) mod certificate {
-    use crate::config::schema::section;
-    use crate::config::value::PATH;
+section! {
+    mod certificate;
+    /// More certificates of a listener. A peer gets the first one that has the requested name, wildcards too, and a
+    /// kind of key that the peer supports, so one name may have an RSA and an ECDSA certificate.
+    "certificates", "[[listeners.NAME.tls.certificates]]", Rows;
 
-    section! {
-        /// More certificates of a listener. A peer gets the first one that has the requested name, wildcards too, and a
-        /// kind of key that the peer supports, so one name may have an RSA and an ECDSA certificate.
-        "certificates", "[[listeners.NAME.tls.certificates]]", Rows;
-
-        /// a certificate, then its chain
-        CERT_FILE "cert_file": String = PATH, required;
-        /// its private key, without a passphrase
-        KEY_FILE "key_file": String = PATH, required;
-    }
+    /// a certificate, then its chain
+    CERT_FILE "cert_file": String = PATH, required;
+    /// its private key, without a passphrase
+    KEY_FILE "key_file": String = PATH, required;
 }
 
 /// The TLS or DTLS context of a listener; neither for other transports.
