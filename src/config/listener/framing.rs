@@ -285,6 +285,11 @@ mod tests {
     }
 
     #[test]
+    fn the_range_of_delimiters_is_the_bound() {
+        assert_eq!(DELIMITER_BYTES.form().range, format!("1..={DELIMITER_BYTES_MAX} bytes"));
+    }
+
+    #[test]
     fn shown_delimiters_are_read_back() {
         let all: Box<[u8]> = (0..=255).collect();
         let shown = DELIMITER_BYTES.show(&all);
