@@ -30,7 +30,7 @@ mod tcp;
 pub(crate) mod tls;
 mod udp;
 
-pub(crate) use bind::{Bind, MalformedBind};
+pub(crate) use bind::Bind;
 pub(crate) use establish::{Admission, Pending};
 pub(crate) use flow_gate::FlowGate;
 pub(crate) use handshake::HandshakeError;

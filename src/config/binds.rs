@@ -1,23 +1,23 @@
-//! No two sockets on one address.
+//! Conflicts of bind addresses: two sockets cannot have one address.
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::fault::Fault;
-use crate::config::location::Location;
-use crate::config::read::Table;
+use super::diagnostics::ErrorReported;
+use super::location::Location;
+use super::read::Table;
+use super::schema::{DefaultTo, Key, Optional};
 use crate::listener::Bind;
 
-/// Every address that is to be bound.
-#[derive(Debug, Default)]
+/// All addresses that the configuration binds.
+#[derive(Default)]
 pub(super) struct Binds(Vec<Bound>);
 
-#[derive(Debug)]
 struct Bound {
     location: Location,
     address: SocketAddr,
     ports: Ports,
     /// As the user wrote it.
-    shown: String,
+    written: String,
 }
 
 /// TCP and UDP have ports of their own.
@@ -28,19 +28,36 @@ enum Ports {
 }
 
 impl Binds {
-    /// A TCP port for something else than devices.
-    pub(super) fn add(&mut self, location: Location, address: SocketAddr) {
-        self.0.push(Bound { location, address, ports: Ports::Tcp, shown: address.to_string() });
+    /// Reads the address of a TCP port that is not for devices.
+    pub(super) fn read(
+        &mut self,
+        table: &Table<'_>,
+        key: &Key<SocketAddr, DefaultTo<SocketAddr>>,
+    ) -> Result<SocketAddr, ErrorReported> {
+        table.get(key).inspect(|bind| self.add(table.location(key.name), *bind))
+    }
+
+    /// As [`read`](Self::read), for a port that may be absent.
+    pub(super) fn read_optional(
+        &mut self,
+        table: &Table<'_>,
+        key: &Key<SocketAddr, Optional>,
+    ) -> Result<Option<SocketAddr>, ErrorReported> {
+        table.get(key).inspect(|bind| bind.iter().for_each(|bind| self.add(table.location(key.name), *bind)))
+    }
+
+    fn add(&mut self, location: Location, address: SocketAddr) {
+        self.0.push(Bound { location, address, ports: Ports::Tcp, written: address.to_string() });
     }
 
     pub(super) fn add_listener(&mut self, location: Location, bind: Bind) {
         let ports = if bind.transport.has_datagrams() { Ports::Udp } else { Ports::Tcp };
-        self.0.push(Bound { location, address: bind.address, ports, shown: bind.to_string() });
+        self.0.push(Bound { location, address: bind.address, ports, written: bind.to_string() });
     }
 
-    /// Records each address that one before it has taken.
+    /// Records each address that conflicts with one before it.
     pub(super) fn check(mut self, root: &Table<'_>) {
-        // The later one is told, wherever the parts were read.
+        // The fault is at the later line, whatever the order in which the tables were read.
         self.0.sort_by_key(|bound| bound.location.line);
         for (index, bound) in self.0.iter().enumerate() {
             let first = self
@@ -53,14 +70,14 @@ impl Binds {
                     Some(line) => format!("{} in line {line}", first.location.position),
                     None => format!("{}, by default", first.location.position),
                 };
-                root.fault_in(bound.location.clone(), Fault::Taken { bind: bound.shown.clone(), other });
+                root.fault_in(bound.location.clone(), format_args!("{} is taken by {other}", bound.written));
             }
         }
     }
 }
 
-/// Whether only one of two sockets of one kind can have its address. A wildcard takes the port of every address of
-/// its family, and `[::]` that of IPv4 too, as long as nobody sets `IPV6_V6ONLY`.
+/// Whether the addresses of two sockets of one kind conflict. A wildcard takes the port of every address of its family,
+/// and `[::]` that of IPv4 too, unless `IPV6_V6ONLY` is set.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let takes = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
