@@ -39,6 +39,15 @@ pub fn to_bcd(epoch_s: i64) -> [u8; 6] {
         .map(|n| (n / 10 * 16 + n % 10) as u8)
 }
 
+/// The year in two bytes, then month, day, hour, minute and second, of a time in UTC.
+#[must_use]
+pub fn to_numbers(epoch_s: i64) -> [u8; 7] {
+    let (year, month, day) = date(epoch_s.div_euclid(DAY_S));
+    let second = epoch_s.rem_euclid(DAY_S);
+    let [high, low] = (year as u16).to_be_bytes();
+    [high, low, month as u8, day as u8, (second / 3600) as u8, (second / 60 % 60) as u8, (second % 60) as u8]
+}
+
 /// As RFC 3339 in UTC, for example `2025-11-25T03:41:14Z`.
 #[must_use]
 pub fn rfc3339(epoch_s: i64) -> String {

@@ -52,6 +52,7 @@ mod adapter;
 pub mod connection;
 mod error;
 mod export;
+pub mod foreign;
 pub mod framing;
 pub mod handler;
 pub mod json;
