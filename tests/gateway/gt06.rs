@@ -17,7 +17,8 @@ async fn the_recorded_terminals() {
 #[test]
 fn every_frame_is_published() {
     let (mut frames_seen, mut positions_seen) = (0, 0);
-    for conversation in recorded("examples/conversations/gt06") {
+    let conversations = recorded("examples/conversations/gt06").into_iter();
+    for conversation in conversations.filter(|conversation| !conversation.name().contains("public-")) {
         let mut sent = Vec::new();
         let mut published = Vec::new();
         for (_, step) in conversation.steps() {

@@ -33,7 +33,7 @@ fn every_position_is_published() {
         }
     }
     assert_eq!(positions_published, positions_in_frames);
-    assert_eq!(positions_published, 65);
+    assert_eq!(positions_published, 66);
 }
 
 /// How many positions a frame holds: none when it is not whole.
