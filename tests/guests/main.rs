@@ -9,6 +9,7 @@
 
 mod host;
 
+mod catalogue;
 mod costs;
 mod echo;
 mod gt06;
