@@ -45,7 +45,7 @@ pub const fn answer(id: u16) -> Answer {
 #[must_use]
 pub fn answers(id: u16, body: &[u8]) -> Option<u16> {
     match id {
-        0x0001 | 0x0104 | 0x0201 | 0x0302 | 0x0500 | 0x0608 | 0x0700 | 0x0802 | 0x0805 | 0x1003 | 0x1205 | 0x1206 => {
+        0x0001 | 0x0104 | 0x0201 | 0x0302 | 0x0500 | 0x0700 | 0x0802 | 0x0805 | 0x1003 | 0x1205 | 0x1206 => {
             Reader(body).u16("serial").ok()
         }
         _ => None,
@@ -532,7 +532,7 @@ mod tests {
         );
         assert_eq!(
             shown(0x0608, &[0, 5, 1]),
-            r#"{"phone":"1","id":"0x0608","name":"area_query_answer","serial":7,"answers":5,"body":"000501"}"#
+            r#"{"phone":"1","id":"0x0608","name":"area_query_answer","serial":7,"body":"000501"}"#
         );
     }
 
