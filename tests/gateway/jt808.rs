@@ -15,6 +15,7 @@ async fn the_recorded_terminals() {
     let keys = format!("settings = {{ auth_code = \"tour\" }}\nconversations = {folder:?}");
     let gateway = Setup::guest("jt808").handler(&keys).start().await;
     play_all(&gateway, &recorded("examples/conversations/jt808")).await;
+    play_all(&gateway, &recorded("examples/conversations/jt808-public")).await;
 }
 
 /// Each frame that is a whole and valid 0x0200 or 0x0704 has given its positions: they are counted here by another,
@@ -23,8 +24,7 @@ async fn the_recorded_terminals() {
 fn every_position_is_published() {
     let mut positions_in_frames = 0;
     let mut positions_published = 0;
-    let conversations = recorded("examples/conversations/jt808").into_iter();
-    for conversation in conversations.filter(|conversation| !conversation.name().contains("public-")) {
+    for conversation in recorded("examples/conversations/jt808") {
         for (_, step) in conversation.steps() {
             match &step.action {
                 Action::FromPeer(frame) => positions_in_frames += positions(frame),

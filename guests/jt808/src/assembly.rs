@@ -27,18 +27,25 @@ pub enum Outcome {
 }
 
 /// An unfinished message that was given up, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    id: u16,
-    found: usize,
-    total: u16,
+    /// The message's id.
+    pub id: u16,
+    /// The serial of its first sub-package that came.
+    pub serial: u16,
+    /// How many sub-packages there would be.
+    pub total: u16,
+    /// The numbers of those that came.
+    pub found: Vec<u16>,
+    /// Their bodies, one behind the other.
+    pub body: Vec<u8>,
     reason: &'static str,
 }
 
 impl fmt::Display for Dropped {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, found, total, reason } = self;
-        write!(out, "message {id:#06x} dropped with {found} of {total} sub-packages: {reason}")
+        let Self { id, found, total, reason, .. } = self;
+        write!(out, "message {id:#06x} dropped with {} of {total} sub-packages: {reason}", found.len())
     }
 }
 
@@ -116,13 +123,7 @@ impl Assembler {
         now_ms: u64,
         mut dropped: impl FnMut(Dropped),
     ) -> Outcome {
-        self.partials.retain(|partial| {
-            let fresh = now_ms.saturating_sub(partial.seen_ms) <= AGE_MAX_MS;
-            if !fresh {
-                dropped(partial.dropped("none came for 60 s"));
-            }
-            fresh
-        });
+        self.expire(now_ms, &mut dropped);
         // Of those that it goes with equally well, the latest.
         let fits = self.partials.iter().enumerate().filter_map(|(at, partial)| Some((partial.fit(header, part)?, at)));
         let found = fits.max().map(|(_, at)| at);
@@ -141,6 +142,20 @@ impl Assembler {
             dropped(self.partials.remove(0).dropped("too much is unfinished"));
         }
         if self.partials.is_empty() { Outcome::Refused } else { Outcome::Kept }
+    }
+
+    /// Gives up what waits for too long.
+    pub fn expire(&mut self, now_ms: u64, mut dropped: impl FnMut(Dropped)) {
+        let old = |partial: &Partial| now_ms.saturating_sub(partial.seen_ms) > AGE_MAX_MS;
+        while let Some(at) = self.partials.iter().position(old) {
+            dropped(self.partials.remove(at).dropped("none came for 60 s"));
+        }
+    }
+
+    /// Whether nothing is unfinished.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.partials.is_empty()
     }
 
     /// Bytes of bodies kept.
@@ -202,8 +217,15 @@ impl Partial {
         }
     }
 
-    fn dropped(&self, reason: &'static str) -> Dropped {
-        Dropped { id: self.id, found: self.parts.len(), total: self.total, reason }
+    fn dropped(self, reason: &'static str) -> Dropped {
+        Dropped {
+            id: self.id,
+            serial: self.parts.first().map_or(0, |piece| piece.serial),
+            total: self.total,
+            found: self.parts.iter().map(|piece| piece.index).collect(),
+            body: self.parts.iter().flat_map(|piece| piece.body.iter().copied()).collect(),
+            reason,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use polygate_guest::json::{self, Object};
 
+use crate::assembly::Dropped;
 use crate::header::{Header, Version};
 use crate::location;
 use crate::malformed::Malformed;
@@ -120,13 +121,29 @@ pub fn authentication_json(phone: &str, header: &Header, body: &[u8]) -> Option<
     }))
 }
 
+/// The JSON of what came of a message that lacks sub-packages: each of them has been acknowledged, so it must not be lost.
+#[must_use]
+pub fn unfinished_json(phone: &str, dropped: &Dropped) -> String {
+    json::object(|json| {
+        open_as(json, phone, dropped.id, dropped.serial);
+        json.text("error", &dropped.to_string());
+        json.number("sub_packages", dropped.total);
+        json.array("found", |array| dropped.found.iter().for_each(|index| array.number(*index)));
+        json.hex("body", &dropped.body);
+    })
+}
+
 fn open(json: &mut Object<'_>, phone: &str, header: &Header) {
+    open_as(json, phone, header.id, header.serial);
+}
+
+fn open_as(json: &mut Object<'_>, phone: &str, id: u16, serial: u16) {
     json.text("phone", phone);
-    json.text("id", &format!("{:#06x}", header.id));
-    if let Some(name) = name(header.id) {
+    json.text("id", &format!("{id:#06x}"));
+    if let Some(name) = name(id) {
         json.text("name", name);
     }
-    json.number("serial", header.serial);
+    json.number("serial", serial);
 }
 
 /// The standard's messages by name.

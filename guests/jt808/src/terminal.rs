@@ -12,7 +12,7 @@ use polygate_guest::framing::{Between, Found};
 use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level, Message, Migrate, Qos, Result, Timer, migrate};
 use serde::{Deserialize, Serialize};
 
-use crate::assembly::{Assembler, AssemblerV1, Outcome};
+use crate::assembly::{Assembler, AssemblerV1, Dropped, Outcome};
 use crate::downlink::{Downlink, Sent, Verdict};
 use crate::faults::Faults;
 use crate::header::{Address, Header};
@@ -236,16 +236,35 @@ impl Terminal {
             let verdict = self.pass_on(adapter, &header, body, Some(malformed));
             return self.answer(adapter, &header, body, verdict);
         }
-        let Some(part) = header.part else { return self.on_message(adapter, &header, body) };
+        let mut dropped = Vec::new();
+        if !self.assembler.is_empty() {
+            self.assembler.expire(adapter.now_ms(), |message| dropped.push(message));
+        }
+        let Some(part) = header.part else {
+            self.give_up(adapter, &dropped);
+            return self.on_message(adapter, &header, body);
+        };
         let now_ms = adapter.now_ms();
-        let Self { assembler, faults, .. } = self;
-        match assembler.push(&header, part, body, now_ms, |dropped| {
-            faults.report(adapter, "unfinished messages", &dropped.to_string());
-        }) {
+        let outcome = self.assembler.push(&header, part, body, now_ms, |message| dropped.push(message));
+        self.give_up(adapter, &dropped);
+        match outcome {
             Outcome::Whole(body) => self.on_message(adapter, &header, &body),
             // Each sub-package is a frame of its own to the terminal, which sends it again without an answer.
             Outcome::Kept => self.general_answer(adapter, &header, Verdict::Done),
             Outcome::Refused => self.general_answer(adapter, &header, Verdict::Failed),
+        }
+    }
+
+    /// Says what is missing, and publishes what has come: the terminal takes it for received.
+    fn give_up(&mut self, adapter: &mut dyn Adapter, dropped: &[Dropped]) {
+        for message in dropped {
+            self.faults.report(adapter, "unfinished messages", &message.to_string());
+            if let Phase::Known { phone, .. } = &self.phase
+                && !message.found.is_empty()
+            {
+                let json = message::unfinished_json(phone, message);
+                self.publish(adapter, "message", &json);
+            }
         }
     }
 

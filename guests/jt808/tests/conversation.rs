@@ -407,6 +407,20 @@ fn a_photograph_between_positions() {
     assert_eq!(answers, [0x8001, 0x8001, 0x8001, 0x8800]);
 }
 
+/// A photograph whose end never comes: what has come was acknowledged, so it is published when it is given up.
+#[test]
+fn a_photograph_without_its_end() {
+    let mut device = Device::new();
+    device.says(&part(0x0801, 10, (1, 3), b"first "));
+    device.says(&part(0x0801, 12, (3, 3), b"third"));
+    device.adapter.now_ms += 60_001;
+    device.says(&frame(0x0002, 13, &[]));
+    let message = &device.published("message")[0];
+    assert_eq!(message["error"], "message 0x0801 dropped with 2 of 3 sub-packages: none came for 60 s");
+    assert_eq!((&message["sub_packages"], &message["found"]), (&json!(3), &json!([1, 3])));
+    assert_eq!(unhex(message["body"].as_str().unwrap()), b"first third");
+}
+
 /// The clock that 0x0109 asks for, and an answer of JT/T 1078 that names its command.
 #[test]
 fn clock_and_attributes() {
