@@ -54,6 +54,7 @@ pub mod auth;
 pub mod exproto;
 pub mod framing;
 pub mod listener;
+pub mod mqtt;
 pub mod pubsub;
 pub mod wit;
 
