@@ -205,10 +205,15 @@ impl<M: Clone> Outbound<M> {
             self.queued_qos0 -= 1;
             evicted += 1;
         }
+        self.push_always(message, qos, bytes, expires);
+        Pushed { queued: true, dropped: evicted }
+    }
+
+    /// Queues a message whatever the bounds: for one that the caller bounds in another way.
+    pub fn push_always(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) {
         self.bytes += bytes;
         self.queued_qos0 += usize::from(qos == QoS::AtMostOnce);
         self.queue.push_back(Queued { message, qos, bytes, expires });
-        Pushed { queued: true, dropped: evicted }
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -333,6 +338,11 @@ impl<M: Clone> Outbound<M> {
     /// PUBCOMP has come; says whether its packet identifier waited for it.
     pub fn handle_pubcomp(&mut self, packet_id: u16) -> bool {
         self.finish(packet_id, |state| matches!(state, State::AwaitsPubComp))
+    }
+
+    /// Ends a message in flight without an acknowledgement: it could not be sent after all.
+    pub fn discard(&mut self, packet_id: u16) {
+        self.finish(packet_id, |_| true);
     }
 
     fn finish(&mut self, packet_id: u16, fits: impl FnOnce(&State<M>) -> bool) -> bool {
