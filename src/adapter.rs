@@ -9,24 +9,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::SecretString;
 
-use crate::auth::{Auth, Credentials, Password};
-use crate::conn::table::Mailbox;
-use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, QoS, Refused, Timer};
-use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
+use crate::auth::{Auth, Credentials};
+use crate::conn::registry::Mailbox;
+use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, Password, QoS, Refused, Timer};
 use crate::pubsub::{PubSub, Session};
 use crate::telemetry::{ListenerMetrics, PAYLOAD_LOG};
+use crate::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
 
-mod journal;
-mod lent;
+mod backend;
+mod command_log;
+mod dry_run;
 mod outbound;
-mod rehearsal;
 
-pub use journal::{Entry, Journal};
-pub use lent::Lent;
+pub use backend::{AdapterSlot, Backend};
+pub use command_log::{CommandLog, LoggedCommand};
+pub use dry_run::DryRunAdapter;
 pub use outbound::Outbound;
-pub use rehearsal::{Operation, Rehearsal};
 
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -73,12 +72,12 @@ pub struct Adapter {
     /// Its handler may not know that the peer has proved who it is.
     reintroduced: bool,
     /// Kept while somebody compares or watches what the handler does.
-    journal: Option<Box<Journal>>,
+    command_log: Option<Box<CommandLog>>,
 }
 
 /// How far a handler had come when an event began.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
+pub struct Savepoint {
     outbound_bytes: usize,
     timer_change: Option<TimerChange>,
     close_asked: bool,
@@ -107,7 +106,7 @@ impl Adapter {
             ended: false,
             client: None,
             reintroduced: false,
-            journal: None,
+            command_log: None,
         }
     }
 
@@ -147,53 +146,57 @@ impl Adapter {
     }
 
     /// Remembers what is collected so far.
-    pub fn mark(&self) -> Mark {
-        Mark { outbound_bytes: self.outbound.bytes(), timer_change: self.timer_change, close_asked: self.close_asked }
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint {
+            outbound_bytes: self.outbound.bytes(),
+            timer_change: self.timer_change,
+            close_asked: self.close_asked,
+        }
     }
 
-    /// Forgets what was collected since `mark`, of an event that failed and will be delivered again. Only good while
+    /// Forgets what was collected since `savepoint`, of an event that failed and will be delivered again. Only good while
     /// nothing was written in between. What went to the broker stays there.
-    pub fn roll_back(&mut self, mark: Mark) {
-        self.outbound.truncate(mark.outbound_bytes);
-        self.timer_change = mark.timer_change;
-        self.close_asked = mark.close_asked;
+    pub fn roll_back(&mut self, savepoint: Savepoint) {
+        self.outbound.truncate(savepoint.outbound_bytes);
+        self.timer_change = savepoint.timer_change;
+        self.close_asked = savepoint.close_asked;
     }
 
     /// From now on, what the handler asks for is written down, or is not any more.
-    pub fn keep_journal(&mut self, keep: bool) {
+    pub fn enable_command_log(&mut self, keep: bool) {
         if !keep {
-            self.journal = None;
-        } else if self.journal.is_none() {
-            self.journal = Some(Box::default());
+            self.command_log = None;
+        } else if self.command_log.is_none() {
+            self.command_log = Some(Box::default());
         }
     }
 
     /// What was written down, while somebody wants it.
-    pub fn journal(&mut self) -> Option<&mut Journal> {
-        self.journal.as_deref_mut()
+    pub fn command_log(&mut self) -> Option<&mut CommandLog> {
+        self.command_log.as_deref_mut()
     }
 
     /// What is to be written down, if somebody wants to know.
-    fn wanted(&self, operation: impl FnOnce() -> Operation) -> Option<Operation> {
-        self.journal.is_some().then(operation)
+    fn logged(&self, command: impl FnOnce() -> Command) -> Option<Command> {
+        self.command_log.is_some().then(command)
     }
 
-    fn note(&mut self, operation: Option<Operation>, result: &Result<(), Refused>) {
-        if let (Some(operation), Some(journal)) = (operation, &mut self.journal) {
-            journal.write(operation, result.clone());
+    fn log_command(&mut self, command: Option<Command>, result: &Result<(), Refused>) {
+        if let (Some(command), Some(log)) = (command, &mut self.command_log) {
+            log.write(command, result.clone());
         }
     }
 
     /// Another handler, or another instance, serves the connection from now on. It may authenticate the peer again,
     /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
-    pub fn reintroduce(&mut self, handler_conn: ConnId) {
+    pub fn set_handler_conn(&mut self, handler_conn: ConnId) {
         self.handler_conn = handler_conn;
-        self.expect_again();
+        self.allow_reauthentication();
     }
 
     /// The handler may have lost what it knew of the connection, or gets an event again in which it may have
     /// authenticated the peer: it may do so once more, as the client that the peer is already.
-    pub fn expect_again(&mut self) {
+    pub fn allow_reauthentication(&mut self) {
         self.reintroduced = true;
     }
 
@@ -211,7 +214,7 @@ impl Adapter {
     ///
     /// [`Refused`], which names what was expected and what came; the connection stays as it was.
     pub async fn apply(&mut self, command: Command) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::from(&command));
+        let logged = self.logged(|| command.without_password());
         let result = match command {
             Command::Send(bytes) => return self.send(bytes),
             Command::Close => return self.close(),
@@ -221,8 +224,11 @@ impl Adapter {
             Command::Publish { topic, qos, payload } => self.publish(&topic, qos, payload).await,
             Command::Subscribe { filter, qos } => self.subscribe(&filter, qos).await,
             Command::Unsubscribe { filter } => self.unsubscribe(&filter).await,
+            Command::RawPublish { topic, qos, payload } => {
+                raw_publish(&self.services.pubsub, &topic, qos, payload).await
+            }
         };
-        self.note(noted, &result);
+        self.log_command(logged, &result);
         result
     }
 
@@ -233,9 +239,9 @@ impl Adapter {
     /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may,
     /// [`Refused::Malformed`] when the peer is sent datagrams and no datagram is that long.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::Send(bytes.clone()));
+        let logged = self.logged(|| Command::Send(bytes.clone()));
         let result = self.queue(bytes);
-        self.note(noted, &result);
+        self.log_command(logged, &result);
         result
     }
 
@@ -266,8 +272,8 @@ impl Adapter {
     pub fn close(&mut self) -> Result<(), Refused> {
         let result = self.check_open();
         self.close_asked |= result.is_ok();
-        let noted = self.wanted(|| Operation::Close);
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::Close);
+        self.log_command(logged, &result);
         result
     }
 
@@ -279,7 +285,7 @@ impl Adapter {
     /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or the client id
     /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
     /// [`Refused::Broker`] when the broker does not take the client.
-    pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
+    pub async fn authenticate(&mut self, client: ClientInfo, password: Option<Password>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(known) = &self.client {
             if self.reintroduced && known.info.client_id == client.client_id {
@@ -299,7 +305,6 @@ impl Adapter {
             .mountpoint
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
-        let password = password.as_ref().map(Password::from);
         let credentials =
             Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
         self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
@@ -329,8 +334,8 @@ impl Adapter {
     /// [`Refused::Malformed`] when the interval is not in `1ms..=65535s`; [`Refused::Gone`].
     pub fn start_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
         let result = self.set_timer(timer, interval);
-        let noted = self.wanted(|| Operation::StartTimer(timer, interval));
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::StartTimer { timer, interval });
+        self.log_command(logged, &result);
         result
     }
 
@@ -355,8 +360,8 @@ impl Adapter {
                 Timer::Keepalive => self.timer_change = Some(TimerChange::Stop),
             }
         }
-        let noted = self.wanted(|| Operation::StopTimer(timer));
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::StopTimer(timer));
+        self.log_command(logged, &result);
         result
     }
 
@@ -402,18 +407,6 @@ impl Adapter {
         let (client, _) = self.client("Unsubscribe")?;
         let filter = client.mount.filter(filter).map_err(malformed)?;
         client.session.unsubscribe(&filter).await.map_err(Refused::from)
-    }
-
-    /// Publishes on no connection's behalf: no mountpoint, no rules.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
-    pub async fn raw_publish(&mut self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::RawPublish { topic: topic.to_owned(), qos, payload: payload.clone() });
-        let result = raw_publish(&self.services.pubsub, topic, qos, payload).await;
-        self.note(noted, &result);
-        result
     }
 
     /// Makes of a message what the handler is to see: its topic without the mountpoint.

@@ -16,9 +16,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::conn::table::Table;
+use crate::conn::registry::Registry;
 use crate::drain::Drain;
-use crate::rollout::Rollouts;
+use crate::rollout::RolloutManager;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
@@ -53,9 +53,9 @@ struct Shared {
     telemetry: Telemetry,
     drain: Drain,
     token: Option<SecretString>,
-    rollouts: Rollouts,
+    manager: RolloutManager,
     uploads: Arc<Semaphore>,
-    connections: Table,
+    connections: Registry,
     taps: Taps,
 }
 
@@ -76,8 +76,8 @@ pub struct Served {
 pub async fn serve(
     options: Options,
     telemetry: Telemetry,
-    rollouts: Rollouts,
-    (connections, taps): (Table, Taps),
+    manager: RolloutManager,
+    (connections, taps): (Registry, Taps),
     drain: Drain,
 ) -> Result<Served, BindError> {
     let failed = |source| BindError { bind: options.bind, source };
@@ -87,7 +87,7 @@ pub async fn serve(
         telemetry,
         drain: drain.clone(),
         token: options.token,
-        rollouts,
+        manager,
         uploads: Arc::new(Semaphore::new(api::UPLOADS_MAX)),
         connections,
         taps,

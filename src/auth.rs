@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
-use crate::conn::Denied;
+use crate::conn::{Denied, Password};
 
 mod hash;
 mod pattern;
@@ -106,28 +106,6 @@ pub struct Credentials<'a> {
     pub password: Option<&'a Password>,
 }
 
-/// A password as a client sent it.
-pub struct Password(Box<[u8]>);
-
-impl Password {
-    /// Takes the bytes over; they are shown by nobody any more.
-    pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl From<&SecretString> for Password {
-    fn from(secret: &SecretString) -> Self {
-        Self::new(secret.expose_secret().as_bytes())
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(…)")
-    }
-}
-
 /// The policy in force. Clones share it.
 #[derive(Clone)]
 pub struct Auth(Arc<Shared>);
@@ -194,10 +172,10 @@ impl Auth {
             return if policy.allow_anonymous { Ok(()) } else { Err(Denied::Anonymous) };
         }
         let (hash, known) = policy.users.find(credentials.username).ok_or(Denied::Credentials)?;
-        let password: Box<[u8]> = credentials.password.map(|password| password.0.clone()).unwrap_or_default();
+        let password = credentials.password.cloned().unwrap_or_else(|| Password::new([]));
         let right = {
             let _turn = self.0.verifications.acquire().await.map_err(|_| Denied::Credentials)?;
-            tokio::task::spawn_blocking(move || hash.verify(&password)).await
+            tokio::task::spawn_blocking(move || hash.verify(password.expose())).await
         };
         match right {
             Ok(right) if right && known => Ok(()),
@@ -226,7 +204,7 @@ impl Auth {
     ///
     /// `username` is empty when it has none. A malformed filter is not allowed.
     pub fn allows_subscribe(&self, client_id: &str, username: &str, filter: &str) -> bool {
-        let Ok(parsed) = crate::pubsub::topic::parse_filter(filter) else { return false };
+        let Ok(parsed) = crate::topic::parse_filter(filter) else { return false };
         self.0.policy.load().allows(&Client { client_id, username }, Action::Subscribe, parsed.filter)
     }
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::handler::chain;
-use crate::listener::Inherited;
+use crate::error::report;
+use crate::listener::ActivatedSockets;
 use crate::telemetry::{LogFormat, start_log};
 
 mod admin_client;
@@ -81,35 +81,35 @@ pub fn definition() -> clap::Command {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(cli.log_format, &cli.log) {
-        eprintln!("polygate: {}", chain(&error));
+        eprintln!("polygate: {}", report(&error));
         return ExitCode::from(2);
     }
     // Before anything is opened whose descriptor could be taken for one that was handed over.
-    let inherited = match matches!(cli.command, Command::Serve(_)) {
-        true => Inherited::from_environment(|name| std::env::var_os(name)),
-        false => Ok(Inherited::default()),
+    let activated = match matches!(cli.command, Command::Serve(_)) {
+        true => ActivatedSockets::from_environment(|name| std::env::var_os(name)),
+        false => Ok(ActivatedSockets::default()),
     };
-    let inherited = match inherited {
-        Ok(inherited) => inherited,
+    let activated = match activated {
+        Ok(activated) => activated,
         Err(error) => {
-            eprintln!("polygate: LISTEN_FDS names a descriptor that is no socket: {}", chain(&error));
+            eprintln!("polygate: LISTEN_FDS names a descriptor that is no socket: {}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("polygate: cannot start the runtime: {}", chain(&error));
+            eprintln!("polygate: cannot start the runtime: {}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     let code = runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, cli.log_format, inherited).await,
+            Command::Serve(args) => serve::run(args, cli.log_format, activated).await,
             Command::Check(args) => match check::run(&args, &mut io::stdout(), &mut io::stderr()) {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: cannot write the result: {}", chain(&error));
+                    eprintln!("polygate: cannot write the result: {}", report(&error));
                     ExitCode::FAILURE
                 }
             },
@@ -117,14 +117,14 @@ pub fn run() -> ExitCode {
             Command::Replay(args) => match replay::run(args).await {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: {}", chain(&error));
+                    eprintln!("polygate: {}", report(&error));
                     error.exit_code()
                 }
             },
             Command::Guest(args) => match guest::run(args).await {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: {}", chain(&error));
+                    eprintln!("polygate: {}", report(&error));
                     ExitCode::FAILURE
                 }
             },

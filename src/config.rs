@@ -1,6 +1,6 @@
 //! What the gateway is to be: checked settings, made of each module's own options.
 //!
-//! [`mod@file`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
+//! [`mod@schema`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
 //! way, with its line and its key. Nothing below this floor sees a [`Config`]: the gateway takes it apart
 //! and hands out the options.
 
@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::pubsub::topic::Mountpoint;
+use crate::topic::Mountpoint;
 use crate::{admin, auth, connection, exproto, listener, pubsub};
 
 mod check;
+mod diagnostics;
+mod diff;
 mod fault;
-pub mod file;
-mod findings;
-mod form;
-mod nearest;
-mod outside;
-mod place;
+mod location;
 mod read;
+mod references;
+pub mod schema;
+mod suggest;
+mod value;
 mod warning;
-mod written;
 
+pub use diff::ConfigDiff;
 pub use fault::{Fault, Faults, Unreadable};
-pub use place::{Place, Spot};
+pub use location::{Location, Position};
 pub use warning::{Advice, Warning};
-pub use written::Written;
 
 pub use crate::rollout::{Options as Handler, Program};
 
@@ -55,7 +55,7 @@ pub struct Config {
     /// The listeners, in the order of the file.
     pub listeners: Vec<Listener>,
     /// The file as it was written, to find out later what another one changes.
-    pub written: Written,
+    pub written: ConfigDiff,
 }
 
 /// A listener and what its connections get.
@@ -75,14 +75,14 @@ pub struct Listener {
 
 /// What a configuration file refers to outside of itself.
 #[derive(Clone, Copy)]
-pub struct Outside<'a> {
+pub struct ExternalFiles<'a> {
     /// What paths in the file are relative to.
     pub base_dir: &'a Path,
     /// The value of an environment variable.
     pub env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
-impl std::fmt::Debug for Outside<'_> {
+impl std::fmt::Debug for ExternalFiles<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outside").field("base_dir", &self.base_dir).finish_non_exhaustive()
     }
@@ -98,7 +98,7 @@ impl Config {
     /// [`Faults`], all of them at once.
     pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), Faults> {
         let file = path.display().to_string();
-        match outside::read_text(path, outside::CONFIG_BYTES_MAX) {
+        match references::read_text(path, references::CONFIG_BYTES_MAX) {
             Ok(text) => Self::parse(&text, path.parent().unwrap_or(Path::new("")), &file),
             Err(why) => Err(Faults::Unreadable { file, why }),
         }
@@ -110,7 +110,7 @@ impl Config {
     ///
     /// [`Faults`], all of them at once.
     pub fn parse(text: &str, base_dir: &Path, file_name: &str) -> Result<(Self, Vec<Warning>), Faults> {
-        Self::parse_with(text, file_name, Outside { base_dir, env: &|name| std::env::var_os(name) })
+        Self::parse_with(text, file_name, ExternalFiles { base_dir, env: &|name| std::env::var_os(name) })
     }
 
     /// As [`parse`](Self::parse), with the environment as an argument.
@@ -118,7 +118,11 @@ impl Config {
     /// # Errors
     ///
     /// [`Faults`], all of them at once.
-    pub fn parse_with(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Self, Vec<Warning>), Faults> {
-        check::check(text, file_name, outside)
+    pub fn parse_with(
+        text: &str,
+        file_name: &str,
+        external: ExternalFiles<'_>,
+    ) -> Result<(Self, Vec<Warning>), Faults> {
+        check::check(text, file_name, external)
     }
 }

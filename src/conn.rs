@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretSlice};
 
 mod close_reason;
+pub mod limit;
 mod refused;
-pub mod room;
-pub mod table;
+pub mod registry;
 
 pub use close_reason::CloseReason;
 pub use refused::{Denied, Refused};
@@ -309,23 +309,25 @@ pub enum Timer {
     Keepalive,
 }
 
-/// What a handler asks of its connection.
-#[derive(Debug)]
+/// Operation that a handler requests: the one type for live calls, dry runs, logs and comparisons.
+///
+/// A new operation is added here, in [`Adapter::apply`](crate::adapter::Adapter::apply), in the strict rules of
+/// `adapter/dry_run.rs`, in `tap.rs`, in `local_replay/device.rs`, and in the two interfaces: `exproto/service.rs` and
+/// `handler/wasm/imports.rs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Queue bytes for the peer.
     Send(Bytes),
     /// Flush, then close.
     Close,
-    /// Say who the peer is.
+    /// Authenticate the peer as this client.
     Authenticate {
-        /// Who it says it is.
         client: ClientInfo,
-        /// What it proves it with.
-        password: Option<SecretString>,
+        /// `None` also where the command is logged: see [`Command::without_password`].
+        password: Option<Password>,
     },
     /// Start or restart a timer.
     StartTimer {
-        /// Which one.
         timer: Timer,
         /// Not zero.
         interval: Duration,
@@ -334,18 +336,15 @@ pub enum Command {
     StopTimer(Timer),
     /// Publish as this client.
     Publish {
-        /// Topic name, before the mountpoint is put in front.
+        /// Topic name without the mountpoint.
         topic: String,
-        /// Quality of service.
         qos: QoS,
-        /// Payload.
         payload: Bytes,
     },
     /// Subscribe as this client.
     Subscribe {
-        /// Topic filter, before the mountpoint is put in front; may be `$share/group/filter`.
+        /// Topic filter without the mountpoint; may be `$share/group/filter`.
         filter: String,
-        /// Quality of service.
         qos: QoS,
     },
     /// End a subscription; no error when there is none.
@@ -353,15 +352,19 @@ pub enum Command {
         /// Topic filter as it was subscribed.
         filter: String,
     },
+    /// Publish without a client: no mountpoint, no rules. Needs no connection.
+    RawPublish { topic: String, qos: QoS, payload: Bytes },
 }
 
 impl Command {
-    /// What it counts against a bound of bytes: the parts whose size the caller decides.
+    /// Bytes that count towards a bound: the parts whose size the caller decides.
     pub fn weight(&self) -> usize {
         match self {
             Self::Send(bytes) => bytes.len(),
             Self::Authenticate { client, .. } => client.weight(),
-            Self::Publish { topic, payload, .. } => topic.len() + payload.len(),
+            Self::Publish { topic, payload, .. } | Self::RawPublish { topic, payload, .. } => {
+                topic.len() + payload.len()
+            }
             Self::Subscribe { filter, .. } | Self::Unsubscribe { filter } => filter.len(),
             Self::Close | Self::StartTimer { .. } | Self::StopTimer(_) => 0,
         }
@@ -378,9 +381,47 @@ impl Command {
             Self::Publish { .. } => "publish",
             Self::Subscribe { .. } => "subscribe",
             Self::Unsubscribe { .. } => "unsubscribe",
+            Self::RawPublish { .. } => "raw_publish",
+        }
+    }
+
+    /// A copy for logs and comparisons.
+    #[must_use]
+    pub fn without_password(&self) -> Self {
+        match self {
+            Self::Authenticate { client, password: _ } => Self::Authenticate { client: client.clone(), password: None },
+            _ => self.clone(),
         }
     }
 }
+
+/// Password of a client; any bytes, as in MQTT. Never printed; zeroed when dropped; compared in constant time.
+#[derive(Clone)]
+pub struct Password(SecretSlice<u8>);
+
+impl Password {
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(SecretSlice::from(bytes.into()))
+    }
+
+    pub fn expose(&self) -> &[u8] {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().len() == other.expose().len() && openssl::memcmp::eq(self.expose(), other.expose())
+    }
+}
+
+impl Eq for Password {}
 
 #[cfg(test)]
 mod tests {

@@ -77,7 +77,7 @@ impl Conversation {
         let mut next = 1_u32;
         for item in &mut items {
             item.line = next;
-            let breaks = item.what.to_string().matches('\n').count();
+            let breaks = item.content.to_string().matches('\n').count();
             next = next.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX)).saturating_add(1);
         }
         Self { name: name.into(), items }
@@ -95,17 +95,17 @@ impl Conversation {
 
     /// The steps, in order, each with its line.
     pub fn steps(&self) -> impl Iterator<Item = (u32, &Step)> {
-        self.items.iter().filter_map(|item| match &item.what {
-            What::Step(step) => Some((item.line, step)),
-            What::Blank | What::Comment(_) | What::Transport(_) => None,
+        self.items.iter().filter_map(|item| match &item.content {
+            Line::Step(step) => Some((item.line, step)),
+            Line::Blank | Line::Comment(_) | Line::Transport(_) => None,
         })
     }
 
     /// The transport that it was recorded on; TCP unless it says otherwise.
     pub fn transport(&self) -> SocketKind {
-        let said = self.items.iter().find_map(|item| match item.what {
-            What::Transport(kind) => Some(kind),
-            What::Blank | What::Comment(_) | What::Step(_) => None,
+        let said = self.items.iter().find_map(|item| match item.content {
+            Line::Transport(kind) => Some(kind),
+            Line::Blank | Line::Comment(_) | Line::Step(_) => None,
         });
         said.unwrap_or(SocketKind::Tcp)
     }
@@ -124,26 +124,25 @@ impl PartialEq for Conversation {
 pub struct Item {
     /// Its first line in the file, from 1; 0 for an item that is in no conversation yet.
     pub line: u32,
-    /// What it says.
-    pub what: What,
+    pub content: Line,
 }
 
 impl Item {
     /// An item that stands in no file yet.
-    pub fn new(what: What) -> Self {
-        Self { line: 0, what }
+    pub fn new(content: Line) -> Self {
+        Self { line: 0, content }
     }
 }
 
 impl PartialEq for Item {
     fn eq(&self, other: &Self) -> bool {
-        self.what == other.what
+        self.content == other.content
     }
 }
 
 /// What a line says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum What {
+pub enum Line {
     /// Nothing.
     Blank,
     /// What follows the `#`, without white space at the end.
@@ -184,14 +183,14 @@ pub enum Action {
     /// `timer`: a timer that the handler has started runs out.
     Timer(Timer),
     /// `close`: the connection ends.
-    Close(Closer),
+    Close(ClosedBy),
 }
 
 impl Action {
     /// Whether it comes from outside the handler: what a player does, as opposed to what it waits for.
     pub fn is_stimulus(&self) -> bool {
         match self {
-            Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(Closer::Peer) => true,
+            Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(ClosedBy::Peer) => true,
             Self::ToPeer(_) | Self::Publish(_) | Self::Close(_) => false,
         }
     }
@@ -222,7 +221,7 @@ pub struct Message {
 
 /// Who ends the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closer {
+pub enum ClosedBy {
     /// The device.
     Peer,
     /// The handler asked for it.
@@ -235,7 +234,7 @@ pub enum Closer {
     Gateway,
 }
 
-impl Closer {
+impl ClosedBy {
     /// Every closer.
     pub const ALL: [Self; 5] = [Self::Peer, Self::Handler, Self::Keepalive, Self::Idle, Self::Gateway];
 

@@ -8,18 +8,18 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::rate::Rate;
-use crate::telemetry::{HandlerMetrics, Lines, Telemetry, lines_in};
+use crate::telemetry::{HandlerMetrics, LogLimiter, Telemetry, lines_in};
 
 mod breaker;
+mod connection_migrator;
 mod health;
-mod mover;
 mod recovery;
 mod versions;
 
-pub use breaker::{Breaker, Change, TRIPPED_BY};
-pub use mover::Mover;
+pub use breaker::{Breaker, Change, FAILURES_TO_OPEN};
+pub use connection_migrator::ConnectionMigrator;
 pub use recovery::{Next, OnFailure, Policy, Recovery};
-pub use versions::{Membership, Others, Placement, Plan, Share, Trial, TrialKind, Version, Versions};
+pub use versions::{Membership, OldConnections, Placement, Plan, Trial, TrialKind, Version, Versions};
 
 /// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through,
 /// and of a hundred thousand it is enough to see ten a second. All are counted.
@@ -37,7 +37,7 @@ pub struct Link {
     /// Its counters behind this listener.
     pub metrics: HandlerMetrics,
     /// Its failures there that may be told.
-    pub failures: Lines,
+    pub failures: LogLimiter,
 }
 
 /// A chain without handlers was asked for.
@@ -63,7 +63,7 @@ impl Chain {
             .map(|versions| Link {
                 metrics: telemetry.handler(listener, versions.name()),
                 versions,
-                failures: Lines::new(&FAILURES),
+                failures: LogLimiter::new(&FAILURES),
             })
             .collect();
         if links.is_empty() {

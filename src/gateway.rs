@@ -13,26 +13,26 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{Config, Written};
-use crate::conn::room::Room;
-use crate::conn::table::Table;
+use crate::config::{Config, ConfigDiff};
+use crate::conn::limit::ConnectionLimit;
+use crate::conn::registry::Registry;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
 use crate::connection::Common;
-use crate::dispatch::{EmptyChain, Mover};
+use crate::dispatch::{ConnectionMigrator, EmptyChain};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
-use crate::listener::{self, Inherited};
+use crate::listener::{self, ActivatedSockets};
 use crate::pubsub::{PubSub, embedded};
-use crate::rollout::{self, Asker, Loader, Rollouts};
+use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod descriptors;
-mod listening;
+mod listeners;
 
-pub use listening::ListenersChanged;
-use listening::{House, Listenings};
+pub use listeners::ListenersChanged;
+use listeners::{Context, Listeners};
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
@@ -81,16 +81,16 @@ pub enum StartError {
 pub struct Gateway {
     drain: Drain,
     drain_timeout: Duration,
-    table: Table,
+    registry: Registry,
     telemetry: Telemetry,
     broker: embedded::Broker,
     admin: Option<JoinHandle<()>>,
-    listenings: Mutex<Listenings>,
+    listeners: Mutex<Listeners>,
     bound: Bound,
     auth: Auth,
-    rollouts: Rollouts,
+    manager: RolloutManager,
     /// The configuration that it runs with, but for what reloads have changed.
-    written: Mutex<Written>,
+    written: Mutex<ConfigDiff>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }
@@ -118,7 +118,7 @@ pub struct Reloaded {
     /// The listeners that have come, gone or moved; what else has changed of a listener holds for its new connections.
     pub listeners: ListenersChanged,
     /// The handlers that have changed.
-    pub changed: Vec<rollout::Done>,
+    pub changed: Vec<rollout::ChangeResult>,
     /// The keys that differ from what the gateway was started with, and are followed only after a restart.
     pub needs_restart: Vec<String>,
 }
@@ -156,7 +156,7 @@ impl Gateway {
     ///
     /// [`StartError`], with the first thing that did not work.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, Compiler::Here, Inherited::default()).await
+        Self::start_with(config, Compiler::InProcess, ActivatedSockets::default()).await
     }
 
     /// As [`start`](Self::start), with guests compiled elsewhere than in this process, and sockets that others have bound.
@@ -164,7 +164,11 @@ impl Gateway {
     /// # Errors
     ///
     /// [`StartError`], with the first thing that did not work.
-    pub async fn start_with(config: Config, compiler: Compiler, mut inherited: Inherited) -> Result<Self, StartError> {
+    pub async fn start_with(
+        config: Config,
+        compiler: Compiler,
+        mut activated: ActivatedSockets,
+    ) -> Result<Self, StartError> {
         choose_crypto_provider();
         let Config {
             node,
@@ -181,16 +185,16 @@ impl Gateway {
         } = config;
         for listener in &mut listeners {
             let socket = &mut listener.socket;
-            socket.given = inherited.take(&socket.name, socket.bind).map(Arc::new);
+            socket.given = activated.take(&socket.name, socket.bind).map(Arc::new);
         }
-        for socket in inherited.left() {
+        for socket in activated.unclaimed() {
             tracing::warn!(socket, "no listener is meant by a socket that was handed over");
         }
-        drop(inherited);
+        drop(activated);
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
-        let table = Table::default();
+        let registry = Registry::default();
         let taps = Taps::default();
         let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
         let auth = Auth::new(auth)?;
@@ -200,46 +204,46 @@ impl Gateway {
             versions_dir: data_dir.join("versions"),
             drain_timeout,
             has_adapter: adapter.is_some(),
-            mover: Mover::new(table.clone()),
+            migrator: ConnectionMigrator::new(registry.clone()),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         };
-        let rollouts = Rollouts::open(handlers, loader, services).await?;
-        tracing::info!(handlers = rollouts.names().len(), "handlers ready");
+        let manager = RolloutManager::open(handlers, loader, services).await?;
+        tracing::info!(handlers = manager.names().len(), "handlers ready");
 
         let broker = embedded::Broker::start(broker, auth.clone()).await?;
         let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
         let pubsub = PubSub::Embedded(broker.clone());
-        let room = connections_max.or_else(descriptors::connections_max);
-        tracing::info!(connections_max = room, "room for connections of tcp and tls");
-        let mut listenings = Listenings::new(House {
-            common: Common { ids, table: table.clone(), taps: taps.clone(), room: room.map(Room::new) },
+        let limit = connections_max.or_else(descriptors::connections_max);
+        tracing::info!(connections_max = limit, "connection limit");
+        let mut running = Listeners::new(Context {
+            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit: limit.map(ConnectionLimit::new) },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
-            rollouts: rollouts.clone(),
+            manager: manager.clone(),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         });
         let counters = broker.counters();
         telemetry.broker(
-            &counters.client_sheds,
+            &counters.client_dropped,
             &counters.publishes_denied,
             &counters.subscribes_denied,
             &counters.retained_refused,
         );
         let ports = async {
-            let opened = listenings.open(&listeners)?;
+            let opened = running.open(&listeners)?;
             let adapter = match &adapter {
                 Some(options) => {
-                    let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
+                    let service = Adapter::new(registry.clone(), pubsub.clone(), telemetry.clone());
                     Some(service.serve(options, drain.clone()).await?)
                 }
                 None => None,
             };
             let admin = match admin {
                 Some(options) => {
-                    let watched = (table.clone(), taps.clone());
-                    Some(admin::serve(options, telemetry.clone(), rollouts.clone(), watched, drain.clone()).await?)
+                    let watched = (registry.clone(), taps.clone());
+                    Some(admin::serve(options, telemetry.clone(), manager.clone(), watched, drain.clone()).await?)
                 }
                 None => None,
             };
@@ -247,7 +251,7 @@ impl Gateway {
         };
         // With this nothing can fail any more, so no device is let in only to be cut off.
         let started = ports.await.and_then(|(opened, adapter, admin)| {
-            listenings.follow(listeners, opened)?;
+            running.follow(listeners, opened)?;
             Ok((adapter, admin))
         });
         let (adapter, admin) = match started {
@@ -271,14 +275,14 @@ impl Gateway {
         Ok(Self {
             drain,
             drain_timeout,
-            table,
+            registry,
             telemetry,
             broker,
             admin: admin.map(|admin| admin.task),
-            listenings: Mutex::new(listenings),
+            listeners: Mutex::new(running),
             bound,
             auth,
-            rollouts,
+            manager,
             written: Mutex::new(written),
             reloading: tokio::sync::Mutex::default(),
         })
@@ -286,7 +290,7 @@ impl Gateway {
 
     /// The addresses that are bound.
     pub fn bound(&self) -> Bound {
-        Bound { listeners: self.listenings.lock().bound(), ..self.bound.clone() }
+        Bound { listeners: self.listeners.lock().bound(), ..self.bound.clone() }
     }
 
     /// The metrics.
@@ -295,13 +299,13 @@ impl Gateway {
     }
 
     /// The live connections.
-    pub fn connections(&self) -> &Table {
-        &self.table
+    pub fn connections(&self) -> &Registry {
+        &self.registry
     }
 
     /// The handlers and their versions.
-    pub fn handlers(&self) -> &Rollouts {
-        &self.rollouts
+    pub fn handlers(&self) -> &RolloutManager {
+        &self.manager
     }
 
     /// Follows a configuration that was read again, as far as that is possible without a restart. Listeners that did not
@@ -318,18 +322,18 @@ impl Gateway {
         let one = |error: ReloadError| vec![error];
 
         Auth::new(auth.clone()).map_err(|error| one(error.into()))?;
-        let opened = self.listenings.lock().open(&listeners).map_err(|error| one(error.into()))?;
-        let changed = match self.rollouts.reload(handlers, Asker::Reload).await {
+        let opened = self.listeners.lock().open(&listeners).map_err(|error| one(error.into()))?;
+        let changed = match self.manager.reload(handlers, Initiator::Reload).await {
             Ok(changed) => changed,
             Err(errors) => return Err(errors.into_iter().map(ReloadError::from).collect()),
         };
         self.auth.replace(auth).map_err(|error| one(error.into()))?;
-        let changes = self.listenings.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
-        let closing = self.listenings.lock().take_closing();
+        let changes = self.listeners.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
+        let closing = self.listeners.lock().take_closing();
         for retirement in closing {
             retirement.closed().await;
         }
-        self.rollouts.retain(&names);
+        self.manager.retain(&names);
 
         let is_followed =
             |key: &String| ["handlers", "listeners", "auth"].iter().any(|table| key.split('.').next() == Some(table));
@@ -345,11 +349,11 @@ impl Gateway {
     /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
     /// is over. Gives the number of connections that had not ended by then.
     pub async fn stop(self) -> usize {
-        tracing::info!(connections = self.table.len(), "stopping");
+        tracing::info!(connections = self.registry.len(), "stopping");
         self.drain.begin();
-        let mut tasks = self.listenings.into_inner().end(ACCEPT_LOOPS_END).await;
+        let mut tasks = self.listeners.into_inner().end(ACCEPT_LOOPS_END).await;
         let asked = async {
-            let mailboxes = self.table.all();
+            let mailboxes = self.registry.all();
             let mut asked: FuturesUnordered<_> =
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
             while asked.next().await.is_some() {}
@@ -360,9 +364,9 @@ impl Gateway {
             }
         };
         let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(asked, ended) }).await;
-        let left = tasks.iter().map(JoinSet::len).sum();
+        let unclaimed = tasks.iter().map(JoinSet::len).sum();
         if all_ended.is_err() {
-            tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
+            tracing::warn!(connections = unclaimed, "the drain timeout is over; these connections are cut off");
         }
         for mut connections in tasks {
             connections.shutdown().await;
@@ -375,7 +379,7 @@ impl Gateway {
             tracing::debug!("somebody still reads an answer of the admin port");
         }
         tracing::info!("stopped");
-        left
+        unclaimed
     }
 }
 

@@ -1,10 +1,9 @@
 //! The program behind a listener: a gRPC server that speaks ExProto, or a guest.
 //!
-//! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attached`],
+//! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attachment`],
 //! which takes that connection's events one at a time. What the handler asks for meanwhile goes through the
 //! connection's [`Adapter`](crate::adapter::Adapter).
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,10 +31,10 @@ impl Handler {
     }
 
     /// Binds a connection to this handler. Nothing is sent or started before the first event.
-    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attached {
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attachment {
         match self {
-            Self::Grpc(handler) => Attached::Grpc(handler.attach(conn, info)),
-            Self::Wasm(handler) => Attached::Wasm(handler.attach(conn, info)),
+            Self::Grpc(handler) => Attachment::Grpc(handler.attach(conn, info)),
+            Self::Wasm(handler) => Attachment::Wasm(handler.attach(conn, info)),
         }
     }
 
@@ -54,9 +53,9 @@ impl Handler {
 
 /// One connection's side of a handler.
 #[derive(Debug)]
-pub enum Attached {
+pub enum Attachment {
     /// Calls go over the network; adapter operations come back through the mailbox.
-    Grpc(grpc::Remote),
+    Grpc(grpc::GrpcClient),
     /// Calls go into an instance; adapter operations are made in the same task, during the call.
     Wasm(wasm::Guest),
 }
@@ -88,31 +87,4 @@ impl CallError {
             Self::Unfit(_) => "unfit",
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = words(error);
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = words(cause);
-        // Some libraries repeat their cause in their own text.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// An error's own text. The system's errors lose their numbers, which say nothing to people, and their capital.
-fn words(error: &(dyn Error + 'static)) -> String {
-    let text = error.to_string();
-    let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-    let Some(reason) = number.and_then(|number| text.strip_suffix(&format!(" (os error {number})"))) else {
-        return text;
-    };
-    let mut characters = reason.chars();
-    characters.next().into_iter().flat_map(char::to_lowercase).chain(characters).collect()
 }

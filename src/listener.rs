@@ -13,31 +13,31 @@ use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
 pub mod access;
-mod arrival;
 mod bind;
 pub mod credentials;
-mod door;
 pub mod dtls;
+mod establish;
 pub mod flow;
+mod flow_gate;
 mod handshake;
-mod inherited;
 mod openssl;
+pub mod per_address;
 pub mod proxy;
 pub mod psk;
 mod socket;
-pub mod sources;
+mod socket_activation;
+mod socket_options;
 mod tcp;
 pub mod tls;
-mod tuning;
 mod udp;
 
-pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
 pub use bind::{Bind, MalformedBind};
-pub use door::{Door, Entry, Knock};
+pub use establish::{Accepted, Admission, Pending, RejectReason};
+pub use flow_gate::{FlowGate, FlowStart, GateDecision};
 pub use handshake::HandshakeError;
-pub use inherited::Inherited;
 pub use socket::{Received, Socket};
-pub use tuning::{Keepalive, Tuning};
+pub use socket_activation::ActivatedSockets;
+pub use socket_options::{Keepalive, SocketOptions};
 pub use udp::{Datagrams, Flow};
 
 /// What a listener is to be.
@@ -55,7 +55,7 @@ pub struct Options {
     /// What a peer has to pass.
     pub admission: Admission,
     /// What the operating system is told of its sockets.
-    pub tuning: Tuning,
+    pub socket_options: SocketOptions,
     /// A socket that another program has bound for it.
     pub given: Option<Arc<OwnedFd>>,
     /// For transports of datagrams.
@@ -98,8 +98,8 @@ fn bind_dtls(
 ) -> io::Result<udp::UdpListener> {
     let secret = dtls::Secret::new()?;
     let now = Instant::now();
-    let door = move || Door::Dtls(Box::new(dtls::Door::new(&secret, now)));
-    udp::UdpListener::bind(options, predecessor, metrics, door)
+    let gate = move || FlowGate::Dtls(Box::new(dtls::CookieVerifier::new(&secret, now)));
+    udp::UdpListener::bind(options, predecessor, metrics, gate)
 }
 
 impl Listener {
@@ -120,7 +120,7 @@ impl Listener {
                 settings.hand_over(options, metrics).map(Self::Tcp)
             }
             SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
+            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || FlowGate::Open).map(Self::Udp),
             SocketKind::Dtls => bind_dtls(options, datagrams, metrics).map(Self::Udp),
         };
         bound.map_err(|source| BindError::new(options, source))
@@ -168,7 +168,7 @@ impl Listener {
     }
 
     /// The next peer. Can be dropped and called again without losing one.
-    pub async fn accept(&mut self) -> Arrived {
+    pub async fn accept(&mut self) -> Pending {
         match self {
             Self::Tcp(listener) => listener.accept().await,
             Self::Udp(listener) => listener.accept().await,
@@ -221,7 +221,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::handler::chain;
+    use crate::error::report;
 
     fn options(transport: SocketKind, address: SocketAddr) -> Options {
         Options {
@@ -230,7 +230,7 @@ mod tests {
             backlog: 1,
             handshakes_max: 1,
             admission: Admission::default(),
-            tuning: Tuning::default(),
+            socket_options: SocketOptions::default(),
             given: None,
             datagrams: Datagrams { sockets: 1, flows_max: 1, queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 } },
         }
@@ -242,7 +242,10 @@ mod tests {
     async fn what_a_socket_cannot_follow_is_told() {
         for transport in [SocketKind::Tcp, SocketKind::Udp] {
             let plain = options(transport, SocketAddr::from(([127, 0, 0, 1], 0)));
-            let other = Options { tuning: Tuning { reuse_port: true, ..Tuning::default() }, ..plain.clone() };
+            let other = Options {
+                socket_options: SocketOptions { reuse_port: true, ..SocketOptions::default() },
+                ..plain.clone()
+            };
             let metrics = || crate::telemetry::Telemetry::new().listener(&plain.name);
             let listener = Listener::bind(&plain, None, metrics()).unwrap();
             let told = |handle: &Handle, options| handle.follow(options).map_err(|error| error.to_string());
@@ -262,7 +265,7 @@ mod tests {
     fn a_refused_address_is_one_sentence() {
         let told = |port: u16, number: i32| {
             let options = options(SocketKind::Tcp, SocketAddr::from(([0, 0, 0, 0], port)));
-            chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
+            report(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();
         assert_eq!(

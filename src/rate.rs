@@ -1,6 +1,6 @@
 //! How much may pass in which time. Pure: `now` is an argument.
 //!
-//! A [`Rate`] is what the operator wrote; a [`Bucket`] is how much of it one user has left. A bucket is a single
+//! A [`Rate`] is what the operator wrote; a [`TokenBucket`] is how much of it one user has left. A bucket is a single
 //! instant, the one at which it is full again (the "virtual scheduling" form of the generic cell rate algorithm, ITU-T
 //! I.371 annex A): no timer fills it, and a million buckets that nobody uses cost their memory and nothing else.
 
@@ -17,7 +17,7 @@ pub struct Rate {
 }
 
 /// A tenth of a second: what may pass at once where who is over the rate waits.
-const SMOOTH: Duration = Duration::from_millis(100);
+const SMOOTH_BURST: Duration = Duration::from_millis(100);
 
 impl Rate {
     /// `amount` in `per`, evenly: at once passes what a tenth of a second lets pass, and at least 1.
@@ -26,9 +26,9 @@ impl Rate {
     /// that wake him are coarse; over any second at most 1.1 times the rate passes.
     ///
     /// A span of no length counts as a nanosecond.
-    pub fn evenly(amount: NonZeroU64, per: Duration) -> Self {
+    pub fn smooth(amount: NonZeroU64, per: Duration) -> Self {
         let per = per.max(Duration::from_nanos(1));
-        let tenth = u128::from(amount.get()) * SMOOTH.as_nanos() / per.as_nanos();
+        let tenth = u128::from(amount.get()) * SMOOTH_BURST.as_nanos() / per.as_nanos();
         Self { amount, per, burst: u64::try_from(tenth).unwrap_or(u64::MAX).clamp(1, amount.get()) }
     }
 
@@ -38,7 +38,7 @@ impl Rate {
     /// power cut, must not be refused as long as its number is the one that was allowed. Over any span of the rate, at most
     /// twice the amount passes.
     #[must_use]
-    pub fn at_once(self) -> Self {
+    pub fn with_full_burst(self) -> Self {
         Self { burst: self.amount.get(), ..self }
     }
 
@@ -78,11 +78,11 @@ impl fmt::Display for Rate {
 
 /// What one user has left of a [`Rate`], which is an argument of each call: it is the same for all of a listener's users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
+pub struct TokenBucket {
     full_at: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket.
     pub fn full(now: Instant) -> Self {
         Self { full_at: now }
@@ -122,12 +122,18 @@ impl Bucket {
         self.full_at = self.full_at.checked_sub(rate.span_of(amount)).unwrap_or(self.full_at);
     }
 
-    /// Forgives a debt: at worst it is empty. After another rate has held, what that one has left would be counted in its own, perhaps
-    /// much longer spans.
-    pub fn forgive(&mut self, rate: &Rate, now: Instant) {
-        if let Some(empty) = now.checked_add(rate.span_of(rate.burst)) {
-            self.full_at = self.full_at.min(empty);
+    /// Caps the debt at `debt_max` below empty. Needed where the rate has changed (with `debt_max` 0: a debt made under another
+    /// rate would be paid back in that rate's spans, which may be much longer), and where a debt must end in a bounded time.
+    pub fn cap_debt(&mut self, rate: &Rate, now: Instant, debt_max: u64) {
+        let lowest = rate.span_of(rate.burst).saturating_add(rate.span_of(debt_max));
+        if let Some(lowest) = now.checked_add(lowest) {
+            self.full_at = self.full_at.min(lowest);
         }
+    }
+
+    /// Whether more was charged than the burst holds.
+    pub fn is_in_debt(&self, rate: &Rate, now: Instant) -> bool {
+        now.checked_add(rate.span_of(rate.burst)).is_some_and(|empty| self.full_at > empty)
     }
 
     /// Whether it is as good as a new one.
@@ -152,19 +158,19 @@ mod tests {
         NonZeroU64::new(amount).unwrap()
     }
 
-    fn evenly(number: u64) -> Rate {
-        Rate::evenly(amount(number), SECOND)
+    fn smooth(number: u64) -> Rate {
+        Rate::smooth(amount(number), SECOND)
     }
 
     /// Thirty who come within a second at 5/s: six get in, one at once and one every 200 ms.
     #[test]
     fn a_small_rate_is_kept_within_the_first_second() {
-        let (start, rate) = (Instant::now(), evenly(5));
-        let mut bucket = Bucket::full(start);
-        let passed = |bucket: &mut Bucket, ms| bucket.take(&rate, start + Duration::from_millis(ms), 1).is_ok();
+        let (start, rate) = (Instant::now(), smooth(5));
+        let mut bucket = TokenBucket::full(start);
+        let passed = |bucket: &mut TokenBucket, ms| bucket.take(&rate, start + Duration::from_millis(ms), 1).is_ok();
         assert_eq!((0..=1000).step_by(34).filter(|ms| passed(&mut bucket, *ms)).count(), 5);
 
-        let mut bucket = Bucket::full(start);
+        let mut bucket = TokenBucket::full(start);
         assert!(passed(&mut bucket, 0) && !passed(&mut bucket, 0));
         assert_eq!(bucket.take(&rate, start, 1), Err(start + SECOND / 5));
         assert!(!passed(&mut bucket, 199) && passed(&mut bucket, 200));
@@ -173,8 +179,8 @@ mod tests {
     /// Where who is over the rate is refused, the whole number may come at once.
     #[test]
     fn the_number_may_come_at_once() {
-        let (start, rate) = (Instant::now(), Rate::evenly(amount(10), 60 * SECOND).at_once());
-        let mut bucket = Bucket::full(start);
+        let (start, rate) = (Instant::now(), Rate::smooth(amount(10), 60 * SECOND).with_full_burst());
+        let mut bucket = TokenBucket::full(start);
         assert_eq!((0..30).filter(|_| bucket.take(&rate, start, 1).is_ok()).count(), 10);
         assert_eq!(bucket.take(&rate, start, 1), Err(start + 6 * SECOND));
         assert!(!bucket.is_full(start + 59 * SECOND) && bucket.is_full(start + 60 * SECOND));
@@ -183,9 +189,9 @@ mod tests {
     /// What goes over is paid back before anything passes again.
     #[test]
     fn a_debt_is_paid() {
-        let (start, rate) = (Instant::now(), evenly(1000));
+        let (start, rate) = (Instant::now(), smooth(1000));
         assert_eq!(rate.burst(), 100);
-        let mut bucket = Bucket::full(start);
+        let mut bucket = TokenBucket::full(start);
         assert_eq!(bucket.take(&rate, start, 5000), Ok(()));
         // 4,900 of debt, and the 1 that is asked for.
         assert_eq!(bucket.take(&rate, start, 1), Err(start + Duration::from_millis(4901)));
@@ -195,38 +201,38 @@ mod tests {
     /// What a slower rate has left does not outlive it.
     #[test]
     fn a_debt_is_forgiven() {
-        let (start, hourly) = (Instant::now(), Rate::evenly(amount(1), 3600 * SECOND));
-        let mut bucket = Bucket::full(start);
+        let (start, hourly) = (Instant::now(), Rate::smooth(amount(1), 3600 * SECOND));
+        let mut bucket = TokenBucket::full(start);
         bucket.take(&hourly, start, 1).unwrap();
-        bucket.forgive(&hourly, start);
+        bucket.cap_debt(&hourly, start, 0);
         assert_eq!(bucket.ready_at(&hourly), start + 3600 * SECOND, "what was taken at the same rate stays taken");
-        bucket.forgive(&evenly(5), start);
-        assert_eq!(bucket.ready_at(&evenly(5)), start + SECOND / 5);
+        bucket.cap_debt(&smooth(5), start, 0);
+        assert_eq!(bucket.ready_at(&smooth(5)), start + SECOND / 5);
     }
 
     /// The largest debts end at the largest instants, without a panic.
     #[test]
     fn debts_end_somewhere() {
-        let (now, rate) = (Instant::now(), Rate::evenly(amount(1), Duration::MAX));
-        let mut bucket = Bucket::full(now);
+        let (now, rate) = (Instant::now(), Rate::smooth(amount(1), Duration::MAX));
+        let mut bucket = TokenBucket::full(now);
         for _ in 0..10 {
             bucket.charge(&rate, now, u64::MAX);
         }
         assert!(bucket.ready_at(&rate) > now + Duration::from_secs(400 * 365 * 24 * 3600));
-        assert_eq!(Rate::evenly(amount(u64::MAX), Duration::ZERO).burst(), u64::MAX);
+        assert_eq!(Rate::smooth(amount(u64::MAX), Duration::ZERO).burst(), u64::MAX);
     }
 
     /// One lives in every connection.
     #[test]
     fn a_bucket_is_small() {
-        assert!(size_of::<Bucket>() <= 16);
+        assert!(size_of::<TokenBucket>() <= 16);
     }
 
     fn rates() -> impl Strategy<Value = Rate> {
         let span = prop_oneof![Just(SECOND), Just(60 * SECOND), Just(3600 * SECOND)];
-        (1u64..100_000, span, any::<bool>()).prop_map(|(number, per, at_once)| match at_once {
-            true => Rate::evenly(amount(number), per).at_once(),
-            false => Rate::evenly(amount(number), per),
+        (1u64..100_000, span, any::<bool>()).prop_map(|(number, per, with_full_burst)| match with_full_burst {
+            true => Rate::smooth(amount(number), per).with_full_burst(),
+            false => Rate::smooth(amount(number), per),
         })
     }
 
@@ -238,7 +244,7 @@ mod tests {
             asked in prop::collection::vec((0u64..2_000_000_000, 1u64..1000), 1..60),
         ) {
             let mut now = Instant::now();
-            let mut bucket = Bucket::full(now);
+            let mut bucket = TokenBucket::full(now);
             let mut passed: Vec<(Instant, u64)> = Vec::new();
             for (wait, amount) in asked {
                 now += Duration::from_nanos(wait);
@@ -260,7 +266,7 @@ mod tests {
         #[test]
         fn a_patient_user_gets_all_of_it(rate in rates(), amounts in prop::collection::vec(1u64..1000, 1..60)) {
             let start = Instant::now();
-            let mut bucket = Bucket::full(start);
+            let mut bucket = TokenBucket::full(start);
             let (mut now, mut taken) = (start, 0);
             for amount in &amounts {
                 if let Err(ready) = bucket.take(&rate, now, *amount) {

@@ -4,8 +4,8 @@
 //! handler's [`Swap`] says; it is watched for a while, and if too much fails the last version comes back. What
 //! was loaded is kept on disk, so that any of the last versions can be made active, also after a restart.
 //!
-//! [`Rollouts`] does it, for all handlers, in steps that have a file each: `prepare` loads and looks, `commit` makes the
-//! change, `settling` sees to what comes of it. What is decided without a clock or a disk is in the pure files beside.
+//! [`RolloutManager`] does it, for all handlers, in steps that have a file each: `prepare` loads and looks, `commit` makes the
+//! change, `watch_change` sees to what comes of it. What is decided without a clock or a disk is in the pure files beside.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,30 +14,31 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dispatch::{Policy, Share};
+use crate::dispatch::Policy;
 use crate::handler::{grpc, wasm};
+use crate::percent::Percent;
 
 mod commit;
 mod conversations;
 mod error;
+mod health_window;
 mod index;
-mod line;
 mod loader;
+mod managed_handler;
+mod manager;
 mod prepare;
-mod rollouts;
-mod settling;
 mod start;
 mod status;
 mod store;
-mod watch;
+mod watch_change;
 
 pub use conversations::{ConversationsError, Deviations};
 pub use error::{Error, LoadError};
-pub use index::{Origin, Record, What};
+pub use health_window::FAILURES_MIN;
+pub use index::{Artifact, Origin, Record};
 pub use loader::Loader;
-pub use rollouts::{Candidate, Done, Rollouts, Services};
+pub use manager::{Candidate, ChangeResult, RolloutManager, Services};
 pub use status::{HandlerStatus, TrialStatus, VersionState, VersionStatus};
-pub use watch::FAILURES_MIN;
 
 /// What the configuration says of one handler.
 #[derive(Clone, Debug)]
@@ -90,7 +91,7 @@ pub enum Swap {
     /// It gets the new connections; the others stay until they end.
     NewConnections,
     /// It is tried on this part of the new connections.
-    Canary(Share),
+    Canary(Percent),
     /// It is tried on the same events without effect; differences are counted.
     Shadow,
 }
@@ -126,7 +127,7 @@ impl FromStr for Swap {
             "shadow" => Ok(Self::Shadow),
             _ => text
                 .strip_prefix("canary:")
-                .and_then(Share::parse)
+                .and_then(Percent::parse)
                 .filter(|share| share.basis_points() > 0)
                 .map(Self::Canary)
                 .ok_or_else(|| MalformedSwap { found: text.chars().take(80).collect() }),
@@ -138,14 +139,14 @@ impl FromStr for Swap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
     /// Failures among the new version's events, over which it is taken out; all for never.
-    pub threshold: Share,
+    pub threshold: Percent,
     /// How long it is watched.
     pub window: Duration,
 }
 
 /// Who asked for a change; told in the log and kept with a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
+pub enum Initiator {
     /// The gateway starts.
     Start,
     /// The configuration was read again.
@@ -153,16 +154,16 @@ pub enum Asker {
     /// A call of the admin port, from this address.
     Admin(SocketAddr),
     /// Nobody: too much had failed.
-    Watch,
+    HealthWindow,
 }
 
-impl fmt::Display for Asker {
+impl fmt::Display for Initiator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("start"),
             Self::Reload => f.write_str("reload"),
             Self::Admin(address) => write!(f, "admin {address}"),
-            Self::Watch => f.write_str("rollback"),
+            Self::HealthWindow => f.write_str("rollback"),
         }
     }
 }

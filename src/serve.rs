@@ -9,17 +9,17 @@ use tokio_util::sync::CancellationToken;
 use crate::conn::CloseReason;
 use crate::connection::{Connections, Permit};
 use crate::drain::Drain;
-use crate::listener::{Arrived, Listener};
-use crate::rate::{Bucket, Rate};
+use crate::listener::{Listener, Pending};
+use crate::rate::{Rate, TokenBucket};
 
 /// The end of a listener whose connections live on.
 #[derive(Clone, Debug, Default)]
-pub struct Retirement {
+pub struct ListenerShutdown {
     asked: CancellationToken,
     closed: CancellationToken,
 }
 
-impl Retirement {
+impl ListenerShutdown {
     /// Asks for it. Cannot be taken back.
     pub fn ask(&self) {
         self.asked.cancel();
@@ -41,13 +41,13 @@ pub async fn serve(
     listener: Listener,
     mut connections: watch::Receiver<Connections>,
     drain: Drain,
-    retirement: Retirement,
+    retirement: ListenerShutdown,
 ) -> JoinSet<()> {
     // However this ends, nobody waits for the socket any more.
     let _closed = retirement.closed.clone().drop_guard();
     let mut tasks = JoinSet::new();
     let mut listener = Some(listener);
-    let mut pace = Pace(Bucket::full(Instant::now()));
+    let mut limiter = AcceptLimiter(TokenBucket::full(Instant::now()));
     while listener.is_some() || !tasks.is_empty() {
         let current = connections.borrow_and_update().clone();
         tokio::select! {
@@ -66,7 +66,7 @@ pub async fn serve(
                     tracing::error!(%error, "the task of a connection has panicked");
                 }
             }
-            (permit, arrived) = next(&mut listener, &current, &mut pace) => {
+            (permit, arrived) = next(&mut listener, &current, &mut limiter) => {
                 tasks.spawn(open(current, permit, arrived, drain.clone()));
             }
         }
@@ -75,21 +75,25 @@ pub async fn serve(
 }
 
 /// The next peer for whom there is room; never one, without a listener. Can be dropped and called again without losing one.
-async fn next(listener: &mut Option<Listener>, connections: &Connections, pace: &mut Pace) -> (Permit, Arrived) {
+async fn next(
+    listener: &mut Option<Listener>,
+    connections: &Connections,
+    limiter: &mut AcceptLimiter,
+) -> (Permit, Pending) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     if listener.has_backlog() {
         let permit = connections.permit().await;
-        pace.wait(listener).await;
+        limiter.wait(listener).await;
         let arrived = listener.accept().await;
-        pace.count(listener);
+        limiter.count(listener);
         return (permit, arrived);
     }
     loop {
         let arrived = listener.accept().await;
         match connections.try_permit() {
-            Some(_) if !pace.take(listener) => arrived.shed("connection_rate"),
+            Some(_) if !limiter.take(listener) => arrived.shed("connection_rate"),
             Some(permit) => return (permit, arrived),
             None => arrived.shed("connections_max"),
         }
@@ -97,9 +101,9 @@ async fn next(listener: &mut Option<Listener>, connections: &Connections, pace: 
 }
 
 /// How fast a listener's peers are accepted.
-struct Pace(Bucket);
+struct AcceptLimiter(TokenBucket);
 
-impl Pace {
+impl AcceptLimiter {
     /// Waits until one more may be accepted. To be called again when the listener has another rate.
     async fn wait(&mut self, listener: &Listener) {
         while let Some(rate) = self.rate(listener) {
@@ -115,7 +119,7 @@ impl Pace {
     fn rate(&mut self, listener: &Listener) -> Option<Rate> {
         let rate = listener.admission().connection_rate;
         if let Some(rate) = &rate {
-            self.0.forgive(rate, Instant::now());
+            self.0.cap_debt(rate, Instant::now(), 0);
         }
         rate
     }
@@ -134,7 +138,7 @@ impl Pace {
 }
 
 /// One peer, from its arrival to its end.
-async fn open(connections: Connections, permit: Permit, arrived: Arrived, drain: Drain) {
+async fn open(connections: Connections, permit: Permit, arrived: Pending, drain: Drain) {
     let accepted = tokio::select! {
         biased;
         accepted = arrived.establish() => accepted,

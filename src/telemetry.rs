@@ -13,11 +13,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-mod lines;
 mod log;
+mod log_limit;
 
-pub use lines::{LineBudget, Lines, MaySay, lines_in};
 pub use log::{LogError, LogFormat, start_log};
+pub use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
 /// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has
 /// whatever the devices send, their passwords among it.
@@ -57,7 +57,7 @@ struct HandlerLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ApartLabel {
+struct DeprioritizedLabel {
     handler: Arc<str>,
     reason: &'static str,
 }
@@ -103,7 +103,7 @@ pub struct Telemetry {
     connections: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
-    turned_away: Family<ReasonLabel, Counter>,
+    rejected: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     received_bytes: Family<ListenerLabel, Counter>,
     sent_bytes: Family<ListenerLabel, Counter>,
@@ -113,14 +113,14 @@ pub struct Telemetry {
     inbound_queue_bytes: Family<ListenerLabel, Gauge>,
     outbound_queue_bytes: Family<ListenerLabel, Gauge>,
     queued_messages: Family<ListenerLabel, Gauge>,
-    sheds: Family<ReasonLabel, Counter>,
-    held_back: Family<ListenerLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
+    throttled_reads: Family<ListenerLabel, Counter>,
     event_seconds: Family<EventLabel, Histogram, EventSeconds>,
     failures: Family<FailureLabel, Counter>,
     undelivered: Family<EventLabel, Counter>,
     recoveries: Family<ActionLabel, Counter>,
     healthy: Family<HandlerLabel, Gauge>,
-    trips: Family<HandlerLabel, Counter>,
+    breaker_opened: Family<HandlerLabel, Counter>,
     moved: Family<HandlerLabel, Counter>,
     pinned: Family<HandlerLabel, Counter>,
     shadow_events: Family<HandlerLabel, Counter>,
@@ -131,9 +131,9 @@ pub struct Telemetry {
     swaps: Family<SwapLabel, Counter>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
-    log_lines_shed: Family<HandlerLabel, Counter>,
+    suppressed_log_lines: Family<HandlerLabel, Counter>,
     memory_waits: Family<HandlerLabel, Counter>,
-    events_apart: Family<ApartLabel, Counter>,
+    deprioritized: Family<DeprioritizedLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
 
@@ -159,8 +159,8 @@ impl Telemetry {
         registry.register("accepted_connections", "Connections accepted", accepted.clone());
         let accept_errors = Family::default();
         registry.register("accept_errors", "Accepts that failed and were tried again", accept_errors.clone());
-        let turned_away = Family::default();
-        registry.register("turned_away", "Peers that got no connection, by reason", turned_away.clone());
+        let rejected = Family::default();
+        registry.register("connections_rejected", "Peers that got no connection, by reason", rejected.clone());
         let closes = Family::default();
         registry.register("closes", "Connections ended, by reason", closes.clone());
         let received_bytes = Family::default();
@@ -189,10 +189,14 @@ impl Telemetry {
         );
         let queued_messages = Family::default();
         registry.register("queued_messages", "Messages for devices that wait for a handler", queued_messages.clone());
-        let sheds = Family::default();
-        registry.register("sheds", "What was dropped on purpose, by reason", sheds.clone());
-        let held_back = Family::default();
-        registry.register("held_back_reads", "Reads after which a stream had to wait for its rate", held_back.clone());
+        let dropped = Family::default();
+        registry.register("dropped", "What was dropped on purpose, by reason", dropped.clone());
+        let throttled_reads = Family::default();
+        registry.register(
+            "reads_throttled",
+            "Reads after which a stream had to wait for its rate",
+            throttled_reads.clone(),
+        );
         let event_seconds = Family::new_with_constructor(EventSeconds);
         registry.register_with_unit(
             "event",
@@ -208,8 +212,8 @@ impl Telemetry {
         registry.register("recoveries", "What was done about failures of a handler, by action", recoveries.clone());
         let healthy = Family::default();
         registry.register("handler_healthy", "Whether a handler gets new connections", healthy.clone());
-        let trips = Family::default();
-        registry.register("handler_trips", "How often a handler was taken out", trips.clone());
+        let breaker_opened = Family::default();
+        registry.register("handler_breaker_opened", "How often a handler was taken out", breaker_opened.clone());
         let moved = Family::default();
         registry.register("moved_connections", "Connections that went over to another version", moved.clone());
         let pinned = Family::default();
@@ -253,13 +257,17 @@ impl Telemetry {
             "Times that memory was waited for, since failures have used up what the handler gets while it keeps failing",
             memory_waits.clone(),
         );
-        let log_lines_shed = Family::default();
-        registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
-        let events_apart = Family::default();
+        let suppressed_log_lines = Family::default();
         registry.register(
-            "guest_events_apart",
+            "guest_log_lines_suppressed",
+            "Lines of guests that the log left out",
+            suppressed_log_lines.clone(),
+        );
+        let deprioritized = Family::default();
+        registry.register(
+            "guest_events_deprioritized",
             "Events of guests that went on in threads of low priority",
-            events_apart.clone(),
+            deprioritized.clone(),
         );
         let adapter_calls = Family::default();
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
@@ -269,7 +277,7 @@ impl Telemetry {
             connections,
             accepted,
             accept_errors,
-            turned_away,
+            rejected,
             closes,
             received_bytes,
             sent_bytes,
@@ -279,14 +287,14 @@ impl Telemetry {
             inbound_queue_bytes,
             outbound_queue_bytes,
             queued_messages,
-            sheds,
-            held_back,
+            dropped,
+            throttled_reads,
             event_seconds,
             failures,
             undelivered,
             recoveries,
             healthy,
-            trips,
+            breaker_opened,
             moved,
             pinned,
             shadow_events,
@@ -297,9 +305,9 @@ impl Telemetry {
             swaps,
             instances,
             instance_memory_bytes,
-            log_lines_shed,
+            suppressed_log_lines,
             memory_waits,
-            events_apart,
+            deprioritized,
             adapter_calls,
         }
     }
@@ -318,14 +326,14 @@ impl Telemetry {
     /// Shows the counters that the embedded broker keeps.
     pub fn broker(
         &self,
-        client_sheds: &Counter,
+        client_dropped: &Counter,
         publishes_denied: &Counter,
         subscribes_denied: &Counter,
         retained_refused: &Counter,
     ) {
         let mut registry = self.lock();
         for (name, help, counter) in [
-            ("broker_client_sheds", "Messages shed at the full queue of an MQTT client", client_sheds),
+            ("broker_client_dropped", "Messages shed at the full queue of an MQTT client", client_dropped),
             ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
             ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
             ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
@@ -354,10 +362,10 @@ impl Telemetry {
             inbound_queue_bytes: self.inbound_queue_bytes.get_or_create_owned(&label),
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
-            messages_shed: self.shed(name, "messages_full"),
-            held_back: self.held_back.get_or_create_owned(&label),
-            turned_away: self.turned_away.clone(),
-            sheds: self.sheds.clone(),
+            messages_dropped: self.shed(name, "messages_full"),
+            throttled_reads: self.throttled_reads.get_or_create_owned(&label),
+            rejected: self.rejected.clone(),
+            dropped: self.dropped.clone(),
             closes: self.closes.clone(),
             listener: Arc::clone(name),
         }
@@ -365,7 +373,7 @@ impl Telemetry {
 
     /// Counts what a listener sheds for this reason.
     fn shed(&self, listener: &Arc<str>, reason: &'static str) -> Counter {
-        self.sheds.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
+        self.dropped.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
     }
 
     /// The counters of one handler behind one listener.
@@ -396,7 +404,7 @@ impl Telemetry {
         let label = HandlerLabel { handler: Arc::clone(handler) };
         HealthMetrics {
             healthy: self.healthy.get_or_create_owned(&label),
-            trips: self.trips.get_or_create_owned(&label),
+            breaker_opened: self.breaker_opened.get_or_create_owned(&label),
             moved: self.moved.get_or_create_owned(&label),
             pinned: self.pinned.get_or_create_owned(&label),
             shadow_events: self.shadow_events.get_or_create_owned(&label),
@@ -429,12 +437,13 @@ impl Telemetry {
     /// The gauges of one guest's instances.
     pub fn instances(&self, handler: &Arc<str>) -> InstanceMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
-        let apart =
-            |reason| self.events_apart.get_or_create_owned(&ApartLabel { handler: Arc::clone(handler), reason });
+        let apart = |reason| {
+            self.deprioritized.get_or_create_owned(&DeprioritizedLabel { handler: Arc::clone(handler), reason })
+        };
         InstanceMetrics {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
-            log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
+            suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
             apart_by_time: apart("time"),
             apart_by_memory: apart("memory"),
@@ -474,30 +483,30 @@ pub struct ListenerMetrics {
     /// Messages for devices that wait for a handler.
     pub queued_messages: Gauge,
     /// Messages for which a connection had no room.
-    pub messages_shed: Counter,
+    pub messages_dropped: Counter,
     /// Reads after which a stream had to wait for its rate.
-    pub held_back: Counter,
-    turned_away: Family<ReasonLabel, Counter>,
-    sheds: Family<ReasonLabel, Counter>,
+    pub throttled_reads: Counter,
+    rejected: Family<ReasonLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     listener: Arc<str>,
 }
 
 impl ListenerMetrics {
     /// Counts a peer that got no connection.
-    pub fn turned_away(&self, reason: &'static str) {
-        self.turned_away.get_or_create(&self.reason(reason)).inc();
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&self.reason(reason)).inc();
     }
 
     /// Counts something of a peer or for it that was dropped on purpose, such as a datagram.
     pub fn shed(&self, reason: &'static str) {
-        self.sheds.get_or_create(&self.reason(reason)).inc();
+        self.dropped.get_or_create(&self.reason(reason)).inc();
     }
 
     /// Counts several such things.
-    pub fn sheds(&self, reason: &'static str, count: u64) {
+    pub fn dropped(&self, reason: &'static str, count: u64) {
         if count > 0 {
-            self.sheds.get_or_create(&self.reason(reason)).inc_by(count);
+            self.dropped.get_or_create(&self.reason(reason)).inc_by(count);
         }
     }
 
@@ -563,7 +572,7 @@ pub struct HealthMetrics {
     /// 1 while it gets new connections, else 0.
     pub healthy: Gauge,
     /// How often it was taken out.
-    pub trips: Counter,
+    pub breaker_opened: Counter,
     /// Connections that went over to another version.
     pub moved: Counter,
     /// Connections that were to go over to another version and stayed.
@@ -599,7 +608,7 @@ pub struct InstanceMetrics {
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,
     /// Lines that the log left out, because an instance said too many.
-    pub log_lines_shed: Counter,
+    pub suppressed_log_lines: Counter,
     /// Events that went on in threads of low priority because they took long.
     pub apart_by_time: Counter,
     /// The same because they took much memory.

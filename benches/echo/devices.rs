@@ -38,14 +38,14 @@ pub async fn open(
     numbers: Range<usize>,
     listeners: &[SocketAddr],
     payload_bytes: usize,
-    at_once: usize,
+    with_full_burst: usize,
 ) -> Vec<Device<TcpStream>> {
     let devices = futures::stream::iter(numbers).map(|number| async move {
         let mut device = connect(number, listeners[number % listeners.len()]).await?;
         device.echo(&mut vec![0; payload_bytes]).await?;
         io::Result::Ok(device)
     });
-    devices.buffer_unordered(at_once).try_collect().await.expect("a device failed")
+    devices.buffer_unordered(with_full_burst).try_collect().await.expect("a device failed")
 }
 
 async fn connect(number: usize, to: SocketAddr) -> io::Result<Device<TcpStream>> {
@@ -112,13 +112,13 @@ pub async fn echo<S>(
     devices: Vec<Device<S>>,
     payload_bytes: usize,
     span: Duration,
-    at_once: usize,
+    with_full_burst: usize,
 ) -> (Vec<Device<S>>, Echoes)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let started = Instant::now();
-    let mut groups: Vec<Vec<Device<S>>> = (0..at_once.min(devices.len())).map(|_| Vec::new()).collect();
+    let mut groups: Vec<Vec<Device<S>>> = (0..with_full_burst.min(devices.len())).map(|_| Vec::new()).collect();
     let count = groups.len();
     for (index, device) in devices.into_iter().enumerate() {
         groups[index % count].push(device);
@@ -152,7 +152,7 @@ where
 /// Does what it is asked on stdin, one line at a time: `open FIRST COUNT BYTES` for devices and their first echo, `echo
 /// SECONDS BYTES`, and `close`.
 pub async fn obey<S>(
-    at_once: usize,
+    with_full_burst: usize,
     mut open: impl AsyncFnMut(Range<usize>, usize) -> Vec<Device<S>>,
     mut closed: impl AsyncFnMut(),
 ) where
@@ -170,7 +170,7 @@ pub async fn obey<S>(
             }
             "echo" => {
                 let span = Duration::from_secs(number(1) as u64);
-                let (back, echoes) = echo(devices, number(2), span, at_once).await;
+                let (back, echoes) = echo(devices, number(2), span, with_full_burst).await;
                 devices = back;
                 println!("{}", echoes.to_line());
             }

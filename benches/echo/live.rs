@@ -65,8 +65,8 @@ async fn measure_in_tables(count: usize, tables: usize, payload_bytes: usize, se
     let mut server = Server::start(&["tables", &tables.to_string()]).await;
     let mut clients = Vec::with_capacity(tables);
     for listener in server.addresses() {
-        let at_once = CONCURRENCY.div_ceil(tables);
-        clients.push(Server::start(&["devices", &listener.to_string(), &at_once.to_string()]).await);
+        let with_full_burst = CONCURRENCY.div_ceil(tables);
+        clients.push(Server::start(&["devices", &listener.to_string(), &with_full_burst.to_string()]).await);
     }
     // The first connection of each thread pays for what is made once.
     for client in &mut clients {

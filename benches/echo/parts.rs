@@ -6,7 +6,7 @@ use polygate::adapter::Services;
 use polygate::auth::Auth;
 use polygate::config::{self, Config, Program};
 use polygate::conn::ConnIds;
-use polygate::conn::table::Table;
+use polygate::conn::registry::Registry;
 use polygate::connection::{Common, Connections};
 use polygate::dispatch::{Chain, Version, Versions};
 use polygate::exproto::service;
@@ -20,12 +20,12 @@ use tokio::sync::watch;
 /// What the connections of all listeners share.
 pub struct Parts {
     pub telemetry: Telemetry,
-    pub table: Table,
+    pub table: Registry,
     pub versions: Arc<Versions>,
     pub pubsub: PubSub,
     pub adapter: service::Options,
     pub listeners: Vec<config::Listener>,
-    host: wasm::Host,
+    host: wasm::Runtime,
     auth: Auth,
     ids: Arc<ConnIds>,
     taps: Taps,
@@ -36,14 +36,14 @@ impl Parts {
     pub async fn start(config: Config) -> Self {
         let telemetry = Telemetry::new();
         let auth = Auth::new(config.auth).expect("no users");
-        let host = wasm::Host::start(config.data_dir.join("components")).expect("no engine");
+        let host = wasm::Runtime::start(config.data_dir.join("components")).expect("no engine");
         let pubsub = PubSub::Embedded(Broker::start(config.broker, auth.clone()).await.expect("no broker"));
         let [handler] = <[_; 1]>::try_from(config.handlers).expect("one handler");
         let health = telemetry.health(handler.name());
         let first = version(&host, &telemetry, 1, handler).await;
         Self {
             versions: Versions::new(first, health),
-            table: Table::default(),
+            table: Registry::default(),
             adapter: config.adapter.expect("an adapter"),
             listeners: config.listeners,
             ids: Arc::new(ConnIds::new().expect("no randomness")),
@@ -82,7 +82,7 @@ impl Parts {
     }
 }
 
-async fn version(host: &wasm::Host, telemetry: &Telemetry, number: u32, handler: config::Handler) -> Arc<Version> {
+async fn version(host: &wasm::Runtime, telemetry: &Telemetry, number: u32, handler: config::Handler) -> Arc<Version> {
     let name = Arc::clone(handler.name());
     let program = match handler.program {
         Program::Grpc(options) => Handler::Grpc(grpc::Handler::new(options).expect("no TLS is asked for")),

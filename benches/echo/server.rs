@@ -36,10 +36,12 @@ pub async fn run(args: &[String]) {
             let (dir, tables) = (start(), tables.parse().expect("no number"));
             tables::run(Parts::start(config(GUEST, tables, dir.path())).await).await;
         }
-        ["devices", listener, at_once] => {
-            let (listener, at_once) = ([listener.parse().expect("no address")], at_once.parse().expect("no number"));
-            let open = async |numbers, payload_bytes| devices::open(numbers, &listener, payload_bytes, at_once).await;
-            devices::obey(at_once, open, async || {}).await;
+        ["devices", listener, with_full_burst] => {
+            let (listener, with_full_burst) =
+                ([listener.parse().expect("no address")], with_full_burst.parse().expect("no number"));
+            let open =
+                async |numbers, payload_bytes| devices::open(numbers, &listener, payload_bytes, with_full_burst).await;
+            devices::obey(with_full_burst, open, async || {}).await;
         }
         ["swap"] => swap().await,
         ["grpc", handler, transport] => gateway(&grpc(handler), 1, transport).await,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use polygate::config;
-use polygate::dispatch::{Mover, Others, Plan};
+use polygate::dispatch::{ConnectionMigrator, Others, Plan};
 use polygate::drain::Drain;
 use polygate::exproto::service::Adapter;
 use polygate::listener::Listener;
@@ -119,7 +119,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 
-    let mover = Mover::new(parts.table.clone());
+    let mover = ConnectionMigrator::new(parts.table.clone());
     let health = parts.telemetry.health(parts.versions.name());
     let mut lines = lines();
     while let Some(line) = lines.recv().await {

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Shared;
-use crate::handler::{chain, grpc};
-use crate::rollout::{Asker, Candidate, ConversationsError, Done, Error, LoadError, Swap};
+use crate::error::report;
+use crate::handler::{grpc};
+use crate::rollout::{Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap};
 
 /// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
 pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
@@ -83,21 +84,21 @@ impl From<Error> for Refusal {
             }) => StatusCode::INTERNAL_SERVER_ERROR,
             Error::Load(LoadError::Guest(_) | LoadError::Tls(_) | LoadError::Conversations { .. })
             | Error::Unwell { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            Error::Load(LoadError::Host(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
+            Error::Load(LoadError::Runtime(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self { status, error: chain(&error) }
+        Self { status, error: report(&error) }
     }
 }
 
-type Answer = Result<Json<Done>, Refusal>;
+type Answer = Result<Json<ChangeResult>, Refusal>;
 
 /// What stands behind the `?` of a change.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct SwapQuery {
     /// How the version takes over; as the configuration says without.
     swap: Option<String>,
     /// Whether it takes over at all, or is only kept.
@@ -121,11 +122,11 @@ struct Server {
 }
 
 async fn list(State(shared): State<Shared>) -> Response {
-    Json(json!({ "handlers": shared.rollouts.list() })).into_response()
+    Json(json!({ "handlers": shared.manager.list() })).into_response()
 }
 
 async fn list_versions(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Refusal> {
-    let versions = shared.rollouts.list_versions(&name)?;
+    let versions = shared.manager.list_versions(&name)?;
     Ok(Json(json!({ "handler": name, "versions": versions })).into_response())
 }
 
@@ -133,13 +134,13 @@ async fn upload(
     State(shared): State<Shared>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
-    asked: Query<Asked>,
+    query: Query<SwapQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Done>), Refusal> {
-    let swap = swap(&asked)?;
+) -> Result<(StatusCode, Json<ChangeResult>), Refusal> {
+    let swap = swap(&query)?;
     // Before the body is read: what nobody can use need not be sent.
-    shared.rollouts.list_versions(&name)?;
+    shared.manager.list_versions(&name)?;
     let Ok(_one) = shared.uploads.try_acquire() else {
         let error = format!("{UPLOADS_MAX} uploads are under way; expected at most that many");
         return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, error });
@@ -165,12 +166,12 @@ async fn upload(
     };
     let is_json =
         headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    let candidate = match (is_json, asked.unchecked) {
+    let candidate = match (is_json, query.unchecked) {
         (true, _) => Candidate::Server(server(&body)?),
         (false, false) => Candidate::Component(body),
         (false, true) => Candidate::Unchecked(body),
     };
-    let done = shared.rollouts.swap(&name, candidate, swap, asked.activate, Asker::Admin(peer)).await?;
+    let done = shared.manager.swap(&name, candidate, swap, query.activate, Initiator::Admin(peer)).await?;
     Ok((StatusCode::CREATED, Json(done)))
 }
 
@@ -189,11 +190,11 @@ async fn activate(
     State(shared): State<Shared>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path((name, number)): Path<(String, String)>,
-    asked: Query<Asked>,
+    query: Query<SwapQuery>,
 ) -> Answer {
-    let swap = swap(&asked)?;
+    let swap = swap(&query)?;
     let number = number.parse().map_err(|_| Refusal::bad("expected the number of a version"))?;
-    Ok(Json(shared.rollouts.activate(&name, number, swap, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.activate(&name, number, swap, Initiator::Admin(peer)).await?))
 }
 
 async fn roll_back(
@@ -201,7 +202,7 @@ async fn roll_back(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.roll_back(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.roll_back(&name, Initiator::Admin(peer)).await?))
 }
 
 async fn promote(
@@ -209,7 +210,7 @@ async fn promote(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.promote(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.promote(&name, Initiator::Admin(peer)).await?))
 }
 
 async fn abandon(
@@ -217,11 +218,11 @@ async fn abandon(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.abandon(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.abandon(&name, Initiator::Admin(peer)).await?))
 }
 
-fn swap(asked: &Asked) -> Result<Option<Swap>, Refusal> {
-    asked.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
+fn swap(query: &SwapQuery) -> Result<Option<Swap>, Refusal> {
+    query.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
 }
 
 /// A browser of the operator's must not be made to change handlers by some page that it shows. Browsers tell the page's site

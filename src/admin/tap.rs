@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::Shared;
 use super::api::Refusal;
 use crate::conn::ConnId;
-use crate::tap::{Watching, Whom};
+use crate::tap::{Selector, Subscription};
 
 /// The route, without the token, which is asked for before it.
 pub(super) fn routes() -> Router<Shared> {
@@ -23,24 +23,24 @@ pub(super) fn routes() -> Router<Shared> {
 /// Whom to watch: a connection by its id, a client, or else the next one.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct SwapQuery {
     conn: Option<String>,
     client: Option<String>,
     listener: Option<String>,
     peer: Option<IpAddr>,
 }
 
-impl Asked {
-    fn whom(self) -> Result<Whom, Refusal> {
+impl SwapQuery {
+    fn selector(self) -> Result<Selector, Refusal> {
         match self {
             Self { conn: Some(conn), client: None, listener: None, peer: None } => match ConnId::parse(&conn) {
-                Some(conn) => Ok(Whom::Conn(conn)),
+                Some(conn) => Ok(Selector::Conn(conn)),
                 None => {
                     Err(Refusal::bad(format!("conn: expected 16 hexadecimal digits as in the log, found {conn:?}")))
                 }
             },
-            Self { conn: None, client: Some(client), listener: None, peer: None } => Ok(Whom::Client(client)),
-            Self { conn: None, client: None, listener, peer } => Ok(Whom::Next { listener, peer }),
+            Self { conn: None, client: Some(client), listener: None, peer: None } => Ok(Selector::Client(client)),
+            Self { conn: None, client: None, listener, peer } => Ok(Selector::Next { listener, peer }),
             _ => Err(Refusal::bad("expected conn, or client, or neither of them with listener and peer as you like")),
         }
     }
@@ -48,20 +48,20 @@ impl Asked {
 
 async fn tap(
     State(shared): State<Shared>,
-    ConnectInfo(asker): ConnectInfo<SocketAddr>,
-    asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
+    ConnectInfo(initiator): ConnectInfo<SocketAddr>,
+    query: Result<Query<SwapQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(asked) = asked.map_err(|rejection| Refusal::bad(rejection.body_text()))?;
-    let whom = asked.whom()?;
-    if let Whom::Conn(conn) = whom
+    let Query(query) = query.map_err(|rejection| Refusal::bad(rejection.body_text()))?;
+    let selector = query.selector()?;
+    if let Selector::Conn(conn) = selector
         && shared.connections.get(conn).is_none()
     {
         return Err(Refusal::not_found(format!("no connection has the id {conn}")));
     }
-    let watching = shared.taps.watch(whom.clone()).map_err(|full| Refusal::busy(full.to_string()))?;
-    tracing::info!(%asker, ?whom, "a connection is watched");
+    let watching = shared.taps.watch(selector.clone()).map_err(|full| Refusal::busy(full.to_string()))?;
+    tracing::info!(%initiator, ?selector, "a connection is watched");
     let drain = shared.drain.clone();
-    let lines = futures::stream::unfold((watching, drain), |(mut watching, drain): (Watching, _)| async move {
+    let lines = futures::stream::unfold((watching, drain), |(mut watching, drain): (Subscription, _)| async move {
         // The admin port outlives the connections; who waits for one must not keep it open.
         let piece = tokio::select! {
             piece = watching.next() => piece?,

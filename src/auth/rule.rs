@@ -1,6 +1,6 @@
 //! Rules: which client may or may not do what with which topics.
 
-use crate::pubsub::topic::{self, Identity, Malformed, Placeholder, Template, TemplateError};
+use crate::topic::{self, Identity, Malformed, Placeholder, Template, TemplateError};
 
 use super::pattern::Pattern;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use clap::ValueHint;
 
-use crate::handler::chain;
-use crate::handler::wasm::{Host, Options, bound_this_process};
+use crate::error::report;
+use crate::handler::wasm::{Options, Runtime, bound_this_process};
 use crate::telemetry::Telemetry;
 
 /// Compiles a guest into the cache of a gateway, within bounds; the gateway runs it
@@ -53,17 +53,17 @@ pub fn run(args: Args) -> ExitCode {
     }
     let metrics = Telemetry::new().instances(&args.handler);
     let options = Options { memory_bytes_max: args.instance_memory, ..Options::new(args.handler, args.component) };
-    let host = match Host::start_compiler(args.cache, args.small_engine) {
+    let host = match Runtime::start_compiler(args.cache, args.small_engine) {
         Ok(host) => host,
         Err(error) => {
-            eprintln!("{}", chain(&error));
+            eprintln!("{}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     match host.load(options, metrics) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", chain(&error.about(&args.known_as)));
+            eprintln!("{}", report(&error.about(&args.known_as)));
             ExitCode::FAILURE
         }
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap_complete::Shell;
 
 use super::definition;
-use crate::handler::chain;
+use crate::error::report;
 
 /// Prints the completions of a shell
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ pub fn run_man(args: &ManArgs) -> ExitCode {
     match clap_mangen::Man::new(command).render(&mut page) {
         Ok(()) => print("man page", &page),
         Err(error) => {
-            eprintln!("polygate: cannot make the man page: {}", chain(&error));
+            eprintln!("polygate: cannot make the man page: {}", report(&error));
             ExitCode::FAILURE
         }
     }
@@ -67,7 +67,7 @@ fn print(what: &str, text: &[u8]) -> ExitCode {
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: cannot write the {what}: {}", chain(&error));
+            eprintln!("polygate: cannot write the {what}: {}", report(&error));
             ExitCode::FAILURE
         }
     }

@@ -12,11 +12,11 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::conversation::play::witness::{self, Watch};
-use crate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
+use crate::conversation::play::mqtt_observer::{self, Watch};
+use crate::conversation::play::{BrokerUrl, GatewayAddr, MqttObserver, Options, play};
 use crate::conversation::{Action, Conversation};
+use crate::error::report;
 use crate::gateway::{Bound, Gateway};
-use crate::handler::chain;
 
 mod positions;
 
@@ -68,7 +68,7 @@ enum Error {
     #[error("the tour's own conversations are wrong")]
     Conversations(#[from] crate::conversation::Faults),
     #[error(transparent)]
-    Witness(#[from] crate::conversation::play::WitnessError),
+    MqttObserver(#[from] crate::conversation::play::ObserverError),
     #[error(transparent)]
     Positions(#[from] positions::SubscribeError),
     #[error("the gateway has no port for {0}")]
@@ -82,7 +82,7 @@ pub async fn run(args: Args) -> ExitCode {
     match tour(args).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }
@@ -99,8 +99,8 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     let conversations = conversations()?;
     let expected = conversations.iter().map(positions_in).sum();
     let positions = positions::subscribe(broker, POSITIONS_WAITING_MAX, BROKER_TIMEOUT).await?;
-    let witness =
-        Witness::connect(&broker_url(broker), "", Watch::Topics(witness::topics(&conversations)), BROKER_TIMEOUT)
+    let observer =
+        MqttObserver::connect(&broker_url(broker), "", Watch::Topics(mqtt_observer::topics(&conversations)), BROKER_TIMEOUT)
             .await?;
 
     println!(
@@ -109,10 +109,10 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     );
     let progress = progress_bar(conversations.len() as u64);
     let printing = tokio::spawn(print_positions(positions, progress.clone(), expected));
-    let failures = replay(&conversations, listener, &witness, &progress).await;
+    let failures = replay(&conversations, listener, &observer, &progress).await;
     let arrived = printing.await.unwrap_or(Ok(0)).map_err(Error::Output)?;
     progress.finish_and_clear();
-    witness.close(BROKER_TIMEOUT).await;
+    observer.close(BROKER_TIMEOUT).await;
 
     println!("\n{} connections replayed, {arrived} of {expected} positions arrived over MQTT.", conversations.len());
     for failure in &failures {
@@ -156,7 +156,7 @@ fn positions_in(conversation: &Conversation) -> usize {
 async fn replay(
     conversations: &[Conversation],
     listener: SocketAddr,
-    witness: &Witness,
+    observer: &MqttObserver,
     progress: &ProgressBar,
 ) -> Vec<String> {
     let to = GatewayAddr::from(listener);
@@ -164,9 +164,9 @@ async fn replay(
     let (to, options) = (&to, &options);
     stream::iter(conversations)
         .map(|conversation| async move {
-            let played = play(conversation, to, Some(witness), options, |_| {}).await;
+            let played = play(conversation, to, Some(observer), options, |_| {}).await;
             progress.inc(1);
-            played.err().map(|error| format!("{}: {}", conversation.name(), chain(&error)))
+            played.err().map(|error| format!("{}: {}", conversation.name(), report(&error)))
         })
         .buffer_unordered(TERMINALS_AT_ONCE)
         .filter_map(std::future::ready)

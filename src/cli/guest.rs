@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::conversation::{FolderError, ReadError};
-use crate::handler::wasm::{HostError, LoadError};
-use crate::handler::{CallError, chain};
+use crate::handler::wasm::{LoadError, RuntimeError};
+use crate::error::report;
+use crate::handler::{CallError};
 
 pub mod bench;
 pub mod check;
@@ -49,9 +50,9 @@ pub enum Error {
     Load(#[from] LoadError),
     /// This machine.
     #[error(transparent)]
-    Host(#[from] HostError),
+    Runtime(#[from] RuntimeError),
     /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// A folder without conversations.
     #[error(transparent)]

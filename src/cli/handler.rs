@@ -9,8 +9,8 @@ use clap::{Subcommand, ValueHint};
 use http::Method;
 use serde::Deserialize;
 
-use crate::handler::chain;
-use crate::rollout::{Done, HandlerStatus, Swap, VersionStatus};
+use crate::error::report;
+use crate::rollout::{ChangeResult, HandlerStatus, Swap, VersionStatus};
 
 use super::admin_client::{self, Client, ClientError};
 
@@ -125,7 +125,7 @@ pub async fn run(args: Args) -> ExitCode {
     match answer(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }
@@ -186,7 +186,7 @@ fn changed(answer: String, json: bool) -> Result<String, HandlerError> {
     if json {
         return Ok(answer);
     }
-    let Done { handler, version, state, before } = serde_json::from_str(&answer)?;
+    let ChangeResult { handler, version, state, before } = serde_json::from_str(&answer)?;
     Ok(format!("handler {handler}: version {version} is {}; version {before} was active", state.name()))
 }
 

@@ -17,13 +17,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::conversation::play::witness::{self, Watch};
+use crate::conversation::play::mqtt_observer::{self, Watch};
 use crate::conversation::play::{
-    BrokerUrl, GatewayAddr, Options, Outcome, PlayError, Played, Witness, WitnessError, play,
+    BrokerUrl, GatewayAddr, MqttObserver, ObserverError, Options, Outcome, PlayError, Played, play,
 };
 use crate::conversation::run::Replies;
 use crate::conversation::{Conversation, ReadError};
-use crate::handler::chain;
+use crate::error::report;
 
 mod record;
 mod report;
@@ -127,7 +127,7 @@ impl From<ComparedReplies> for Replies {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// More connections than conversations, with a broker.
     #[error(
@@ -142,7 +142,7 @@ pub enum Error {
     },
     /// The broker's side.
     #[error(transparent)]
-    Witness(#[from] WitnessError),
+    MqttObserver(#[from] ObserverError),
     /// A conversation could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -156,7 +156,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::TooManyConnections { .. } => ExitCode::from(2),
-            Self::Conversations(_) | Self::Witness(_) | Self::Record(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Conversations(_) | Self::MqttObserver(_) | Self::Record(_) | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -185,18 +185,18 @@ pub async fn run_to(args: Args, out: &mut (impl Write + Send)) -> Result<ExitCod
     if args.mqtt.is_some() && connections as usize > conversations.len() {
         return Err(Error::TooManyConnections { connections, conversations: conversations.len() });
     }
-    let witness = match &args.mqtt {
+    let observer = match &args.mqtt {
         None => None,
         Some(broker) => {
-            let watch = Watch::Topics(witness::topics(&conversations));
-            Some(Witness::connect(broker, &args.mountpoint, watch, args.timeout).await?)
+            let watch = Watch::Topics(mqtt_observer::topics(&conversations));
+            Some(MqttObserver::connect(broker, &args.mountpoint, watch, args.timeout).await?)
         }
     };
     let replay = Arc::new(Replay {
         conversations,
         to: args.to.clone(),
         options: options(&args),
-        witness,
+        observer,
         rate: args.rate,
         loops: args.loops.get(),
         connections,
@@ -205,8 +205,8 @@ pub async fn run_to(args: Args, out: &mut (impl Write + Send)) -> Result<ExitCod
         stop: CancellationToken::new(),
     });
     let report = replay.run_all().await;
-    if let Some(Replay { witness: Some(witness), .. }) = Arc::into_inner(replay) {
-        witness.close(args.timeout).await;
+    if let Some(Replay { observer: Some(observer), .. }) = Arc::into_inner(replay) {
+        observer.close(args.timeout).await;
     }
     out.write_all(report.to_string().as_bytes())?;
     out.flush()?;
@@ -234,7 +234,7 @@ struct Replay {
     conversations: Vec<Conversation>,
     to: GatewayAddr,
     options: Options,
-    witness: Option<Witness>,
+    observer: Option<MqttObserver>,
     rate: Option<f64>,
     loops: u64,
     connections: u32,
@@ -313,7 +313,7 @@ impl Replay {
         let mut latencies = Vec::new();
         let played = match self.conversations.get(index) {
             Some(conversation) => {
-                play(conversation, &self.to, self.witness.as_ref(), &self.options, |progress| {
+                play(conversation, &self.to, self.observer.as_ref(), &self.options, |progress| {
                     if let Outcome::Met { latency: Some(latency) } = progress.outcome {
                         latencies.push(latency);
                     }

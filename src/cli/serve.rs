@@ -7,10 +7,10 @@ use clap::ValueHint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Program};
+use crate::error::report;
 use crate::gateway::{Gateway, ListenersChanged, Reloaded};
-use crate::handler::chain;
 use crate::handler::wasm::Compiler;
-use crate::listener::Inherited;
+use crate::listener::ActivatedSockets;
 use crate::telemetry::LogFormat;
 
 mod watching;
@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 /// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
-pub async fn run(args: Args, log_format: LogFormat, inherited: Inherited) -> ExitCode {
+pub async fn run(args: Args, log_format: LogFormat, activated: ActivatedSockets) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
         Err(faults) => {
@@ -57,11 +57,11 @@ pub async fn run(args: Args, log_format: LogFormat, inherited: Inherited) -> Exi
         tracing::warn!("{warning}");
     }
     tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
-    match serve_until_stopped(config, args, inherited).await {
+    match serve_until_stopped(config, args, activated).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_cut_off) => ExitCode::FAILURE,
         Err(error) => {
-            tracing::error!("{}", chain(error.as_ref()));
+            tracing::error!("{}", report(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -88,14 +88,14 @@ fn raise_descriptors_max() -> Option<u64> {
 async fn serve_until_stopped(
     config: Config,
     args: Args,
-    inherited: Inherited,
+    activated: ActivatedSockets,
 ) -> Result<usize, Box<dyn std::error::Error>> {
     // Before the start: a signal that comes during a long compilation stops the gateway as well.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hangup = signal(SignalKind::hangup())?;
     let watcher = args.watch.then(|| Watcher::new(files(&args.config, &config)));
     let gateway = tokio::select! {
-        started = Gateway::start_with(config, Compiler::Apart(THIS_PROGRAM.into()), inherited) => started?,
+        started = Gateway::start_with(config, Compiler::Subprocess(THIS_PROGRAM.into()), activated) => started?,
         () = either(&mut terminate, &mut interrupt) => {
             tracing::info!("stopped before the gateway had started");
             return Ok(0);
@@ -139,7 +139,7 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
         let (config, warnings) = match tokio::task::spawn_blocking(move || Config::load(&reading)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(faults)) => {
-                tracing::error!("everything stays as it is, because {faults}");
+                tracing::error!("configuration rejected: {faults}");
                 continue;
             }
             Err(error) => {
@@ -161,11 +161,11 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
                 }
                 let handlers: Vec<String> = changed.into_iter().map(|done| done.handler).collect();
                 let ListenersChanged { added, removed, moved } = listeners;
-                tracing::info!(?handlers, ?added, ?removed, ?moved, "configuration followed");
+                tracing::info!(?handlers, ?added, ?removed, ?moved, "configuration reloaded");
             }
             Err(errors) => {
                 for error in errors {
-                    tracing::error!("everything stays as it is: {}", chain(&error));
+                    tracing::error!("configuration rejected: {}", report(&error));
                 }
             }
         }

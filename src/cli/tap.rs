@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::ValueHint;
 
 use super::admin_client::{self, Client, ClientError, escaped};
-use crate::handler::chain;
+use crate::error::report;
 
 /// Shows what one connection of a running gateway does, as a conversation
 ///
@@ -70,7 +70,7 @@ pub async fn run(args: Args) -> ExitCode {
     match watching {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }

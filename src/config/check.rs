@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 
 use toml::de::DeTable;
 
+use super::diagnostics::{Diagnostics, ErrorReported};
 use super::fault::{Fault, Faults};
-use super::file;
-use super::findings::{Findings, Told};
 use super::read::Table;
+use super::schema;
 use super::warning::{Advice, Warning};
-use super::{Config, Outside, Written};
+use super::{Config, ConfigDiff, ExternalFiles};
 
 mod access;
 mod admission;
@@ -24,47 +24,51 @@ mod guest;
 mod handlers;
 mod listeners;
 mod services;
-mod tuning;
+mod socket_options;
 
 use binds::Binds;
 
 /// Checks the text of a configuration file.
-pub(super) fn check(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Config, Vec<Warning>), Faults> {
-    let findings = Findings::new(text);
+pub(super) fn check(
+    text: &str,
+    file_name: &str,
+    external: ExternalFiles<'_>,
+) -> Result<(Config, Vec<Warning>), Faults> {
+    let diagnostics = Diagnostics::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
-    let config = match syntax(&findings, &errors) {
-        Ok(()) => config(&Table::root(&findings, document.get_ref()), outside, text),
+    let config = match syntax(&diagnostics, &errors) {
+        Ok(()) => config(&Table::root(&diagnostics, document.get_ref()), external, text),
         // What was understood of a broken file is not what its writer meant.
         Err(told) => Err(told),
     };
-    findings.conclude(file_name, config)
+    diagnostics.conclude(file_name, config)
 }
 
 /// Records what is no TOML: the first of each line, because the others mostly follow from it.
-fn syntax(findings: &Findings<'_>, errors: &[toml::de::Error]) -> Result<(), Told> {
+fn syntax(diagnostics: &Diagnostics<'_>, errors: &[toml::de::Error]) -> Result<(), ErrorReported> {
     let mut lines = BTreeSet::new();
     let mut result = Ok(());
     for error in errors {
-        let place = findings.column(error.span().map_or(0, |span| span.start));
-        if lines.insert(place.line) {
+        let location = diagnostics.column(error.span().map_or(0, |span| span.start));
+        if lines.insert(location.line) {
             // Not the error's whole text, which quotes the line: a secret may stand in it.
-            result = Err(findings.fault(place, Fault::Syntax(error.message().to_owned())));
+            result = Err(diagnostics.fault(location, Fault::Syntax(error.message().to_owned())));
         }
     }
     result
 }
 
-fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, Told> {
-    root.admit(&[&file::ROOT], &[]);
+fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<Config, ErrorReported> {
+    root.admit(&[&schema::ROOT], &[]);
     let mut binds = Binds::default();
 
-    let handlers = handlers::read(root, outside);
-    let gateway = services::gateway(root, outside);
-    let adapter = services::adapter(root, outside, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
-    let admin = services::admin(root, outside, &mut binds);
+    let handlers = handlers::read(root, external);
+    let gateway = services::gateway(root, external);
+    let adapter = services::adapter(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
+    let admin = services::admin(root, external, &mut binds);
     let broker = services::broker(root, &mut binds);
-    let auth = access::read(root, outside);
-    let listeners = listeners::read(root, outside, &mut binds, handlers.as_ref().ok());
+    let auth = access::read(root, external);
+    let listeners = listeners::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)
@@ -91,7 +95,7 @@ fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, 
         auth: auth.into_options(),
         handlers: handlers.into_options()?,
         listeners,
-        written: Written::read(text),
+        written: ConfigDiff::read(text),
     })
 }
 

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::io;
 
-use super::nearest::nearest;
-use super::place::{Columns, Place, Shown, ThereAre};
+use super::location::{Alternatives, Columns, Location, Quoted};
+use super::suggest::suggest;
 use crate::auth::{HashFault, OptionsError, RuleFault};
 use crate::conn::SocketKind;
 use crate::listener::access::{MalformedNetwork, MalformedRule};
 use crate::listener::credentials::MalformedPem;
 use crate::listener::psk::MalformedPsk;
 use crate::listener::{MalformedBind, tls};
-use crate::pubsub::topic::MountpointError;
+use crate::topic::MountpointError;
 
 /// Why there is no configuration. Its text is the whole report; it never shows a secret.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub enum Faults {
         /// The file, as it was named.
         file: String,
         /// Where, and what.
-        faults: Vec<(Place, Fault)>,
+        faults: Vec<(Location, Fault)>,
     },
 }
 
@@ -53,12 +53,12 @@ pub enum Fault {
     #[error("{0}")]
     Syntax(String),
     /// A key that means nothing here.
-    #[error("is not a key of {section}; {}", Hint { nearest: *.nearest, known })]
+    #[error("is not a key of {section}; {}", Hint { suggest: *.suggest, known })]
     UnknownKey {
         /// The table's title.
         section: &'static str,
         /// The key that was probably meant.
-        nearest: Option<&'static str>,
+        suggest: Option<&'static str>,
         /// All keys of the table.
         known: Vec<&'static str>,
     },
@@ -91,7 +91,7 @@ pub enum Fault {
         found: String,
     },
     /// A text that is not of the form.
-    #[error("{} is not {expected}", Shown(found))]
+    #[error("{} is not {expected}", Quoted(found))]
     Malformed {
         /// The text.
         found: String,
@@ -115,7 +115,7 @@ pub enum Fault {
         range: String,
     },
     /// A text that is none of the allowed words.
-    #[error("{} is not known here; {}", Shown(found), Hint { nearest: nearest(found, known.iter().copied()), known })]
+    #[error("{} is not known here; {}", Quoted(found), Hint { suggest: suggest(found, known.iter().copied()), known })]
     NotOneOf {
         /// The text.
         found: String,
@@ -123,7 +123,7 @@ pub enum Fault {
         known: Vec<&'static str>,
     },
     /// A name of a listener or handler that logs, metrics and urls could not show as it is.
-    #[error("{} is not a name; expected 1 to 64 of the characters a-z, A-Z, 0-9, \"_\" and \"-\"", Shown(found))]
+    #[error("{} is not a name; expected 1 to 64 of the characters a-z, A-Z, 0-9, \"_\" and \"-\"", Quoted(found))]
     Name {
         /// The name.
         found: String,
@@ -135,7 +135,7 @@ pub enum Fault {
         of: &'static str,
     },
     /// The same value again.
-    #[error("{} is there already, as {first}", Shown(found))]
+    #[error("{} is there already, as {first}", Quoted(found))]
     Twice {
         /// The value.
         found: String,
@@ -163,7 +163,7 @@ pub enum Fault {
         given: &'static str,
     },
     /// A listener names a handler that is not there.
-    #[error("no handler is named {}; {}", Shown(name), ThereAre(known))]
+    #[error("no handler is named {}; {}", Quoted(name), Alternatives(known))]
     NoHandler {
         /// The name.
         name: String,
@@ -179,7 +179,7 @@ pub enum Fault {
         other: String,
     },
     /// Not the form of a listener's address.
-    #[error("{} {why}", Shown(found))]
+    #[error("{} {why}", Quoted(found))]
     Bind {
         /// What was written.
         found: String,
@@ -187,7 +187,7 @@ pub enum Fault {
         why: MalformedBind,
     },
     /// Not an address, a network, or a rule that has one.
-    #[error("{} {why}", Shown(found))]
+    #[error("{} {why}", Quoted(found))]
     Network {
         /// What was written.
         found: String,
@@ -195,7 +195,7 @@ pub enum Fault {
         why: MalformedRule,
     },
     /// A line of a list of addresses that is none.
-    #[error("{} line {line}: {} {why}", Shown(path), Shown(found))]
+    #[error("{} line {line}: {} {why}", Quoted(path), Quoted(found))]
     Line {
         /// The file, as it was named.
         path: String,
@@ -207,7 +207,7 @@ pub enum Fault {
         why: MalformedNetwork,
     },
     /// A file that is named cannot be read.
-    #[error("{}: {why}", Shown(path))]
+    #[error("{}: {why}", Quoted(path))]
     File {
         /// The file, as it was named.
         path: String,
@@ -215,7 +215,7 @@ pub enum Fault {
         why: Unreadable,
     },
     /// A file of certificates or keys that does not have what it should.
-    #[error("{}: {why}", Shown(path))]
+    #[error("{}: {why}", Quoted(path))]
     Pem {
         /// The file, as it was named.
         path: String,
@@ -223,7 +223,7 @@ pub enum Fault {
         why: MalformedPem,
     },
     /// A file of pre-shared keys with a line that cannot be used, which is not shown.
-    #[error("{}: {why}", Shown(path))]
+    #[error("{}: {why}", Quoted(path))]
     Psk {
         /// The file, as it was named.
         path: String,
@@ -231,7 +231,7 @@ pub enum Fault {
         why: MalformedPsk,
     },
     /// A file of pre-shared keys without one.
-    #[error("{}: has no key; expected lines of the form \"identity:key\"", Shown(path))]
+    #[error("{}: has no key; expected lines of the form \"identity:key\"", Quoted(path))]
     NoPsk {
         /// The file, as it was named.
         path: String,
@@ -255,7 +255,7 @@ pub enum Fault {
     #[error("has \"1.3\", which is for tls; expected [\"1.2\"]")]
     VersionOfTls,
     /// An environment variable that is named cannot be used.
-    #[error("the environment variable {} {why}", Shown(name))]
+    #[error("the environment variable {} {why}", Quoted(name))]
     Env {
         /// Its name.
         name: String,
@@ -305,15 +305,15 @@ pub enum Fault {
 
 /// What a wrong key or word should perhaps have been.
 struct Hint<'a> {
-    nearest: Option<&'static str>,
+    suggest: Option<&'static str>,
     known: &'a [&'static str],
 }
 
 impl fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.nearest {
-            Some(nearest) => write!(f, "did you mean {nearest:?}?"),
-            None => ThereAre(self.known).fmt(f),
+        match self.suggest {
+            Some(suggest) => write!(f, "did you mean {suggest:?}?"),
+            None => Alternatives(self.known).fmt(f),
         }
     }
 }
@@ -341,7 +341,7 @@ fn of_topic(fault: &RuleFault) -> String {
         RuleFault::Template { fault, .. } => fault.to_string(),
         RuleFault::Malformed { fault, .. } => fault.to_string(),
         RuleFault::Share { text, .. } => {
-            format!("{} is a shared subscription; expected the filter alone", Shown(text))
+            format!("{} is a shared subscription; expected the filter alone", Quoted(text))
         }
         RuleFault::Empty { .. } => fault.to_string(),
     }

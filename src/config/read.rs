@@ -1,25 +1,25 @@
 //! A walk through the parsed file that knows at each step where it is.
 //!
 //! Unlike a deserializer it does not stop at the first fault: every getter records its own and gives
-//! [`Told`] in the value's place, so the caller reads all values before it asks which are there.
+//! [`ErrorReported`] in the value's place, so the caller reads all values before it asks which are there.
 
 use std::fmt;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::diagnostics::{Diagnostics, ErrorReported};
 use super::fault::Fault;
-use super::file::Section;
-use super::findings::{Findings, Told};
-use super::form::{Form, Key, Presence};
-use super::nearest::nearest;
-use super::place::{Place, Spot, join};
+use super::location::{Location, Position, join};
+use super::schema::Section;
+use super::suggest::suggest;
+use super::value::{Key, Presence, ValueType};
 use super::warning::Advice;
 
 /// A value and its place.
 #[derive(Clone)]
 pub(super) struct Item<'t> {
-    findings: &'t Findings<'t>,
+    diagnostics: &'t Diagnostics<'t>,
     path: String,
     line: usize,
     value: &'t DeValue<'t>,
@@ -43,48 +43,48 @@ impl<'t> Item<'t> {
         self.value
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { line: Some(self.line), spot: Spot::Key(self.path.clone()) }
+    pub(super) fn location(&self) -> Location {
+        Location { line: Some(self.line), position: Position::Key(self.path.clone()) }
     }
 
-    pub(super) fn fault(&self, fault: Fault) -> Told {
-        self.findings.fault(self.place(), fault)
+    pub(super) fn fault(&self, fault: Fault) -> ErrorReported {
+        self.diagnostics.fault(self.location(), fault)
     }
 
     pub(super) fn warn(&self, advice: Advice) {
-        self.findings.warn(self.place(), advice);
+        self.diagnostics.warn(self.location(), advice);
     }
 
     /// Records that the value should be something else.
-    pub(super) fn wrong_type(&self, expected: impl Into<String>) -> Told {
+    pub(super) fn wrong_type(&self, expected: impl Into<String>) -> ErrorReported {
         self.fault(Fault::WrongType { expected: expected.into(), found: shown(self.value) })
     }
 
     /// The value, which must be a string.
-    pub(super) fn text(&self, expected: &str) -> Result<&'t str, Told> {
+    pub(super) fn text(&self, expected: &str) -> Result<&'t str, ErrorReported> {
         self.value.as_str().ok_or_else(|| self.wrong_type(expected))
     }
 
     /// The elements, of which each has its own place.
-    pub(super) fn elements(&self, expected: &str) -> Result<Vec<Self>, Told> {
+    pub(super) fn elements(&self, expected: &str) -> Result<Vec<Self>, ErrorReported> {
         let array = self.value.as_array().ok_or_else(|| self.wrong_type(expected))?;
         let element = |(index, element): (usize, &'t Spanned<DeValue<'t>>)| Self {
-            findings: self.findings,
+            diagnostics: self.diagnostics,
             path: format!("{}[{index}]", self.path),
-            line: self.findings.line(element.span().start),
+            line: self.diagnostics.line(element.span().start),
             value: element.get_ref(),
         };
         Ok(array.iter().enumerate().map(element).collect())
     }
 
     /// The value, which must be a table. Its keys are not looked at yet; see [`Table::admit`].
-    pub(super) fn table(&self) -> Result<Table<'t>, Told> {
+    pub(super) fn table(&self) -> Result<Table<'t>, ErrorReported> {
         let table = self.value.as_table().ok_or_else(|| self.wrong_type("a table"))?;
-        Ok(Table { findings: self.findings, path: self.path.clone(), line: Some(self.line), table })
+        Ok(Table { diagnostics: self.diagnostics, path: self.path.clone(), line: Some(self.line), table })
     }
 
     /// The value, which must be a table with these keys only.
-    pub(super) fn section(&self, section: &'static Section) -> Result<Table<'t>, Told> {
+    pub(super) fn section(&self, section: &'static Section) -> Result<Table<'t>, ErrorReported> {
         let table = self.table()?;
         table.admit(&[section], &[]);
         Ok(table)
@@ -94,7 +94,7 @@ impl<'t> Item<'t> {
 /// A table and its place.
 #[derive(Clone)]
 pub(super) struct Table<'t> {
-    findings: &'t Findings<'t>,
+    diagnostics: &'t Diagnostics<'t>,
     path: String,
     line: Option<usize>,
     table: &'t DeTable<'t>,
@@ -102,12 +102,12 @@ pub(super) struct Table<'t> {
 
 impl<'t> Table<'t> {
     /// The file itself.
-    pub(super) fn root(findings: &'t Findings<'t>, table: &'t DeTable<'t>) -> Self {
-        Self { findings, path: String::new(), line: None, table }
+    pub(super) fn root(diagnostics: &'t Diagnostics<'t>, table: &'t DeTable<'t>) -> Self {
+        Self { diagnostics, path: String::new(), line: None, table }
     }
 
     /// Records each key that is in none of `sections`; one that is in one of `elsewhere` with a better word.
-    pub(super) fn admit(&self, sections: &[&'static Section], elsewhere: &[&'static Section]) -> Option<Told> {
+    pub(super) fn admit(&self, sections: &[&'static Section], elsewhere: &[&'static Section]) -> Option<ErrorReported> {
         let mut told = None;
         let mut known: Vec<&'static str> = Vec::new();
         for name in sections.iter().flat_map(|section| section.names()) {
@@ -125,7 +125,7 @@ impl<'t> Table<'t> {
                 (Some(only), None, _) => Fault::OtherKind { section: only.title },
                 (None | Some(_), _, first) => Fault::UnknownKey {
                     section: first.map_or("", |section| section.title),
-                    nearest: nearest(item.key, known.iter().copied()),
+                    suggest: suggest(item.key, known.iter().copied()),
                     known: known.clone(),
                 },
             };
@@ -135,7 +135,7 @@ impl<'t> Table<'t> {
     }
 
     /// What a key has, or what its absence means.
-    pub(super) fn get<F: Form, P: Presence<F>>(&self, key: &Key<F, P>) -> Result<P::Value, Told> {
+    pub(super) fn get<F: ValueType, P: Presence<F>>(&self, key: &Key<F, P>) -> Result<P::Value, ErrorReported> {
         match self.item(key.name) {
             Some(item) => key.form.read(&item).map(P::present),
             None => key
@@ -152,20 +152,20 @@ impl<'t> Table<'t> {
     }
 
     /// The table of a key, which may have the keys of `section` only; `None` without the key.
-    pub(super) fn section(&self, section: &'static Section) -> Result<Option<Table<'t>>, Told> {
+    pub(super) fn section(&self, section: &'static Section) -> Result<Option<Table<'t>>, ErrorReported> {
         self.item(section.key).map(|item| item.section(section)).transpose()
     }
 
     /// As [`section`](Self::section), with an empty table without the key.
-    pub(super) fn section_or_empty(&self, section: &'static Section) -> Result<Table<'t>, Told> {
+    pub(super) fn section_or_empty(&self, section: &'static Section) -> Result<Table<'t>, ErrorReported> {
         static EMPTY: std::sync::LazyLock<DeTable<'static>> = std::sync::LazyLock::new(DeTable::new);
         let path = join(&self.path, section.key);
-        let empty = Table { findings: self.findings, path, line: None, table: &EMPTY };
+        let empty = Table { diagnostics: self.diagnostics, path, line: None, table: &EMPTY };
         Ok(self.section(section)?.unwrap_or(empty))
     }
 
     /// The tables of an array, which may have the keys of `section` only; none without the key.
-    pub(super) fn rows(&self, section: &'static Section) -> Result<Vec<Table<'t>>, Told> {
+    pub(super) fn rows(&self, section: &'static Section) -> Result<Vec<Table<'t>>, ErrorReported> {
         let Some(item) = self.item(section.key) else {
             return Ok(Vec::new());
         };
@@ -188,39 +188,39 @@ impl<'t> Table<'t> {
     }
 
     /// The place of a key, or of the table when it lacks the key.
-    pub(super) fn place(&self, name: &str) -> Place {
+    pub(super) fn location(&self, name: &str) -> Location {
         match self.item(name) {
-            Some(item) => item.place(),
-            None => Place { line: self.line, spot: Spot::Key(join(&self.path, name)) },
+            Some(item) => item.location(),
+            None => Location { line: self.line, position: Position::Key(join(&self.path, name)) },
         }
     }
 
     /// Records a fault of the table as a whole.
-    pub(super) fn fault(&self, fault: Fault) -> Told {
-        let place = Place { line: self.line, spot: Spot::Key(self.path.clone()) };
-        self.findings.fault(place, fault)
+    pub(super) fn fault(&self, fault: Fault) -> ErrorReported {
+        let location = Location { line: self.line, position: Position::Key(self.path.clone()) };
+        self.diagnostics.fault(location, fault)
     }
 
     /// Records a fault of a key.
-    pub(super) fn fault_at(&self, name: &str, fault: Fault) -> Told {
-        self.findings.fault(self.place(name), fault)
+    pub(super) fn fault_at(&self, name: &str, fault: Fault) -> ErrorReported {
+        self.diagnostics.fault(self.location(name), fault)
     }
 
     /// Records a fault of a place inside of the table.
-    pub(super) fn fault_in(&self, place: Place, fault: Fault) -> Told {
-        self.findings.fault(place, fault)
+    pub(super) fn fault_in(&self, location: Location, fault: Fault) -> ErrorReported {
+        self.diagnostics.fault(location, fault)
     }
 
     /// Records a warning about a key.
     pub(super) fn warn_at(&self, name: &str, advice: Advice) {
-        self.findings.warn(self.place(name), advice);
+        self.diagnostics.warn(self.location(name), advice);
     }
 
     fn item_of(&self, at: usize, name: &str, value: &'t Spanned<DeValue<'t>>) -> Item<'t> {
         Item {
-            findings: self.findings,
+            diagnostics: self.diagnostics,
             path: join(&self.path, name),
-            line: self.findings.line(at),
+            line: self.diagnostics.line(at),
             value: value.get_ref(),
         }
     }

@@ -2,23 +2,23 @@
 
 use std::fmt;
 
-use super::place::Place;
+use super::location::Location;
 
 /// Something that the operator should know about a valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Where.
-    pub place: Place,
+    pub location: Location,
     /// What.
     pub advice: Advice,
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.place.line {
+        if let Some(line) = self.location.line {
             write!(f, "line {line}, ")?;
         }
-        write!(f, "{}: {}", self.place.spot, self.advice)
+        write!(f, "{}: {}", self.location.position, self.advice)
     }
 }
 

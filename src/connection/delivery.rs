@@ -4,17 +4,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::io::{WaitFor, Wakeup};
 use super::shadow::{Compared, Shadow};
-use super::waking::{Happening, Until};
 use super::{Connection, Output};
-use crate::adapter::{Entry, Journal};
+use crate::adapter::{CommandLog, LoggedCommand};
 use crate::conn::{CloseReason, Event};
-use crate::dispatch::{Next, Placement, Recovery};
-use crate::handler::wasm::Desk;
-use crate::handler::{Attached, CallError, grpc};
+use crate::dispatch::{Next, Recovery};
+use crate::handler::{Attachment, CallError, grpc};
 use crate::listener::Socket;
-use crate::tap::Who;
-use crate::telemetry::{MaySay, PAYLOAD_LOG};
+use crate::tap::ConnectionView;
+use crate::telemetry::{LogDecision, PAYLOAD_LOG};
 
 impl Connection {
     /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
@@ -25,7 +24,7 @@ impl Connection {
         let mut error = match self.attempt(socket, &event).await {
             Ok(()) => {
                 self.settle(&event).await;
-                self.replace_worn().await;
+                self.recycle_instance().await;
                 return Ok(());
             }
             Err(error) => error,
@@ -38,13 +37,13 @@ impl Connection {
         // Whoever takes over must be told of the connection before anything else.
         let mut introduced = true;
         loop {
-            let ends = self.ends_at_once();
+            let ends = self.closes_immediately();
             let next = match ends {
                 // Nobody is to take over what ends in any case, and do once more what was done.
                 Some(_) => Next::GiveUp,
-                None => recovery.handle_failure(Instant::now(), &error, self.spread()),
+                None => recovery.handle_failure(Instant::now(), &error, self.jitter()),
             };
-            self.tell_failure(&event, &error, next);
+            self.log_failure(&event, &error, next);
             if let Some(tap) = &mut self.tap {
                 tap.gap(&format!("the handler failed ({}): {error}; next: {}", error.kind(), next.name()));
             }
@@ -59,8 +58,8 @@ impl Connection {
                 }
                 Next::Renew => {
                     self.renew();
-                    if let Attached::Wasm(guest) = &mut self.attached {
-                        guest.suspect();
+                    if let Attachment::Wasm(guest) = &mut self.handler.attachment {
+                        guest.quarantine();
                     }
                     introduced = false;
                 }
@@ -96,7 +95,7 @@ impl Connection {
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
-        if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
+        if matches!(&self.handler.attachment, Attachment::Wasm(guest) if guest.has_failed()) {
             // Its failure is counted, and there is nobody left to tell.
             self.link().metrics.undelivered(event.name());
             self.end_shadow().await;
@@ -105,13 +104,13 @@ impl Connection {
         let mut recovery = self.recovery();
         let error = loop {
             let started = Instant::now();
-            let result = match &mut self.attached {
-                Attached::Wasm(guest) => {
-                    let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
-                    self.take_back(desk);
+            let result = match &mut self.handler.attachment {
+                Attachment::Wasm(guest) => {
+                    let (backend, result) = guest.call(self.adapter.take(), event).await;
+                    self.adapter.restore(backend);
                     result
                 }
-                Attached::Grpc(remote) => {
+                Attachment::Grpc(remote) => {
                     let timeout = remote.call_timeout();
                     match tokio::time::timeout(timeout, remote.call(event)).await {
                         Ok(result) => result,
@@ -123,14 +122,14 @@ impl Connection {
             link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
             // A failure counts as an event that nobody got: it does the device no harm any more.
             let Err(error) = result else {
-                link.versions.report(self.membership.version(), event, &Ok(()));
+                link.versions.report(self.handler.version(), event, &Ok(()));
                 self.settle(event).await;
                 return;
             };
             // A gateway that stops does not wait for a handler that is away.
             let is_stopping = matches!(event, Event::SocketClosed(CloseReason::Draining));
-            let may_hold = matches!(self.attached, Attached::Grpc(_)) && !is_stopping;
-            match recovery.handle_failure(Instant::now(), &error, self.spread()) {
+            let may_hold = matches!(self.handler.attachment, Attachment::Grpc(_)) && !is_stopping;
+            match recovery.handle_failure(Instant::now(), &error, self.jitter()) {
                 Next::Hold { until } if may_hold => tokio::time::sleep_until(until.into()).await,
                 Next::Hold { .. } | Next::Renew | Next::FallBack | Next::GiveUp => break error,
             }
@@ -145,21 +144,21 @@ impl Connection {
     async fn attempt(&mut self, socket: &mut Socket, event: &Event) -> Result<(), CallError> {
         let started = Instant::now();
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
-        let result = match &mut self.attached {
-            Attached::Wasm(guest) => {
-                let mark = self.adapter.mark();
-                let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
-                self.take_back(desk);
+        let result = match &mut self.handler.attachment {
+            Attachment::Wasm(guest) => {
+                let savepoint = self.adapter.savepoint();
+                let (backend, result) = guest.call(self.adapter.take(), event).await;
+                self.adapter.restore(backend);
                 if result.is_err() {
-                    self.adapter.roll_back(mark);
-                    if let Some(journal) = self.adapter.journal() {
+                    self.adapter.roll_back(savepoint);
+                    if let Some(command_log) = self.adapter.command_log() {
                         // What was forgotten was not done.
-                        journal.take();
+                        command_log.take();
                     }
                 }
                 result
             }
-            Attached::Grpc(remote) => {
+            Attachment::Grpc(remote) => {
                 let (call, timeout) = (remote.call(event), remote.call_timeout());
                 self.while_calling(socket, call, timeout).await
             }
@@ -172,7 +171,7 @@ impl Connection {
     fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {
         let link = self.link();
         link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
-        link.versions.report(self.membership.version(), event, result);
+        link.versions.report(self.handler.version(), event, result);
         if let Err(error) = result {
             link.metrics.failed(error.kind());
         }
@@ -182,7 +181,7 @@ impl Connection {
     fn show_event(&mut self, event: &Event) {
         if self.tap.is_none() && self.shared.common.taps.are_waiting() {
             let is_new = matches!(event, Event::SocketCreated(_));
-            let who = Who {
+            let who = ConnectionView {
                 conn: self.conn(),
                 listener: &self.shared.options.listener,
                 info: &self.info,
@@ -190,7 +189,7 @@ impl Connection {
             };
             self.tap = self.shared.common.taps.tap(&who, is_new);
             if self.tap.is_some() {
-                self.adapter.keep_journal(true);
+                self.adapter.enable_command_log(true);
             }
         }
         if let Some(tap) = &mut self.tap {
@@ -200,19 +199,19 @@ impl Connection {
 
     /// Tells a watcher what the handler has asked for outside of an event.
     pub(super) fn show_asked(&mut self) {
-        if self.shadow.is_none()
-            && let (Some(tap), Some(journal)) = (&mut self.tap, self.adapter.journal())
+        if self.handler.shadow.is_none()
+            && let (Some(tap), Some(command_log)) = (&mut self.tap, self.adapter.command_log())
         {
-            tap.done(&journal.take().0);
+            tap.done(&command_log.take().0);
         }
     }
 
     /// An event is handled: tells a watcher what the handler did, and lets a version that is tried do the same.
     async fn settle(&mut self, event: &Event) {
-        if self.tap.is_none() && self.shadow.is_none() {
+        if self.tap.is_none() && self.handler.shadow.is_none() {
             return;
         }
-        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
+        let (done, left_out) = self.adapter.command_log().map(CommandLog::take).unwrap_or_default();
         if let Some(tap) = &mut self.tap {
             tap.done(&done);
             if left_out > 0 {
@@ -220,20 +219,20 @@ impl Connection {
             }
             if tap.is_over() {
                 self.tap = None;
-                self.adapter.keep_journal(self.shadow.is_some());
+                self.adapter.enable_command_log(self.handler.shadow.is_some());
             }
         }
         self.follow_with_shadow(event, &done, left_out).await;
     }
 
     /// Lets the version that is tried do what the active one has done, and compares.
-    async fn follow_with_shadow(&mut self, event: &Event, done: &[Entry], left_out: u64) {
+    async fn follow_with_shadow(&mut self, event: &Event, done: &[LoggedCommand], left_out: u64) {
         let is_wanted = |shadow: &Shadow| left_out == 0 && shadow.is_wanted(&self.link().versions);
-        if !self.shadow.as_deref().is_some_and(is_wanted) {
+        if !self.handler.shadow.as_deref().is_some_and(is_wanted) {
             self.end_shadow().await;
             return;
         }
-        let Some(shadow) = &mut self.shadow else {
+        let Some(shadow) = &mut self.handler.shadow else {
             return;
         };
         let compared = shadow.follow(event, done).await;
@@ -254,32 +253,25 @@ impl Connection {
     }
 
     pub(super) async fn end_shadow(&mut self) {
-        let Some(shadow) = self.shadow.take() else {
+        let Some(shadow) = self.handler.shadow.take() else {
             return;
         };
-        self.adapter.keep_journal(self.tap.is_some());
+        self.adapter.enable_command_log(self.tap.is_some());
         shadow.leave().await;
     }
 
-    pub(super) fn take_back(&mut self, desk: Desk) {
-        match desk {
-            Desk::Live(adapter) => self.adapter.give_back(adapter),
-            Desk::Rehearsal(_) => {}
-        }
-    }
-
     fn recovery(&self) -> Recovery {
-        Recovery::new(self.membership.version().policy(), self.shared.chain.after(self.position).is_some())
+        self.handler.recovery(&self.shared.chain)
     }
 
     /// Where in the pause between two attempts this connection makes its own; any fixed place will do.
-    fn spread(&self) -> f64 {
+    fn jitter(&self) -> f64 {
         // Fibonacci hashing: neighbours among the ids end far apart.
         let hash = self.conn().to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (hash >> 40) as f64 / (1u64 << 24) as f64
     }
 
-    fn tell_failure(&self, event: &Event, error: &CallError, next: Next) {
+    fn log_failure(&self, event: &Event, error: &CallError, next: Next) {
         let link = self.link();
         link.metrics.recovered(next.name());
         macro_rules! tell {
@@ -288,7 +280,7 @@ impl Connection {
                     conn = %self.conn(),
                     listener = %self.shared.options.listener,
                     handler = %link.versions.name(),
-                    version = self.membership.version().number(),
+                    version = self.handler.version().number(),
                     event = event.name(),
                     kind = error.kind(),
                     next = next.name(),
@@ -300,9 +292,9 @@ impl Connection {
             // A handler that is away concerns all its connections, again and again; its health is told once.
             Next::Hold { .. } => tell!(debug),
             Next::Renew | Next::FallBack | Next::GiveUp => match link.failures.handle_line() {
-                MaySay::No => tell!(debug),
-                MaySay::Yes => tell!(warn),
-                MaySay::After(left_out) => {
+                LogDecision::No => tell!(debug),
+                LogDecision::Yes => tell!(warn),
+                LogDecision::After(left_out) => {
                     tracing::warn!(
                         listener = %self.shared.options.listener,
                         handler = %link.versions.name(),
@@ -320,16 +312,16 @@ impl Connection {
     async fn hold(&mut self, socket: &mut Socket, until: Instant) -> Result<(), CloseReason> {
         let mut pause = pin!(tokio::time::sleep_until(until.into()));
         loop {
-            if let Some(reason) = self.ends_at_once() {
+            if let Some(reason) = self.closes_immediately() {
                 return Err(reason);
             }
-            if self.review.is_some() && self.is_replaced() {
+            if self.handler.reconcile.is_some() && self.is_replaced() {
                 // There is another version to go on with, and others wait for their turn to do so.
                 return Ok(());
             }
             tokio::select! {
                 () = &mut pause => return Ok(()),
-                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+                next_wakeup = self.next_wakeup(socket, WaitFor::Anything) => self.handle(next_wakeup).await,
             }
         }
     }
@@ -337,16 +329,16 @@ impl Connection {
     /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
     /// connection.
     fn keeps_state_when_held(&mut self) -> bool {
-        match &mut self.attached {
+        match &mut self.handler.attachment {
             // There was no instance, so there is none that could know it.
-            Attached::Wasm(_) => {
+            Attachment::Wasm(_) => {
                 self.renew();
                 false
             }
-            Attached::Grpc(remote) => {
+            Attachment::Grpc(remote) => {
                 // It may have been cut off behind an Authenticate of this event.
-                self.adapter.expect_again();
-                !remote.turn_to_another()
+                self.adapter.allow_reauthentication();
+                !remote.next_endpoint()
             }
         }
     }
@@ -356,28 +348,26 @@ impl Connection {
     fn renew(&mut self) {
         if self.is_replaced() {
             self.forget_remote();
-            self.membership = self.link().versions.active().enter(self.conn());
+            self.handler.select_active(&self.shared.chain, self.conn());
         }
-        let conn = self.entered.handler_conn();
-        self.attached = self.membership.version().handler().attach(conn, &self.info);
-        self.adapter.reintroduce(conn);
+        let conn = self.registration.handler_conn();
+        self.handler.reattach(conn, &self.info);
+        self.adapter.set_handler_conn(conn);
     }
 
     /// Whether the connection's version is not the one for it any more.
     fn is_replaced(&self) -> bool {
-        self.link().versions.placement(self.membership.version()) != Placement::Stay
+        self.handler.is_replaced(&self.shared.chain)
     }
 
     /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers.
     /// Tells whether there is one.
     fn fall_back(&mut self) -> bool {
-        let Some(position) = self.shared.chain.after(self.position) else {
+        let (from, conn) = (Arc::clone(self.link().versions.name()), self.conn());
+        if !self.handler.select_next(&self.shared.chain, conn) {
             return false;
-        };
-        let from = Arc::clone(self.link().versions.name());
+        }
         self.forget_remote();
-        self.position = position;
-        self.membership = self.link().versions.enter(self.conn());
         self.renew();
         tracing::info!(conn = %self.conn(), %from, to = %self.link().versions.name(), "fell back to the next handler");
         true
@@ -386,9 +376,9 @@ impl Connection {
     /// A remote handler that has lost the connection must not reach it any more: it may still be at work on the event
     /// that it did not answer in time.
     pub(super) fn forget_remote(&mut self) {
-        if matches!(self.attached, Attached::Grpc(_)) {
+        if matches!(self.handler.attachment, Attachment::Grpc(_)) {
             let alias = self.shared.common.ids.next();
-            self.entered.rename(alias);
+            self.registration.rename(alias);
             tracing::debug!(conn = %self.conn(), handler_conn = %alias, "handlers know the connection by a new id");
         }
     }
@@ -403,8 +393,8 @@ impl Connection {
     ) -> Result<(), CallError> {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
-            let is_to_end = self.output == Output::Open && self.ends_at_once().is_some();
-            let until = if is_to_end { Until::Flushed } else { Until::AnythingHappens };
+            let is_to_end = self.outbound.output() == Output::Open && self.closes_immediately().is_some();
+            let until = if is_to_end { WaitFor::Flushed } else { WaitFor::Anything };
             tokio::select! {
                 biased;
                 done = &mut call => return done,
@@ -415,11 +405,11 @@ impl Connection {
                     // The handler waits for the peer to take its bytes; that wait has its own timeout.
                     deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
                 }
-                happening = self.happening(socket, until) => {
-                    if matches!(happening, Happening::Flushed) {
+                next_wakeup = self.next_wakeup(socket, until) => {
+                    if matches!(next_wakeup, Wakeup::Flushed) {
                         self.end_output(socket).await;
                     } else {
-                        self.handle(happening).await;
+                        self.handle(next_wakeup).await;
                     }
                 }
             }

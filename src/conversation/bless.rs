@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::run::Published;
-use super::{Action, Closer, Conversation, Item, Message, Pattern, Payload, Step, What};
+use super::{Action, ClosedBy, Conversation, Item, Line, Message, Pattern, Payload, Step};
 
 /// What happened during a run, cut at its stimuli.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,7 +25,7 @@ pub enum Effect {
     /// The handler published this.
     Published(Published),
     /// It ended the connection.
-    Closed(Closer),
+    Closed(ClosedBy),
 }
 
 /// The connection ended although the conversation goes on.
@@ -57,7 +57,7 @@ pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Convers
         if closed {
             let Some((line, word)) = group.first().filter(|first| !is_close(first)).and_then(stimulus) else {
                 // The gateway was faster than the device's `close peer`; what the person wrote around it stays.
-                blessed.extend(group.iter().filter(|item| !matches!(item.what, What::Step(_))).cloned());
+                blessed.extend(group.iter().filter(|item| !matches!(item.content, Line::Step(_))).cloned());
                 continue;
             };
             return Err(EndedEarly { line, word });
@@ -77,25 +77,25 @@ fn groups(items: &[Item]) -> (&[Item], Vec<&[Item]>) {
 }
 
 fn stimulus(item: &Item) -> Option<(u32, &'static str)> {
-    match &item.what {
-        What::Step(step) if step.action.is_stimulus() => Some((item.line, step.action.word())),
-        What::Step(_) | What::Blank | What::Comment(_) | What::Transport(_) => None,
+    match &item.content {
+        Line::Step(step) if step.action.is_stimulus() => Some((item.line, step.action.word())),
+        Line::Step(_) | Line::Blank | Line::Comment(_) | Line::Transport(_) => None,
     }
 }
 
 fn is_close(item: &Item) -> bool {
-    matches!(item.what, What::Step(Step { action: Action::Close(_), .. }))
+    matches!(item.content, Line::Step(Step { action: Action::Close(_), .. }))
 }
 
 fn is_answer(item: &Item) -> bool {
-    matches!(&item.what, What::Step(step) if !step.action.is_stimulus())
+    matches!(&item.content, Line::Step(step) if !step.action.is_stimulus())
 }
 
 /// Where a first greeting goes: below the heading, above the comment that belongs to the first stimulus.
 fn preamble_end(preamble: &[Item]) -> usize {
     preamble
         .iter()
-        .rposition(|item| matches!(item.what, What::Blank | What::Transport(_)))
+        .rposition(|item| matches!(item.content, Line::Blank | Line::Transport(_)))
         .map_or(preamble.len(), |at| at + 1)
 }
 
@@ -131,35 +131,35 @@ fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
         return old.iter().map(|item| (*item).clone()).collect();
     }
     let mut old_messages =
-        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::Publish(_), .. })));
+        old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::Publish(_), .. })));
     let mut old_bytes =
-        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::ToPeer(_), .. })));
+        old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::ToPeer(_), .. })));
     // An empty send is nothing on a stream, and no `<` line can tell it.
     let told = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
     told.map(|effect| match effect {
             Effect::Sent(bytes) => {
                 let fitting = old_bytes.next().filter(|item| {
-                    matches!(&item.what, What::Step(Step { action: Action::ToPeer(pattern), .. })
+                    matches!(&item.content, Line::Step(Step { action: Action::ToPeer(pattern), .. })
                         if pattern.len() == bytes.len() && pattern.first_difference(bytes, 0).is_none())
                 });
                 keep_or(fitting, || Action::ToPeer(Pattern::exact(bytes)))
             }
             Effect::Published(published) => {
                 let fitting = old_messages.next().filter(|item| {
-                    matches!(&item.what, What::Step(Step { action: Action::Publish(message), .. }) if is_fit(message, published))
+                    matches!(&item.content, Line::Step(Step { action: Action::Publish(message), .. }) if is_fit(message, published))
                 });
                 keep_or(fitting, || {
                     let (topic, qos) = (published.topic.clone(), published.qos);
                     Action::Publish(Message { topic, qos, payload: Payload::recorded(&published.payload) })
                 })
             }
-            Effect::Closed(by) => Item::new(What::Step(Step::new(Action::Close(*by)))),
+            Effect::Closed(by) => Item::new(Line::Step(Step::new(Action::Close(*by)))),
         })
         .collect()
 }
 
 fn keep_or(fitting: Option<&&Item>, action: impl FnOnce() -> Action) -> Item {
-    fitting.map_or_else(|| Item::new(What::Step(Step::new(action()))), |item| (*item).clone())
+    fitting.map_or_else(|| Item::new(Line::Step(Step::new(action()))), |item| (*item).clone())
 }
 
 fn is_fit(expected: &Message, published: &Published) -> bool {
@@ -172,7 +172,7 @@ fn is_fit(expected: &Message, published: &Published) -> bool {
 fn fits(old: &[&Item], effects: &[Effect]) -> bool {
     let (mut cells, mut messages, mut closers) = (Vec::new(), Vec::new(), Vec::new());
     for item in old {
-        if let What::Step(step) = &item.what {
+        if let Line::Step(step) = &item.content {
             match &step.action {
                 Action::ToPeer(pattern) => cells.extend_from_slice(pattern.cells()),
                 Action::Publish(message) => messages.push(message),
@@ -189,8 +189,9 @@ fn fits(old: &[&Item], effects: &[Effect]) -> bool {
             Effect::Closed(by) => closed.push(*by),
         }
     }
-    let same_end =
-        |expected: &Closer, by: &Closer| expected == by || *expected == Closer::Gateway || *by == Closer::Gateway;
+    let same_end = |expected: &ClosedBy, by: &ClosedBy| {
+        expected == by || *expected == ClosedBy::Gateway || *by == ClosedBy::Gateway
+    };
     cells.len() == bytes.len()
         && Pattern::new(cells).first_difference(&bytes, 0).is_none()
         && messages.len() == published.len()

@@ -9,7 +9,7 @@ const FOUND_CHARS_MAX: usize = 24;
 
 /// Whether `??` may stand for a byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cells {
+pub(super) enum Wildcards {
     Exact,
     Open,
 }
@@ -83,13 +83,19 @@ impl<'t> Cursor<'t> {
     }
 
     /// This place, to come back to in [`Cursor::fault_within`].
-    pub(super) fn mark(&self) -> (usize, usize) {
+    pub(super) fn position(&self) -> (usize, usize) {
         (self.segment, self.offset)
     }
 
-    /// A fault in the text that [`Cursor::rest`] took at `mark`: on its `line`, from 1, at the byte `column`, from 1.
-    pub(super) fn fault_within(&self, mark: &(usize, usize), line: usize, column: usize, problem: Problem) -> Fault {
-        let (mut segment, mut offset) = *mark;
+    /// A fault in the text that [`Cursor::rest`] took at `position`: on its `line`, from 1, at the byte `column`, from 1.
+    pub(super) fn fault_within(
+        &self,
+        position: &(usize, usize),
+        line: usize,
+        column: usize,
+        problem: Problem,
+    ) -> Fault {
+        let (mut segment, mut offset) = *position;
         if line > 1 {
             segment += line - 1;
             offset = 0;
@@ -147,14 +153,14 @@ impl<'t> Cursor<'t> {
     }
 
     /// Takes all that is left as bytes, in hex and in quotes; `None` is any byte.
-    pub(super) fn bytes(&mut self, cells: Cells) -> Result<Vec<Option<u8>>, Fault> {
+    pub(super) fn bytes(&mut self, cells: Wildcards) -> Result<Vec<Option<u8>>, Fault> {
         let mut bytes = Vec::new();
         loop {
             self.skip_space();
             match self.peek() {
                 None => return Ok(bytes),
                 Some('"') => bytes.extend(self.text()?.into_iter().map(Some)),
-                Some('?') if cells == Cells::Open => {
+                Some('?') if cells == Wildcards::Open => {
                     self.bump();
                     if !self.take('?') {
                         return Err(self.unexpected("a second \"?\" (\"??\" is any one byte)"));

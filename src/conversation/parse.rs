@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::cursor::{Cells, Cursor};
+use super::cursor::{Cursor, Wildcards};
 use super::fault::{Fault, Faults, Found, Problem, ReadError};
 use super::{
-    Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What,
+    Action, ClosedBy, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Line, Message, OFFSET_MAX, Pattern, Payload, Step,
 };
 use crate::conn::{QoS, SocketKind, Timer};
 
@@ -132,8 +132,8 @@ struct Reader {
 impl Reader {
     fn read(&mut self, line: u32, logical: &Logical<'_>) {
         let read = match logical {
-            Logical::Blank => Ok(What::Blank),
-            Logical::Comment(text) => Ok(What::Comment(text.trim_end().to_owned())),
+            Logical::Blank => Ok(Line::Blank),
+            Logical::Comment(text) => Ok(Line::Comment(text.trim_end().to_owned())),
             Logical::Stray(text) => {
                 let segments = [*text];
                 let mut cursor = Cursor::new(line, &segments);
@@ -143,12 +143,12 @@ impl Reader {
             Logical::Entry(segments) => self.entry(line, &mut Cursor::new(line, segments)),
         };
         match read {
-            Ok(what) => self.items.push(Item { line, what }),
+            Ok(content) => self.items.push(Item { line, content }),
             Err(fault) => self.faults.push(fault),
         }
     }
 
-    fn entry(&mut self, line: u32, cursor: &mut Cursor<'_>) -> Result<What, Fault> {
+    fn entry(&mut self, line: u32, cursor: &mut Cursor<'_>) -> Result<Line, Fault> {
         let here = |problem| Fault { line, column: 1, problem };
         let at = time(cursor)?;
         let unknown = cursor.unexpected(if at.is_some() { STEP_EXPECTED } else { LINE_EXPECTED });
@@ -162,14 +162,14 @@ impl Reader {
                 "deliver" => Action::Deliver(message(cursor)?),
                 "timer" => Action::Timer(choice(cursor, "the timer", &[("keepalive", Timer::Keepalive)])?),
                 "close" => {
-                    Action::Close(choice(cursor, "who closes", &Closer::ALL.map(|closer| (closer.word(), closer)))?)
+                    Action::Close(choice(cursor, "who closes", &ClosedBy::ALL.map(|closer| (closer.word(), closer)))?)
                 }
                 "transport" if at.is_none() => {
                     let kind = choice(cursor, "the transport", &TRANSPORTS.map(|kind| (kind.name(), kind)))?;
                     return match (self.transport.replace(line), self.first_step) {
                         (Some(first), _) => Err(here(Problem::TransportAgain { first })),
                         (None, Some(_)) => Err(here(Problem::TransportAfterStep)),
-                        (None, None) => Ok(What::Transport(kind)),
+                        (None, None) => Ok(Line::Transport(kind)),
                     };
                 }
                 word => return Err(meant(unknown, word, WORDS)),
@@ -188,7 +188,7 @@ impl Reader {
         if matches!(action, Action::Close(_)) {
             self.closed = Some(line);
         }
-        Ok(What::Step(Step { at, action }))
+        Ok(Line::Step(Step { at, action }))
     }
 }
 
@@ -217,16 +217,16 @@ fn offset(text: &str) -> Option<Duration> {
 }
 
 fn from_peer(cursor: &mut Cursor<'_>) -> Result<Bytes, Fault> {
-    let bytes: Vec<u8> = some_bytes(cursor, Cells::Exact)?.into_iter().flatten().collect();
+    let bytes: Vec<u8> = some_bytes(cursor, Wildcards::Exact)?.into_iter().flatten().collect();
     Ok(Bytes::from(bytes))
 }
 
 fn to_peer(cursor: &mut Cursor<'_>) -> Result<Pattern, Fault> {
-    some_bytes(cursor, Cells::Open).map(Pattern::new)
+    some_bytes(cursor, Wildcards::Open).map(Pattern::new)
 }
 
 /// At least one byte: a stream cannot carry none.
-fn some_bytes(cursor: &mut Cursor<'_>, cells: Cells) -> Result<Vec<Option<u8>>, Fault> {
+fn some_bytes(cursor: &mut Cursor<'_>, cells: Wildcards) -> Result<Vec<Option<u8>>, Fault> {
     let bytes = cursor.bytes(cells)?;
     if bytes.is_empty() { Err(cursor.unexpected("at least one byte")) } else { Ok(bytes) }
 }
@@ -272,7 +272,7 @@ fn payload(cursor: &mut Cursor<'_>) -> Result<Payload, Fault> {
                 return Err(meant(expected, word, ["json"]));
             }
             cursor.skip_space();
-            let start = cursor.mark();
+            let start = cursor.position();
             let text = cursor.rest();
             serde_json::from_str(&text).map(Payload::Json).map_err(|error| {
                 let why = without_place(&error.to_string());
@@ -281,7 +281,7 @@ fn payload(cursor: &mut Cursor<'_>) -> Result<Payload, Fault> {
         }
         Some('{' | '[') => Err(cursor.unexpected("\"json\" before a JSON value")),
         Some(_) => {
-            let bytes: Vec<u8> = cursor.bytes(Cells::Exact)?.into_iter().flatten().collect();
+            let bytes: Vec<u8> = cursor.bytes(Wildcards::Exact)?.into_iter().flatten().collect();
             Ok(Payload::Bytes(Bytes::from(bytes)))
         }
     }
@@ -295,13 +295,13 @@ fn without_place(words: &str) -> String {
 /// Takes one of a few words, then the end of the line.
 fn choice<T: Copy, const N: usize>(
     cursor: &mut Cursor<'_>,
-    what: &str,
+    line: &str,
     choices: &[(&'static str, T); N],
 ) -> Result<T, Fault> {
     cursor.skip_space();
     let words = choices.map(|(word, _)| word);
     let quoted = words.map(|word| format!("{word:?}")).join(", ");
-    let fault = cursor.unexpected(format!("{what}: {quoted}"));
+    let fault = cursor.unexpected(format!("{line}: {quoted}"));
     let word = cursor.word();
     let chosen = choices.iter().find(|(choice, _)| *choice == word).map(|(_, value)| *value);
     let value = chosen.ok_or_else(|| meant(fault, word, words))?;

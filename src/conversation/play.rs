@@ -3,7 +3,7 @@
 //! Owns one connection to the gateway and ends it; the comparing is done by [`Run`]. It waits for nothing longer than
 //! [`Options`] says, holds at most [`WAITING_BYTES_MAX`] of what it did not expect, and never retries.
 //!
-//! What a device cannot do alone needs help: `publish` lines are checked and `deliver` lines published by a [`Witness`] at
+//! What a device cannot do alone needs help: `publish` lines are checked and `deliver` lines published by a [`MqttObserver`] at
 //! the broker, a `timer` line is a silence that the caller must allow for. Without help a line is skipped where nothing
 //! depends on it, and the conversation is refused where something does (see [`Unplayable`]).
 
@@ -12,22 +12,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::run::{Mismatch, Next, Publishes, Replies, Run, Stop};
-use super::{Action, Closer, Conversation};
+use super::run::{LocatedStep, Mismatch, Next, Publishes, Replies, Run};
+use super::{Action, ClosedBy, Conversation};
 
 mod address;
+pub mod mqtt_observer;
 mod plan;
 mod record;
 mod wire;
-pub mod witness;
 
 pub use address::{AddressError, BrokerUrl, GatewayAddr};
-pub use plan::{Need, Unplayable};
+pub use mqtt_observer::{MqttObserver, ObserverError};
+pub use plan::{MissingResource, Unplayable};
 pub use record::{RECORDED_MAX, record};
-pub use witness::{Witness, WitnessError};
 
-use plan::{Plan, Way};
-use wire::{Seen, Wire};
+use plan::{Plan, StepPlan};
+use wire::{Wire, WireEvent};
 
 /// How many received bytes that no line has taken yet are held; more stay in the socket.
 pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
@@ -64,7 +64,7 @@ impl Default for Options {
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'c> {
     /// The step and its line.
-    pub stop: Stop<'c>,
+    pub stop: LocatedStep<'c>,
     /// How it went.
     pub outcome: Outcome,
 }
@@ -129,13 +129,13 @@ pub enum PlayError {
     Mismatch(#[from] Mismatch),
     /// The broker's side failed.
     #[error(transparent)]
-    Witness(#[from] WitnessError),
+    MqttObserver(#[from] ObserverError),
 }
 
 /// Plays a conversation, from the connect to its end, and tells `observe` of every step as it is over.
 ///
-/// With a `witness`, `publish` lines are checked and `deliver` lines published; it must have been connected with the topics
-/// of this conversation (see [`witness::topics`]).
+/// With a `mqtt_observer`, `publish` lines are checked and `deliver` lines published; it must have been connected with the topics
+/// of this conversation (see [`mqtt_observer::topics`]).
 ///
 /// # Errors
 ///
@@ -143,22 +143,23 @@ pub enum PlayError {
 pub async fn play(
     conversation: &Conversation,
     to: &GatewayAddr,
-    witness: Option<&Witness>,
+    observer: Option<&MqttObserver>,
     options: &Options,
     mut observe: impl FnMut(Progress<'_>),
 ) -> Result<Played, PlayError> {
-    let plan = Plan::new(conversation, witness.is_some(), options.timer_wait)?;
+    let plan = Plan::new(conversation, observer.is_some(), options.timer_wait)?;
     let begun = Instant::now();
-    let inbox = witness.map(|witness| witness.inbox(conversation));
+    let inbox = observer.map(|observer| observer.inbox(conversation));
     let wire = Wire::connect(to, inbox, options.timeout).await?;
-    let publishes = if witness.is_some() { Publishes::Seen } else { Publishes::Unseen };
+    let publishes = if observer.is_some() { Publishes::Observed } else { Publishes::Unobserved };
     let run = Run::new(conversation, options.replies, publishes);
-    let mut player = Player { run, wire, plan, witness, options, started: Instant::now(), asked: None, hung_up: false };
+    let mut player =
+        Player { run, wire, plan, observer, options, started: Instant::now(), asked: None, hung_up: false };
 
     let mut awaited: Option<(u32, Instant)> = None;
     loop {
         match player.run.poll()? {
-            Next::Do(stop) if stop.step.action == Action::Close(Closer::Peer) => {
+            Next::Do(stop) if stop.step.action == Action::Close(ClosedBy::Peer) => {
                 player.pace(stop).await;
                 player.hang_up().await?;
                 player.run.done();
@@ -190,7 +191,7 @@ struct Player<'a> {
     run: Run<'a>,
     wire: Wire,
     plan: Plan,
-    witness: Option<&'a Witness>,
+    observer: Option<&'a MqttObserver>,
     options: &'a Options,
     started: Instant,
     /// When the latest `>` line began, until a `<` line has answered it.
@@ -200,15 +201,15 @@ struct Player<'a> {
 
 impl Player<'_> {
     /// Waits until the recorded time of a step.
-    async fn pace(&self, stop: Stop<'_>) {
+    async fn pace(&self, stop: LocatedStep<'_>) {
         if let (Some(speed), Some(at)) = (self.options.speed, stop.step.at) {
             let after = Duration::try_from_secs_f64(at.as_secs_f64() / speed).unwrap_or(super::OFFSET_MAX);
             tokio::time::sleep_until(self.started + after.min(super::OFFSET_MAX)).await;
         }
     }
 
-    async fn act(&mut self, stop: Stop<'_>) -> Result<Outcome, PlayError> {
-        if self.plan.way(stop.line) == Way::Skip {
+    async fn act(&mut self, stop: LocatedStep<'_>) -> Result<Outcome, PlayError> {
+        if self.plan.way(stop.line) == StepPlan::Skip {
             return Ok(Outcome::Skipped);
         }
         self.pace(stop).await;
@@ -221,8 +222,8 @@ impl Player<'_> {
                 self.send(stop.line, bytes).await?;
             }
             Action::Deliver(message) => {
-                if let Some(witness) = self.witness {
-                    witness.publish(message, self.options.timeout).await?;
+                if let Some(observer) = self.observer {
+                    observer.publish(message, self.options.timeout).await?;
                 }
             }
             // The device's part in it is to be silent.
@@ -254,7 +255,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn met(&mut self, stop: Stop<'_>) -> Outcome {
+    fn met(&mut self, stop: LocatedStep<'_>) -> Outcome {
         let asked = if matches!(stop.step.action, Action::ToPeer(_)) { self.asked.take() } else { None };
         Outcome::Met { latency: asked.map(|asked| asked.elapsed()) }
     }
@@ -268,11 +269,11 @@ impl Player<'_> {
         }
     }
 
-    fn handle(&mut self, seen: Seen) -> Result<(), PlayError> {
+    fn handle(&mut self, seen: WireEvent) -> Result<(), PlayError> {
         match seen {
-            Seen::Bytes(bytes) => self.run.handle_bytes(&bytes),
-            Seen::Published(published) => self.run.handle_published(published),
-            Seen::Closed => self.run.handle_closed(Closer::Gateway),
+            WireEvent::Bytes(bytes) => self.run.handle_bytes(&bytes),
+            WireEvent::Published(published) => self.run.handle_published(published),
+            WireEvent::Closed => self.run.handle_closed(ClosedBy::Gateway),
         }
         Ok(())
     }
@@ -298,7 +299,7 @@ impl Player<'_> {
         let deadline = Instant::now() + self.options.linger;
         while self.wire.is_open() {
             match tokio::time::timeout_at(deadline, self.wire.next(true)).await {
-                Ok(Ok(Seen::Closed)) | Err(_) => break,
+                Ok(Ok(WireEvent::Closed)) | Err(_) => break,
                 Ok(seen) => {
                     self.handle(seen?)?;
                     self.run.settle()?;

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::{Action, Conversation, Message, Pattern, Payload, Step, What};
+use super::{Action, Conversation, Line, Message, Pattern, Payload, Step};
 
 /// Bytes of hex on one line: with the sign in front it stays well under a hundred columns.
 const HEX_BYTES_A_LINE: usize = 40;
@@ -14,11 +14,11 @@ const JSON_COLUMNS_MAX: usize = 100;
 impl fmt::Display for Conversation {
     /// Writes the text of the file, with a line break at the end of each line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.items().iter().try_for_each(|item| writeln!(f, "{}", item.what))
+        self.items().iter().try_for_each(|item| writeln!(f, "{}", item.content))
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blank => Ok(()),

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Action, Closer, Conversation, Message, Step};
+use super::{Action, ClosedBy, Conversation, Message, Step};
 use crate::conn::QoS;
 
 mod mismatch;
@@ -33,9 +33,9 @@ pub enum Replies {
 pub enum Publishes {
     /// Every message is told to the run, and each must be expected.
     #[default]
-    Seen,
+    Observed,
     /// None is; `publish` lines are skipped.
-    Unseen,
+    Unobserved,
 }
 
 /// A message that was published, as the driver saw it; the topic without mountpoint.
@@ -53,20 +53,20 @@ pub struct Published {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Next<'c> {
     /// The driver does this, a stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
-    Do(Stop<'c>),
+    Do(LocatedStep<'c>),
     /// This was expected, and it came.
-    Met(Stop<'c>),
+    Met(LocatedStep<'c>),
     /// This cannot be seen and was passed over.
-    Skipped(Stop<'c>),
+    Skipped(LocatedStep<'c>),
     /// This is expected and has not come; poll again after the next `handle_` call.
-    Await(Stop<'c>),
+    Await(LocatedStep<'c>),
     /// Everything was done and met.
     End,
 }
 
 /// A step and its line.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stop<'c> {
+pub struct LocatedStep<'c> {
     /// The line in the file.
     pub line: u32,
     /// The step.
@@ -76,7 +76,7 @@ pub struct Stop<'c> {
 /// The state of one run.
 #[derive(Debug)]
 pub struct Run<'c> {
-    stops: Vec<Stop<'c>>,
+    stops: Vec<LocatedStep<'c>>,
     next: usize,
     replies: Replies,
     publishes: Publishes,
@@ -85,14 +85,14 @@ pub struct Run<'c> {
     /// How many of them are known to fit the `<` line that is next.
     fitting: usize,
     published: VecDeque<Published>,
-    closed: Option<Closer>,
+    closed: Option<ClosedBy>,
 }
 
 impl<'c> Run<'c> {
     /// A run at its beginning.
     pub fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
         Self {
-            stops: conversation.steps().map(|(line, step)| Stop { line, step }).collect(),
+            stops: conversation.steps().map(|(line, step)| LocatedStep { line, step }).collect(),
             next: 0,
             replies,
             publishes,
@@ -113,8 +113,8 @@ impl<'c> Run<'c> {
         self.published.push_back(published);
     }
 
-    /// The connection was ended by another than the device; [`Closer::Gateway`] when it is not known by whom.
-    pub fn handle_closed(&mut self, by: Closer) {
+    /// The connection was ended by another than the device; [`ClosedBy::Gateway`] when it is not known by whom.
+    pub fn handle_closed(&mut self, by: ClosedBy) {
         self.closed = Some(by);
     }
 
@@ -138,9 +138,9 @@ impl<'c> Run<'c> {
             return Ok(Next::End);
         };
         match &stop.step.action {
-            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(Closer::Peer) => {
+            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(ClosedBy::Peer) => {
                 match self.closed {
-                    Some(by) if by != Closer::Peer => {
+                    Some(by) if by != ClosedBy::Peer => {
                         Err(Mismatch::ClosedBefore { line: stop.line, word: stop.step.action.word(), by })
                     }
                     _ => Ok(Next::Do(stop)),
@@ -150,7 +150,7 @@ impl<'c> Run<'c> {
             Action::Publish(expected) => self.poll_published(stop, expected),
             Action::Close(expected) => match self.closed {
                 None => Ok(Next::Await(stop)),
-                Some(by) if by == *expected || by == Closer::Gateway || *expected == Closer::Gateway => {
+                Some(by) if by == *expected || by == ClosedBy::Gateway || *expected == ClosedBy::Gateway => {
                     self.settle()?;
                     Ok(self.met(stop))
                 }
@@ -159,12 +159,12 @@ impl<'c> Run<'c> {
         }
     }
 
-    fn met(&mut self, stop: Stop<'c>) -> Next<'c> {
+    fn met(&mut self, stop: LocatedStep<'c>) -> Next<'c> {
         self.next += 1;
         Next::Met(stop)
     }
 
-    fn poll_bytes(&mut self, stop: Stop<'c>) -> Result<Next<'c>, Mismatch> {
+    fn poll_bytes(&mut self, stop: LocatedStep<'c>) -> Result<Next<'c>, Mismatch> {
         let Action::ToPeer(pattern) = &stop.step.action else {
             return Ok(Next::Await(stop));
         };
@@ -186,8 +186,8 @@ impl<'c> Run<'c> {
         }
     }
 
-    fn poll_published(&mut self, stop: Stop<'c>, expected: &Message) -> Result<Next<'c>, Mismatch> {
-        if self.publishes == Publishes::Unseen {
+    fn poll_published(&mut self, stop: LocatedStep<'c>, expected: &Message) -> Result<Next<'c>, Mismatch> {
+        if self.publishes == Publishes::Unobserved {
             self.next += 1;
             return Ok(Next::Skipped(stop));
         }
@@ -222,7 +222,7 @@ impl<'c> Run<'c> {
         }
     }
 
-    fn missing(&self, stop: Stop<'c>, ended: Ended) -> Mismatch {
+    fn missing(&self, stop: LocatedStep<'c>, ended: Ended) -> Mismatch {
         let line = stop.line;
         match &stop.step.action {
             Action::ToPeer(pattern) => {
@@ -255,7 +255,7 @@ impl<'c> Run<'c> {
         }
         self.received.clear();
         match self.published.pop_front() {
-            Some(message) if self.publishes == Publishes::Seen => {
+            Some(message) if self.publishes == Publishes::Observed => {
                 Err(Mismatch::UnexpectedMessage { after, received: Box::new(message) })
             }
             _ => Ok(()),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Failures without a success in between that trip the breaker.
-pub const TRIPPED_BY: u32 = 5;
+pub const FAILURES_TO_OPEN: u32 = 5;
 
 /// The pause before the first probe; each further one is twice as long.
 const PROBE_FIRST: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ impl Breaker {
     pub fn handle_failure(&mut self, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
         match self.state {
-            State::Closed { last_pause } if self.failures >= TRIPPED_BY => {
+            State::Closed { last_pause } if self.failures >= FAILURES_TO_OPEN => {
                 let pause = last_pause.map_or(PROBE_FIRST, |pause| (pause * 2).min(PROBE_MAX));
                 self.state = State::Open { probe_at: now + pause, pause };
                 Change::Tripped
@@ -72,7 +72,7 @@ impl Breaker {
 
     /// The handler cannot do its work at all: one failure is enough.
     pub fn handle_unfit(&mut self, now: Instant) -> Change {
-        self.failures = self.failures.max(TRIPPED_BY);
+        self.failures = self.failures.max(FAILURES_TO_OPEN);
         self.handle_failure(now)
     }
 
@@ -93,7 +93,7 @@ impl Breaker {
             return Change::None;
         };
         if succeeded {
-            self.failures = TRIPPED_BY - 1;
+            self.failures = FAILURES_TO_OPEN - 1;
             self.state = State::Closed { last_pause: Some(pause) };
             Change::Recovered
         } else {
@@ -114,7 +114,7 @@ mod tests {
 
     fn tripped(now: Instant) -> Breaker {
         let mut breaker = Breaker::default();
-        for _ in 1..TRIPPED_BY {
+        for _ in 1..FAILURES_TO_OPEN {
             assert_eq!(breaker.handle_failure(now), Change::None);
         }
         assert_eq!(breaker.handle_failure(now), Change::Tripped);
@@ -126,7 +126,7 @@ mod tests {
     fn a_success_starts_the_count_anew() {
         let mut breaker = Breaker::default();
         for _ in 0..100 {
-            for _ in 1..TRIPPED_BY {
+            for _ in 1..FAILURES_TO_OPEN {
                 assert_eq!(breaker.handle_failure(Instant::now()), Change::None);
             }
             assert_eq!(breaker.handle_success(), Change::None);

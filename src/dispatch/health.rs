@@ -40,7 +40,7 @@ impl Health {
     }
 
     /// An event was handled.
-    pub(super) fn handled(&self, handler: &str) {
+    pub(super) fn report_success(&self, handler: &str) {
         if self.troubled.load(Ordering::Relaxed) {
             self.change(handler, None, |breaker| {
                 self.troubled.store(false, Ordering::Relaxed);
@@ -72,7 +72,7 @@ impl Health {
                 Change::Tripped => {
                     self.open.store(true, Ordering::Relaxed);
                     self.metrics.healthy.set(0);
-                    self.metrics.trips.inc();
+                    self.metrics.breaker_opened.inc();
                 }
                 Change::Recovered => {
                     self.open.store(false, Ordering::Relaxed);
@@ -149,25 +149,25 @@ mod tests {
         const REPORTS: usize = 3;
         let health = Health::new(Telemetry::new().health(&"h".into()));
         let error = CallError::Unfit("no".to_owned());
-        let at_once = Barrier::new(2);
+        let with_full_burst = Barrier::new(2);
         let wrong = AtomicUsize::new(0);
         let report = |fails_first: bool| {
             for _ in 0..ROUNDS {
-                at_once.wait();
+                with_full_burst.wait();
                 for report in 0..REPORTS {
                     if (report % 2 == 0) == fails_first {
                         health.failed("h", &error);
                     } else {
-                        health.handled("h");
+                        health.report_success("h");
                     }
                 }
-                if at_once.wait().is_leader() {
+                if with_full_burst.wait().is_leader() {
                     let is_open = health.breaker.lock().is_open();
                     let is_told = health.is_good() != is_open && health.metrics.healthy.get() == i64::from(!is_open);
                     let is_looked_at = health.troubled.load(Ordering::Relaxed) || !is_open;
                     wrong.fetch_add(usize::from(!is_told || !is_looked_at), Ordering::Relaxed);
                 }
-                at_once.wait();
+                with_full_burst.wait();
             }
         };
         std::thread::scope(|scope| {

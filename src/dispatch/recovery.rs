@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use crate::handler::CallError;
 
 /// The first pause before a held event is tried again; each further one is twice as long.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
 
 /// The longest pause: a handler that is back is found by every connection within this time.
-const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// What the operator wants when a handler fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +70,12 @@ pub struct Recovery {
 impl Recovery {
     /// Nothing has failed yet.
     pub fn new(policy: Policy, has_next: bool) -> Self {
-        Self { policy, has_next, held_since: None, back_off: BACK_OFF_FIRST, renewed: false }
+        Self { policy, has_next, held_since: None, back_off: BACKOFF_INITIAL, renewed: false }
     }
 
-    /// The handler did not handle the event. `spread` in `0.0..=1.0` moves the next attempt between half the pause and
+    /// The handler did not handle the event. `jitter` in `0.0..=1.0` moves the next attempt between half the pause and
     /// the whole of it, so that connections which failed together do not come back together.
-    pub fn handle_failure(&mut self, now: Instant, error: &CallError, spread: f64) -> Next {
+    pub fn handle_failure(&mut self, now: Instant, error: &CallError, jitter: f64) -> Next {
         if self.policy.on_failure == OnFailure::Close {
             return Next::GiveUp;
         }
@@ -86,8 +86,8 @@ impl Recovery {
                 if now >= end {
                     return self.next();
                 }
-                let pause = self.back_off.mul_f64(0.5 + spread.clamp(0.0, 1.0) / 2.0);
-                self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+                let pause = self.back_off.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+                self.back_off = (self.back_off * 2).min(BACKOFF_MAX);
                 Next::Hold { until: (now + pause).min(end) }
             }
             CallError::Fault(_) if !self.renewed => {
@@ -129,7 +129,7 @@ mod tests {
         let now = Instant::now();
         for (has_next, last) in [(true, Next::FallBack), (false, Next::GiveUp)] {
             let first = |error: CallError| recovery(has_next).handle_failure(now, &error, 1.0);
-            assert_eq!(first(unavailable()), Next::Hold { until: now + BACK_OFF_FIRST });
+            assert_eq!(first(unavailable()), Next::Hold { until: now + BACKOFF_INITIAL });
             assert_eq!(first(CallError::Timeout(HOLD)), last);
             assert_eq!(first(CallError::Unfit("no".to_owned())), last);
             assert_eq!(first(fault()), Next::Renew);
@@ -174,10 +174,10 @@ mod tests {
             let mut now = start;
             let mut recovery = recovery(true);
             let mut attempts = 0;
-            for spread in spreads {
-                match recovery.handle_failure(now, &unavailable(), spread) {
+            for jitter in spreads {
+                match recovery.handle_failure(now, &unavailable(), jitter) {
                     Next::Hold { until } => {
-                        prop_assert!(until > now && until <= now + BACK_OFF_MAX && until <= start + HOLD);
+                        prop_assert!(until > now && until <= now + BACKOFF_MAX && until <= start + HOLD);
                         now = until;
                         attempts += 1;
                     }

@@ -1,7 +1,6 @@
 //! The versions of one configured handler: which of them serves whom.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -13,6 +12,7 @@ use super::health::Health;
 use super::recovery::Policy;
 use crate::conn::{ConnId, Event};
 use crate::handler::{CallError, Handler};
+use crate::percent::Percent;
 use crate::telemetry::{HealthMetrics, VersionMetrics};
 
 /// One loaded build of a handler, with the connections that it serves.
@@ -71,9 +71,9 @@ impl Version {
     }
 
     /// Counts an event that was handled or not.
-    pub fn count(&self, handled: bool) {
+    pub fn count(&self, report_success: bool) {
         self.events.fetch_add(1, Ordering::Relaxed);
-        if !handled {
+        if !report_success {
             self.failures.fetch_add(1, Ordering::Relaxed);
             self.failed.notify_one();
         }
@@ -127,9 +127,9 @@ impl Drop for Membership {
 
 /// What the connections of a version that is not active any more are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Others {
+pub enum OldConnections {
     /// Stay until they end by themselves.
-    Stay,
+    Keep,
     /// Go over to the active version, if its state can be carried over; else stay.
     Move,
     /// End: their time is over.
@@ -140,7 +140,7 @@ pub enum Others {
 #[derive(Clone, Debug)]
 pub enum Placement {
     /// Stay with its version.
-    Stay,
+    Keep,
     /// Go over to this one.
     Move(Arc<Version>),
     /// End, so that the device connects again.
@@ -150,64 +150,9 @@ pub enum Placement {
 impl PartialEq for Placement {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Stay, Self::Stay) | (Self::End, Self::End) => true,
+            (Self::Keep, Self::Keep) | (Self::End, Self::End) => true,
             (Self::Move(to), Self::Move(other)) => Arc::ptr_eq(to, other),
-            (Self::Stay | Self::Move(_) | Self::End, _) => false,
-        }
-    }
-}
-
-/// A part of a whole, in 1/10,000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Share(u16);
-
-impl Share {
-    /// A part in 1/10,000, `0..=10_000`; more is taken as all.
-    pub fn new(basis_points: u16) -> Self {
-        Self(basis_points.min(10_000))
-    }
-
-    /// In 1/10,000.
-    pub fn basis_points(self) -> u16 {
-        self.0
-    }
-
-    /// A part of so many percent: `"5%"` or `"0.25%"`, with at most two digits behind the point, `0%..=100%`. `None` for
-    /// any other text.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let (whole, hundredths) = text.strip_suffix('%')?.split_once('.').unwrap_or((text.strip_suffix('%')?, "0"));
-        if !(1..=3).contains(&whole.len()) || !(1..=2).contains(&hundredths.len()) {
-            return None;
-        }
-        if !digits(whole) || !digits(hundredths) {
-            return None;
-        }
-        let tenths: u32 = if hundredths.len() == 1 { 10 } else { 1 };
-        // Three digits before the point make up to 99,999, which 16 bits do not hold.
-        let basis_points = whole.parse::<u32>().ok()? * 100 + hundredths.parse::<u32>().ok()? * tenths;
-        u16::try_from(basis_points).ok().filter(|basis_points| *basis_points <= 10_000).map(Self)
-    }
-
-    /// Whether `part` of `whole` is more than this.
-    pub fn is_exceeded(self, part: u64, whole: u64) -> bool {
-        u128::from(part) * 10_000 > u128::from(whole) * u128::from(self.0)
-    }
-
-    /// Whether the turn with this number is among the share. Over 10,000 turns in a row it is exact, and evenly spread.
-    fn has(self, turn: u32) -> bool {
-        let (turn, share) = (u64::from(turn % 10_000), u64::from(self.0));
-        (turn + 1) * share / 10_000 > turn * share / 10_000
-    }
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (whole, hundredths) = (self.0 / 100, self.0 % 100);
-        match (hundredths, hundredths % 10) {
-            (0, _) => write!(f, "{whole}%"),
-            (_, 0) => write!(f, "{whole}.{}%", hundredths / 10),
-            _ => write!(f, "{whole}.{hundredths:02}%"),
+            (Self::Keep | Self::Move(_) | Self::End, _) => false,
         }
     }
 }
@@ -225,7 +170,7 @@ pub struct Trial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialKind {
     /// It serves this part of the new connections.
-    Canary(Share),
+    Canary(Percent),
     /// It gets the events of new connections beside the active version, without any effect; differences are counted.
     Shadow,
 }
@@ -236,7 +181,7 @@ pub struct Plan {
     /// Serves new connections.
     pub active: Arc<Version>,
     /// What the connections of other versions are to do.
-    pub others: Others,
+    pub others: OldConnections,
     /// Is tried beside it.
     pub trial: Option<Trial>,
 }
@@ -259,7 +204,7 @@ impl Versions {
     pub fn new(first: Arc<Version>, metrics: HealthMetrics) -> Arc<Self> {
         let name = Arc::clone(first.handler().name());
         let loaded = Mutex::new(vec![Arc::downgrade(&first)]);
-        let plan = ArcSwap::from_pointee(Plan { active: first, others: Others::Stay, trial: None });
+        let plan = ArcSwap::from_pointee(Plan { active: first, others: OldConnections::Keep, trial: None });
         Arc::new(Self { name, plan, loaded, turns: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
     }
 
@@ -278,7 +223,7 @@ impl Versions {
         Arc::clone(&self.plan.load().active)
     }
 
-    /// Changes who serves whom. Connections learn of it when they are asked to review it (see [`Mover`](super::Mover)); new ones
+    /// Changes who serves whom. Connections learn of it when they are asked to review it (see [`ConnectionMigrator`](super::Mover)); new ones
     /// follow at once.
     pub fn follow(&self, plan: Plan) {
         {
@@ -325,18 +270,18 @@ impl Versions {
         let plan = self.plan.load();
         let is_tried = plan.trial.as_ref().is_some_and(|trial| Arc::ptr_eq(&trial.version, current));
         if is_tried || Arc::ptr_eq(&plan.active, current) {
-            return Placement::Stay;
+            return Placement::Keep;
         }
         match plan.others {
-            Others::Stay => Placement::Stay,
-            Others::Move => Placement::Move(Arc::clone(&plan.active)),
-            Others::End => Placement::End,
+            OldConnections::Keep => Placement::Keep,
+            OldConnections::Move => Placement::Move(Arc::clone(&plan.active)),
+            OldConnections::End => Placement::End,
         }
     }
 
     /// How many connections of this version are not where they belong.
-    pub fn strays(&self, version: &Arc<Version>) -> usize {
-        if self.placement(version) == Placement::Stay { 0 } else { version.connections() }
+    pub fn misplaced(&self, version: &Arc<Version>) -> usize {
+        if self.placement(version) == Placement::Keep { 0 } else { version.connections() }
     }
 
     /// Whether it works well enough for new connections.
@@ -376,60 +321,8 @@ impl Versions {
             (Err(error), _) => self.failed(error),
             (Ok(()), Event::SocketCreated(_) | Event::SocketClosed(_)) => {}
             (Ok(()), Event::ReceivedBytes(_) | Event::ReceivedMessages(_) | Event::TimerTimeout(_)) => {
-                self.health.handled(&self.name);
+                self.health.report_success(&self.name);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Of any 10,000 connections in a row, a canary gets exactly its share; of fewer, one more or less.
-        #[test]
-        fn a_share_is_exact(basis_points in 0..=10_000u16, first in 0..u32::MAX / 2, count in 0..10_000u32) {
-            let share = Share::new(basis_points);
-            let among = |turns: std::ops::Range<u32>| turns.filter(|turn| share.has(*turn)).count();
-            prop_assert_eq!(among(first..first + 10_000), usize::from(basis_points));
-            let expected = f64::from(count) * f64::from(basis_points) / 10_000.0;
-            prop_assert!((among(0..count) as f64 - expected).abs() <= 1.0);
-        }
-
-        /// A share is read as it is written.
-        #[test]
-        fn a_share_is_read_as_it_is_written(basis_points in 0..=10_000u16) {
-            let share = Share::new(basis_points);
-            prop_assert_eq!(Share::parse(&share.to_string()), Some(share));
-        }
-
-        /// What is not a percentage is none, and nothing panics.
-        #[test]
-        fn other_texts_are_no_share(text in "[0-9.%]{0,8}") {
-            if let Some(share) = Share::parse(&text) {
-                let value: f64 = text.trim_end_matches('%').parse().unwrap();
-                prop_assert!((value * 100.0 - f64::from(share.basis_points())).abs() < 1e-6);
-            }
-        }
-    }
-
-    #[test]
-    fn shares_in_words() {
-        for (text, basis_points) in
-            [("0%", 0), ("5%", 500), ("0.5%", 50), ("0.25%", 25), ("0.05%", 5), ("100%", 10_000)]
-        {
-            assert_eq!(Share::parse(text), Some(Share::new(basis_points)));
-            assert_eq!(Share::new(basis_points).to_string(), text);
-        }
-        for text in [
-            "", "%", "5", ".5%", "5.%", "101%", "655.99%", "700%", "999.99%", "100.01%", "-5%", "5 %", "1e2%",
-            "0.005%", "0005%",
-        ] {
-            assert_eq!(Share::parse(text), None, "{text:?}");
-        }
-        assert!(Share::new(500).is_exceeded(6, 100) && !Share::new(500).is_exceeded(5, 100));
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
-use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
@@ -17,8 +16,8 @@ use tonic::{Request, Response, Status};
 use super::proto;
 use super::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
 use crate::adapter;
-use crate::conn::table::Table;
-use crate::conn::{Command, ConnId, QoS, Refused, Timer};
+use crate::conn::registry::Registry;
+use crate::conn::{Command, ConnId, Password, QoS, Refused, Timer};
 use crate::drain::Drain;
 use crate::pubsub::PubSub;
 use crate::telemetry::Telemetry;
@@ -88,14 +87,14 @@ pub enum BindError {
 /// Answers the calls of gRPC handlers.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    table: Table,
+    table: Registry,
     pubsub: PubSub,
     telemetry: Telemetry,
 }
 
 impl Adapter {
     /// Reaches the connections of this table, and publishes to this broker.
-    pub fn new(table: Table, pubsub: PubSub, telemetry: Telemetry) -> Self {
+    pub fn new(table: Registry, pubsub: PubSub, telemetry: Telemetry) -> Self {
         Self { table, pubsub, telemetry }
     }
 
@@ -238,7 +237,7 @@ impl ConnectionAdapter for Adapter {
         let request = request.into_inner();
         let command = request.clientinfo.ok_or(Refused::Missing { what: "clientinfo" }).map(|client| {
             // proto3 cannot tell an empty password from none.
-            let password = (!request.password.is_empty()).then(|| SecretString::from(request.password));
+            let password = (!request.password.is_empty()).then(|| Password::new(request.password));
             Command::Authenticate { client: client.into(), password }
         });
         let result = self.ask(&request.conn, command).await;

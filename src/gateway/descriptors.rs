@@ -12,10 +12,10 @@ const KEPT_MAX: u64 = 4096;
 ///
 /// Beyond it peers wait in the backlog, instead of being accepted to find that nothing else can be opened for them.
 pub(super) fn connections_max() -> Option<usize> {
-    getrlimit(Resource::Nofile).current.map(|descriptors| usize::try_from(left(descriptors)).unwrap_or(usize::MAX))
+    getrlimit(Resource::Nofile).current.map(|descriptors| usize::try_from(unclaimed(descriptors)).unwrap_or(usize::MAX))
 }
 
-fn left(descriptors: u64) -> u64 {
+fn unclaimed(descriptors: u64) -> u64 {
     descriptors.saturating_sub(KEPT_MIN + KEPT_MAX.min(descriptors / 8)).max(1)
 }
 
@@ -27,7 +27,7 @@ mod tests {
     #[test]
     fn some_are_kept() {
         for (descriptors, expected) in [(0, 1), (64, 24), (1024, 864), (20_000, 17_468), (1 << 20, 1_044_448)] {
-            assert_eq!(left(descriptors), expected, "{descriptors}");
+            assert_eq!(unclaimed(descriptors), expected, "{descriptors}");
         }
     }
 }

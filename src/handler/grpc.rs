@@ -120,9 +120,9 @@ impl Handler {
     }
 
     /// Gives a connection its place in the pool.
-    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Remote {
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> GrpcClient {
         let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
-        Remote {
+        GrpcClient {
             handler: self.clone(),
             endpoint: turn % self.0.endpoints.len().max(1),
             conn: conn.to_string().into(),
@@ -138,7 +138,7 @@ impl Handler {
     pub async fn probe(&self) -> Result<(), CallError> {
         let mut result = Err(CallError::Unavailable("the handler has no url".to_owned()));
         for endpoint in self.0.endpoints.iter().take(self.0.urls) {
-            result = tokio::time::timeout(self.0.call_timeout, endpoint.reach())
+            result = tokio::time::timeout(self.0.call_timeout, endpoint.probe())
                 .await
                 .unwrap_or(Err(CallError::Timeout(self.0.call_timeout)));
             if result.is_ok() {
@@ -154,21 +154,21 @@ pub type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
 /// One connection's side of a gRPC handler.
 #[derive(Debug)]
-pub struct Remote {
+pub struct GrpcClient {
     handler: Handler,
     endpoint: usize,
     conn: Arc<str>,
     info: Arc<ConnInfo>,
 }
 
-impl Remote {
+impl GrpcClient {
     /// How long a call may take; whoever drives the call ends it then.
     pub fn call_timeout(&self) -> Duration {
         self.handler.call_timeout()
     }
 
     /// Takes a server at another url, if there is one. It does not know the connection.
-    pub fn turn_to_another(&mut self) -> bool {
+    pub fn next_endpoint(&mut self) -> bool {
         let shared = &self.handler.0;
         self.endpoint = (self.endpoint + 1) % shared.endpoints.len().max(1);
         shared.urls > 1

@@ -1,6 +1,6 @@
 //! Guests: handlers that run inside the gateway as WebAssembly components.
 //!
-//! The [`Host`] owns the engines and ends with the gateway. It loads a component once for each handler;
+//! The [`Runtime`] owns the engines and ends with the gateway. It loads a component once for each handler;
 //! each connection then has an instance of its own, with its own memory, so nothing that one device's bytes
 //! do to an instance reaches another. A guest can call the adapter and nothing else.
 
@@ -13,34 +13,29 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 
 use super::CallError;
-use crate::adapter::Rehearsal;
+use crate::adapter::Backend;
 use crate::conn::{CloseReason, ConnId, ConnInfo, Event};
-use crate::telemetry::{InstanceMetrics, Lines};
+use crate::telemetry::{InstanceMetrics, LogLimiter};
 use crate::wit::bindings::ConnectionHandlerIndices;
 use crate::wit::migration::MigrationIndices;
 
-mod apart;
 mod cache;
+mod compile_process;
 pub mod component;
-mod desk;
 mod engines;
-mod failures;
+mod fairness;
 mod guest;
-mod host;
+mod imports;
 mod inspect;
 mod instance;
 mod limits;
 mod log;
-mod long;
-mod share;
-mod shared;
-mod slab;
-mod stretch;
+mod shared_instances;
+mod slot_allocator;
 mod wasi;
 
-pub use apart::{Bounds, Compiler, bound_this_process};
 pub use cache::CacheError;
-pub use desk::Desk;
+pub use compile_process::{Bounds, Compiler, bound_this_process};
 pub use engines::Capacity;
 pub use guest::Guest;
 pub use inspect::{Form, Import, Inspection, Memory};
@@ -49,12 +44,10 @@ pub use limits::EventBudget;
 
 use component::ComponentError;
 use engines::Engines;
-use failures::Failures;
+use fairness::{BackgroundPools, FailureRate, MemoryRateLimit};
 use instance::{Call, GuestState, Instance};
-use limits::{Ceiling, Ticker};
-use long::LongEvents;
-use share::Share;
-use shared::Seats;
+use limits::{InstanceLimit, Ticker};
+use shared_instances::InstancePool;
 
 /// The exported interface that makes a component a handler.
 const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
@@ -179,7 +172,7 @@ pub enum LoadError {
     Cache(#[from] CacheError),
     /// The process that compiles has refused the component, or has come to an end.
     #[error("{0}")]
-    Apart(String),
+    Subprocess(String),
 }
 
 impl LoadError {
@@ -193,14 +186,14 @@ impl LoadError {
             Self::NoHandler { handler, exports, .. } => Self::NoHandler { handler, path, exports },
             Self::Link { handler, why, .. } => Self::Link { handler, path, why },
             Self::Start { handler, why, .. } => Self::Start { handler, path, why },
-            Self::Cache(_) | Self::Apart(_) => self,
+            Self::Cache(_) | Self::Subprocess(_) => self,
         }
     }
 }
 
 /// Why the host could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum HostError {
+pub enum RuntimeError {
     /// This machine cannot run guests.
     #[error("cannot start the WebAssembly engine: {0}")]
     Engine(String),
@@ -212,16 +205,16 @@ pub enum HostError {
     Ticker(#[source] std::io::Error),
     /// No threads for events that take long.
     #[error("cannot start the threads for long events of guests")]
-    LongEvents(#[source] std::io::Error),
+    BackgroundPools(#[source] std::io::Error),
 }
 
 /// The engines that run all guests.
 #[derive(Clone)]
-pub struct Host {
+pub struct Runtime {
     engines: Engines,
     cache: cache::Cache,
     ticker: Arc<Ticker>,
-    long_events: Arc<LongEvents>,
+    long_events: Arc<BackgroundPools>,
     metering: Metering,
 }
 
@@ -232,35 +225,35 @@ enum Metering {
     Fuel,
 }
 
-impl std::fmt::Debug for Host {
+impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Host").field("cache", &self.cache).finish_non_exhaustive()
     }
 }
 
-impl Host {
+impl Runtime {
     /// Starts the engines; compiled components are kept in `cache_dir`, which only the gateway may write to.
     ///
     /// # Errors
     ///
-    /// [`HostError`].
-    pub fn start(cache_dir: PathBuf) -> Result<Self, HostError> {
+    /// [`RuntimeError`].
+    pub fn start(cache_dir: PathBuf) -> Result<Self, RuntimeError> {
         Self::with(Engines::start()?, cache_dir, Metering::None)
     }
 
-    /// As [`Host::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
+    /// As [`Runtime::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
     /// their speed: for measuring.
     ///
     /// # Errors
     ///
-    /// [`HostError`].
-    pub fn start_metered(cache_dir: PathBuf) -> Result<Self, HostError> {
+    /// [`RuntimeError`].
+    pub fn start_metered(cache_dir: PathBuf) -> Result<Self, RuntimeError> {
         Self::with(Engines::start_metered()?, cache_dir, Metering::Fuel)
     }
 
-    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, HostError> {
-        let ticker = Arc::new(Ticker::start(engines.all()).map_err(HostError::Ticker)?);
-        let long_events = Arc::new(LongEvents::start().map_err(HostError::LongEvents)?);
+    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, RuntimeError> {
+        let ticker = Arc::new(Ticker::start(engines.all()).map_err(RuntimeError::Ticker)?);
+        let long_events = Arc::new(BackgroundPools::start().map_err(RuntimeError::BackgroundPools)?);
         let cache = cache::Cache::open(cache_dir)?;
         Ok(Self { engines, cache, ticker, long_events, metering })
     }
@@ -270,8 +263,8 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// [`HostError`].
-    pub fn start_compiler(cache_dir: PathBuf, has_small: bool) -> Result<Self, HostError> {
+    /// [`RuntimeError`].
+    pub fn start_compiler(cache_dir: PathBuf, has_small: bool) -> Result<Self, RuntimeError> {
         Self::with(Engines::to_compile(has_small)?, cache_dir, Metering::None)
     }
 
@@ -327,11 +320,11 @@ impl Host {
         };
         let (pre, handler_exports, migration_exports) =
             link().map_err(|error: wasmtime::Error| LoadError::Link { handler, path, why: format!("{error:#}") })?;
-        let seats = match options.isolation {
+        let slots = match options.isolation {
             Isolation::Connection => None,
-            Isolation::Shared(count) => Some(Seats::new(count)),
+            Isolation::Shared(count) => Some(InstancePool::new(count)),
         };
-        let instances_max = class.ceiling.instances_max();
+        let instances_max = class.instance_limit.instances_max();
         tracing::info!(handler = %options.name, engine = %class.name, instances_max, "guest loaded");
         Ok(Handler(Arc::new(Shared {
             options,
@@ -339,13 +332,13 @@ impl Host {
             pre,
             handler_exports,
             migration_exports,
-            seats,
+            slots,
             log: log::of_a_handler(),
-            failures: Failures::new(),
-            share: Arc::new(Share::new()),
+            failures: FailureRate::new(),
+            memory_rate: Arc::new(MemoryRateLimit::new()),
             metrics,
             engine_name: class.name,
-            ceiling: class.ceiling.clone(),
+            instance_limit: class.instance_limit.clone(),
             long_events: Arc::clone(&self.long_events),
             metering: self.metering,
             _ticker: Arc::clone(&self.ticker),
@@ -386,19 +379,19 @@ struct Shared {
     /// For a guest that carries its connections' state over a swap.
     migration_exports: Option<MigrationIndices>,
     /// For a guest whose instances serve many connections.
-    seats: Option<Seats>,
+    slots: Option<InstancePool>,
     /// What all its instances may say.
-    log: Lines,
+    log: LogLimiter,
     /// How often its instances fail.
-    failures: Failures,
+    failures: FailureRate,
     /// What memory they may take while they do.
-    share: Arc<Share>,
+    memory_rate: Arc<MemoryRateLimit>,
     metrics: InstanceMetrics,
     engine_name: &'static str,
-    ceiling: Ceiling,
+    instance_limit: InstanceLimit,
     metering: Metering,
     /// Where events go on that take long.
-    long_events: Arc<LongEvents>,
+    long_events: Arc<BackgroundPools>,
     /// The clock runs as long as there is a guest whose time it bounds, also without its host.
     _ticker: Arc<Ticker>,
 }
@@ -427,15 +420,15 @@ impl Handler {
 
     /// A connection's place for an instance; the instance itself is made for the first event.
     pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Guest {
-        match &self.0.seats {
+        match &self.0.slots {
             None => {
                 let mut instance = Instance::new(Arc::clone(&self.0), conn);
                 if self.0.failures.are_many() {
-                    instance.suspect();
+                    instance.quarantine();
                 }
                 Guest::own(instance)
             }
-            Some(seats) => Guest::shared(seats.take(Arc::clone(&self.0), conn, Arc::clone(info))),
+            Some(slots) => Guest::shared(slots.take(Arc::clone(&self.0), conn, Arc::clone(info))),
         }
     }
 
@@ -460,9 +453,9 @@ impl Handler {
     pub async fn probe(&self) -> Result<(), CallError> {
         // A guest that was never told of a connection has nothing to do at its end.
         let conn = ConnId::from_u64(0);
-        let desk = Desk::Rehearsal(Box::new(Rehearsal::new(conn)));
+        let backend = Backend::dry_run(conn);
         let ended = Event::SocketClosed(CloseReason::Draining);
-        let (_, result) = Instance::new(Arc::clone(&self.0), conn).call(desk, Call::Event(&ended)).await;
+        let (_, result) = Instance::new(Arc::clone(&self.0), conn).call(backend, Call::Event(&ended)).await;
         result.map(|_| ())
     }
 }
@@ -480,7 +473,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("guest.wasm");
         std::fs::write(&file, bytes).unwrap();
-        let host = Host::start(dir.path().join("cache")).unwrap();
+        let host = Runtime::start(dir.path().join("cache")).unwrap();
         let options = Options {
             name: "guest".into(),
             component: file,

@@ -1,6 +1,6 @@
 //! DTLS 1.2 over the flows of a datagram socket.
 //!
-//! Three stages, each in its place. The [`Door`] stands in the task that receives for everybody: it answers hellos with
+//! Three stages, each in its place. The [`CookieVerifier`] stands in the task that receives for everybody: it answers hellos with
 //! cookies and keeps nothing. A [`Handshake`] and then a [`Session`] live in the task of their own peer, over its flow.
 //! None of the three has a socket or a runtime inside; [`SecureFlow`] brings a session and its flow together.
 //!
@@ -10,21 +10,21 @@
 //! Not supported: DTLS 1.0 and 1.3, connection ids (RFC 9146), resumption and renegotiation.
 
 mod context;
-mod door;
+mod cookie;
+mod datagram_bio;
+mod etm_filter;
 mod ffi;
 mod flow;
-mod guard;
 mod handshake;
 mod hello;
 mod hmac;
-mod sealed;
+mod record_layer;
 mod session;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 pub use context::{CIPHERS, Context, Options, check_ciphers};
-pub use door::{ANSWER_BYTES, Attempt, Door, Knock, Secret};
+pub use cookie::{ANSWER_BYTES, CookieCheck, CookieVerifier, HandshakeId, Secret};
 pub use flow::{SecureFlow, establish};
 pub use handshake::{Handshake, Progress, Taken};
 pub use session::{Event, SendError, Session};

@@ -7,12 +7,12 @@ use arc_swap::ArcSwap;
 use socket2::{Protocol, SockRef, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
-use super::arrival::Raw;
-use super::inherited;
-use super::sources::Sources;
-use super::tuning::Tuning;
-use super::{Admission, Arrived, Bind, Options};
-use crate::conn::room::{Permit, Room};
+use super::establish::RawSocket;
+use super::per_address::SharedAddressLimits;
+use super::socket_activation;
+use super::socket_options::SocketOptions;
+use super::{Admission, Bind, Options, Pending};
+use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -39,12 +39,12 @@ pub struct TcpListener {
 pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
-    tuning: ArcSwap<Tuning>,
+    socket_options: ArcSwap<SocketOptions>,
     /// What the socket was made with.
-    made: Tuning,
-    sources: Arc<Sources>,
+    made: SocketOptions,
+    sources: Arc<SharedAddressLimits>,
     /// The peers that may be about their handshake.
-    handshakes: Room,
+    handshakes: ConnectionLimit,
 }
 
 impl Settings {
@@ -52,17 +52,17 @@ impl Settings {
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
-        self.tuning.store(Arc::new(options.tuning.clone()));
-        options.tuning.size(SockRef::from(&self.socket))?;
+        self.socket_options.store(Arc::new(options.socket_options.clone()));
+        options.socket_options.size(SockRef::from(&self.socket))?;
         // To listen once more changes the bound of the backlog, and keeps those who wait in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        self.made.followed_by(&options.tuning)
+        self.made.followed_by(&options.socket_options)
     }
 
     /// The same socket once more, with the peers that wait in its backlog, for another listener.
     pub(super) fn hand_over(&self, options: &Options, metrics: ListenerMetrics) -> io::Result<TcpListener> {
-        if let Err(error) = self.made.followed_by(&options.tuning) {
-            tracing::warn!(listener = %options.name, %error, "takes the socket of another listener over");
+        if let Err(error) = self.made.followed_by(&options.socket_options) {
+            tracing::warn!(listener = %options.name, %error, "listener took over existing socket");
         }
         let socket = self.socket.as_fd().try_clone_to_owned()?.into();
         TcpListener::adopt(options, socket, self.made.clone(), metrics)
@@ -74,7 +74,7 @@ impl TcpListener {
     fn adopt(
         options: &Options,
         socket: std::net::TcpListener,
-        made: Tuning,
+        made: SocketOptions,
         metrics: ListenerMetrics,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
@@ -83,20 +83,20 @@ impl TcpListener {
 
     pub(super) fn bind(options: &Options, metrics: ListenerMetrics) -> io::Result<Self> {
         if let Some(given) = &options.given {
-            let socket = std::net::TcpListener::from(inherited::duplicate(given)?);
-            options.tuning.size(SockRef::from(&socket))?;
-            return Self::adopt(options, socket, options.tuning.clone(), metrics);
+            let socket = std::net::TcpListener::from(socket_activation::duplicate(given)?);
+            options.socket_options.size(SockRef::from(&socket))?;
+            return Self::adopt(options, socket, options.socket_options.clone(), metrics);
         }
         let address = options.bind.address;
-        let socket = options.tuning.open(address, Type::STREAM, Protocol::TCP)?;
+        let socket = options.socket_options.open(address, Type::STREAM, Protocol::TCP)?;
         // A restarted gateway binds at once, although connections of its former life linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Self::new(options, Inner::from_std(socket.into())?, options.tuning.clone(), metrics)
+        Self::new(options, Inner::from_std(socket.into())?, options.socket_options.clone(), metrics)
     }
 
-    fn new(options: &Options, socket: Inner, made: Tuning, metrics: ListenerMetrics) -> io::Result<Self> {
+    fn new(options: &Options, socket: Inner, made: SocketOptions, metrics: ListenerMetrics) -> io::Result<Self> {
         let local = ListenAddr(socket.local_addr()?);
         Ok(Self {
             name: Arc::clone(&options.name),
@@ -104,10 +104,10 @@ impl TcpListener {
             settings: Arc::new(Settings {
                 socket,
                 admission: ArcSwap::from_pointee(options.admission.clone()),
-                tuning: ArcSwap::from_pointee(options.tuning.clone()),
+                socket_options: ArcSwap::from_pointee(options.socket_options.clone()),
                 made,
-                sources: Sources::new(metrics.clone()),
-                handshakes: Room::new(options.handshakes_max),
+                sources: SharedAddressLimits::new(metrics.clone()),
+                handshakes: ConnectionLimit::new(options.handshakes_max),
             }),
             local,
             metrics,
@@ -131,7 +131,7 @@ impl TcpListener {
         self.settings.admission.load_full()
     }
 
-    pub(super) async fn accept(&mut self) -> Arrived {
+    pub(super) async fn accept(&mut self) -> Pending {
         let mut turn = match self.bind.transport.is_secure() {
             true => Some(self.settings.handshakes.permit().await),
             false => None,
@@ -140,7 +140,7 @@ impl TcpListener {
             match self.settings.socket.accept().await {
                 Ok((stream, peer)) => {
                     if self.prepare(&stream, PeerAddr(peer)) {
-                        return self.arrived(stream, PeerAddr(peer), turn.take());
+                        return self.pending(stream, PeerAddr(peer), turn.take());
                     }
                 }
                 Err(error) if is_the_peers(&error) => {
@@ -160,21 +160,21 @@ impl TcpListener {
 
     /// Sets the options of an accepted socket; not if its peer is gone.
     fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
-        if let Err(error) = self.settings.tuning.load().prepare(stream) {
+        if let Err(error) = self.settings.socket_options.load().prepare(stream) {
             tracing::debug!(listener = %self.name, %peer, %error, "a peer was gone when it was accepted");
             return false;
         }
         true
     }
 
-    fn arrived(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Arrived {
-        Arrived {
+    fn pending(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Pending {
+        Pending {
             listener: Arc::clone(&self.name),
             kind: self.bind.transport,
             peer,
             // The address that this peer used: the listener may be bound to a wildcard.
             local: stream.local_addr().map_or(self.local, ListenAddr),
-            socket: Raw::Tcp(stream),
+            socket: RawSocket::Tcp(stream),
             admission: self.admission(),
             sources: Arc::clone(&self.settings.sources),
             metrics: self.metrics.clone(),

@@ -14,26 +14,26 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::arrival::Raw;
-use super::door::{Door, Entry};
+use super::establish::RawSocket;
 use super::flow::{Bounds, FlowId, Key};
+use super::flow_gate::{FlowGate, FlowStart};
 
-use super::sources::Sources;
-use super::{Admission, Arrived, Bind, Options};
-use crate::conn::room::Room;
+use super::per_address::SharedAddressLimits;
+use super::{Admission, Bind, Options, Pending};
+use crate::conn::limit::ConnectionLimit;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
-mod ground;
 mod inbox;
 mod receiver;
 mod socket;
+mod socket_group;
 #[cfg(test)]
 mod tests;
 
-use ground::{Doors, Ground, Owner, Terms};
 use inbox::Inbox;
 use socket::Socket;
+use socket_group::{GateFactory, ListenerLabels, ReceiverConfig, SocketGroup};
 
 /// Room for the longest datagram, and for what the kernel puts together from several of one peer, which is never more.
 const BUFFER_BYTES: usize = 65_536;
@@ -55,24 +55,24 @@ pub struct Datagrams {
 /// Opens flows for the peers of its sockets.
 #[derive(Debug)]
 pub struct UdpListener {
-    owner: Arc<Owner>,
+    labels: Arc<ListenerLabels>,
     bind: Bind,
     settings: Arc<Settings>,
-    ground: Arc<Ground>,
+    group: Arc<SocketGroup>,
     arrivals: mpsc::Receiver<Flow>,
     /// What takes the sockets over, with the options for it: until then their last owner has them.
-    takes_over: Option<Box<(Terms, Options)>>,
+    takes_over: Option<Box<(ReceiverConfig, Options)>>,
 }
 
 /// What a reload may change of a listener that goes on accepting, and its sockets, which another one may take over.
 #[derive(Debug)]
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
-    sources: Arc<Sources>,
+    sources: Arc<SharedAddressLimits>,
     /// Peers that may be about their handshake.
-    handshakes: Room,
+    handshakes: ConnectionLimit,
     /// Not held: it lives as long as somebody receives.
-    ground: Weak<Ground>,
+    group: Weak<SocketGroup>,
 }
 
 impl Settings {
@@ -80,7 +80,7 @@ impl Settings {
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
         self.handshakes.resize(options.handshakes_max);
-        self.ground.upgrade().map_or(Ok(()), |ground| ground.follow(options))
+        self.group.upgrade().map_or(Ok(()), |group| group.follow(options))
     }
 }
 
@@ -91,40 +91,40 @@ impl UdpListener {
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
-        door: impl Fn() -> Door + Send + Sync + 'static,
+        gate: impl Fn() -> FlowGate + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::bind_with(options, predecessor, metrics, Doors::new(door), BUFFER_BYTES)
+        Self::bind_with(options, predecessor, metrics, GateFactory::new(gate), BUFFER_BYTES)
     }
 
     fn bind_with(
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
-        doors: Doors,
+        gates: GateFactory,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        let owner = Arc::new(Owner { name: Arc::clone(&options.name), metrics });
+        let labels = Arc::new(ListenerLabels { name: Arc::clone(&options.name), metrics });
         let admission = Arc::new(ArcSwap::from_pointee(options.admission.clone()));
-        let terms = Terms {
-            owner: Arc::clone(&owner),
+        let config = ReceiverConfig {
+            labels: Arc::clone(&labels),
             admission: Arc::clone(&admission),
-            doors,
+            gates,
             queue: options.datagrams.queue,
             arrivals: sender,
         };
-        let (ground, takes_over) = match predecessor.and_then(|settings| settings.ground.upgrade()) {
-            Some(ground) => (ground, Some(Box::new((terms, options.clone())))),
-            None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
+        let (group, takes_over) = match predecessor.and_then(|settings| settings.group.upgrade()) {
+            Some(group) => (group, Some(Box::new((config, options.clone())))),
+            None => (Arc::new(SocketGroup::bind(options, config, buffer_bytes)?), None),
         };
-        let sources = Sources::new(owner.metrics.clone());
-        let handshakes = Room::new(options.handshakes_max);
-        let settings = Arc::new(Settings { admission, sources, handshakes, ground: Arc::downgrade(&ground) });
-        Ok(Self { owner, bind: options.bind, settings, ground, arrivals, takes_over })
+        let sources = SharedAddressLimits::new(labels.metrics.clone());
+        let handshakes = ConnectionLimit::new(options.handshakes_max);
+        let settings = Arc::new(Settings { admission, sources, handshakes, group: Arc::downgrade(&group) });
+        Ok(Self { labels, bind: options.bind, settings, group, arrivals, takes_over })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
-        self.ground.local()
+        self.group.local()
     }
 
     pub(super) fn bind_asked(&self) -> Bind {
@@ -139,37 +139,37 @@ impl UdpListener {
         self.settings.admission.load_full()
     }
 
-    pub(super) async fn accept(&mut self) -> Arrived {
+    pub(super) async fn accept(&mut self) -> Pending {
         loop {
             let flow = self.flow().await;
             let turn = self.settings.handshakes.try_permit();
             let waits = turn.is_none() && self.bind.transport.is_secure();
-            let arrived = Arrived {
-                listener: Arc::clone(&self.owner.name),
+            let pending = Pending {
+                listener: Arc::clone(&self.labels.name),
                 kind: self.bind.transport,
                 peer: flow.peer(),
                 local: flow.local(),
-                socket: Raw::Udp(flow),
+                socket: RawSocket::Udp(flow),
                 admission: self.settings.admission.load_full(),
                 sources: Arc::clone(&self.settings.sources),
-                metrics: self.owner.metrics.clone(),
+                metrics: self.labels.metrics.clone(),
                 _turn: turn.filter(|_| self.bind.transport.is_secure()),
             };
             if !waits {
-                return arrived;
+                return pending;
             }
             // It sends its hello again, and there may be room then; nothing keeps it for so long.
-            arrived.shed("handshakes_max");
+            pending.shed("handshakes_max");
         }
     }
 
     /// Has the peers that come from now on, where the sockets have another owner until then.
     pub(super) fn begin(&mut self) {
         if let Some(taken) = self.takes_over.take() {
-            let (terms, options) = *taken;
-            self.ground.set_terms(terms);
-            if let Err(error) = self.ground.follow(&options) {
-                tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
+            let (config, options) = *taken;
+            self.group.set_config(config);
+            if let Err(error) = self.group.follow(&options) {
+                tracing::warn!(listener = %self.labels.name, %error, "takes the sockets of another listener over");
             }
         }
     }
@@ -178,7 +178,7 @@ impl UdpListener {
     async fn flow(&mut self) -> Flow {
         match self.arrivals.recv().await {
             Some(mut flow) => {
-                flow.ground = Some(Arc::clone(&self.ground));
+                flow.group = Some(Arc::clone(&self.group));
                 flow
             }
             // The receiving tasks end after this listener, unless the runtime itself ends.
@@ -191,16 +191,16 @@ impl UdpListener {
 ///
 /// Dropping it closes it.
 pub struct Flow {
-    owner: Arc<Owner>,
+    labels: Arc<ListenerLabels>,
     socket: Arc<Socket>,
     inbox: Arc<Inbox>,
     key: Key,
     id: FlowId,
-    entry: Entry,
+    entry: FlowStart,
     /// Waits until the socket takes datagrams again, beside the other flows of the socket.
     unwritable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
     /// Set when it is accepted: one that nobody accepts must not keep the sockets.
-    ground: Option<Arc<Ground>>,
+    group: Option<Arc<SocketGroup>>,
 }
 
 impl fmt::Debug for Flow {
@@ -210,8 +210,15 @@ impl fmt::Debug for Flow {
 }
 
 impl Flow {
-    fn new(owner: Arc<Owner>, socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
-        Self { owner, socket, inbox, key, id, entry, unwritable: None, ground: None }
+    fn new(
+        labels: Arc<ListenerLabels>,
+        socket: Arc<Socket>,
+        inbox: Arc<Inbox>,
+        key: Key,
+        id: FlowId,
+        entry: FlowStart,
+    ) -> Self {
+        Self { labels, socket, inbox, key, id, entry, unwritable: None, group: None }
     }
 
     /// The peer.
@@ -225,14 +232,14 @@ impl Flow {
     }
 
     /// What the door let it in with.
-    pub fn entry_mut(&mut self) -> &mut Entry {
+    pub fn entry_mut(&mut self) -> &mut FlowStart {
         &mut self.entry
     }
 
     /// Counts what was dropped on purpose of the peer or for it.
-    pub(in crate::listener) fn sheds(&self, reason: &'static str, count: u64) {
+    pub(in crate::listener) fn dropped(&self, reason: &'static str, count: u64) {
         if count > 0 {
-            self.owner.metrics.sheds(reason, count);
+            self.labels.metrics.dropped(reason, count);
         }
     }
 
@@ -244,7 +251,7 @@ impl Flow {
     /// Nothing more is received, and what waits is dropped and counted; the peer's next datagram opens another flow. Until
     /// the flow is dropped, it can still send.
     pub fn close(&mut self) {
-        self.owner.metrics.sheds("flow_ended", self.inbox.close() as u64);
+        self.labels.metrics.dropped("flow_ended", self.inbox.close() as u64);
         // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
         self.socket.flows.lock().close(&self.key, self.id);
     }
@@ -272,7 +279,7 @@ impl Flow {
                     self.unwritable = Some(Box::pin(async move { socket.writable().await }));
                 }
                 Err(error) => {
-                    self.socket.unsent(&self.owner, &self.key, datagram, &error);
+                    self.socket.unsent(&self.labels, &self.key, datagram, &error);
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -9,16 +9,16 @@ use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
 use crate::conversation::{Conversation, FolderError, ReadError, files, read_all};
-use crate::handler::chain;
+use crate::error::report;
 use crate::handler::wasm::Handler;
-use crate::rehearsal::{Failure, Options, rehearse};
+use crate::local_replay::{Failure, Options, replay};
 
 /// How long the conversations of one version may take. The largest set of examples, with all its cuts, takes three
 /// seconds in a build without optimizations.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Failures that are told of one version; the rest are counted.
-const TOLD_MAX: usize = 10;
+const REPORTED_MAX: usize = 10;
 
 /// Why a version is not what its handler's conversations ask for.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum ConversationsError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Read(Vec<ReadError>),
     /// The version does something else.
     #[error(transparent)]
@@ -50,11 +50,11 @@ pub struct Deviations(Vec<(String, Failure)>);
 
 impl fmt::Display for Deviations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (conversation, failure)) in self.0.iter().take(TOLD_MAX).enumerate() {
+        for (index, (conversation, failure)) in self.0.iter().take(REPORTED_MAX).enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
             write!(f, "{separator}{conversation}: {failure}")?;
         }
-        match self.0.len().saturating_sub(TOLD_MAX) {
+        match self.0.len().saturating_sub(REPORTED_MAX) {
             0 => Ok(()),
             more => write!(f, "\nand {more} more"),
         }
@@ -77,12 +77,12 @@ pub(super) struct Played {
 pub(super) fn play(guest: &Handler, paths: &[PathBuf]) -> Result<Played, ConversationsError> {
     let conversations = read_all(&files(paths)?).map_err(ConversationsError::Read)?;
     // What the guest says meanwhile concerns no device.
-    Handle::current().block_on(rehearse_all(guest, &conversations, TIME_MAX).with_subscriber(NoSubscriber::new()))
+    Handle::current().block_on(play_all(guest, &conversations, TIME_MAX).with_subscriber(NoSubscriber::new()))
 }
 
 /// First all as recorded, which must be done in time; then with all cuts, as far as the time goes: how busy the machine is
 /// must not decide whether a gateway starts.
-async fn rehearse_all(
+async fn play_all(
     guest: &Handler,
     conversations: &[Conversation],
     time_max: Duration,
@@ -98,7 +98,7 @@ async fn rehearse_all(
         if Instant::now() >= until {
             return Err(too_slow);
         }
-        let rehearsing = rehearse(guest, None, conversation, recorded);
+        let rehearsing = replay(guest, None, conversation, recorded);
         let report = tokio::time::timeout_at(until.into(), rehearsing).await.map_err(|_| too_slow)?;
         deviations.extend(report.failures.into_iter().map(|failure| (conversation.name().to_owned(), failure)));
     }
@@ -106,7 +106,7 @@ async fn rehearse_all(
         return Err(Deviations(deviations).into());
     }
     for conversation in conversations {
-        let report = rehearse(guest, None, conversation, cut).await;
+        let report = replay(guest, None, conversation, cut).await;
         played.plays += report.plays.played;
         played.left_out += report.plays.left_out;
         deviations.extend(report.failures.into_iter().map(|failure| (conversation.name().to_owned(), failure)));
@@ -117,7 +117,7 @@ async fn rehearse_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::wasm::{self, Host};
+    use crate::handler::wasm::{self, Runtime};
     use crate::telemetry::Telemetry;
 
     const GOOD: &str = "> \"x\"\n< \"1:1\\n\"\n";
@@ -125,7 +125,7 @@ mod tests {
     fn guest(name: &str) -> (tempfile::TempDir, Handler) {
         let dir = tempfile::tempdir().unwrap();
         let component = PathBuf::from(format!("guests/dist/{name}.wasm"));
-        let host = Host::start(dir.path().join("cache")).unwrap();
+        let host = Runtime::start(dir.path().join("cache")).unwrap();
         let options = wasm::Options::new("h".into(), component);
         (dir, host.load(options, Telemetry::new().instances(&"h".into())).unwrap())
     }
@@ -139,7 +139,7 @@ mod tests {
     async fn the_time_is_bounded() {
         let (_dir, counter) = guest("counter");
         let conversations = [conversation("a", GOOD)];
-        let error = rehearse_all(&counter, &conversations, Duration::ZERO).await.unwrap_err();
+        let error = play_all(&counter, &conversations, Duration::ZERO).await.unwrap_err();
         assert_eq!(error.to_string(), "expected 1 conversations within 0 s, the version has played 0 of them");
     }
 
@@ -147,10 +147,10 @@ mod tests {
     #[tokio::test]
     async fn every_cut_counts() {
         let (_dir, counter) = guest("counter");
-        let good = rehearse_all(&counter, &[conversation("a", GOOD)], TIME_MAX).await.unwrap();
+        let good = play_all(&counter, &[conversation("a", GOOD)], TIME_MAX).await.unwrap();
         assert_eq!(good, Played { conversations: 1, plays: 2, left_out: 0 });
         let two = conversation("b", &GOOD.replace("\"x\"", "\"xy\""));
-        let error = rehearse_all(&counter, &[two], TIME_MAX).await.unwrap_err();
+        let error = play_all(&counter, &[two], TIME_MAX).await.unwrap_err();
         assert!(
             error.to_string().starts_with("b: with each \">\" line cut after its first byte: after line 2: "),
             "{error}"
@@ -162,7 +162,7 @@ mod tests {
     async fn what_is_told_is_bounded() {
         let (_dir, trap) = guest("trap");
         let conversations: Vec<_> = (0..12).map(|number| conversation(&format!("c{number}"), GOOD)).collect();
-        let told = rehearse_all(&trap, &conversations, TIME_MAX).await.unwrap_err().to_string();
+        let told = play_all(&trap, &conversations, TIME_MAX).await.unwrap_err().to_string();
         assert!(told.starts_with("c0: line 2: ") && told.ends_with("\nand 2 more"), "{told}");
     }
 }

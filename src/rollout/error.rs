@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::conversations::ConversationsError;
-use super::line::WAITING_MAX;
+use super::managed_handler::WAITING_MAX;
 use crate::handler::{CallError, grpc, wasm};
 
 /// Why a version could not be loaded.
@@ -13,7 +13,7 @@ use crate::handler::{CallError, grpc, wasm};
 pub enum LoadError {
     /// The engine for guests did not start.
     #[error(transparent)]
-    Host(#[from] wasm::HostError),
+    Runtime(#[from] wasm::RuntimeError),
     /// The guest is refused.
     #[error(transparent)]
     Guest(#[from] wasm::LoadError),

@@ -24,7 +24,7 @@ pub enum Origin {
 /// What a version is, without its options: those are the configuration's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum What {
+pub enum Artifact {
     /// A component.
     Wasm {
         /// Its digest, in hexadecimal digits.
@@ -37,7 +37,7 @@ pub enum What {
     },
 }
 
-impl What {
+impl Artifact {
     /// The digest of a component.
     pub(super) fn digest(&self) -> Option<&str> {
         match self {
@@ -47,7 +47,7 @@ impl What {
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Artifact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wasm { sha256 } => write!(f, "wasm {}", sha256.get(..12).unwrap_or(sha256)),
@@ -69,7 +69,7 @@ pub struct Record {
     pub at_s: u64,
     /// What it is.
     #[serde(flatten)]
-    pub what: What,
+    pub what: Artifact,
 }
 
 /// The versions of one handler, over restarts.
@@ -84,7 +84,7 @@ pub(super) struct Index {
     pub(super) previous: Option<u32>,
     /// What the configuration named when it was last looked at. As long as it names the same, the active version is
     /// what the operator has made active since.
-    pub(super) configured: What,
+    pub(super) configured: Artifact,
     /// Oldest first.
     pub(super) versions: Vec<Record>,
 }
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     fn record(number: u32, digest: u8) -> Record {
-        let what = What::Wasm { sha256: format!("{digest:02x}").repeat(32) };
+        let what = Artifact::Wasm { sha256: format!("{digest:02x}").repeat(32) };
         Record { number, origin: Origin::Upload, by: "admin 127.0.0.1:1".to_owned(), at_s: 1, what }
     }
 

@@ -8,7 +8,7 @@ use tracing::subscriber::NoSubscriber;
 
 use super::conversations::{self, Played};
 use super::{LoadError, Program};
-use crate::handler::wasm::{self, Bounds, Capacity, Compiler, Host, Isolation};
+use crate::handler::wasm::{self, Bounds, Capacity, Compiler, Isolation, Runtime};
 use crate::handler::{Handler, grpc};
 use crate::telemetry::Telemetry;
 
@@ -18,7 +18,7 @@ pub struct Loader {
     compiler: Compiler,
     cache_dir: PathBuf,
     /// Started with the first guest: a gateway without guests needs no engine.
-    host: OnceCell<Host>,
+    host: OnceCell<Runtime>,
     telemetry: Telemetry,
 }
 
@@ -54,7 +54,7 @@ impl Loader {
     /// # Errors
     ///
     /// [`LoadError`].
-    pub(super) async fn rehearse(
+    pub(super) async fn replay(
         &self,
         program: &Program,
         known_as: &Path,
@@ -83,13 +83,13 @@ impl Loader {
         Ok(())
     }
 
-    async fn start(&self) -> Result<Host, LoadError> {
-        let host = Host::start(self.cache_dir.clone())?;
+    async fn start(&self) -> Result<Runtime, LoadError> {
+        let host = Runtime::start(self.cache_dir.clone())?;
         let Capacity { small, large } = host.capacity();
         tracing::info!(small_instances_max = small, large_instances_max = large, "engines for guests ready");
         Ok(match self.compiler {
-            Compiler::Here => host,
-            Compiler::Apart(_) => host.without_compiler(),
+            Compiler::InProcess => host,
+            Compiler::Subprocess(_) => host.without_compiler(),
         })
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::Swap;
-use super::index::{Origin, Record, What};
-use super::line::Line;
+use super::index::{Artifact, Origin, Record};
+use super::managed_handler::ManagedHandler;
 use crate::dispatch::{TrialKind, Version};
 use crate::handler::Handler;
 
@@ -36,10 +36,10 @@ pub struct HandlerStatus {
 }
 
 impl HandlerStatus {
-    pub(super) fn of(line: &Line) -> Self {
-        let plan = line.versions.plan();
-        let loaded = line.versions.loaded();
-        let index = line.state.lock().index.clone();
+    pub(super) fn of(handler: &ManagedHandler) -> Self {
+        let plan = handler.versions.plan();
+        let loaded = handler.versions.loaded();
+        let index = handler.state.lock().index.clone();
         let kind = match plan.active.handler() {
             Handler::Grpc(_) => "grpc",
             Handler::Wasm(_) => "wasm",
@@ -52,13 +52,13 @@ impl HandlerStatus {
             TrialStatus { version: trial.version.number(), how: how.to_string() }
         });
         Self {
-            name: line.name().to_string(),
+            name: handler.name().to_string(),
             kind: kind.to_owned(),
             active: plan.active.number(),
             previous: index.previous,
             trial,
-            healthy: line.versions.is_healthy(),
-            busy: line.is_busy(),
+            healthy: handler.versions.is_healthy(),
+            busy: handler.is_busy(),
             loaded: loaded.len(),
             connections: loaded.iter().map(|version| version.connections()).sum(),
         }
@@ -115,7 +115,7 @@ pub struct VersionStatus {
     pub at: String,
     /// What it is.
     #[serde(flatten)]
-    pub what: What,
+    pub what: Artifact,
     /// Live connections.
     pub connections: usize,
     /// Events that it was given since it was loaded.
@@ -126,10 +126,10 @@ pub struct VersionStatus {
 
 impl VersionStatus {
     /// Newest first.
-    pub(super) fn all_of(line: &Line) -> Vec<Self> {
-        let plan = line.versions.plan();
+    pub(super) fn all_of(handler: &ManagedHandler) -> Vec<Self> {
+        let plan = handler.versions.plan();
         let loaded: BTreeMap<u32, Arc<Version>> =
-            line.versions.loaded().into_iter().map(|version| (version.number(), version)).collect();
+            handler.versions.loaded().into_iter().map(|version| (version.number(), version)).collect();
         let state_of = |number: u32| {
             let is_tried = plan.trial.as_ref().is_some_and(|trial| trial.version.number() == number);
             match (number == plan.active.number(), is_tried, loaded.contains_key(&number)) {
@@ -139,7 +139,7 @@ impl VersionStatus {
                 (false, false, false) => VersionState::Kept,
             }
         };
-        let records = line.state.lock().index.versions.clone();
+        let records = handler.state.lock().index.versions.clone();
         let status = |record: Record| {
             let version = loaded.get(&record.number);
             let (events, failures) = version.map_or((0, 0), |version| version.outcomes());

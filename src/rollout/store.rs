@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::LoadError;
 use super::index::Index;
-use crate::files::write_whole;
+use crate::atomic_file::write_atomic;
 
 const INDEX: &str = "index.json";
 
@@ -64,7 +64,7 @@ impl Store {
     /// Replaces the index.
     pub(super) fn write(&self, index: &Index) -> io::Result<()> {
         let text = index.write().map_err(io::Error::other)?;
-        write_whole(&self.dir.join(INDEX), text.as_bytes())
+        write_atomic(&self.dir.join(INDEX), text.as_bytes())
     }
 
     /// [`Store::write`] on a blocking thread.
@@ -83,7 +83,7 @@ impl Store {
     pub(super) fn put(&self, component: &[u8]) -> io::Result<String> {
         let sha256 = digest(component);
         if !self.has(&sha256) {
-            write_whole(&self.component(&sha256), component)?;
+            write_atomic(&self.component(&sha256), component)?;
         }
         Ok(sha256)
     }
@@ -123,7 +123,7 @@ fn digest(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::index::{Origin, Record, What};
+    use crate::rollout::index::{Artifact, Origin, Record};
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -158,7 +158,7 @@ mod tests {
     fn a_damaged_index_is_set_aside() {
         let (_dir, store) = store();
         assert_eq!(store.read("h").unwrap(), None);
-        let what = What::Wasm { sha256: store.put(b"one").unwrap() };
+        let what = Artifact::Wasm { sha256: store.put(b"one").unwrap() };
         let first = Record { number: 1, origin: Origin::Configuration, by: "start".to_owned(), at_s: 0, what };
         let index = Index::new(first);
         store.write(&index).unwrap();

@@ -93,9 +93,9 @@ mod tests {
 
     /// Where the lines of a log under test go.
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    struct LogLimiter(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Lines {
+    impl io::Write for LogLimiter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -107,7 +107,7 @@ mod tests {
 
     /// The messages that a filter lets through.
     fn logged(filter: &str) -> Vec<String> {
-        let lines = Lines::default();
+        let lines = LogLimiter::default();
         let writer = lines.clone();
         let text = fmt::layer().without_time().with_target(false).with_level(false).with_ansi(false);
         let log = tracing_subscriber::registry()

@@ -13,6 +13,8 @@ mod fixture;
 mod program;
 
 mod checking;
+mod config;
+mod conversation;
 mod demo;
 mod guests;
 mod helping;

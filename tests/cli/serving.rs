@@ -29,7 +29,7 @@ async fn the_story_in_json() {
             "handler ready",
             "handlers ready",
             "MQTT port open",
-            "room for connections of tcp and tls",
+            "connection limit",
             "accepting",
             "started",
             "stopping",
@@ -73,7 +73,7 @@ async fn the_story_in_text() {
         "handler ready handler=h version=1",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
-        "room for connections of tcp and tls connections_max=",
+        "connection limit connections_max=",
         "accepting listener=l transport=tcp address=127.0.0.1:",
         "started node=test adapter=127.0.0.1:",
         "stopping connections=0",
@@ -174,7 +174,7 @@ async fn a_socket_is_handed_over() {
 #[tokio::test]
 async fn devices_without_a_descriptor_wait() {
     let mut serving = Setup::echo().serve_after("ulimit -n 64");
-    let line = serving.line("room for connections of tcp and tls").await;
+    let line = serving.line("connection limit").await;
     let room = line["connections_max"].as_u64().unwrap();
     assert_eq!(room, 24, "{line}");
     serving.line("started").await;

@@ -20,7 +20,7 @@ async fn hangup() {
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("node = \"test\"", "node = 7")).unwrap();
     serving.signal(Signal::HUP);
-    let told = serving.text("everything stays as it is").await;
+    let told = serving.text("configuration rejected").await;
     assert!(told.contains("gateway.node") && told.contains("found the integer 7"), "{told}");
 
     let changed = text.replace("\"1\"", "\"2\"").replace("node = \"test\"", "node = \"other\"");
@@ -30,7 +30,7 @@ async fn hangup() {
     assert_eq!((&told["by"], &told["version"]), (&Value::from("reload"), &Value::from(2)));
     let told = serving.line("changes of these keys take effect with the next start only").await;
     assert_eq!(told["keys"], "gateway.node");
-    serving.line("configuration followed").await;
+    serving.line("configuration reloaded").await;
     until(&mut device, "2:").await;
     assert_eq!(serving.stop().await.0, Some(0));
 }
@@ -51,7 +51,7 @@ async fn watch() {
     asks(&mut device, "1:1").await;
 
     std::fs::write(&component, b"\0asm\x0d\0\x01\0").unwrap();
-    let told = serving.text("everything stays as it is").await;
+    let told = serving.text("configuration rejected").await;
     assert!(told.contains("does not export polygate:handler/handler@0.1.0; it exports nothing"), "{told}");
     asks(&mut device, "1:2").await;
 

@@ -8,7 +8,7 @@ use crate::harness::peer::RawPeer;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const DENIED: &str = "polygate_turned_away_total{listener=\"l\",reason=\"access\"}";
+const DENIED: &str = "polygate_connections_rejected_total{listener=\"l\",reason=\"access\"}";
 
 /// A gateway that gives every byte back at once.
 fn raw_echo() -> Setup {

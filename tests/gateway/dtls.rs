@@ -97,7 +97,7 @@ async fn only_what_is_new_and_authentic_is_read() {
         device.socket().send(datagram).await.unwrap();
     }
     expect(&mut device, b"once").await;
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"record_dropped\"}", 4.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"record_dropped\"}", 4.0).await;
     is_served(&mut device).await;
     assert_eq!(gateway.metric("polygate_received_bytes_total{listener=\"l\"}"), 9.0);
 }
@@ -178,8 +178,8 @@ async fn unfinished_handshakes() {
     // One more takes the last place, and who comes then is told nothing until there is room again.
     peers.push(unfinished(&gateway, &client).await);
     is_served(&mut DtlsSocket::connect(gateway.listener(), &client).await.unwrap()).await;
-    assert!(gateway.metric(&turned_away("handshakes_max")) > 0.0);
-    gateway.metric_reaches(&turned_away("handshake_timed_out"), 11.0).await;
+    assert!(gateway.metric(&rejected("handshakes_max")) > 0.0);
+    gateway.metric_reaches(&rejected("handshake_timed_out"), 11.0).await;
 }
 
 /// Flights that are lost on the way are sent again.
@@ -229,7 +229,7 @@ async fn who_is_refused() {
         // Who has a wrong key is not told so, and goes on trying.
         let (address, client) = (gateway.listener(), client.clone());
         let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
-        gateway.metric_reaches(&turned_away(reason), count).await;
+        gateway.metric_reaches(&rejected(reason), count).await;
         trying.abort();
     }
     gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 2.0).await;
@@ -264,7 +264,7 @@ async fn a_reload_brings_other_certificates() {
     gateway.follow(gateway.text()).await.unwrap();
     let address = gateway.listener();
     let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
-    gateway.metric_reaches(&turned_away("revoked_certificate"), 1.0).await;
+    gateway.metric_reaches(&rejected("revoked_certificate"), 1.0).await;
     trying.abort();
     is_served(&mut first).await;
     is_served(&mut second).await;
@@ -353,8 +353,8 @@ async fn is_served(device: &mut DtlsSocket) {
 }
 
 /// Peers that got no connection for this reason.
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason=\"{reason}\"}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason=\"{reason}\"}}")
 }
 
 /// Carries the datagrams of one device, but for some of those to it.

@@ -95,7 +95,7 @@ async fn openssl_with_pre_shared_keys() {
         stage.s_client_with_key(KEY, suite).is_served().await;
     }
     let _trying = stage.s_client_with_key("ff112233445566778899aabbccddeeff", "PSK-AES128-CCM8");
-    let counted = "polygate_turned_away_total{listener=\"l\",reason=\"wrong_key\"}";
+    let counted = "polygate_connections_rejected_total{listener=\"l\",reason=\"wrong_key\"}";
     stage.gateway.metric_reaches(counted, 1.0).await;
 }
 

@@ -339,7 +339,7 @@ async fn a_breaker_trips_and_recovers() {
     while gateway.metric(healthy) == 1.0 {
         served(&mut gateway.connect().await).await;
     }
-    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+    assert_eq!(gateway.metric("polygate_handler_breaker_opened_total{handler=\"h\"}"), 1.0);
     let failures_then = gateway.metric(&failures("h", "unavailable"));
     for _ in 0..10 {
         served(&mut gateway.connect().await).await;
@@ -459,7 +459,7 @@ async fn a_greeting_does_not_make_a_handler_well() {
         device.send("trap").await;
         device.expect("trap").await;
     }
-    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+    assert_eq!(gateway.metric("polygate_handler_breaker_opened_total{handler=\"h\"}"), 1.0);
 }
 
 /// What a server asked for before it lost the connection, and what nobody has looked at yet, is not done either.

@@ -365,7 +365,7 @@ async fn a_flood_of_messages_is_shed() {
     for number in 0..50 {
         client.publish("dn", number.to_string()).await;
     }
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"messages_full\"}", 40.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"messages_full\"}", 40.0).await;
     release.notify_one();
     peer.expect("alive").await;
     let mut got = Vec::new();

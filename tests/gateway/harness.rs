@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polygate::config::Config;
-use polygate::conn::table::Mailbox;
+use polygate::conn::registry::Mailbox;
 use polygate::gateway::{Gateway, ReloadError, Reloaded, StartError};
-use polygate::rollout::Rollouts;
+use polygate::rollout::RolloutManager;
 use polygate::telemetry::Telemetry;
 use tempfile::TempDir;
 
@@ -266,7 +266,7 @@ impl GatewayUnderTest {
     }
 
     /// Its handlers.
-    pub fn handlers(&self) -> &Rollouts {
+    pub fn handlers(&self) -> &RolloutManager {
         self.gateway().handlers()
     }
 

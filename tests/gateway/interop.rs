@@ -154,7 +154,10 @@ async fn openssl_with_certificates() {
     Program::start("openssl", "openssl", &["s_client", "-quiet", "-connect", &stage.at(), "-CAfile", &ca])
         .ends_refused()
         .await;
-    stage.gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"no_certificate\"}", 1.0).await;
+    stage
+        .gateway
+        .metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"no_certificate\"}", 1.0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +184,7 @@ async fn openssl_with_pre_shared_keys() {
             for version in [&["-tls1_2", "-cipher", "PSK"][..], &["-tls1_3"]] {
                 stage.s_client_with_key(identity, key, version).ends_refused().await;
                 wrong += 1.0;
-                let counted = "polygate_turned_away_total{listener=\"l\",reason=\"wrong_key\"}";
+                let counted = "polygate_connections_rejected_total{listener=\"l\",reason=\"wrong_key\"}";
                 stage.gateway.metric_reaches(counted, wrong).await;
             }
         }

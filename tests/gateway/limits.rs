@@ -9,7 +9,7 @@ use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Event, ScriptedHandler, Serves};
 use crate::harness::{GatewayUnderTest, Setup, eventually, within};
 
-const HELD_BACK: &str = "polygate_held_back_reads_total{listener=\"l\"}";
+const HELD_BACK: &str = "polygate_reads_throttled_total{listener=\"l\"}";
 const RECEIVED: &str = "polygate_received_bytes_total{listener=\"l\"}";
 
 /// A gateway that gives every byte back at once.
@@ -17,8 +17,8 @@ fn raw_echo() -> Setup {
     Setup::guest("echo").handler("settings = { mode = \"raw\" }")
 }
 
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason={reason:?}}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason={reason:?}}}")
 }
 
 /// It is connected, and served.
@@ -136,7 +136,7 @@ async fn connections_per_address_max() {
         expect_served(peer).await;
     }
     from(1, &gateway).await.expect_closed().await;
-    gateway.metric_reaches(&turned_away("address_connections"), 1.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
     for address in 2..10 {
         expect_served(&mut from(address, &gateway).await).await;
     }
@@ -152,7 +152,7 @@ async fn connections_per_address_max_of_ipv6() {
     let mut first = gateway.connect().await;
     expect_served(&mut first).await;
     gateway.connect().await.expect_closed().await;
-    gateway.metric_reaches(&turned_away("address_connections"), 1.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
 }
 
 /// As many may come at once as were said; more are refused, also when the first have gone, and other addresses are not.
@@ -165,7 +165,7 @@ async fn connection_rate_per_address() {
     for _ in 0..27 {
         from(1, &gateway).await.expect_closed().await;
     }
-    gateway.metric_reaches(&turned_away("address_rate"), 27.0).await;
+    gateway.metric_reaches(&rejected("address_rate"), 27.0).await;
     expect_served(&mut from(2, &gateway).await).await;
 }
 
@@ -180,7 +180,7 @@ async fn a_storm_of_connects() {
             peers.push(from(address, &gateway).await);
         }
     }
-    gateway.metric_reaches(&turned_away("address_connections"), 4500.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 4500.0).await;
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 500.0).await;
     for peer in peers.iter_mut().take(50) {
         expect_served(peer).await;

@@ -9,9 +9,11 @@
 mod harness;
 
 mod access;
+mod broker;
 mod dtls;
 mod dtls_interop;
 mod echo;
+mod example_handlers;
 mod fallback;
 mod framing;
 mod grpc_handler;

@@ -140,7 +140,7 @@ async fn a_udp_listener_keeps_its_sockets() {
     gateway.follow(&gone).await.unwrap();
     let mut third = RawPeer::connect_udp(address).await;
     third.send("anybody?").await;
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"other\",reason=\"draining\"}", 1.0).await;
+    gateway.metric_reaches("polygate_connections_rejected_total{listener=\"other\",reason=\"draining\"}", 1.0).await;
     echoes(&mut first).await;
     echoes(&mut second).await;
 

@@ -344,7 +344,8 @@ async fn drain_timeout() {
     assert_eq!(gateway.stop().await, 1);
     peer.expect_closed().await;
     let page = telemetry.render().unwrap();
-    for line in ["polygate_connections{listener=\"l\"} 0", "polygate_closes_total{listener=\"l\",reason=\"cut_off\"} 1"]
+    for line in
+        ["polygate_connections{listener=\"l\"} 0", "polygate_closes_total{listener=\"l\",reason=\"drain_timeout\"} 1"]
     {
         assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
     }

@@ -28,8 +28,8 @@ async fn is_served(peer: &mut RawPeer) {
 }
 
 /// Peers that got no connection for this reason.
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason=\"{reason}\"}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason=\"{reason}\"}}")
 }
 
 /// The names in the device's certificate reach the handler, also from a session that is resumed.
@@ -102,7 +102,7 @@ async fn certificates_that_are_refused() {
         is_served(&mut RawPeer::connect_tls(gateway.listener(), &good).await.unwrap()).await;
         for (client, reason) in refused {
             is_refused(&gateway, client).await;
-            gateway.metric_reaches(&turned_away(reason), 1.0).await;
+            gateway.metric_reaches(&rejected(reason), 1.0).await;
         }
         gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 1.0).await;
     }
@@ -232,7 +232,7 @@ async fn handshakes_that_never_finish_free_their_places() {
         silent.push(peer);
     }
     is_served(&mut gateway.connect().await).await;
-    gateway.metric_reaches(&turned_away("handshake_timed_out"), SILENT as f64).await;
+    gateway.metric_reaches(&rejected("handshake_timed_out"), SILENT as f64).await;
     drop(silent);
     is_served(&mut gateway.connect().await).await;
 }
@@ -253,20 +253,20 @@ async fn handshakes_that_fail_are_counted_by_reason() {
         let gateway = listening(&own, &keys).await;
         let mut http = RawPeer::connect(gateway.listener()).await;
         http.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        gateway.metric_reaches(&turned_away("not_tls"), 1.0).await;
+        gateway.metric_reaches(&rejected("not_tls"), 1.0).await;
 
         let mut leaves = RawPeer::connect(gateway.listener()).await;
         leaves.send([22, 3, 1, 2, 0, 1]).await;
         drop(leaves);
-        gateway.metric_reaches(&turned_away("handshake_closed"), 1.0).await;
+        gateway.metric_reaches(&rejected("handshake_closed"), 1.0).await;
 
         is_refused(&gateway, &only_12).await;
-        gateway.metric_reaches(&turned_away("no_shared_version"), 1.0).await;
+        gateway.metric_reaches(&rejected("no_shared_version"), 1.0).await;
 
         // The client does not believe the listener.
         let error = RawPeer::connect_tls(gateway.listener(), &strangers.client(None)).await.err().unwrap();
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-        gateway.metric_reaches(&turned_away("handshake_refused"), 1.0).await;
+        gateway.metric_reaches(&rejected("handshake_refused"), 1.0).await;
     }
 }
 
@@ -391,7 +391,7 @@ async fn a_reload_brings_other_certificates() {
     certificates.revoke(&[66]);
     gateway.follow(gateway.text()).await.unwrap();
     is_refused(&gateway, &device).await;
-    gateway.metric_reaches(&turned_away("revoked_certificate"), 1.0).await;
+    gateway.metric_reaches(&rejected("revoked_certificate"), 1.0).await;
     is_served(&mut first).await;
 }
 

@@ -152,7 +152,7 @@ async fn connections_max() {
     let (first, second) = (Device::new().await, Device::new().await);
     first.echo(&gateway, "a").await;
     second.send(gateway.listener(), "b").await;
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"connections_max\"}", 1.0).await;
+    gateway.metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"connections_max\"}", 1.0).await;
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 0.0).await;
     second.echo(&gateway, "c").await;
 }
@@ -167,7 +167,9 @@ async fn connections_max_of_several_sockets() {
         device.send(gateway.listener(), "a").await;
         devices.push(device);
     }
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"connections_max\"}", 15.0).await;
+    gateway
+        .metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"connections_max\"}", 15.0)
+        .await;
     assert_eq!(gateway.metric("polygate_connections{listener=\"l\"}"), 5.0);
     assert_eq!(gateway.metric("polygate_accepted_connections_total{listener=\"l\"}"), 5.0);
 }
@@ -209,7 +211,7 @@ async fn a_slow_handler_sheds_its_own_datagrams() {
         gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", held as f64).await;
         lively.echo(&gateway, "lively").await;
     }
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"datagrams_full\"}", 11.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"datagrams_full\"}", 11.0).await;
     go_on.notify_one();
     assert_eq!(slow.receive().await.0, b"slow");
     for datagram in &datagrams[..19] {
@@ -236,7 +238,7 @@ async fn bytes_are_bounded_too() {
     })
     .await;
     let device = Device::new().await;
-    let full = "polygate_sheds_total{listener=\"l\",reason=\"datagram_bytes_full\"}";
+    let full = "polygate_dropped_total{listener=\"l\",reason=\"datagram_bytes_full\"}";
     within("a datagram to be shed", async {
         while gateway.metric(full) < 1.0 {
             device.send(gateway.listener(), [0; 1000]).await;
@@ -363,7 +365,7 @@ async fn drain() {
     let telemetry = gateway.telemetry();
     let stopping = tokio::spawn(gateway.stop());
     within("a new peer to be turned away", async {
-        let line = "polygate_turned_away_total{listener=\"l\",reason=\"draining\"}";
+        let line = "polygate_connections_rejected_total{listener=\"l\",reason=\"draining\"}";
         while !telemetry.render().unwrap().contains(line) {
             stranger.send(to, "too late").await;
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -32,7 +32,7 @@ const MEMORY_BYTES_MAX: usize = 16 << 20;
 /// A guest, ready for instances.
 pub struct Guest {
     engine: Engine,
-    pre: InstancePre<Host>,
+    pre: InstancePre<Runtime>,
 }
 
 impl Guest {
@@ -54,7 +54,7 @@ impl Guest {
     pub fn instance(&self, settings: &[(&str, &str)]) -> Running {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let limits = StoreLimitsBuilder::new().memory_size(MEMORY_BYTES_MAX).trap_on_grow_failure(true).build();
-        let mut store = Store::new(&self.engine, Host { settings, limits, seen: Seen::default() });
+        let mut store = Store::new(&self.engine, Runtime { settings, limits, seen: Seen::default() });
         store.limiter(|host| &mut host.limits);
         let instance = self.pre.instantiate(&mut store).unwrap();
         let exports = bindings::ConnectionHandler::new(&mut store, &instance).unwrap();
@@ -77,7 +77,7 @@ pub fn file(name: &str) -> Vec<u8> {
 
 /// An instance. Every event must return: a trap fails the test.
 pub struct Running {
-    store: Store<Host>,
+    store: Store<Runtime>,
     instance: Instance,
     exports: bindings::ConnectionHandler,
 }
@@ -155,15 +155,15 @@ pub struct Seen {
     pub closed: bool,
 }
 
-struct Host {
+struct Runtime {
     settings: BTreeMap<String, String>,
     limits: StoreLimits,
     seen: Seen,
 }
 
-impl bindings::polygate::handler::types::Host for Host {}
+impl bindings::polygate::handler::types::Host for Runtime {}
 
-impl adapter::Host for Host {
+impl adapter::Host for Runtime {
     fn send(&mut self, _: u64, bytes: Vec<u8>) -> Result<(), ErrorCode> {
         self.seen.sent.extend(bytes);
         Ok(())

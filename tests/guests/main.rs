@@ -10,6 +10,8 @@
 mod host;
 
 mod costs;
+mod dist;
 mod echo;
 mod gt06;
 mod lines;
+mod migrate;

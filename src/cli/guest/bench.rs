@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::loading::{Loading, Metered};
 use super::{Error, bytes_text, thousands, time_text};
-use crate::adapter::Rehearsal;
+use crate::adapter::{Backend, DryRunAdapter};
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
 use crate::conversation::{Action, Conversation, files, read_all};
-use crate::handler::wasm::{Desk, Guest, Handler};
+use crate::handler::wasm::{Guest, Handler};
 
 /// Instances that live at once while their memory is measured, and how much memory they may take together: enough to tell
 /// an instance's pages from the noise, and little enough for a small machine.
@@ -183,7 +183,7 @@ async fn measure_calls(
 /// One connection of the guest, whose wishes are granted and forgotten.
 struct Connection {
     guest: Guest,
-    desk: Option<Desk>,
+    backend: Option<Backend>,
     has_ended: bool,
 }
 
@@ -197,8 +197,8 @@ impl Connection {
             local: ListenAddr(nowhere),
             certificate: None,
         });
-        let desk = Desk::Rehearsal(Box::new(Rehearsal::by_the_rules(conn)));
-        let mut connection = Self { guest: handler.attach(conn, &info), desk: Some(desk), has_ended: false };
+        let backend = Backend::DryRun(Box::new(DryRunAdapter::strict(conn)));
+        let mut connection = Self { guest: handler.attach(conn, &info), backend: Some(backend), has_ended: false };
         connection.call(&Event::SocketCreated(info)).await?;
         Ok(connection)
     }
@@ -209,13 +209,13 @@ impl Connection {
 
     async fn call(&mut self, event: &Event) -> Result<(), Error> {
         // It is back after each call, below.
-        let Some(desk) = self.desk.take() else { return Ok(()) };
-        let (mut desk, result) = self.guest.call(desk, event).await;
-        if let Desk::Rehearsal(rehearsal) = &mut desk {
-            let (asked, _) = rehearsal.take();
-            self.has_ended |= asked.contains(&crate::adapter::Operation::Close);
+        let Some(backend) = self.backend.take() else { return Ok(()) };
+        let (mut backend, result) = self.guest.call(backend, event).await;
+        if let Backend::DryRun(dry_run) = &mut backend {
+            let (asked, _) = dry_run.take();
+            self.has_ended |= asked.contains(&crate::conn::Command::Close);
         }
-        self.desk = Some(desk);
+        self.backend = Some(backend);
         result.map_err(|why| Error::Failed { event: event.name(), why })
     }
 }

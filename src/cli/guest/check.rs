@@ -10,10 +10,10 @@ use serde_json::json;
 
 use super::loading::{Loading, Metered};
 use super::{Error, bytes_text, count, time_text};
-use crate::adapter::Rehearsal;
+use crate::adapter::{Backend, DryRunAdapter};
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
-use crate::handler::chain;
-use crate::handler::wasm::{Desk, Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
+use crate::error::report;
+use crate::handler::wasm::{Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
 
 /// Says whether a file is a handler, and what it needs
 ///
@@ -77,7 +77,7 @@ async fn check(loading: &Loading) -> Result<Result<Checked, String>, Error> {
     };
     let loaded = match loading.load(Metered::No).await {
         Ok(loaded) => loaded,
-        Err(Error::Load(why)) => return Ok(Err(chain(&why))),
+        Err(Error::Load(why)) => return Ok(Err(report(&why))),
         Err(other) => return Err(other),
     };
     let conn = ConnId::from_u64(1);
@@ -86,9 +86,9 @@ async fn check(loading: &Loading) -> Result<Result<Checked, String>, Error> {
         ConnInfo { kind: SocketKind::Tcp, peer: PeerAddr(nowhere), local: ListenAddr(nowhere), certificate: None };
     let info = Arc::new(info);
     let mut guest = loaded.handler.attach(conn, &info);
-    let desk = Desk::Rehearsal(Box::new(Rehearsal::by_the_rules(conn)));
+    let backend = Backend::DryRun(Box::new(DryRunAdapter::strict(conn)));
     let begun = Instant::now();
-    let (_, called) = guest.call(desk, &Event::SocketCreated(info)).await;
+    let (_, called) = guest.call(backend, &Event::SocketCreated(info)).await;
     let started_in = begun.elapsed();
     if let Err(error) = called {
         let at_start = found.minimum_bytes();

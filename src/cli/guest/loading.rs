@@ -11,7 +11,7 @@ use tracing::subscriber::NoSubscriber;
 
 use super::Error;
 use crate::config::{Config, Faults, Program};
-use crate::handler::wasm::{Handler, Host, Isolation, Options};
+use crate::handler::wasm::{Handler, Isolation, Options, Runtime};
 use crate::telemetry::Telemetry;
 
 /// The guest, its limits and its settings
@@ -99,8 +99,8 @@ impl Loading {
             }
         };
         let host = match metered {
-            Metered::No => Host::start(cache_dir)?,
-            Metered::Yes => Host::start_metered(cache_dir)?,
+            Metered::No => Runtime::start(cache_dir)?,
+            Metered::Yes => Runtime::start_metered(cache_dir)?,
         };
         let begun = Instant::now();
         let metrics = Telemetry::new().instances(&options.name);

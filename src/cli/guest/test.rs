@@ -12,7 +12,7 @@ use super::{Error, bytes_text, count, thousands, time_text};
 use crate::cli::replay::replace;
 use crate::conversation::bless::bless;
 use crate::conversation::{Conversation, files, read_all};
-use crate::rehearsal::{self, Cost, Options, PLACES_MAX, Report, record, rehearse};
+use crate::local_replay::{self, Cost, Options, PLACES_MAX, Report, record, replay};
 
 /// Plays conversations against a guest, and cuts the device's bytes at every byte
 ///
@@ -65,7 +65,7 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let mut reports = Vec::new();
     for conversation in &conversations {
         let options = Options { places_max: args.cuts_max, ..Options::default() };
-        let report = rehearse(&loaded.handler, Some(&metered.handler), conversation, options).await;
+        let report = replay(&loaded.handler, Some(&metered.handler), conversation, options).await;
         if !args.json {
             write!(out, "{}", as_text(conversation.name(), &report))?;
             out.flush()?;
@@ -144,13 +144,13 @@ fn cost_text(cost: &Cost) -> String {
 }
 
 fn as_json(name: &str, report: &Report) -> Value {
-    let rehearsal::Plays { played, cut, vanished, left_out } = report.plays;
+    let local_replay::PlayCounts { played, cut, vanished, left_out } = report.plays;
     let cost = &report.cost;
     let micros = |time: std::time::Duration| (time.as_secs_f64() * 1e8).round() / 1e2;
     let failures: Vec<Value> = report
         .failures
         .iter()
-        .map(|failure| json!({ "cuts": failure.cuts.to_string(), "why": failure.why.to_string() }))
+        .map(|failure| json!({ "cuts": failure.fragmentation.to_string(), "why": failure.why.to_string() }))
         .collect();
     json!({
         "name": name,

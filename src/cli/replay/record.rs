@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Args, Error, options};
 use crate::conversation::bless::{EndedEarly, bless};
-use crate::conversation::play::witness::Watch;
-use crate::conversation::play::{PlayError, Witness, record};
+use crate::conversation::play::mqtt_observer::Watch;
+use crate::conversation::play::{MqttObserver, PlayError, record};
 use crate::conversation::{Conversation, ReadError};
 
 /// A conversation could not be recorded; the file is as it was.
@@ -50,14 +50,16 @@ pub enum RecordError {
 pub(super) async fn record_all(args: &Args, conversations: &[Conversation], out: &mut impl Write) -> Result<(), Error> {
     for (path, conversation) in args.conversations.iter().zip(conversations) {
         // A broker's client of its own for each: what comes late belongs to nobody else.
-        let witness = match &args.mqtt {
+        let observer = match &args.mqtt {
             None => None,
-            Some(broker) => Some(Witness::connect(broker, &args.mountpoint, Watch::Everything, args.timeout).await?),
+            Some(broker) => {
+                Some(MqttObserver::connect(broker, &args.mountpoint, Watch::Everything, args.timeout).await?)
+            }
         };
         let name = || conversation.name().to_owned();
-        let happened = record(conversation, &args.to, witness.as_ref(), &options(args), args.quiet).await;
-        if let Some(witness) = witness {
-            witness.close(args.timeout).await;
+        let happened = record(conversation, &args.to, observer.as_ref(), &options(args), args.quiet).await;
+        if let Some(observer) = observer {
+            observer.close(args.timeout).await;
         }
         let happened = happened.map_err(|source| RecordError::Play { name: name(), source })?;
         let blessed = bless(conversation, &happened).map_err(|source| RecordError::Ended { name: name(), source })?;

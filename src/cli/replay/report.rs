@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinError;
 
 use crate::conversation::play::{PlayError, Played};
-use crate::handler::chain;
+use crate::error::report;
 
 /// How many different failures are explained.
 const FAILURES_MAX: usize = 5;
@@ -58,7 +58,7 @@ impl Report {
                 self.sent_bytes += played.sent_bytes;
                 self.received_bytes += played.received_bytes;
             }
-            Err(error) => self.count_failure(format!("{name}: {}", chain(&error))),
+            Err(error) => self.count_failure(format!("{name}: {}", report(&error))),
         }
     }
 

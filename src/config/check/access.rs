@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::auth::{Auth, Options, OptionsError, Rule, User};
-use crate::config::Outside;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::auth::{self, rule, user};
-use crate::config::findings::Told;
-use crate::config::form::Placed;
 use crate::config::read::Table;
+use crate::config::schema::auth::{self, rule, user};
+use crate::config::value::Located;
 
 /// What `[auth]` says.
 #[derive(Debug)]
@@ -31,15 +31,15 @@ impl Access {
     }
 }
 
-pub(super) fn read(root: &Table<'_>, outside: Outside<'_>) -> Result<Access, Told> {
+pub(super) fn read(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Access, ErrorReported> {
     let table = root.section_or_empty(&auth::SECTION)?;
     let allow_anonymous = table.get(&auth::ALLOW_ANONYMOUS);
-    let users = users(&table, outside);
+    let users = users(&table, external);
     let rules = table.rows(&rule::SECTION).and_then(|rows| all(rows.iter().map(rule)));
     Ok(Access { allow_anonymous: allow_anonymous?, users: users?, rules: rules? })
 }
 
-fn users(table: &Table<'_>, outside: Outside<'_>) -> Result<Vec<User>, Told> {
+fn users(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Vec<User>, ErrorReported> {
     let rows = table.rows(&user::SECTION)?;
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     all(rows.iter().map(|row| {
@@ -47,12 +47,12 @@ fn users(table: &Table<'_>, outside: Outside<'_>) -> Result<Vec<User>, Told> {
             if let Some(first) = names.get(&name) {
                 return Err(row.fault_at("username", Fault::Twice { found: name, first: first.clone() }));
             }
-            names.insert(name.clone(), row.place("username").spot.to_string());
+            names.insert(name.clone(), row.location("username").position.to_string());
             Ok(name)
         });
         let password_hash = row
             .get(&user::PASSWORD_HASH)
-            .and_then(|source| outside.secret(source).map_err(|fault| row.fault_at("password_hash", fault)));
+            .and_then(|source| external.secret(source).map_err(|fault| row.fault_at("password_hash", fault)));
         // A hash is looked at also when its user has no name.
         let password_hash = password_hash.and_then(|password_hash| {
             let user = User { username: "user".to_owned(), password_hash };
@@ -66,7 +66,7 @@ fn users(table: &Table<'_>, outside: Outside<'_>) -> Result<Vec<User>, Told> {
     }))
 }
 
-fn rule(row: &Table<'_>) -> Result<Rule, Told> {
+fn rule(row: &Table<'_>) -> Result<Rule, ErrorReported> {
     let effect = row.get(&rule::EFFECT);
     let action = row.get(&rule::ACTION);
     let clients = row.get(&rule::CLIENTS);
@@ -82,7 +82,7 @@ fn rule(row: &Table<'_>) -> Result<Rule, Told> {
 }
 
 /// Each topic alone, so that one that is wrong does not hide the next.
-fn check_topic(row: &Table<'_>, topic: Placed<String>) -> Result<String, Told> {
+fn check_topic(row: &Table<'_>, topic: Located<String>) -> Result<String, ErrorReported> {
     let rule = Rule {
         effect: crate::auth::Effect::Allow,
         action: crate::auth::Action::All,
@@ -95,15 +95,15 @@ fn check_topic(row: &Table<'_>, topic: Placed<String>) -> Result<String, Told> {
         Err(error) => Fault::Access(error),
         Ok(_) => return Ok(topic.value),
     };
-    Err(row.fault_in(topic.place, fault))
+    Err(row.fault_in(topic.location, fault))
 }
 
-fn values(list: Vec<Placed<String>>) -> Vec<String> {
+fn values(list: Vec<Located<String>>) -> Vec<String> {
     list.into_iter().map(|placed| placed.value).collect()
 }
 
 /// All values, each read before the first fault ends it.
-fn all<T>(results: impl Iterator<Item = Result<T, Told>>) -> Result<Vec<T>, Told> {
-    let results: Vec<Result<T, Told>> = results.collect();
+fn all<T>(results: impl Iterator<Item = Result<T, ErrorReported>>) -> Result<Vec<T>, ErrorReported> {
+    let results: Vec<Result<T, ErrorReported>> = results.collect();
     results.into_iter().collect()
 }

@@ -3,23 +3,27 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::Outside;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::listener as keys;
-use crate::config::findings::Told;
 use crate::config::read::Table;
+use crate::config::schema::listener as keys;
 use crate::config::warning::Advice;
 use crate::connection::Rates;
 use crate::listener::access::{Access, Networks};
-use crate::listener::sources::Limits;
+use crate::listener::per_address::Limits;
 use crate::listener::{Admission, Bind};
 use crate::rate::Rate;
 
 /// What a listener's table says; without `bind`, which is at fault, less is looked at.
-pub(super) fn read(table: &Table<'_>, outside: Outside<'_>, bind: Option<Bind>) -> Result<Admission, Told> {
+pub(super) fn read(
+    table: &Table<'_>,
+    external: ExternalFiles<'_>,
+    bind: Option<Bind>,
+) -> Result<Admission, ErrorReported> {
     let handshake_timeout = table.get(&keys::HANDSHAKE_TIMEOUT);
     let rules = table.get(&keys::ACCESS);
-    let denied = denied(table, outside);
+    let denied = denied(table, external);
     let connection_rate = table.get(&keys::CONNECTION_RATE);
     let rate_per_address = table.get(&keys::CONNECTION_RATE_PER_ADDRESS);
     let connections_per_address_max = table.get(&keys::CONNECTIONS_PER_ADDRESS_MAX);
@@ -34,16 +38,16 @@ pub(super) fn read(table: &Table<'_>, outside: Outside<'_>, bind: Option<Bind>) 
         (proxy, _) => proxy,
     };
     let rules = rules?.unwrap_or_default().into_iter().map(|placed| placed.value).collect();
-    let at_once = bind.is_some_and(|bind| bind.transport.has_datagrams());
+    let with_full_burst = bind.is_some_and(|bind| bind.transport.has_datagrams());
     Ok(Admission {
         handshake_timeout: handshake_timeout?,
         access: Access { denied: Arc::new(denied?), rules },
         // New peers of a datagram socket cannot wait.
-        connection_rate: connection_rate?.map(|rate| if at_once { rate.at_once() } else { rate }),
+        connection_rate: connection_rate?.map(|rate| if with_full_burst { rate.with_full_burst() } else { rate }),
         addresses: Limits {
             connections_max: connections_per_address_max?,
             // Who is over it is refused, so what comes in a cluster must not be.
-            rate: rate_per_address?.map(Rate::at_once),
+            rate: rate_per_address?.map(Rate::with_full_burst),
         },
         proxy: proxy?,
         ..Admission::default()
@@ -51,26 +55,26 @@ pub(super) fn read(table: &Table<'_>, outside: Outside<'_>, bind: Option<Bind>) 
 }
 
 /// The list of addresses that the table names, as far as it can be read.
-pub(super) fn file(table: &Table<'_>, outside: Outside<'_>) -> Option<PathBuf> {
-    Some(outside.path(table.item(keys::DENY_FILE.name)?.value().as_str()?))
+pub(super) fn file(table: &Table<'_>, external: ExternalFiles<'_>) -> Option<PathBuf> {
+    Some(external.path(table.item(keys::DENY_FILE.name)?.value().as_str()?))
 }
 
 /// How fast a device may send.
-pub(super) fn rates(table: &Table<'_>, bind: Option<Bind>) -> Result<Rates, Told> {
+pub(super) fn rates(table: &Table<'_>, bind: Option<Bind>) -> Result<Rates, ErrorReported> {
     let (bytes, packets) = (table.get(&keys::BYTES_RATE), table.get(&keys::PACKETS_RATE));
     // A stream waits; datagrams are shed, and those that a device sends in one go must not be.
-    let at_once = bind.is_some_and(|bind| bind.transport.has_datagrams());
-    let of = |rate: Rate| if at_once { rate.at_once() } else { rate };
+    let with_full_burst = bind.is_some_and(|bind| bind.transport.has_datagrams());
+    let of = |rate: Rate| if with_full_burst { rate.with_full_burst() } else { rate };
     Ok(Rates { bytes: bytes?.map(of), packets: packets?.map(of) })
 }
 
 /// The addresses that may not, from their file.
-fn denied(table: &Table<'_>, outside: Outside<'_>) -> Result<Networks, Told> {
+fn denied(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Networks, ErrorReported> {
     let Some(path) = table.get(&keys::DENY_FILE)? else {
         return Ok(Networks::default());
     };
     let told = |faults: Vec<Fault>| faults.into_iter().map(|fault| table.fault_at("deny_file", fault)).last();
-    match outside.networks(&path) {
+    match external.networks(&path) {
         Ok(networks) => Ok(networks),
         // There is at least one.
         Err(faults) => told(faults).map_or_else(|| Ok(Networks::default()), Err),

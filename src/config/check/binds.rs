@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::fault::Fault;
-use crate::config::place::Place;
+use crate::config::location::Location;
 use crate::config::read::Table;
 use crate::listener::Bind;
 
@@ -13,7 +13,7 @@ pub(super) struct Binds(Vec<Bound>);
 
 #[derive(Debug)]
 struct Bound {
-    place: Place,
+    location: Location,
     address: SocketAddr,
     ports: Ports,
     /// As the user wrote it.
@@ -29,19 +29,19 @@ enum Ports {
 
 impl Binds {
     /// A TCP port for something else than devices.
-    pub(super) fn add(&mut self, place: Place, address: SocketAddr) {
-        self.0.push(Bound { place, address, ports: Ports::Tcp, shown: address.to_string() });
+    pub(super) fn add(&mut self, location: Location, address: SocketAddr) {
+        self.0.push(Bound { location, address, ports: Ports::Tcp, shown: address.to_string() });
     }
 
-    pub(super) fn add_listener(&mut self, place: Place, bind: Bind) {
+    pub(super) fn add_listener(&mut self, location: Location, bind: Bind) {
         let ports = if bind.transport.has_datagrams() { Ports::Udp } else { Ports::Tcp };
-        self.0.push(Bound { place, address: bind.address, ports, shown: bind.to_string() });
+        self.0.push(Bound { location, address: bind.address, ports, shown: bind.to_string() });
     }
 
     /// Records each address that one before it has taken.
     pub(super) fn check(mut self, root: &Table<'_>) {
         // The later one is told, wherever the parts were read.
-        self.0.sort_by_key(|bound| bound.place.line);
+        self.0.sort_by_key(|bound| bound.location.line);
         for (index, bound) in self.0.iter().enumerate() {
             let first = self
                 .0
@@ -49,11 +49,11 @@ impl Binds {
                 .take(index)
                 .find(|first| first.ports == bound.ports && overlap(first.address, bound.address));
             if let Some(first) = first {
-                let other = match first.place.line {
-                    Some(line) => format!("{} in line {line}", first.place.spot),
-                    None => format!("{}, by default", first.place.spot),
+                let other = match first.location.line {
+                    Some(line) => format!("{} in line {line}", first.location.position),
+                    None => format!("{}, by default", first.location.position),
                 };
-                root.fault_in(bound.place.clone(), Fault::Taken { bind: bound.shown.clone(), other });
+                root.fault_in(bound.location.clone(), Fault::Taken { bind: bound.shown.clone(), other });
             }
         }
     }

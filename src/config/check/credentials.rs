@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::Outside;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::{Fault, Unreadable};
-use crate::config::file::listener::tls::{self, ClientCert, Version, certificate};
-use crate::config::findings::Told;
-use crate::config::outside::{PEM_BYTES_MAX, PSK_BYTES_MAX};
 use crate::config::read::Table;
+use crate::config::references::{PEM_BYTES_MAX, PSK_BYTES_MAX};
+use crate::config::schema::listener::tls::{self, ClientCert, Version, certificate};
 use crate::config::warning::Advice;
 use crate::conn::SocketKind;
 use crate::listener::credentials::{self, Authorities, Clients, Credentials, Identity, MalformedPem, Versions};
@@ -20,8 +20,8 @@ use crate::listener::psk::Psks;
 pub(super) fn read(
     listener: &Table<'_>,
     transport: SocketKind,
-    outside: Outside<'_>,
-) -> Result<Option<Credentials>, Told> {
+    external: ExternalFiles<'_>,
+) -> Result<Option<Credentials>, ErrorReported> {
     if !transport.is_secure() {
         return Ok(None);
     }
@@ -29,11 +29,11 @@ pub(super) fn read(
         return Err(listener.fault_at("tls", Fault::NoCredentials { transport }));
     };
     let belongs = belong(&table, transport);
-    let identities = identities(&table, outside);
-    let clients = clients(&table, outside);
+    let identities = identities(&table, external);
+    let clients = clients(&table, external);
     let versions = versions(&table, transport);
     let psks =
-        table.get(&tls::PSK_FILE).and_then(|written| written.map(|file| psks(&table, outside, file)).transpose());
+        table.get(&tls::PSK_FILE).and_then(|written| written.map(|file| psks(&table, external, file)).transpose());
     let credentials =
         Credentials { identities: identities?, clients: clients?, versions: versions?, psks: psks?.map(Arc::new) };
     belongs?;
@@ -44,7 +44,7 @@ pub(super) fn read(
 }
 
 /// The files that the table names, as far as it can be read.
-pub(super) fn files(listener: &Table<'_>, outside: Outside<'_>) -> Vec<PathBuf> {
+pub(super) fn files(listener: &Table<'_>, external: ExternalFiles<'_>) -> Vec<PathBuf> {
     let Some(Ok(table)) = listener.item("tls").map(|item| item.table()) else {
         return Vec::new();
     };
@@ -52,13 +52,13 @@ pub(super) fn files(listener: &Table<'_>, outside: Outside<'_>) -> Vec<PathBuf> 
     let rows = rows.iter().filter_map(|row| row.table().ok());
     let of_one = |table: Table<'_>| {
         let names = ["cert_file", "key_file", "client_ca_file", "crl_file", "psk_file"];
-        names.map(|name| Some(outside.path(table.item(name)?.value().as_str()?)))
+        names.map(|name| Some(external.path(table.item(name)?.value().as_str()?)))
     };
     [table.clone()].into_iter().chain(rows).flat_map(of_one).flatten().collect()
 }
 
 /// What a handshake over datagrams is, beside its credentials.
-pub(super) fn datagrams(listener: &Table<'_>) -> Result<dtls::Options, Told> {
+pub(super) fn datagrams(listener: &Table<'_>) -> Result<dtls::Options, ErrorReported> {
     let Some(table) = listener.section(&tls::SECTION)? else {
         return Err(listener.fault_at("tls", Fault::NoCredentials { transport: SocketKind::Dtls }));
     };
@@ -74,7 +74,7 @@ pub(super) fn datagrams(listener: &Table<'_>) -> Result<dtls::Options, Told> {
 }
 
 /// Records each key that means something to DTLS only.
-fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
+fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), ErrorReported> {
     let mut result = Ok(());
     for key in ["ciphers", "mtu"] {
         if table.item(key).is_some() && !transport.has_datagrams() {
@@ -85,9 +85,9 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
 }
 
 /// The listener's certificates, the main one first.
-fn identities(table: &Table<'_>, outside: Outside<'_>) -> Result<Vec<Identity>, Told> {
+fn identities(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Vec<Identity>, ErrorReported> {
     let main = match (table.get(&tls::CERT_FILE), table.get(&tls::KEY_FILE)) {
-        (Ok(Some(certificate)), Ok(Some(key))) => identity(table, outside, &certificate, &key).map(Some),
+        (Ok(Some(certificate)), Ok(Some(key))) => identity(table, external, &certificate, &key).map(Some),
         (Ok(Some(_)), Ok(None)) => Err(table.fault_at("key_file", Fault::Half { given: "cert_file" })),
         (Ok(None), Ok(Some(_))) => Err(table.fault_at("cert_file", Fault::Half { given: "key_file" })),
         (Ok(None), Ok(None)) => Ok(None),
@@ -96,18 +96,23 @@ fn identities(table: &Table<'_>, outside: Outside<'_>) -> Result<Vec<Identity>, 
     let more = table.rows(&certificate::SECTION).and_then(|rows| {
         let one = |row: &Table<'_>| {
             let (certificate, key) = (row.get(&certificate::CERT_FILE), row.get(&certificate::KEY_FILE));
-            identity(row, outside, &certificate?, &key?)
+            identity(row, external, &certificate?, &key?)
         };
         // Each is read before the first fault ends it.
         let all: Vec<_> = rows.iter().map(one).collect();
-        all.into_iter().collect::<Result<Vec<_>, Told>>()
+        all.into_iter().collect::<Result<Vec<_>, ErrorReported>>()
     });
     Ok(main?.into_iter().chain(more?).collect())
 }
 
-fn identity(table: &Table<'_>, outside: Outside<'_>, certificate: &str, key: &str) -> Result<Identity, Told> {
-    let chain = pem(table, outside, "cert_file", certificate, credentials::certificates);
-    let secret = pem(table, outside, "key_file", key, credentials::private_key);
+fn identity(
+    table: &Table<'_>,
+    external: ExternalFiles<'_>,
+    certificate: &str,
+    key: &str,
+) -> Result<Identity, ErrorReported> {
+    let chain = pem(table, external, "cert_file", certificate, credentials::certificates);
+    let secret = pem(table, external, "key_file", key, credentials::private_key);
     let identity = Identity::new(chain?, secret?)
         .map_err(|why| table.fault_at("key_file", Fault::Pem { path: key.to_owned(), why }))?;
     if identity.expires() < SystemTime::now() {
@@ -116,12 +121,12 @@ fn identity(table: &Table<'_>, outside: Outside<'_>, certificate: &str, key: &st
     Ok(identity)
 }
 
-fn clients(table: &Table<'_>, outside: Outside<'_>) -> Result<Clients, Told> {
+fn clients(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Clients, ErrorReported> {
     let roots = table.get(&tls::CLIENT_CA_FILE).and_then(|written| {
-        written.map(|file| pem(table, outside, "client_ca_file", &file, credentials::certificates)).transpose()
+        written.map(|file| pem(table, external, "client_ca_file", &file, credentials::certificates)).transpose()
     });
     let revoked = table.get(&tls::CRL_FILE).and_then(|written| {
-        written.map(|file| pem(table, outside, "crl_file", &file, credentials::revocations)).transpose()
+        written.map(|file| pem(table, external, "crl_file", &file, credentials::revocations)).transpose()
     });
     let asked = table.get(&tls::CLIENT_CERT);
     let (roots, revoked, asked) = (roots?, revoked?, asked?);
@@ -145,7 +150,7 @@ fn clients(table: &Table<'_>, outside: Outside<'_>) -> Result<Clients, Told> {
     })
 }
 
-fn versions(table: &Table<'_>, transport: SocketKind) -> Result<Versions, Told> {
+fn versions(table: &Table<'_>, transport: SocketKind) -> Result<Versions, ErrorReported> {
     let written = table.get(&tls::VERSIONS)?;
     let has = |version| written.as_ref().is_some_and(|all| all.iter().any(|placed| placed.value == version));
     if transport.has_datagrams() {
@@ -161,9 +166,9 @@ fn versions(table: &Table<'_>, transport: SocketKind) -> Result<Versions, Told> 
     })
 }
 
-fn psks(table: &Table<'_>, outside: Outside<'_>, path: String) -> Result<Psks, Told> {
+fn psks(table: &Table<'_>, external: ExternalFiles<'_>, path: String) -> Result<Psks, ErrorReported> {
     let fault = |fault| table.fault_at("psk_file", fault);
-    let bytes = outside.file(&path, PSK_BYTES_MAX).map_err(fault)?;
+    let bytes = external.file(&path, PSK_BYTES_MAX).map_err(fault)?;
     let psks = match String::from_utf8(bytes) {
         Ok(text) => Psks::parse(&text),
         Err(_) => return Err(fault(Fault::File { path, why: Unreadable::NotText })),
@@ -182,11 +187,11 @@ fn psks(table: &Table<'_>, outside: Outside<'_>, path: String) -> Result<Psks, T
 /// What is in a PEM file.
 fn pem<T>(
     table: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     key: &'static str,
     written: &str,
     parse: fn(&[u8]) -> Result<T, MalformedPem>,
-) -> Result<T, Told> {
-    let bytes = outside.file(written, PEM_BYTES_MAX).map_err(|fault| table.fault_at(key, fault))?;
+) -> Result<T, ErrorReported> {
+    let bytes = external.file(written, PEM_BYTES_MAX).map_err(|fault| table.fault_at(key, fault))?;
     parse(&bytes).map_err(|why| table.fault_at(key, Fault::Pem { path: written.to_owned(), why }))
 }

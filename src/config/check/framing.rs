@@ -1,16 +1,16 @@
 //! `[listeners.NAME.framing]`.
 
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::framing::{self as keys, Kind};
-use crate::config::file::{Section, framing};
-use crate::config::findings::Told;
-use crate::config::form::{Form, Size};
 use crate::config::read::Table;
+use crate::config::schema::framing::{self as keys, Kind};
+use crate::config::schema::{Section, framing};
+use crate::config::value::{Size, ValueType};
 use crate::framing::{Delimited, Escapes, FRAME_BYTES_MAX, Fixed, Flagged, Framing, LengthPrefixed, Lines, Silence};
 use crate::listener::Bind;
 
 /// The framing of a listener, if it has one. What is written of it is read only where there is a stream.
-pub(super) fn read(listener: &Table<'_>, bind: Result<Bind, Told>) -> Result<Option<Framing>, Told> {
+pub(super) fn read(listener: &Table<'_>, bind: Result<Bind, ErrorReported>) -> Result<Option<Framing>, ErrorReported> {
     let Some(item) = listener.item(keys::SECTION.key) else {
         return Ok(None);
     };
@@ -60,7 +60,7 @@ pub(super) fn read(listener: &Table<'_>, bind: Result<Bind, Told>) -> Result<Opt
     .map(Some)
 }
 
-fn read_length(table: &Table<'_>) -> Result<LengthPrefixed, Told> {
+fn read_length(table: &Table<'_>) -> Result<LengthPrefixed, ErrorReported> {
     let offset = table.get(&keys::length::OFFSET);
     let width = table.get(&keys::length::WIDTH);
     let order = table.get(&keys::length::ORDER);
@@ -79,7 +79,7 @@ fn read_length(table: &Table<'_>) -> Result<LengthPrefixed, Told> {
     Ok(framing)
 }
 
-fn read_delimiter(table: &Table<'_>) -> Result<Delimited, Told> {
+fn read_delimiter(table: &Table<'_>) -> Result<Delimited, ErrorReported> {
     let delimiter = table.get(&keys::delimiter::DELIMITER);
     let max = table.get(&keys::MAX);
     let deliver = table.get(&keys::delimiter::DELIVER);
@@ -88,7 +88,7 @@ fn read_delimiter(table: &Table<'_>) -> Result<Delimited, Told> {
     Ok(framing)
 }
 
-fn read_escape(table: &Table<'_>) -> Result<Flagged, Told> {
+fn read_escape(table: &Table<'_>) -> Result<Flagged, ErrorReported> {
     let escapes = table.get(&keys::escape::SCHEME);
     let max = table.get(&keys::MAX);
     let deliver = table.get(&keys::escape::DELIVER);
@@ -98,7 +98,7 @@ fn read_escape(table: &Table<'_>) -> Result<Flagged, Told> {
 }
 
 /// The longest frame has room for what every frame has.
-fn check_max(table: &Table<'_>, max: usize, min: usize) -> Result<(), Told> {
+fn check_max(table: &Table<'_>, max: usize, min: usize) -> Result<(), ErrorReported> {
     if max >= min {
         return Ok(());
     }

@@ -3,26 +3,26 @@
 use tonic::transport::Uri;
 
 use super::services::optional_pem;
-use crate::config::Outside;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::handler::grpc::{self, tls};
-use crate::config::findings::Told;
-use crate::config::form::Placed;
-use crate::config::outside::Pem;
 use crate::config::read::Table;
+use crate::config::references::Pem;
+use crate::config::schema::handler::grpc::{self, tls};
+use crate::config::value::Located;
 use crate::handler::grpc::{ClientTls, Options};
 
 /// What a url should be.
 const EXPECTED: &str = "the form \"http://127.0.0.1:9001\" or \"https://handler.example:9001\"";
 
-pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Result<Options, Told> {
+pub(super) fn read(name: &str, table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Options, ErrorReported> {
     let urls = urls(table);
     let service = table.get(&grpc::SERVICE);
     let call_timeout = table.get(&grpc::CALL_TIMEOUT);
     let channels = table.get(&grpc::CHANNELS);
     let tls = match table.section(&tls::SECTION) {
         Ok(None) => Ok(None),
-        Ok(Some(tls)) => client_tls(&tls, outside).map(Some),
+        Ok(Some(tls)) => client_tls(&tls, external).map(Some),
         Err(told) => Err(told),
     };
     if let Ok(urls) = &urls
@@ -42,28 +42,28 @@ pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Resul
     })
 }
 
-fn urls(table: &Table<'_>) -> Result<Vec<Uri>, Told> {
+fn urls(table: &Table<'_>) -> Result<Vec<Uri>, ErrorReported> {
     match (table.item("url").is_some(), table.item("urls").is_some()) {
         (true, true) => return Err(table.fault_at("url", Fault::Both { other: "urls" })),
         (false, false) => return Err(table.fault(Fault::Neither { one: "url", other: "urls" })),
         _ => {}
     }
-    let one = table.get(&grpc::URL)?.map(|value| Placed { value, place: table.place("url") });
+    let one = table.get(&grpc::URL)?.map(|value| Located { value, location: table.location("url") });
     let written = table.get(&grpc::URLS)?.unwrap_or_default().into_iter().chain(one);
     let mut urls: Vec<(Uri, String)> = Vec::new();
     let mut result = Ok(());
-    for Placed { value, place } in written {
+    for Located { value, location } in written {
         let fault = match url(&value) {
             Err(fault) => fault,
             Ok(url) => match urls.iter().find(|(known, _)| *known == url) {
                 Some((_, first)) => Fault::Twice { found: value, first: first.clone() },
                 None => {
-                    urls.push((url, place.spot.to_string()));
+                    urls.push((url, location.position.to_string()));
                     continue;
                 }
             },
         };
-        result = Err(table.fault_in(place, fault));
+        result = Err(table.fault_in(location, fault));
     }
     result.map(|()| urls.into_iter().map(|(url, _)| url).collect())
 }
@@ -76,10 +76,10 @@ fn url(text: &str) -> Result<Uri, Fault> {
     crate::handler::grpc::url(text).ok_or_else(malformed)
 }
 
-fn client_tls(table: &Table<'_>, outside: Outside<'_>) -> Result<ClientTls, Told> {
-    let ca_pem = optional_pem(table, outside, &tls::CA_FILE, Pem::Certificate);
-    let cert_pem = optional_pem(table, outside, &tls::CERT_FILE, Pem::Certificate);
-    let key_pem = optional_pem(table, outside, &tls::KEY_FILE, Pem::PrivateKey);
+fn client_tls(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<ClientTls, ErrorReported> {
+    let ca_pem = optional_pem(table, external, &tls::CA_FILE, Pem::Certificate);
+    let cert_pem = optional_pem(table, external, &tls::CERT_FILE, Pem::Certificate);
+    let key_pem = optional_pem(table, external, &tls::KEY_FILE, Pem::PrivateKey);
     let server_name = table.get(&tls::SERVER_NAME);
     let identity_pem = match (table.item("cert_file").is_some(), table.item("key_file").is_some()) {
         (true, false) => Err(table.fault_at("key_file", Fault::Half { given: "cert_file" })),

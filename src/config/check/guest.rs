@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::config::Outside;
-use crate::config::file::handler::wasm;
-use crate::config::findings::Told;
-use crate::config::form::Placed;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::read::Table;
+use crate::config::schema::handler::wasm;
+use crate::config::value::Located;
 use crate::handler::wasm::{Bounds, EventBudget, Options};
 
 /// What a version goes through before it is one.
@@ -16,16 +16,16 @@ pub(super) struct Checks {
     pub(super) conversations: Vec<PathBuf>,
 }
 
-pub(super) fn checks(table: &Table<'_>, outside: Outside<'_>) -> Result<Checks, Told> {
+pub(super) fn checks(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Checks, ErrorReported> {
     let timeout = table.get(&wasm::COMPILE_TIMEOUT);
     let memory_bytes_max = table.get(&wasm::COMPILE_MEMORY_MAX);
     let conversations = table.get(&wasm::CONVERSATIONS).and_then(|written| {
-        let found = written.into_iter().flatten().map(|Placed { value, place }| {
-            outside.check_there(&value).map_err(|fault| table.fault_in(place, fault))?;
-            Ok(outside.path(&value))
+        let found = written.into_iter().flatten().map(|Located { value, location }| {
+            external.check_there(&value).map_err(|fault| table.fault_in(location, fault))?;
+            Ok(external.path(&value))
         });
         // All are looked at before the first fault ends it.
-        found.collect::<Vec<Result<_, Told>>>().into_iter().collect()
+        found.collect::<Vec<Result<_, ErrorReported>>>().into_iter().collect()
     });
     Ok(Checks {
         compile: Bounds { timeout: timeout?, memory_bytes_max: memory_bytes_max? as u64 },
@@ -33,10 +33,10 @@ pub(super) fn checks(table: &Table<'_>, outside: Outside<'_>) -> Result<Checks, 
     })
 }
 
-pub(super) fn read(name: &str, table: &Table<'_>, outside: Outside<'_>) -> Result<Options, Told> {
+pub(super) fn read(name: &str, table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Options, ErrorReported> {
     let component = table.get(&wasm::COMPONENT).and_then(|written| {
-        outside.check_wasm(&written).map_err(|fault| table.fault_at("component", fault))?;
-        Ok(outside.path(&written))
+        external.check_wasm(&written).map_err(|fault| table.fault_at("component", fault))?;
+        Ok(external.path(&written))
     });
     let isolation = table.get(&wasm::ISOLATION);
     let memory_bytes_max = table.get(&wasm::MEMORY_MAX);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::guest::Checks;
 use super::{grpc, guest};
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::handler::{self, Kind};
-use crate::config::findings::Told;
 use crate::config::read::{Item, Named, Table};
+use crate::config::schema::handler::{self, Kind};
 use crate::config::warning::Advice;
-use crate::config::{Handler, Listener, Outside, Program};
+use crate::config::{ExternalFiles, Handler, Listener, Program};
 use crate::dispatch::Policy;
 use crate::rollout::Rollback;
 
@@ -22,18 +22,18 @@ pub(super) struct Handlers<'t>(Vec<One<'t>>);
 struct One<'t> {
     name: &'t str,
     item: Item<'t>,
-    kind: Result<Kind, Told>,
-    options: Result<Handler, Told>,
+    kind: Result<Kind, ErrorReported>,
+    options: Result<Handler, ErrorReported>,
 }
 
-pub(super) fn read<'t>(root: &Table<'t>, outside: Outside<'_>) -> Result<Handlers<'t>, Told> {
+pub(super) fn read<'t>(root: &Table<'t>, external: ExternalFiles<'_>) -> Result<Handlers<'t>, ErrorReported> {
     let Some(item) = root.item(handler::SECTION.key) else {
         return Ok(Handlers(Vec::new()));
     };
-    Ok(Handlers(item.table()?.items().into_iter().map(|named| one(named, outside)).collect()))
+    Ok(Handlers(item.table()?.items().into_iter().map(|named| one(named, external)).collect()))
 }
 
-fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
+fn one<'t>(named: Named<'t>, external: ExternalFiles<'_>) -> One<'t> {
     let Named { key: name, item } = named;
     let checked = check_name(name, &item);
     let (kind, options) = match item.table() {
@@ -46,13 +46,13 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
                     table.admit(&[wasm], &[grpc]);
                     with_policy(
                         &table,
-                        guest::read(name, &table, outside).map(Program::Wasm),
-                        guest::checks(&table, outside),
+                        guest::read(name, &table, external).map(Program::Wasm),
+                        guest::checks(&table, external),
                     )
                 }
                 Ok(Kind::Grpc) => {
                     table.admit(&[grpc], &[wasm]);
-                    with_policy(&table, grpc::read(name, &table, outside).map(Program::Grpc), Ok(Checks::default()))
+                    with_policy(&table, grpc::read(name, &table, external).map(Program::Grpc), Ok(Checks::default()))
                 }
                 Err(told) => {
                     table.admit(&[&handler::SECTION, wasm, grpc], &[]);
@@ -68,9 +68,9 @@ fn one<'t>(named: Named<'t>, outside: Outside<'_>) -> One<'t> {
 /// What both kinds have.
 fn with_policy(
     table: &Table<'_>,
-    program: Result<Program, Told>,
-    checks: Result<Checks, Told>,
-) -> Result<Handler, Told> {
+    program: Result<Program, ErrorReported>,
+    checks: Result<Checks, ErrorReported>,
+) -> Result<Handler, ErrorReported> {
     let on_failure = table.get(&handler::ON_FAILURE);
     let hold_timeout = table.get(&handler::HOLD_TIMEOUT);
     let swap = table.get(&handler::SWAP);
@@ -88,7 +88,7 @@ fn with_policy(
 }
 
 /// Names stand in logs, metrics and urls as they are.
-pub(super) fn check_name(name: &str, item: &Item<'_>) -> Result<(), Told> {
+pub(super) fn check_name(name: &str, item: &Item<'_>) -> Result<(), ErrorReported> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
         Ok(())
@@ -115,7 +115,7 @@ impl Handlers<'_> {
         }
     }
 
-    pub(super) fn into_options(self) -> Result<Vec<Handler>, Told> {
+    pub(super) fn into_options(self) -> Result<Vec<Handler>, ErrorReported> {
         self.0.into_iter().map(|one| one.options).collect()
     }
 }

@@ -6,45 +6,45 @@ use super::admission;
 use super::binds::Binds;
 use super::credentials;
 use super::handlers::{Handlers, check_name};
-use super::{framing, tuning};
+use super::{framing, socket_options};
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::listener as keys;
-use crate::config::findings::Told;
 use crate::config::read::{Named, Table};
-use crate::config::{Listener, Outside};
+use crate::config::schema::listener as keys;
+use crate::config::{ExternalFiles, Listener};
 use crate::conn::SocketKind;
-use crate::conn::table::MessageBounds;
+use crate::conn::registry::MessageBounds;
 use crate::connection::{Idle, Options, Timeouts};
 use crate::listener::flow::Bounds;
 use crate::listener::{self, Admission, Datagrams, dtls, tls};
-use crate::pubsub::topic::Mountpoint;
+use crate::topic::Mountpoint;
 
 /// All listeners, in the order of the file. Without `handlers`, whose table is at fault, their names are
 /// not looked up.
 pub(super) fn read(
     root: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     binds: &mut Binds,
     handlers: Option<&Handlers<'_>>,
-) -> Result<Vec<Listener>, Told> {
+) -> Result<Vec<Listener>, ErrorReported> {
     let Some(item) = root.item(keys::SECTION.key) else {
         return Ok(Vec::new());
     };
-    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, outside, binds, handlers)).collect();
+    let listeners: Vec<_> = item.table()?.items().iter().map(|named| one(named, external, binds, handlers)).collect();
     listeners.into_iter().collect()
 }
 
 fn one(
     named: &Named<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     binds: &mut Binds,
     handlers: Option<&Handlers<'_>>,
-) -> Result<Listener, Told> {
+) -> Result<Listener, ErrorReported> {
     let checked = check_name(named.key, &named.item);
     let table = named.item.section(&keys::ONE)?;
     let bind = table.get(&keys::BIND);
     if let Ok(bind) = bind {
-        binds.add_listener(table.place("bind"), bind);
+        binds.add_listener(table.location("bind"), bind);
     }
     let chain = chain(&table, handlers);
     let mountpoint = table.get(&keys::MOUNTPOINT).and_then(|text| {
@@ -55,9 +55,9 @@ fn one(
     let handshakes_max = table.get(&keys::HANDSHAKES_MAX);
     let connections_max = table.get(&keys::CONNECTIONS_MAX);
     let backlog = table.get(&keys::BACKLOG);
-    let admission = admission::read(&table, outside, bind.ok());
+    let admission = admission::read(&table, external, bind.ok());
     let rates = admission::rates(&table, bind.ok());
-    let tuning = tuning::read(&table);
+    let socket_options = socket_options::read(&table);
     let sockets = table.get(&keys::SOCKETS);
     let datagrams_max = table.get(&keys::DATAGRAMS_MAX);
     let inbound_bytes_max = table.get(&keys::INBOUND_MAX);
@@ -66,7 +66,7 @@ fn one(
     let messages_bytes_max = table.get(&keys::MESSAGES_BYTES_MAX);
     let framing = framing::read(&table, bind);
     // Without a transport nobody knows what the table should have.
-    let secure = bind.and_then(|bind| secure(&table, bind.transport, outside));
+    let secure = bind.and_then(|bind| secure(&table, bind.transport, external));
     checked?;
     let name: Arc<str> = named.key.into();
     let bind = bind?;
@@ -81,7 +81,7 @@ fn one(
             backlog: backlog?,
             handshakes_max: handshakes_max? as usize,
             admission: Admission { tls, dtls, ..admission? },
-            tuning: tuning?,
+            socket_options: socket_options?,
             given: None,
             datagrams: Datagrams {
                 sockets: sockets? as usize,
@@ -101,7 +101,7 @@ fn one(
         },
         mountpoint: mountpoint?,
         handlers: chain?,
-        files: credentials::files(&table, outside).into_iter().chain(admission::file(&table, outside)).collect(),
+        files: credentials::files(&table, external).into_iter().chain(admission::file(&table, external)).collect(),
     })
 }
 
@@ -119,7 +119,7 @@ const KEYS_OF_SOME: [(&str, &[SocketKind]); 9] = [
 ];
 
 /// Records each key that the listener's transport has no use for.
-fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
+fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), ErrorReported> {
     let mut result = Ok(());
     for (key, transports) in KEYS_OF_SOME {
         // What is switched off asks for nothing.
@@ -132,8 +132,8 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), Told> {
 }
 
 /// What makes TLS or DTLS, on a listener that speaks it.
-fn secure(table: &Table<'_>, transport: SocketKind, outside: Outside<'_>) -> Result<Secure, Told> {
-    let Some(credentials) = credentials::read(table, transport, outside)? else { return Ok(Secure::default()) };
+fn secure(table: &Table<'_>, transport: SocketKind, external: ExternalFiles<'_>) -> Result<Secure, ErrorReported> {
+    let Some(credentials) = credentials::read(table, transport, external)? else { return Ok(Secure::default()) };
     let fault = |error| table.fault_at("tls", Fault::Acceptor(error));
     if transport.has_datagrams() {
         let options = credentials::datagrams(table)?;
@@ -152,7 +152,7 @@ struct Secure {
 }
 
 /// The names of a listener's handlers.
-fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<str>>, Told> {
+fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<str>>, ErrorReported> {
     let written = table.get(&keys::HANDLERS)?;
     let mut chain: Vec<(Arc<str>, String)> = Vec::new();
     let mut result = Ok(());
@@ -165,10 +165,10 @@ fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<s
         {
             Fault::NoHandler { name, known: handlers.names().map(str::to_owned).collect() }
         } else {
-            chain.push((name.into(), placed.place.spot.to_string()));
+            chain.push((name.into(), placed.location.position.to_string()));
             continue;
         };
-        result = Err(table.fault_in(placed.place, fault));
+        result = Err(table.fault_in(placed.location, fault));
     }
     result?;
     Ok(chain.into_iter().map(|(name, _)| name).collect())

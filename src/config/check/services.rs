@@ -8,14 +8,14 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::binds::Binds;
-use crate::config::Outside;
+use crate::config::ExternalFiles;
+use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
-use crate::config::file::{adapter, admin, broker, gateway};
-use crate::config::findings::Told;
-use crate::config::form::FilePath;
-use crate::config::form::{Form, Key, Presence};
-use crate::config::outside::Pem;
 use crate::config::read::Table;
+use crate::config::references::Pem;
+use crate::config::schema::{adapter, admin, broker, gateway};
+use crate::config::value::FilePath;
+use crate::config::value::{Key, Presence, ValueType};
 use crate::config::warning::Advice;
 use crate::exproto::service;
 use crate::pubsub::embedded;
@@ -32,12 +32,12 @@ pub(super) struct Gateway {
     pub(super) connections_max: Option<usize>,
 }
 
-pub(super) fn gateway(root: &Table<'_>, outside: Outside<'_>) -> Result<Gateway, Told> {
+pub(super) fn gateway(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Gateway, ErrorReported> {
     let table = root.section_or_empty(&gateway::SECTION)?;
     let node = table.get(&gateway::NODE);
     let data_dir = table.get(&gateway::DATA_DIR).and_then(|written| {
-        outside.check_dir(&written).map_err(|fault| table.fault_at("data_dir", fault))?;
-        Ok(outside.path(&written))
+        external.check_dir(&written).map_err(|fault| table.fault_at("data_dir", fault))?;
+        Ok(external.path(&written))
     });
     let drain_timeout = table.get(&gateway::DRAIN_TIMEOUT);
     let connections_max = table.get(&gateway::CONNECTIONS_MAX);
@@ -56,10 +56,10 @@ fn host_name() -> String {
 /// The adapter, if the file has its table or a handler needs it.
 pub(super) fn adapter(
     root: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     binds: &mut Binds,
     needed: bool,
-) -> Result<Option<service::Options>, Told> {
+) -> Result<Option<service::Options>, ErrorReported> {
     if root.item("adapter").is_none() && !needed {
         return Ok(None);
     }
@@ -67,7 +67,7 @@ pub(super) fn adapter(
     let bind = address(&table, &adapter::BIND, binds);
     let tls = match table.section(&adapter::tls::SECTION) {
         Ok(None) => Ok(None),
-        Ok(Some(tls)) => server_tls(&tls, outside).map(Some),
+        Ok(Some(tls)) => server_tls(&tls, external).map(Some),
         Err(told) => Err(told),
     };
     let (bind, tls) = (bind?, tls?);
@@ -77,45 +77,45 @@ pub(super) fn adapter(
     Ok(Some(service::Options { bind, tls }))
 }
 
-fn server_tls(table: &Table<'_>, outside: Outside<'_>) -> Result<service::ServerTls, Told> {
-    let cert = pem(table, outside, &adapter::tls::CERT_FILE, Pem::Certificate);
-    let key = pem(table, outside, &adapter::tls::KEY_FILE, Pem::PrivateKey);
-    let client_ca = optional_pem(table, outside, &adapter::tls::CLIENT_CA_FILE, Pem::Certificate);
+fn server_tls(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<service::ServerTls, ErrorReported> {
+    let cert = pem(table, external, &adapter::tls::CERT_FILE, Pem::Certificate);
+    let key = pem(table, external, &adapter::tls::KEY_FILE, Pem::PrivateKey);
+    let client_ca = optional_pem(table, external, &adapter::tls::CLIENT_CA_FILE, Pem::Certificate);
     Ok(service::ServerTls { identity_pem: (cert?, key?), client_ca_pem: client_ca? })
 }
 
 pub(super) fn pem<P>(
     table: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     key: &Key<FilePath, P>,
     kind: Pem,
-) -> Result<Vec<u8>, Told>
+) -> Result<Vec<u8>, ErrorReported>
 where
     P: Presence<FilePath, Value = String>,
 {
     let written = table.get(key)?;
-    outside.pem(&written, kind).map_err(|fault| table.fault_at(key.name, fault))
+    external.pem(&written, kind).map_err(|fault| table.fault_at(key.name, fault))
 }
 
 pub(super) fn optional_pem<P>(
     table: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     key: &Key<FilePath, P>,
     kind: Pem,
-) -> Result<Option<Vec<u8>>, Told>
+) -> Result<Option<Vec<u8>>, ErrorReported>
 where
     P: Presence<FilePath, Value = Option<String>>,
 {
     let written = table.get(key)?;
-    written.map(|written| outside.pem(&written, kind).map_err(|fault| table.fault_at(key.name, fault))).transpose()
+    written.map(|written| external.pem(&written, kind).map_err(|fault| table.fault_at(key.name, fault))).transpose()
 }
 
 /// The admin port, if the file has its table.
 pub(super) fn admin(
     root: &Table<'_>,
-    outside: Outside<'_>,
+    external: ExternalFiles<'_>,
     binds: &mut Binds,
-) -> Result<Option<crate::admin::Options>, Told> {
+) -> Result<Option<crate::admin::Options>, ErrorReported> {
     let Some(table) = root.section(&admin::SECTION)? else {
         return Ok(None);
     };
@@ -124,7 +124,7 @@ pub(super) fn admin(
         let Some(source) = source else {
             return Ok(None);
         };
-        let secret = outside.secret(source).map_err(|fault| table.fault_at("token", fault))?;
+        let secret = external.secret(source).map_err(|fault| table.fault_at("token", fault))?;
         let text = secret.expose_secret();
         if TOKEN_BYTES.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Some(secret))
@@ -141,12 +141,12 @@ pub(super) fn admin(
 }
 
 /// The broker, but for its node's name.
-pub(super) fn broker(root: &Table<'_>, binds: &mut Binds) -> Result<embedded::Options, Told> {
+pub(super) fn broker(root: &Table<'_>, binds: &mut Binds) -> Result<embedded::Options, ErrorReported> {
     let table = root.section_or_empty(&broker::SECTION)?;
     let kind = table.get(&broker::KIND);
     let bind = table.get(&broker::BIND);
     if let Ok(Some(bind)) = bind {
-        binds.add(table.place("bind"), bind);
+        binds.add(table.location("bind"), bind);
     }
     let packet_bytes_max = table.get(&broker::PACKET_MAX);
     let subscriptions_max = table.get(&broker::SUBSCRIPTIONS_MAX);
@@ -172,12 +172,12 @@ pub(super) fn broker(root: &Table<'_>, binds: &mut Binds) -> Result<embedded::Op
 }
 
 /// An address that is to be bound.
-fn address<F, P>(table: &Table<'_>, key: &Key<F, P>, binds: &mut Binds) -> Result<SocketAddr, Told>
+fn address<F, P>(table: &Table<'_>, key: &Key<F, P>, binds: &mut Binds) -> Result<SocketAddr, ErrorReported>
 where
-    F: Form,
+    F: ValueType,
     P: Presence<F, Value = SocketAddr>,
 {
     let bind = table.get(key)?;
-    binds.add(table.place(key.name), bind);
+    binds.add(table.location(key.name), bind);
     Ok(bind)
 }

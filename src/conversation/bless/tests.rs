@@ -54,7 +54,7 @@ fn what_differs_is_replaced() {
 /// The gateway's end of the connection is recorded, also where the device would have ended it a moment later.
 #[test]
 fn the_end_is_recorded() {
-    let closed: &[Effect] = &[sent(&[0x81]), Effect::Closed(Closer::Handler)];
+    let closed: &[Effect] = &[sent(&[0x81]), Effect::Closed(ClosedBy::Handler)];
     assert_eq!(
         blessed("> 01\n# bye\nclose peer\n# end\n", &[], &[closed]),
         "> 01\n< 81\nclose handler\n# bye\n# end\n"

@@ -18,22 +18,22 @@ fn every_kind_of_line() {
     let text = "\u{feff}# heading \r\n\r\ntransport udp\r\n@0.5s >7e 0aFF \"GET\\r\\n\" 00\n@1.000250s < 7e ?? \"A\\x7e\\\"\"\n\
                 publish \"a/b\" qos=2 json {\"n\":\n  [1, 2]}\ndeliver \"c\" \"\"\n\tFF\ntimer keepalive\nclose idle\n";
     let conversation = parse(text);
-    let says = |action| What::Step(Step::new(action));
-    let at = |micros, action| What::Step(Step { at: Some(Duration::from_micros(micros)), action });
+    let says = |action| Line::Step(Step::new(action));
+    let at = |micros, action| Line::Step(Step { at: Some(Duration::from_micros(micros)), action });
     let message = |topic: &str, qos, payload| Message { topic: topic.to_owned(), qos, payload };
     let pattern = [Some(0x7e), None, Some(b'A'), Some(0x7e), Some(b'"')];
     let expected = [
-        (1, What::Comment(" heading".into())),
-        (2, What::Blank),
-        (3, What::Transport(SocketKind::Udp)),
+        (1, Line::Comment(" heading".into())),
+        (2, Line::Blank),
+        (3, Line::Transport(SocketKind::Udp)),
         (4, at(500_000, Action::FromPeer(Bytes::from_static(b"\x7e\x0a\xffGET\r\n\0")))),
         (5, at(1_000_250, Action::ToPeer(Pattern::new(pattern.to_vec())))),
         (6, says(Action::Publish(message("a/b", QoS::ExactlyOnce, Payload::Json(json!({"n": [1, 2]})))))),
         (8, says(Action::Deliver(message("c", QoS::AtMostOnce, Payload::Bytes(Bytes::from_static(&[0xff])))))),
         (10, says(Action::Timer(Timer::Keepalive))),
-        (11, says(Action::Close(Closer::Idle))),
+        (11, says(Action::Close(ClosedBy::Idle))),
     ];
-    let read: Vec<(u32, What)> = conversation.items().iter().map(|item| (item.line, item.what.clone())).collect();
+    let read: Vec<(u32, Line)> = conversation.items().iter().map(|item| (item.line, item.content.clone())).collect();
     assert_eq!(read, expected);
     assert_eq!(conversation.transport(), SocketKind::Udp);
 }
@@ -70,13 +70,13 @@ fn the_canonical_form() {
 /// A conversation made in a program has the line numbers of its file.
 #[test]
 fn made_items_are_numbered_as_printed() {
-    let what = [
-        What::Comment(" two\n lines".into()),
-        What::Blank,
-        What::Step(Step::new(Action::FromPeer(vec![0; 50].into()))),
-        What::Blank,
+    let line = [
+        Line::Comment(" two\n lines".into()),
+        Line::Blank,
+        Line::Step(Step::new(Action::FromPeer(vec![0; 50].into()))),
+        Line::Blank,
     ];
-    let made = Conversation::new("test", what.map(Item::new).to_vec());
+    let made = Conversation::new("test", line.map(Item::new).to_vec());
     let lines = |conversation: &Conversation| conversation.items().iter().map(|item| item.line).collect::<Vec<_>>();
     assert_eq!(lines(&made), [1, 3, 4, 6]);
     assert_eq!(actions(&made.to_string()), [Action::FromPeer(vec![0; 50].into())]);
@@ -166,27 +166,27 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn any_conversation() -> impl Strategy<Value = Conversation> {
-    let aside = prop_oneof![Just(What::Blank), "\\PC{0,40}".prop_map(|text| What::Comment(text.trim_end().to_owned()))];
+    let aside = prop_oneof![Just(Line::Blank), "\\PC{0,40}".prop_map(|text| Line::Comment(text.trim_end().to_owned()))];
     let step = (prop::option::of(0..100_000_000_u64), action());
     let line = prop_oneof![
         1 => aside.prop_map(Err),
         3 => step.prop_map(Ok),
     ];
     let transport = prop::option::of(prop::sample::select(TRANSPORTS.to_vec()));
-    let close = prop::option::of(prop::sample::select(Closer::ALL.to_vec()));
+    let close = prop::option::of(prop::sample::select(ClosedBy::ALL.to_vec()));
     (transport, action(), prop::collection::vec(line, 0..20), close).prop_map(|(transport, first, lines, close)| {
-        let mut items: Vec<What> = transport.map(What::Transport).into_iter().collect();
-        items.push(What::Step(Step::new(first)));
+        let mut items: Vec<Line> = transport.map(Line::Transport).into_iter().collect();
+        items.push(Line::Step(Step::new(first)));
         let mut at = Duration::ZERO;
         items.extend(lines.into_iter().map(|line| match line {
             Err(aside) => aside,
-            Ok((None, action)) => What::Step(Step::new(action)),
+            Ok((None, action)) => Line::Step(Step::new(action)),
             Ok((Some(later), action)) => {
                 at += Duration::from_micros(later);
-                What::Step(Step { at: Some(at), action })
+                Line::Step(Step { at: Some(at), action })
             }
         }));
-        items.extend(close.map(|closer| What::Step(Step::new(Action::Close(closer)))));
+        items.extend(close.map(|closer| Line::Step(Step::new(Action::Close(closer)))));
         Conversation::new("test", items.into_iter().map(Item::new).collect())
     })
 }

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use super::Options;
 use crate::conn::SocketKind;
-use crate::conversation::run::Stop;
-use crate::conversation::{Action, Closer, Conversation, Message};
+use crate::conversation::run::LocatedStep;
+use crate::conversation::{Action, ClosedBy, Conversation, Message};
 
 /// A conversation needs what the player was not given: everything that it lacks, at least one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unplayable(Vec<Need>);
+pub struct Unplayable(Vec<MissingResource>);
 
 impl Unplayable {
     /// `needs` is not empty.
-    pub(super) fn new(needs: Vec<Need>) -> Self {
+    pub(super) fn new(needs: Vec<MissingResource>) -> Self {
         Self(needs)
     }
 
     /// What it lacks, in the order of its lines.
-    pub fn needs(&self) -> &[Need] {
+    pub fn needs(&self) -> &[MissingResource] {
         &self.0
     }
 }
@@ -41,7 +41,7 @@ impl std::error::Error for Unplayable {}
 
 /// One thing that a conversation lacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Need {
+pub enum MissingResource {
     /// A broker: the device cannot publish to itself.
     #[error("line {line}: \"deliver\" needs a broker to publish it at (--mqtt), since line {dependent} answers it")]
     Broker {
@@ -69,7 +69,7 @@ pub enum Need {
 
 /// What is done with a stimulus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum StepPlan {
     Do,
     Skip,
 }
@@ -90,11 +90,11 @@ impl Plan {
         has_broker: bool,
         timer_wait: Option<Duration>,
     ) -> Result<Self, Unplayable> {
-        let stops: Vec<Stop<'_>> = conversation.steps().map(|(line, step)| Stop { line, step }).collect();
+        let stops: Vec<LocatedStep<'_>> = conversation.steps().map(|(line, step)| LocatedStep { line, step }).collect();
         let mut plan = Self { skipped: HashSet::new(), patient: HashMap::new() };
         let mut needs = Vec::new();
         if let kind @ (SocketKind::Udp | SocketKind::Dtls) = conversation.transport() {
-            needs.push(Need::Stream(kind));
+            needs.push(MissingResource::Stream(kind));
         }
         let mut own: Vec<&Message> = Vec::new();
         for (index, stop) in stops.iter().enumerate() {
@@ -111,7 +111,7 @@ impl Plan {
                     }
                 }
                 Action::Deliver(_) => match seen.map(|later| later.line).next() {
-                    Some(dependent) => needs.push(Need::Broker { line, dependent }),
+                    Some(dependent) => needs.push(MissingResource::Broker { line, dependent }),
                     None => drop(plan.skipped.insert(line)),
                 },
                 Action::Timer(_) => {
@@ -120,15 +120,15 @@ impl Plan {
                         (None, _) => drop(plan.skipped.insert(line)),
                         (Some(_), Some(wait)) => plan.patient.extend(dependents.into_iter().map(|line| (line, wait))),
                         (Some(dependent), None) => {
-                            needs.push(Need::Time { line, word: "timer", dependent: *dependent })
+                            needs.push(MissingResource::Time { line, word: "timer", dependent: *dependent })
                         }
                     }
                 }
-                Action::Close(Closer::Keepalive | Closer::Idle) => match timer_wait {
+                Action::Close(ClosedBy::Keepalive | ClosedBy::Idle) => match timer_wait {
                     Some(wait) => drop(plan.patient.insert(line, wait)),
                     // Behind a timer line that has told the same need already.
-                    None if needs.iter().any(|need| matches!(need, Need::Time { .. })) => {}
-                    None => needs.push(Need::Time { line, word: "close", dependent: line }),
+                    None if needs.iter().any(|need| matches!(need, MissingResource::Time { .. })) => {}
+                    None => needs.push(MissingResource::Time { line, word: "close", dependent: line }),
                 },
                 Action::FromPeer(_) | Action::ToPeer(_) | Action::Close(_) => {}
             }
@@ -137,8 +137,8 @@ impl Plan {
     }
 
     /// What is done with the stimulus of a line.
-    pub(super) fn way(&self, line: u32) -> Way {
-        if self.skipped.contains(&line) { Way::Skip } else { Way::Do }
+    pub(super) fn way(&self, line: u32) -> StepPlan {
+        if self.skipped.contains(&line) { StepPlan::Skip } else { StepPlan::Do }
     }
 
     /// How long to wait for an expected line.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::plan::{Need, Unplayable};
-use super::wire::{Seen, Wire};
-use super::{GatewayAddr, Options, PlayError, Witness};
+use super::plan::{MissingResource, Unplayable};
+use super::wire::{Wire, WireEvent};
+use super::{GatewayAddr, MqttObserver, Options, PlayError};
 use crate::conn::SocketKind;
 use crate::conversation::bless::{Effect, Happened};
-use crate::conversation::{Action, Closer, Conversation};
+use crate::conversation::{Action, ClosedBy, Conversation};
 
 /// How many pieces of bytes and messages one answer may have: a gateway that never stops is not recorded for ever.
 pub const RECORDED_MAX: usize = 4096;
@@ -19,24 +19,24 @@ pub const RECORDED_MAX: usize = 4096;
 /// The answer to a stimulus is over when nothing has come for `quiet`, or when it has gone on for [`Options::timeout`]; what
 /// comes later counts for the next one. So a recording takes at least `quiet` for each stimulus, and wants a gateway that
 /// has nothing else to do. Messages are
-/// recorded when there is a `witness`, which must watch everything ([`super::witness::Watch::Everything`]).
+/// recorded when there is a `mqtt_observer`, which must watch everything ([`super::mqtt_observer::Watch::Everything`]).
 ///
 /// # Errors
 ///
-/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a `witness`. More
+/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a `mqtt_observer`. More
 /// than [`RECORDED_MAX`] things came after one stimulus.
 pub async fn record(
     conversation: &Conversation,
     to: &GatewayAddr,
-    witness: Option<&Witness>,
+    observer: Option<&MqttObserver>,
     options: &Options,
     quiet: Duration,
 ) -> Result<Happened, PlayError> {
-    let needs = needs(conversation, witness.is_some(), options);
+    let needs = needs(conversation, observer.is_some(), options);
     if !needs.is_empty() {
         return Err(Unplayable::new(needs).into());
     }
-    let inbox = witness.map(|witness| witness.inbox(conversation));
+    let inbox = observer.map(|observer| observer.inbox(conversation));
     let mut wire = Wire::connect(to, inbox, options.timeout).await?;
     let greeting = collect(&mut wire, 0, quiet, quiet, options).await?;
     let mut happened = Happened { greeting: merged(greeting), answers: Vec::new() };
@@ -49,8 +49,8 @@ pub async fn record(
         match &step.action {
             Action::FromPeer(bytes) => before = write(&mut wire, line, bytes, options).await?,
             Action::Deliver(message) => {
-                if let Some(witness) = witness {
-                    witness.publish(message, options.timeout).await?;
+                if let Some(observer) = observer {
+                    observer.publish(message, options.timeout).await?;
                 }
             }
             Action::Timer(_) => patience = options.timer_wait.unwrap_or(quiet),
@@ -59,7 +59,7 @@ pub async fn record(
         }
         let mut effects = collect(&mut wire, line, patience, quiet, options).await?;
         effects.splice(0..0, before);
-        if matches!(step.action, Action::Close(Closer::Peer)) {
+        if matches!(step.action, Action::Close(ClosedBy::Peer)) {
             // Both sides have ended it then; the conversation tells who was first.
             effects.retain(|effect| !matches!(effect, Effect::Closed(_)));
         }
@@ -69,15 +69,15 @@ pub async fn record(
     Ok(happened)
 }
 
-fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Vec<Need> {
+fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Vec<MissingResource> {
     let mut needs = Vec::new();
     if let kind @ (SocketKind::Udp | SocketKind::Dtls) = conversation.transport() {
-        needs.push(Need::Stream(kind));
+        needs.push(MissingResource::Stream(kind));
     }
     needs.extend(conversation.steps().filter_map(|(line, step)| match &step.action {
-        Action::Deliver(_) if !has_broker => Some(Need::Broker { line, dependent: line }),
+        Action::Deliver(_) if !has_broker => Some(MissingResource::Broker { line, dependent: line }),
         Action::Timer(_) if options.timer_wait.is_none() => {
-            Some(Need::Time { line, word: step.action.word(), dependent: line })
+            Some(MissingResource::Time { line, word: step.action.word(), dependent: line })
         }
         Action::FromPeer(_)
         | Action::ToPeer(_)
@@ -123,11 +123,11 @@ async fn collect(
     Ok(effects)
 }
 
-fn effect(seen: Seen) -> Effect {
+fn effect(seen: WireEvent) -> Effect {
     match seen {
-        Seen::Bytes(bytes) => Effect::Sent(bytes),
-        Seen::Published(published) => Effect::Published(published),
-        Seen::Closed => Effect::Closed(Closer::Gateway),
+        WireEvent::Bytes(bytes) => Effect::Sent(bytes),
+        WireEvent::Published(published) => Effect::Published(published),
+        WireEvent::Closed => Effect::Closed(ClosedBy::Gateway),
     }
 }
 

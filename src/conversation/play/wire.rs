@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::witness::{Inbox, WitnessError};
+use super::mqtt_observer::{Inbox, ObserverError};
 use super::{GatewayAddr, PlayError};
 use crate::conversation::run::Published;
 
@@ -16,7 +16,7 @@ use crate::conversation::run::Published;
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Something that came.
-pub(super) enum Seen {
+pub(super) enum WireEvent {
     Bytes(Bytes),
     Published(Published),
     /// The gateway ended the connection, in whatever way.
@@ -57,7 +57,7 @@ impl Wire {
     /// The next thing that comes; waits for ever when nothing can. Bytes are read only when there is `room` for them.
     ///
     /// Nothing is lost when it is cancelled.
-    pub(super) async fn next(&mut self, room: bool) -> Result<Seen, WitnessError> {
+    pub(super) async fn next(&mut self, room: bool) -> Result<WireEvent, ObserverError> {
         let published = async {
             match &mut self.inbox {
                 Some(inbox) => inbox.next().await,
@@ -67,16 +67,16 @@ impl Wire {
         self.buffer.reserve(READ_BYTES_MAX);
         tokio::select! {
             read = self.read.read_buf(&mut self.buffer), if room && self.open => Ok(self.was_read(read)),
-            message = published => message.map(Seen::Published),
+            message = published => message.map(WireEvent::Published),
         }
     }
 
     /// The next thing that is already here.
-    pub(super) fn try_next(&mut self) -> Result<Option<Seen>, WitnessError> {
+    pub(super) fn try_next(&mut self) -> Result<Option<WireEvent>, ObserverError> {
         if let Some(inbox) = &mut self.inbox
             && let Some(message) = inbox.try_next()?
         {
-            return Ok(Some(Seen::Published(message)));
+            return Ok(Some(WireEvent::Published(message)));
         }
         if !self.open {
             return Ok(None);
@@ -90,7 +90,7 @@ impl Wire {
 
     /// Writes some of `rest` and takes it off, or tells what came first when there is `room` for it. A failed write is the
     /// end of the connection.
-    pub(super) async fn write(&mut self, rest: &mut &[u8], room: bool) -> Option<Seen> {
+    pub(super) async fn write(&mut self, rest: &mut &[u8], room: bool) -> Option<WireEvent> {
         self.buffer.reserve(READ_BYTES_MAX);
         tokio::select! {
             biased;
@@ -102,7 +102,7 @@ impl Wire {
                 }
                 Ok(_) | Err(_) => {
                     self.open = false;
-                    Some(Seen::Closed)
+                    Some(WireEvent::Closed)
                 }
             },
             read = self.read.read_buf(&mut self.buffer), if room && self.open => Some(self.was_read(read)),
@@ -114,16 +114,16 @@ impl Wire {
         drop(self.write.shutdown().await);
     }
 
-    fn was_read(&mut self, read: io::Result<usize>) -> Seen {
+    fn was_read(&mut self, read: io::Result<usize>) -> WireEvent {
         match read {
             Ok(count) if count > 0 => {
                 self.received_bytes += count as u64;
-                Seen::Bytes(self.buffer.split().freeze())
+                WireEvent::Bytes(self.buffer.split().freeze())
             }
             // A reset ends the connection as an orderly end does; a conversation does not tell them apart.
             Ok(_) | Err(_) => {
                 self.open = false;
-                Seen::Closed
+                WireEvent::Closed
             }
         }
     }

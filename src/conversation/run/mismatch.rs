@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Published;
 use crate::conversation::print::{self, Form};
-use crate::conversation::{Action, Closer, Difference, Message, Pattern, Payload, Step, What};
+use crate::conversation::{Action, ClosedBy, Difference, Line, Message, Pattern, Payload, Step};
 
 /// Bytes of a stream that a message shows; a longer one is cut around what matters.
 const SHOWN_BYTES_MAX: usize = 64;
@@ -83,16 +83,16 @@ pub enum Mismatch {
         /// The `close` line.
         line: u32,
         /// Who should have closed it.
-        expected: Closer,
+        expected: ClosedBy,
     },
     /// The connection was ended by somebody else.
     ClosedBy {
         /// The `close` line.
         line: u32,
         /// Who should have closed it.
-        expected: Closer,
+        expected: ClosedBy,
         /// Who did.
-        by: Closer,
+        by: ClosedBy,
     },
     /// The connection ended, but the conversation goes on.
     ClosedBefore {
@@ -101,7 +101,7 @@ pub enum Mismatch {
         /// The word with which it begins.
         word: &'static str,
         /// Who closed it.
-        by: Closer,
+        by: ClosedBy,
     },
     /// The driver was to do something and reports silence.
     NotDone {
@@ -160,7 +160,7 @@ impl fmt::Display for Mismatch {
                 write!(f, "after line {after}: expected no more messages")?;
                 write!(f, "\n  received  {}", shown(&as_message(received)))
             }
-            Self::NotClosed { line, expected: Closer::Gateway } => {
+            Self::NotClosed { line, expected: ClosedBy::Gateway } => {
                 write!(f, "line {line}: expected the gateway to close the connection, it did not in time")
             }
             Self::NotClosed { line, expected } => {
@@ -205,7 +205,7 @@ fn window(pattern: &Pattern, from: usize, form: Form) -> String {
 /// A message as its line in a file, cut when it is long.
 fn shown(message: &Message) -> String {
     const CHARS_MAX: usize = 400;
-    let line = What::Step(Step::new(Action::Publish(message.clone()))).to_string();
+    let line = Line::Step(Step::new(Action::Publish(message.clone()))).to_string();
     let line = line.split('\n').map(str::trim_start).collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(CHARS_MAX) {
         None => line,

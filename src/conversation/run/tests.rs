@@ -19,7 +19,7 @@ fn conversation(text: &str) -> Conversation {
 }
 
 fn run(conversation: &Conversation) -> Run<'_> {
-    Run::new(conversation, Replies::Exact, Publishes::Seen)
+    Run::new(conversation, Replies::Exact, Publishes::Observed)
 }
 
 fn published(payload: &'static str) -> Published {
@@ -59,7 +59,7 @@ fn all_as_recorded() {
     run.done();
     run.handle_bytes(b"hi");
     assert_eq!(advance(&mut run).unwrap(), "await 9");
-    run.handle_closed(Closer::Handler);
+    run.handle_closed(ClosedBy::Handler);
     assert_eq!(advance(&mut run).unwrap(), "end");
     run.settle().unwrap();
     assert_eq!(advance(&mut run).unwrap(), "end");
@@ -80,7 +80,7 @@ fn after_bytes(bytes: &[u8], then: impl FnOnce(&mut Run<'_>) -> Result<(), Misma
 fn mismatches_are_explained() {
     let silence = |run: &mut Run<'_>| run.handle_silence();
     let closed = |run: &mut Run<'_>| {
-        run.handle_closed(Closer::Gateway);
+        run.handle_closed(ClosedBy::Gateway);
         run.poll().map(|_| ())
     };
     assert_eq!(
@@ -134,16 +134,16 @@ fn the_end_is_compared_too() {
         run.done();
         then(&mut run).and_then(|()| advance(&mut run)).map_err(|mismatch| mismatch.to_string())
     };
-    let by = |closer: Closer| {
+    let by = |closer: ClosedBy| {
         move |run: &mut Run<'_>| -> Result<(), Mismatch> {
             run.handle_closed(closer);
             Ok(())
         }
     };
-    assert_eq!(outcome(&by(Closer::Keepalive)).unwrap(), "end");
-    assert_eq!(outcome(&by(Closer::Gateway)).unwrap(), "end");
+    assert_eq!(outcome(&by(ClosedBy::Keepalive)).unwrap(), "end");
+    assert_eq!(outcome(&by(ClosedBy::Gateway)).unwrap(), "end");
     assert_eq!(
-        outcome(&by(Closer::Handler)).unwrap_err(),
+        outcome(&by(ClosedBy::Handler)).unwrap_err(),
         "line 2: expected \"close keepalive\", received \"close handler\""
     );
     assert_eq!(
@@ -152,13 +152,13 @@ fn the_end_is_compared_too() {
     );
     let unasked = |run: &mut Run<'_>| {
         run.handle_bytes(b"and more");
-        by(Closer::Keepalive)(run)
+        by(ClosedBy::Keepalive)(run)
     };
     let text = "after line 1: expected no more bytes to the device, received 8\n  received  \"and more\"";
     assert_eq!(outcome(&unasked).unwrap_err(), text);
     let message = |run: &mut Run<'_>| {
         run.handle_published(published("x"));
-        by(Closer::Keepalive)(run)
+        by(ClosedBy::Keepalive)(run)
     };
     let text = "after line 1: expected no more messages\n  received  publish \"t/up\" qos=1 \"x\"";
     assert_eq!(outcome(&message).unwrap_err(), text);
@@ -171,7 +171,7 @@ fn closed_before_the_device_was_done() {
     let mut run = run(&conversation);
     advance(&mut run).unwrap();
     run.done();
-    run.handle_closed(Closer::Gateway);
+    run.handle_closed(ClosedBy::Gateway);
     let text = run.poll().unwrap_err().to_string();
     assert_eq!(text, "line 2: expected the connection to be open for \">\", found it closed (gateway)");
 }
@@ -180,14 +180,14 @@ fn closed_before_the_device_was_done() {
 #[test]
 fn counted_replies() {
     let conversation = conversation("> 00\n< 0102\npublish \"t\" \"x\"\nclose handler\n");
-    let mut run = Run::new(&conversation, Replies::Counted, Publishes::Unseen);
+    let mut run = Run::new(&conversation, Replies::Counted, Publishes::Unobserved);
     advance(&mut run).unwrap();
     run.done();
     run.handle_bytes(&[9]);
     assert_eq!(advance(&mut run).unwrap(), "await 2");
     run.handle_bytes(&[9, 9]);
     assert_eq!(advance(&mut run).unwrap(), "await 4");
-    run.handle_closed(Closer::Gateway);
+    run.handle_closed(ClosedBy::Gateway);
     assert_eq!(advance(&mut run).unwrap(), "end");
     assert_eq!(run.waiting_bytes(), 0);
 }

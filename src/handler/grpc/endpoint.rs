@@ -115,20 +115,20 @@ pub(super) struct Endpoint {
     /// How the channel connects; a probe does it by itself, since a channel only says that it would.
     dialled: transport::Endpoint,
     service: Service,
-    found: Arc<Found>,
+    found: Arc<DetectedService>,
     calls: Arc<Semaphore>,
 }
 
 /// What is known of the server at the other end.
 #[derive(Debug, Default)]
-struct Found {
+struct DetectedService {
     /// What `Service::Auto` has found out; forgotten when the server may have become another one.
     service: AtomicU8,
     /// The last attempt to connect failed, and the operator was told.
     unreachable: AtomicBool,
 }
 
-impl Found {
+impl DetectedService {
     fn get(&self) -> Service {
         match self.service.load(Ordering::Relaxed) {
             1 => Service::Unary,
@@ -169,7 +169,7 @@ impl Endpoint {
                 source,
             })?;
         }
-        let found = Arc::new(Found::default());
+        let found = Arc::new(DetectedService::default());
         let connector = tower::service_fn({
             let (found, handler) = (Arc::clone(&found), Arc::clone(handler));
             move |url: Uri| {
@@ -188,14 +188,14 @@ impl Endpoint {
         M: Message + Clone + 'static,
     {
         let answer = match self.service {
-            Service::Auto => self.find_out(method, request).await,
+            Service::Auto => self.detect_service(method, request).await,
             service @ (Service::Unary | Service::Streaming) => self.send(method.path(service), request).await,
         };
         answer.map_err(|status| failure::classify(&status))
     }
 
     /// Connects once more, TLS included, and hangs up; calls nothing.
-    pub(super) async fn reach(&self) -> Result<(), CallError> {
+    pub(super) async fn probe(&self) -> Result<(), CallError> {
         let connector = tower::service_fn(|url: Uri| async move { dial(&url).await.map(TokioIo::new) });
         let connected = self.dialled.connect_with_connector(connector).await;
         connected.map(drop).map_err(|error| failure::classify(&Status::from_error(Box::new(error))))
@@ -203,7 +203,7 @@ impl Endpoint {
 
     /// Tries the service that was found before, or the unary one, and then the other, and remembers which one did
     /// it. A server without a service has not handled the event, so asking the other one does not repeat it.
-    async fn find_out<M>(&self, method: Method, request: M) -> Result<(), Status>
+    async fn detect_service<M>(&self, method: Method, request: M) -> Result<(), Status>
     where
         M: Message + Clone + 'static,
     {
@@ -270,7 +270,7 @@ async fn dial(url: &Uri) -> io::Result<TcpStream> {
 }
 
 /// Connects for calls, and tells the operator when that changes.
-async fn connect(handler: Arc<str>, found: Arc<Found>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
+async fn connect(handler: Arc<str>, found: Arc<DetectedService>, url: Uri) -> io::Result<TokioIo<TcpStream>> {
     match dial(&url).await {
         Ok(stream) => {
             found.unreachable.store(false, Ordering::Relaxed);

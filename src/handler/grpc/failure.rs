@@ -2,7 +2,8 @@ use std::error::Error;
 
 use tonic::{Code, Status};
 
-use crate::handler::{CallError, chain};
+use crate::error::report;
+use crate::handler::{CallError};
 
 /// What a failed call means.
 ///
@@ -11,7 +12,7 @@ use crate::handler::{CallError, chain};
 /// code says: a server that dies in the middle of a call shows as CANCELLED, UNKNOWN or INTERNAL as well.
 pub(super) fn classify(status: &Status) -> CallError {
     if status.source().is_some() {
-        return CallError::Unavailable(chain(status.source().unwrap_or(status)));
+        return CallError::Unavailable(report(status.source().unwrap_or(status)));
     }
     let text = || format!("{:?}: {}", status.code(), status.message());
     if status.code() == Code::Unavailable {

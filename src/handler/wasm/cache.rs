@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::files::write_whole;
+use crate::atomic_file::write_atomic;
 
 /// Compiled components that are kept; each is some times as large as its component.
 const KEPT_MAX: usize = 64;
@@ -111,7 +111,7 @@ impl Cache {
         }
         let compiled = Component::new(engine, component).map_err(CompileError::Compile)?;
         let code = compiled.serialize().map_err(CompileError::Compile)?;
-        write_whole(&file, &code)
+        write_atomic(&file, &code)
             .map_err(|source| CompileError::Cache(CacheError::Write { file: file.clone(), source }))?;
         self.forget_oldest();
         Ok(compiled)

@@ -1,7 +1,7 @@
 //! The two engines for guests, and which guest runs on which.
 //!
 //! The **small** one is for guests that carry their program and little else, as compiled languages make them. Its
-//! instances live in slots of the gateway's own mappings ([`slab`](super::slab)): a hundred thousand of them in one
+//! instances live in slots of the gateway's own mappings ([`slot_allocator`](super::slab)): a hundred thousand of them in one
 //! process, at the price of an address check with each access to memory, and of copying a guest's data into each
 //! instance.
 //!
@@ -17,10 +17,10 @@ use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
-use super::HostError;
+use super::RuntimeError;
 use super::instance::GuestState;
-use super::limits::{Bound, Ceiling};
-use super::slab::{Memories, SlabError, Stacks};
+use super::limits::{Bound, InstanceLimit};
+use super::slot_allocator::{Memories, SlotAllocatorError, Stacks};
 use crate::wit::bindings::ConnectionHandler;
 
 /// The longest linear memory on the small engine: what a guest may use when nothing is configured (`memory_max`).
@@ -71,7 +71,7 @@ pub(super) struct Class {
     pub(super) name: &'static str,
     pub(super) engine: Engine,
     pub(super) linker: Arc<Linker<GuestState>>,
-    pub(super) ceiling: Ceiling,
+    pub(super) instance_limit: InstanceLimit,
 }
 
 impl Engines {
@@ -79,16 +79,16 @@ impl Engines {
     ///
     /// # Errors
     ///
-    /// [`HostError::Engine`]: not even the large engine can run here.
-    pub(super) fn start() -> Result<Self, HostError> {
-        let large = Class::new("large", &mut common(), Ceiling::of_this_system())?;
-        let few = large.ceiling.instances_max();
+    /// [`RuntimeError::Engine`]: not even the large engine can run here.
+    pub(super) fn start() -> Result<Self, RuntimeError> {
+        let large = Class::new("large", &mut common(), InstanceLimit::of_this_system())?;
+        let few = large.instance_limit.instances_max();
         let small = match reserve(SLOTS_MAX, few, map) {
             Ok((slots, slabs)) => {
                 if slots < SLOTS_MAX {
                     tracing::warn!(instances_max = slots, "address space is short: room for fewer small guests");
                 }
-                Some(Class::new("small", &mut dense(slabs), Ceiling::new(slots, Bound::Slots))?)
+                Some(Class::new("small", &mut dense(slabs), InstanceLimit::new(slots, Bound::Slots))?)
             }
             Err(error) => {
                 tracing::warn!(instances_max = few, %error, "no room for small guests apart: all guests take mappings");
@@ -103,12 +103,12 @@ impl Engines {
     ///
     /// # Errors
     ///
-    /// [`HostError::Engine`]: an engine cannot run here.
-    pub(super) fn to_compile(has_small: bool) -> Result<Self, HostError> {
-        let large = Class::new("large", &mut common(), Ceiling::of_this_system())?;
+    /// [`RuntimeError::Engine`]: an engine cannot run here.
+    pub(super) fn to_compile(has_small: bool) -> Result<Self, RuntimeError> {
+        let large = Class::new("large", &mut common(), InstanceLimit::of_this_system())?;
         let small = if has_small {
-            let slabs = map(1).map_err(|error| HostError::Engine(error.to_string()))?;
-            Some(Class::new("small", &mut dense(slabs), Ceiling::new(1, Bound::Slots))?)
+            let slabs = map(1).map_err(|error| RuntimeError::Engine(error.to_string()))?;
+            Some(Class::new("small", &mut dense(slabs), InstanceLimit::new(1, Bound::Slots))?)
         } else {
             None
         };
@@ -120,22 +120,22 @@ impl Engines {
     /// # Errors
     ///
     /// As [`Engines::start`].
-    pub(super) fn start_metered() -> Result<Self, HostError> {
-        let large = Class::new("large", common().consume_fuel(true), Ceiling::of_this_system())?;
+    pub(super) fn start_metered() -> Result<Self, RuntimeError> {
+        let large = Class::new("large", common().consume_fuel(true), InstanceLimit::of_this_system())?;
         Ok(Self { small: None, large })
     }
 
     /// Only the large engine, as where the other cannot be.
     #[cfg(test)]
     pub(super) fn without_small() -> Self {
-        Self { small: None, large: Class::new("large", &mut common(), Ceiling::of_this_system()).unwrap() }
+        Self { small: None, large: Class::new("large", &mut common(), InstanceLimit::of_this_system()).unwrap() }
     }
 
     /// How many instances may live at once.
     pub(super) fn capacity(&self) -> Capacity {
         Capacity {
-            small: self.small.as_ref().map(|small| small.ceiling.instances_max()),
-            large: self.large.ceiling.instances_max(),
+            small: self.small.as_ref().map(|small| small.instance_limit.instances_max()),
+            large: self.large.instance_limit.instances_max(),
         }
     }
 
@@ -155,14 +155,14 @@ impl Engines {
 }
 
 impl Class {
-    fn new(name: &'static str, config: &mut Config, ceiling: Ceiling) -> Result<Self, HostError> {
-        let failed = |error: wasmtime::Error| HostError::Engine(format!("{error:#}"));
+    fn new(name: &'static str, config: &mut Config, instance_limit: InstanceLimit) -> Result<Self, RuntimeError> {
+        let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
         let engine = Engine::new(config).map_err(failed)?;
         let mut linker = Linker::new(&engine);
         ConnectionHandler::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
             .and_then(|()| wasmtime_wasi::p2::add_to_linker_async(&mut linker))
             .map_err(failed)?;
-        Ok(Self { name, engine, linker: Arc::new(linker), ceiling })
+        Ok(Self { name, engine, linker: Arc::new(linker), instance_limit })
     }
 }
 
@@ -193,7 +193,7 @@ pub(super) fn dense((memories, stacks): (Memories, Stacks)) -> Config {
 }
 
 /// Room for so many small instances.
-fn map(slots: usize) -> Result<(Memories, Stacks), SlabError> {
+fn map(slots: usize) -> Result<(Memories, Stacks), SlotAllocatorError> {
     let memories = Memories::map(slots, SLOT_BYTES)?;
     let stacks = Stacks::map(slots, STACK_BYTES, STACK_GUARD_BYTES)?;
     Ok((memories, stacks))
@@ -201,12 +201,16 @@ fn map(slots: usize) -> Result<(Memories, Stacks), SlabError> {
 
 /// As many slots as can be had: `slots`, or half as often as it takes; but more than the `few` instances that there can
 /// be without any.
-fn reserve<T>(slots: usize, few: usize, map: impl Fn(usize) -> Result<T, SlabError>) -> Result<(usize, T), SlabError> {
+fn reserve<T>(
+    slots: usize,
+    few: usize,
+    map: impl Fn(usize) -> Result<T, SlotAllocatorError>,
+) -> Result<(usize, T), SlotAllocatorError> {
     let mut slots = slots;
     loop {
         match map(slots) {
             Ok(mapped) => return Ok((slots, mapped)),
-            Err(SlabError::Refused { .. }) if slots / 2 > few => slots /= 2,
+            Err(SlotAllocatorError::Refused { .. }) if slots / 2 > few => slots /= 2,
             Err(error) => return Err(error),
         }
     }
@@ -261,14 +265,14 @@ mod tests {
         let refuse_above = |limit| {
             move |slots| {
                 let source = io::ErrorKind::OutOfMemory.into();
-                if slots > limit { Err(SlabError::Refused { bytes: slots, source }) } else { Ok(()) }
+                if slots > limit { Err(SlotAllocatorError::Refused { bytes: slots, source }) } else { Ok(()) }
             }
         };
         assert_eq!(reserve(1024, 100, refuse_above(2000)).unwrap().0, 1024);
         assert_eq!(reserve(1024, 100, refuse_above(300)).unwrap().0, 256);
-        assert!(matches!(reserve(1024, 100, refuse_above(127)), Err(SlabError::Refused { bytes: 128, .. })));
-        let old_kernel = |_| Err::<(), _>(SlabError::NoGuards(io::ErrorKind::InvalidInput.into()));
-        assert!(matches!(reserve(1024, 100, old_kernel), Err(SlabError::NoGuards(_))));
+        assert!(matches!(reserve(1024, 100, refuse_above(127)), Err(SlotAllocatorError::Refused { bytes: 128, .. })));
+        let old_kernel = |_| Err::<(), _>(SlotAllocatorError::NoGuards(io::ErrorKind::InvalidInput.into()));
+        assert!(matches!(reserve(1024, 100, old_kernel), Err(SlotAllocatorError::NoGuards(_))));
     }
 
     /// Code compiled for one engine would be wrong on the other: it is kept apart.

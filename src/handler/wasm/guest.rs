@@ -1,9 +1,9 @@
 //! One connection's side of a guest.
 
-use super::desk::Desk;
 use super::instance::{Answer, Call, Instance, Snapshot, Usage};
-use super::log::told;
-use super::shared::Member;
+use super::log::reported;
+use super::shared_instances::PooledGuest;
+use crate::adapter::Backend;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
 
@@ -14,7 +14,7 @@ pub struct Guest(Kind);
 #[derive(Debug)]
 enum Kind {
     Own(Instance),
-    Shared(Member),
+    Shared(PooledGuest),
 }
 
 impl Guest {
@@ -22,22 +22,22 @@ impl Guest {
         Self(Kind::Own(instance))
     }
 
-    pub(super) fn shared(member: Member) -> Self {
+    pub(super) fn shared(member: PooledGuest) -> Self {
         Self(Kind::Shared(member))
     }
 
     /// The last instance of this connection has failed, and this one gets the same event: it runs among the long ones.
-    pub fn suspect(&mut self) {
+    pub fn quarantine(&mut self) {
         match &mut self.0 {
-            Kind::Own(instance) => instance.suspect(),
+            Kind::Own(instance) => instance.quarantine(),
             // Others wait for it already.
             Kind::Shared(_) => {}
         }
     }
 
     #[cfg(test)]
-    pub(super) fn is_suspected(&self) -> bool {
-        matches!(&self.0, Kind::Own(instance) if instance.is_suspected())
+    pub(super) fn is_quarantined(&self) -> bool {
+        matches!(&self.0, Kind::Own(instance) if instance.is_quarantined())
     }
 
     /// Calls the export for an event and waits until it returns. What the guest asks for meanwhile is answered at
@@ -49,9 +49,9 @@ impl Guest {
     ///
     /// [`CallError::Unavailable`]: no instance could be made, or this one has failed before. [`CallError::Timeout`]:
     /// the event's CPU time was used up. [`CallError::Fault`]: the guest trapped; the text says how.
-    pub async fn call(&mut self, desk: Desk, event: &Event) -> (Desk, Result<(), CallError>) {
-        let (desk, result) = self.enter(desk, Call::Event(event)).await;
-        (desk, result.map(|_| ()))
+    pub async fn call(&mut self, backend: Backend, event: &Event) -> (Backend, Result<(), CallError>) {
+        let (backend, result) = self.enter(backend, Call::Event(event)).await;
+        (backend, result.map(|_| ()))
     }
 
     /// Asks the guest for what its next version needs to go on with this connection; `None` when there is nothing.
@@ -59,13 +59,13 @@ impl Guest {
     /// # Errors
     ///
     /// As [`Guest::call`], and [`CallError::Unfit`] for a guest without `migrate`.
-    pub async fn snapshot(&mut self, desk: Desk) -> (Desk, Result<Option<Snapshot>, CallError>) {
-        let (desk, result) = self.enter(desk, Call::Snapshot).await;
+    pub async fn snapshot(&mut self, backend: Backend) -> (Backend, Result<Option<Snapshot>, CallError>) {
+        let (backend, result) = self.enter(backend, Call::Snapshot).await;
         let snapshot = result.map(|answer| match answer {
             Answer::Snapshot(snapshot) => snapshot,
             Answer::Done | Answer::Restored(_) => None,
         });
-        (desk, snapshot)
+        (backend, snapshot)
     }
 
     /// Gives the guest what its last version wrote, instead of `on-socket-created`.
@@ -75,22 +75,24 @@ impl Guest {
     /// As [`Guest::snapshot`]; [`CallError::Fault`] also with the guest's own words, when it refuses the state.
     pub async fn restore(
         &mut self,
-        desk: Desk,
+        backend: Backend,
         info: &ConnInfo,
         state: Option<&Snapshot>,
-    ) -> (Desk, Result<(), CallError>) {
-        let (desk, result) = self.enter(desk, Call::Restore(info, state)).await;
+    ) -> (Backend, Result<(), CallError>) {
+        let (backend, result) = self.enter(backend, Call::Restore(info, state)).await;
         let restored = result.and_then(|answer| match answer {
-            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {}", told(&why)))),
+            Answer::Restored(Err(why)) => {
+                Err(CallError::Fault(format!("the guest refuses the state: {}", reported(&why))))
+            }
             Answer::Restored(Ok(())) | Answer::Done | Answer::Snapshot(_) => Ok(()),
         });
-        (desk, restored)
+        (backend, restored)
     }
 
-    async fn enter(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
+    async fn enter(&mut self, backend: Backend, call: Call<'_>) -> (Backend, Result<Answer, CallError>) {
         match &mut self.0 {
-            Kind::Own(instance) => instance.call(desk, call).await,
-            Kind::Shared(member) => member.call(desk, call).await,
+            Kind::Own(instance) => instance.call(backend, call).await,
+            Kind::Shared(member) => member.call(backend, call).await,
         }
     }
 
@@ -117,17 +119,17 @@ impl Guest {
 
     /// Whether this connection's instance has little memory left, and a fresh one would have more. An instance that is shared is
     /// not replaced: the others have their state in it too.
-    pub fn is_worn(&self) -> bool {
+    pub fn needs_recycle(&self) -> bool {
         match &self.0 {
-            Kind::Own(instance) => instance.is_worn(),
+            Kind::Own(instance) => instance.needs_recycle(),
             Kind::Shared(_) => false,
         }
     }
 
     /// No fresh instance could take over: this one goes on until it fails, and is not worn before.
-    pub fn stays(&mut self) {
+    pub fn keep(&mut self) {
         if let Kind::Own(instance) = &mut self.0 {
-            instance.stays();
+            instance.keep();
         }
     }
 

@@ -10,12 +10,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::desk::Desk;
-use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
+use super::fairness::EventClock;
+use super::limits::{self, BudgetUsed, CpuTimeExceeded, InstancePermit, MemoryLimit};
 use super::log::GuestLog;
-use super::stretch::Stretch;
 use super::wasi::Wasi;
 use super::{Metering, Shared};
+use crate::adapter::Backend;
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::handler::CallError;
 use crate::telemetry::PAYLOAD_LOG;
@@ -39,7 +39,7 @@ pub use migrate::State as Snapshot;
 /// What the store of one instance holds for the host.
 pub(super) struct GuestState {
     /// Where the guest's questions are answered; there is one during a call.
-    pub(super) desk: Option<Desk>,
+    pub(super) backend: Option<Backend>,
     pub(super) shared: Arc<Shared>,
     pub(super) limit: MemoryLimit,
     /// Shared with the streams that WASI makes of it, which live in tasks of their own.
@@ -47,9 +47,9 @@ pub(super) struct GuestState {
     /// CPU time that the event in progress may still take.
     pub(super) cpu_left: Duration,
     /// How it runs, once it is long.
-    pub(super) stretch: Arc<Stretch>,
+    pub(super) clock: Arc<EventClock>,
     /// What the event in progress has asked for.
-    pub(super) spent: Spent,
+    pub(super) budget_used: BudgetUsed,
     /// Made when the guest first uses WASI; most never do.
     pub(super) wasi: Option<Box<Wasi>>,
     permit: Option<InstancePermit>,
@@ -57,7 +57,7 @@ pub(super) struct GuestState {
 
 impl std::fmt::Debug for GuestState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestState").field("desk", &self.desk).finish_non_exhaustive()
+        f.debug_struct("GuestState").field("desk", &self.backend).finish_non_exhaustive()
     }
 }
 
@@ -80,21 +80,21 @@ pub(super) enum Answer {
 /// An instance, made for its first call, and after a failure never entered again.
 pub(super) struct Instance {
     shared: Arc<Shared>,
-    stretch: Arc<Stretch>,
+    clock: Arc<EventClock>,
     /// Its calls are long ones from their beginning, until one has succeeded.
-    suspected: bool,
+    quarantined: bool,
     /// Nothing from the beginning of a call until it has succeeded.
-    inner: Option<Box<Inner>>,
+    inner: Option<Box<LiveInstance>>,
     /// How the guest failed.
     failure: Option<wasmtime::Error>,
     /// What it had used when it failed.
     used: Usage,
     /// Its linear memory after the first call, or when it could not be replaced, in bytes.
-    born_bytes: usize,
+    initial_bytes: usize,
 }
 
 /// What a call takes along, wherever it runs.
-struct Inner {
+struct LiveInstance {
     store: Store<GuestState>,
     exports: Option<Exports>,
     /// How the guest failed.
@@ -102,7 +102,7 @@ struct Inner {
 }
 
 /// What a call gives back: what it took along, and what came of it.
-type Called = (Box<Inner>, Desk, Result<Answer, CallError>);
+type Called = (Box<LiveInstance>, Backend, Result<Answer, CallError>);
 
 struct Exports {
     handler: ConnectionHandler,
@@ -123,18 +123,18 @@ impl Instance {
     /// A place for an instance that speaks about `conn` first.
     pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
         let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
-        let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
+        let log = GuestLog::new(conn, name, together, shared.metrics.suppressed_log_lines.clone());
         let log = Arc::new(Mutex::new(log));
-        let stretch = Arc::<Stretch>::default();
-        let (memory_bytes_max, share) = (shared.options.memory_bytes_max, Arc::clone(&shared.share));
-        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&stretch), share, shared.metrics.clone());
+        let clock = Arc::<EventClock>::default();
+        let (memory_bytes_max, memory_rate) = (shared.options.memory_bytes_max, Arc::clone(&shared.memory_rate));
+        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&clock), memory_rate, shared.metrics.clone());
         let state = GuestState {
-            desk: None,
+            backend: None,
             limit,
             log,
             cpu_left: Duration::ZERO,
-            stretch: Arc::clone(&stretch),
-            spent: Spent::default(),
+            clock: Arc::clone(&clock),
+            budget_used: BudgetUsed::default(),
             wasi: None,
             permit: None,
             shared: Arc::clone(&shared),
@@ -147,8 +147,8 @@ impl Instance {
         {
             tracing::error!(%error, "an engine that meters takes no fuel");
         }
-        let inner = Some(Box::new(Inner { store, exports: None, failure: None }));
-        Self { shared, stretch, suspected: false, inner, failure: None, used: Usage::default(), born_bytes: 0 }
+        let inner = Some(Box::new(LiveInstance { store, exports: None, failure: None }));
+        Self { shared, clock, quarantined: false, inner, failure: None, used: Usage::default(), initial_bytes: 0 }
     }
 
     /// What it has used so far, or had when it failed.
@@ -168,31 +168,31 @@ impl Instance {
 
     /// It takes over from one that has failed, and its first event is the same; or it is new while others of its handler keep
     /// failing. Whatever its first event does, it does it where nobody waits for it.
-    pub(super) fn suspect(&mut self) {
-        self.suspected = true;
+    pub(super) fn quarantine(&mut self) {
+        self.quarantined = true;
     }
 
     #[cfg(test)]
-    pub(super) fn is_suspected(&self) -> bool {
-        self.suspected
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined
     }
 
     /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
     /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
-    pub(super) fn is_worn(&self) -> bool {
+    pub(super) fn needs_recycle(&self) -> bool {
         let bytes = self.usage().memory_bytes;
-        bytes >= self.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
+        bytes >= self.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.initial_bytes.saturating_mul(2)
     }
 
     /// It could not be replaced: what it has now is what it is to have.
-    pub(super) fn stays(&mut self) {
-        self.born_bytes = self.usage().memory_bytes;
+    pub(super) fn keep(&mut self) {
+        self.initial_bytes = self.usage().memory_bytes;
     }
 
     /// From now on the instance speaks about this connection.
-    pub(super) fn speaks_about(&mut self, conn: ConnId) {
+    pub(super) fn set_conn(&mut self, conn: ConnId) {
         if let Some(inner) = &self.inner {
-            inner.store.data().log.lock().speaks_about(conn);
+            inner.store.data().log.lock().set_conn(conn);
         }
     }
 
@@ -205,22 +205,22 @@ impl Instance {
     /// [`CallError::Unavailable`]: no instance could be made. [`CallError::Timeout`]: the call's CPU time was
     /// used up. [`CallError::Fault`]: the guest trapped; the text says how. [`CallError::Unfit`]: it has no such
     /// export.
-    pub(super) async fn call(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
+    pub(super) async fn call(&mut self, backend: Backend, call: Call<'_>) -> (Backend, Result<Answer, CallError>) {
         // Given back when the call has succeeded: a future that is dropped leaves a guest stopped in its middle.
         let Some(inner) = self.inner.take() else {
-            return (desk, Err(CallError::Unavailable("the instance has failed before".to_owned())));
+            return (backend, Err(CallError::Unavailable("the instance has failed before".to_owned())));
         };
         let introduces = matches!(call, Call::Event(Event::SocketCreated(_)));
         // Owned, so that it can go on in another thread.
-        let called = Box::pin(inner.call(desk, Entry::of(call)));
-        let (mut inner, desk, result) = if self.suspected {
-            run_aside(&self.shared, &self.stretch, called).await
+        let called = Box::pin(inner.call(backend, Entry::of(call)));
+        let (mut inner, backend, result) = if self.quarantined {
+            run_in_background(&self.shared, &self.clock, called).await
         } else {
-            run_here(&self.shared, &self.stretch, called).await
+            run_on_worker(&self.shared, &self.clock, called).await
         };
-        self.stretch.end();
-        if self.born_bytes == 0 {
-            self.born_bytes = inner.memory_bytes();
+        self.clock.end();
+        if self.initial_bytes == 0 {
+            self.initial_bytes = inner.memory_bytes();
         }
         if let Err(error) = &result {
             self.shared.failures.handle(error, inner.cpu_time());
@@ -228,10 +228,10 @@ impl Instance {
             self.failure = inner.failure.take();
             self.shared.long_events.discard(inner);
         } else {
-            self.suspected &= introduces;
+            self.quarantined &= introduces;
             self.inner = Some(inner);
         }
-        (desk, result)
+        (backend, result)
     }
 
     /// Makes the instance, tells it nothing, and drops it.
@@ -259,40 +259,40 @@ impl Drop for Instance {
 }
 
 /// Runs a call in this thread, and where nobody waits for it once it is long.
-async fn run_here(
+async fn run_on_worker(
     shared: &Shared,
-    stretch: &Arc<Stretch>,
+    clock: &Arc<EventClock>,
     mut called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
 ) -> Called {
     loop {
-        if stretch.is_long() {
-            return shared.long_events.finish(called, stretch).await;
+        if clock.is_long() {
+            return shared.long_events.finish(called, clock).await;
         }
         match futures::poll!(called.as_mut()) {
             Poll::Ready(answered) => return answered,
-            Poll::Pending if stretch.is_long() => {}
+            Poll::Pending if clock.is_long() => {}
             Poll::Pending => woken().await,
         }
     }
 }
 
 /// Runs a call where nobody waits for it; while the handler keeps failing, the call waits for its memory.
-async fn run_aside(
+async fn run_in_background(
     shared: &Shared,
-    stretch: &Stretch,
+    clock: &EventClock,
     called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
 ) -> Called {
-    let Shared { failures, share, long_events, metrics, .. } = shared;
+    let Shared { failures, memory_rate, long_events, metrics, .. } = shared;
     metrics.apart_by_suspicion.inc();
     if failures.are_many() {
-        stretch.begin_waiting();
+        clock.begin_waiting();
     }
-    let (inner, desk, result) = long_events.run_aside(called).await;
-    let taken = stretch.end_waiting();
+    let (inner, backend, result) = long_events.run_in_background(called).await;
+    let taken = clock.end_waiting();
     if result.is_ok() {
-        share.give_back(taken);
+        memory_rate.give_back(taken);
     }
-    (inner, desk, result)
+    (inner, backend, result)
 }
 
 /// Returns when whoever polls this is polled again.
@@ -352,7 +352,7 @@ impl Entry {
     }
 }
 
-impl Inner {
+impl LiveInstance {
     fn memory_bytes(&self) -> usize {
         self.store.data().limit.bytes()
     }
@@ -374,9 +374,9 @@ impl Inner {
     }
 
     /// One call, with a bound on its time, but for that one on its CPU time.
-    async fn call(mut self: Box<Self>, desk: Desk, entry: Entry) -> Called {
-        let conn = desk.conn();
-        self.store.data_mut().desk = Some(desk);
+    async fn call(mut self: Box<Self>, backend: Backend, entry: Entry) -> Called {
+        let conn = backend.conn();
+        self.store.data_mut().backend = Some(backend);
         let timeout = self.begin_event();
         let result = {
             let mut entered = pin!(self.enter(conn, entry));
@@ -401,15 +401,16 @@ impl Inner {
             }
         };
         // Nothing takes it away but this.
-        let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
-        (self, desk, result)
+        let backend =
+            self.store.data_mut().backend.take().expect("the desk stays in the store for the length of a call");
+        (self, backend, result)
     }
 
     /// Starts the event's CPU time; gives it as the handler's options have it.
     fn begin_event(&mut self) -> Duration {
         let timeout = self.store.data().shared.options.event_timeout;
         self.store.data_mut().cpu_left = timeout;
-        self.store.data_mut().spent = Spent::default();
+        self.store.data_mut().budget_used = BudgetUsed::default();
         self.store.data_mut().limit.begin_event();
         self.store.set_epoch_deadline(limits::FIRST_TICKS);
         timeout
@@ -451,8 +452,10 @@ impl Inner {
 
     async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
         let shared = Arc::clone(&self.store.data().shared);
-        let permit =
-            shared.ceiling.permit(&shared.metrics).map_err(|reached| CallError::Unavailable(reached.to_string()))?;
+        let permit = shared
+            .instance_limit
+            .permit(&shared.metrics)
+            .map_err(|reached| CallError::Unavailable(reached.to_string()))?;
         self.store.data_mut().permit = Some(permit);
         let made = async {
             let instance = shared.pre.instantiate_async(&mut self.store).await?;
@@ -488,12 +491,12 @@ impl Inner {
         tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
         // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
         // makes its guest fail again and again is told of only so often.
-        if state.shared.failures.may_be_told() {
+        if state.shared.failures.should_log() {
             tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
         } else {
-            state.shared.metrics.log_lines_shed.inc();
+            state.shared.metrics.suppressed_log_lines.inc();
         }
-        if error.downcast_ref::<TimeUsedUp>().is_some() {
+        if error.downcast_ref::<CpuTimeExceeded>().is_some() {
             return CallError::Timeout(options.event_timeout);
         }
         let trap = error.downcast_ref::<Trap>().map_or_else(|| error.root_cause().to_string(), ToString::to_string);

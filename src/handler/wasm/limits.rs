@@ -10,9 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
 
+use super::fairness::{EventClock, MemoryRateLimit};
 use super::instance::GuestState;
-use super::share::Share;
-use super::stretch::Stretch;
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
@@ -68,13 +67,13 @@ impl Default for EventBudget {
 
 /// What an event has asked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
+pub(super) struct BudgetUsed {
     publishes: u32,
     sent_bytes: usize,
     log_lines: u32,
 }
 
-impl Spent {
+impl BudgetUsed {
     /// One more message.
     ///
     /// # Errors
@@ -156,21 +155,21 @@ impl Drop for Ticker {
 /// An event took more CPU time than it may.
 #[derive(Debug, thiserror::Error)]
 #[error("the event's CPU time is used up")]
-pub(super) struct TimeUsedUp;
+pub(super) struct CpuTimeExceeded;
 
 /// At every tick of a guest whose event is long: yields to other tasks, and ends the event once its CPU time is used up.
 pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data_mut();
-    let is_first = !state.stretch.is_long();
-    let Some(left) = state.cpu_left.checked_sub(state.stretch.handle_tick()) else {
+    let is_first = !state.clock.is_long();
+    let Some(left) = state.cpu_left.checked_sub(state.clock.handle_tick()) else {
         state.cpu_left = Duration::ZERO;
-        return Err(TimeUsedUp.into());
+        return Err(CpuTimeExceeded.into());
     };
     if is_first {
         state.shared.metrics.apart_by_time.inc();
     }
     state.cpu_left = left;
-    Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.stretch).yield_now())))
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.clock).yield_now())))
 }
 
 /// Bounds the memory of one instance, and tells the gauges of it.
@@ -187,17 +186,33 @@ pub(super) struct MemoryLimit {
     grown: usize,
     /// How much of that it has waited for, if it has to.
     paid: usize,
-    stretch: Arc<Stretch>,
-    share: Arc<Share>,
+    clock: Arc<EventClock>,
+    memory_rate: Arc<MemoryRateLimit>,
     metrics: InstanceMetrics,
 }
 
 impl MemoryLimit {
-    /// `stretch` is how the instance's events run, and `share` what they may take together with others while the handler keeps
+    /// `event_clock` is how the instance's events run, and `memory_rate` what they may take together with others while the handler keeps
     /// failing.
-    pub(super) fn new(bytes_max: usize, stretch: Arc<Stretch>, share: Arc<Share>, metrics: InstanceMetrics) -> Self {
+    pub(super) fn new(
+        bytes_max: usize,
+        clock: Arc<EventClock>,
+        memory_rate: Arc<MemoryRateLimit>,
+        metrics: InstanceMetrics,
+    ) -> Self {
         let (is_made, exceeded) = (false, false);
-        Self { bytes_max, bytes: 0, table_elements: 0, exceeded, is_made, grown: 0, paid: 0, stretch, share, metrics }
+        Self {
+            bytes_max,
+            bytes: 0,
+            table_elements: 0,
+            exceeded,
+            is_made,
+            grown: 0,
+            paid: 0,
+            clock,
+            memory_rate,
+            metrics,
+        }
     }
 
     /// The instance is there.
@@ -268,14 +283,14 @@ impl ResourceLimiterAsync for MemoryLimit {
     ) -> wasmtime::Result<bool> {
         let may = self.grow_memory(current, desired, maximum);
         if may && self.grown > GROWTH_QUICK_BYTES {
-            if self.stretch.waits() {
+            if self.clock.waits() {
                 let unpaid = self.grown - std::mem::replace(&mut self.paid, self.grown);
-                if self.stretch.take(&self.share, unpaid).await {
+                if self.clock.take(&self.memory_rate, unpaid).await {
                     self.metrics.memory_waits.inc();
                 }
-            } else if !self.stretch.is_long() {
+            } else if !self.clock.is_long() {
                 self.metrics.apart_by_memory.inc();
-                Arc::clone(&self.stretch).yield_now().await;
+                Arc::clone(&self.clock).yield_now().await;
             }
         }
         Ok(may)
@@ -327,13 +342,13 @@ pub(super) enum Bound {
 
 /// How many instances may live at once on one engine.
 #[derive(Clone, Debug)]
-pub(super) struct Ceiling {
+pub(super) struct InstanceLimit {
     live: Arc<AtomicUsize>,
     instances_max: usize,
     bound: Bound,
 }
 
-impl Ceiling {
+impl InstanceLimit {
     pub(super) fn of_this_system() -> Self {
         let mappings_max = fs::read_to_string("/proc/sys/vm/max_map_count")
             .ok()
@@ -351,7 +366,7 @@ impl Ceiling {
     }
 
     /// The right to hold one instance; an error when there are as many as may be.
-    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Result<InstancePermit, CeilingReached> {
+    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Result<InstancePermit, InstanceLimitReached> {
         let below = |live: usize| (live < self.instances_max).then_some(live + 1);
         match self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below) {
             Ok(_) => {
@@ -359,8 +374,8 @@ impl Ceiling {
                 Ok(InstancePermit { live: Arc::clone(&self.live), metrics: metrics.clone() })
             }
             Err(live) => Err(match self.bound {
-                Bound::Mappings => CeilingReached::Mappings(live),
-                Bound::Slots => CeilingReached::Slots(live),
+                Bound::Mappings => InstanceLimitReached::Mappings(live),
+                Bound::Slots => InstanceLimitReached::Slots(live),
             }),
         }
     }
@@ -368,7 +383,7 @@ impl Ceiling {
 
 /// As many instances live as may; the number says how many.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CeilingReached {
+pub(super) enum InstanceLimitReached {
     /// Of guests that take mappings.
     #[error("{0} instances of large guests live, which is as many as this system's vm.max_map_count allows")]
     Mappings(usize),
@@ -400,18 +415,18 @@ mod tests {
     use crate::telemetry::Telemetry;
 
     fn limit(bytes_max: usize, metrics: &InstanceMetrics) -> MemoryLimit {
-        MemoryLimit::new(bytes_max, Arc::default(), Arc::new(Share::new()), metrics.clone())
+        MemoryLimit::new(bytes_max, Arc::default(), Arc::new(MemoryRateLimit::new()), metrics.clone())
     }
 
     /// An event gets what its budget says, to the last message, byte and line; what is too large is refused whole.
     #[test]
     fn an_event_has_a_budget() {
         let budget = EventBudget { publishes_max: 2, sent_bytes_max: 10, log_lines_max: 1 };
-        let mut spent = Spent::default();
-        assert_eq!([(); 3].map(|()| spent.publish(&budget).is_ok()), [true, true, false]);
-        assert_eq!([8, 3, 2, 1].map(|bytes| spent.send(bytes, &budget).is_ok()), [true, false, true, false]);
-        assert_eq!([(); 2].map(|()| spent.log(&budget)), [true, false]);
-        assert!(spent.send(usize::MAX, &budget).is_err());
+        let mut budget_used = BudgetUsed::default();
+        assert_eq!([(); 3].map(|()| budget_used.publish(&budget).is_ok()), [true, true, false]);
+        assert_eq!([8, 3, 2, 1].map(|bytes| budget_used.send(bytes, &budget).is_ok()), [true, false, true, false]);
+        assert_eq!([(); 2].map(|()| budget_used.log(&budget)), [true, false]);
+        assert!(budget_used.send(usize::MAX, &budget).is_err());
     }
 
     /// The second instance gets no permit while the first lives, and one when it is gone.
@@ -419,14 +434,14 @@ mod tests {
     fn instances_are_bounded() {
         let metrics = Telemetry::new().instances(&"guest".into());
         for (bound, why) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "memory reserved")] {
-            let ceiling = Ceiling::new(1, bound);
-            let first = ceiling.permit(&metrics).unwrap();
-            let reached = ceiling.permit(&metrics).unwrap_err().to_string();
+            let instance_limit = InstanceLimit::new(1, bound);
+            let first = instance_limit.permit(&metrics).unwrap();
+            let reached = instance_limit.permit(&metrics).unwrap_err().to_string();
             assert!(reached.starts_with("1 instances of ") && reached.contains(why), "{reached}");
             assert_eq!(metrics.live.get(), 1);
             drop(first);
             assert_eq!(metrics.live.get(), 0);
-            drop(ceiling.permit(&metrics).unwrap());
+            drop(instance_limit.permit(&metrics).unwrap());
         }
     }
 
@@ -489,9 +504,9 @@ mod tests {
     #[tokio::test]
     async fn an_event_that_takes_much_is_long() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let stretch = Arc::<Stretch>::default();
-        let share = Arc::new(Share::new());
-        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&stretch), share, metrics.clone());
+        let clock = Arc::<EventClock>::default();
+        let memory_rate = Arc::new(MemoryRateLimit::new());
+        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&clock), memory_rate, metrics.clone());
         assert!(limit.memory_growing(0, 4 * GROWTH_QUICK_BYTES, None).await.unwrap());
         limit.handle_made();
         let half = GROWTH_QUICK_BYTES / 2;
@@ -499,9 +514,9 @@ mod tests {
         for step in 0..2 {
             assert!(limit.memory_growing(step * half, (step + 1) * half, None).await.unwrap());
         }
-        assert!(!stretch.is_long());
+        assert!(!clock.is_long());
         assert!(futures::poll!(limit.memory_growing(2 * half, 3 * half, None)).is_pending());
-        assert!(stretch.is_long());
+        assert!(clock.is_long());
         assert!(futures::poll!(limit.memory_growing(3 * half, 4 * half, None)).is_ready(), "it has yielded");
         assert_eq!(metrics.apart_by_memory.get(), 1);
     }

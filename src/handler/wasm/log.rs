@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::conn::ConnId;
 use crate::rate::Rate;
-use crate::telemetry::{LineBudget, Lines, MaySay, lines_in};
+use crate::telemetry::{LogBudget, LogDecision, LogLimiter, lines_in};
 use crate::wit::types::Level;
 
 /// What one line keeps, in bytes.
@@ -30,13 +30,13 @@ static OF_A_HANDLER: LazyLock<Rate> = LazyLock::new(|| lines_in(2000, Duration::
 static OF_FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(20, Duration::from_secs(10)));
 
 /// What all instances of one handler may still say.
-pub(super) fn of_a_handler() -> Lines {
-    Lines::new(&OF_A_HANDLER)
+pub(super) fn of_a_handler() -> LogLimiter {
+    LogLimiter::new(&OF_A_HANDLER)
 }
 
 /// The same for their failures.
-pub(super) fn of_failures() -> Lines {
-    Lines::new(&OF_FAILURES)
+pub(super) fn of_failures() -> LogLimiter {
+    LogLimiter::new(&OF_FAILURES)
 }
 
 /// One instance's way to the log.
@@ -44,31 +44,31 @@ pub(super) fn of_failures() -> Lines {
 pub(super) struct GuestLog {
     conn: ConnId,
     handler: Arc<str>,
-    budget: LineBudget,
-    together: Lines,
+    budget: LogBudget,
+    together: LogLimiter,
     shed: Counter,
 }
 
 impl GuestLog {
     /// `shed` counts the lines that are left out.
-    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: Lines, shed: Counter) -> Self {
-        Self { conn, handler, budget: LineBudget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
+    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: LogLimiter, shed: Counter) -> Self {
+        Self { conn, handler, budget: LogBudget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
     }
 
     /// A line is left out, because the event has said as many as it may.
-    pub(super) fn leave_out(&mut self) {
-        self.budget.leave_out();
+    pub(super) fn suppress(&mut self) {
+        self.budget.suppress();
         self.shed.inc();
     }
 
     /// From now on the instance speaks about this connection.
-    pub(super) fn speaks_about(&mut self, conn: ConnId) {
+    pub(super) fn set_conn(&mut self, conn: ConnId) {
         self.conn = conn;
     }
 
     /// One line, cut at [`LINE_BYTES_MAX`], unless the instance has said too many.
     pub(super) fn line(&mut self, level: Level, text: &str) {
-        let text = told(text);
+        let text = reported(text);
         macro_rules! say {
             ($level:ident) => {
                 // A line that nobody wants to see costs nothing of what may be said.
@@ -96,32 +96,32 @@ impl GuestLog {
         let now = Instant::now();
         let may = self.budget.handle_line(now);
         // A line that an instance may not say takes nothing from the others.
-        if may == MaySay::No || self.together.handle_line() == MaySay::No {
+        if may == LogDecision::No || self.together.handle_line() == LogDecision::No {
             self.shed.inc();
             return false;
         }
-        if let MaySay::After(left_out) = may {
-            self.tell(left_out);
+        if let LogDecision::After(left_out) = may {
+            self.log_suppressed(left_out);
         }
         true
     }
 
-    fn tell(&self, left_out: u64) {
-        tracing::warn!(conn = %self.conn, handler = %self.handler, left_out, "the guest says more than the log takes");
+    fn log_suppressed(&self, left_out: u64) {
+        tracing::warn!(conn = %self.conn, handler = %self.handler, left_out, "guest log rate-limited");
     }
 }
 
 impl Drop for GuestLog {
     fn drop(&mut self) {
-        match self.budget.left_out() {
+        match self.budget.suppressed() {
             0 => {}
-            left_out => self.tell(left_out),
+            left_out => self.log_suppressed(left_out),
         }
     }
 }
 
 /// What a guest says of a failure, in one line and cut as a line of the log.
-pub(super) fn told(text: &str) -> Cow<'_, str> {
+pub(super) fn reported(text: &str) -> Cow<'_, str> {
     one_line(&text[..text.floor_char_boundary(LINE_BYTES_MAX)])
 }
 
@@ -159,7 +159,7 @@ mod tests {
     /// What a guest gives as a reason stands in the gateway's own lines.
     #[test]
     fn a_reason_stays_one_line() {
-        assert_eq!(told("no\nroom"), "no\\nroom");
-        assert_eq!(told(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
+        assert_eq!(reported("no\nroom"), "no\\nroom");
+        assert_eq!(reported(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
     }
 }

@@ -55,17 +55,17 @@ impl IsTerminal for Log {
 
 impl StdoutStream for Log {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(Lines { log: self.clone(), line: Vec::new() })
+        Box::new(LineBuffer { log: self.clone(), line: Vec::new() })
     }
 }
 
 /// Cuts what is printed into lines of the log.
-struct Lines {
+struct LineBuffer {
     log: Log,
     line: Vec<u8>,
 }
 
-impl Lines {
+impl LineBuffer {
     fn end_line(&mut self) {
         if !self.line.is_empty() {
             self.log.0.lock().line(Level::Debug, &String::from_utf8_lossy(&self.line));
@@ -74,7 +74,7 @@ impl Lines {
     }
 }
 
-impl AsyncWrite for Lines {
+impl AsyncWrite for LineBuffer {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         for &byte in bytes {
             if byte == b'\n' || self.line.len() == LINE_BYTES_MAX {
@@ -125,7 +125,9 @@ mod tests {
 
         let mut wasi = wasi();
         assert!(tcp_create_socket::Host::create_tcp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).is_err());
-        assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
+        assert!(
+            udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err()
+        );
     }
 
     /// A guest that makes ever more of the host's objects comes to an end of them.

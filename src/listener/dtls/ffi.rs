@@ -9,7 +9,7 @@ use openssl::ssl::{SslContextBuilder, SslRef, SslStream};
 use openssl::x509::X509Ref;
 use openssl_sys::{SSL, SSL_CTX, SSL_CTX_ctrl, SSL_SESSION, SSL_ctrl, SSL_get_session};
 
-use super::wire::Wire;
+use super::datagram_bio::DatagramBio;
 
 /// Commands of `SSL_ctrl` and `SSL_CTX_ctrl` that are macros in openssl's headers (ssl.h).
 const SET_MAX_CERT_LIST: c_int = 51;
@@ -55,7 +55,7 @@ unsafe extern "C" {
 /// Reads the hello at the front of the wire as `DTLSv1_listen` does: with its cookie verified by the context's
 /// callback, the next `accept` goes on from it. `false` when it is not accepted.
 #[expect(unsafe_code, reason = "DTLSv1_listen")]
-pub(super) fn listen(stream: &mut SslStream<Wire>) -> bool {
+pub(super) fn listen(stream: &mut SslStream<DatagramBio>) -> bool {
     // SAFETY: The address is made and freed here and null is handled. The SSL is alive and lent to us mutably for
     // the call; its BIO was set by `SslStream::new`, whose callbacks catch panics.
     let listened = unsafe {
@@ -84,7 +84,7 @@ pub(super) fn timeout(ssl: &SslRef) -> Option<Duration> {
 
 /// Retransmits the last flight if its timeout has run out; `false` when that was tried too often.
 #[expect(unsafe_code, reason = "DTLSv1_handle_timeout, a macro over SSL_ctrl")]
-pub(super) fn handle_timeout(stream: &mut SslStream<Wire>) -> bool {
+pub(super) fn handle_timeout(stream: &mut SslStream<DatagramBio>) -> bool {
     // SAFETY: The command takes no pointer; the SSL is alive, lent to us mutably, and has its BIO.
     let result = unsafe { SSL_ctrl(raw(stream.ssl()), DTLS_HANDLE_TIMEOUT, 0, ptr::null_mut()) };
     clear_errors();
@@ -93,7 +93,7 @@ pub(super) fn handle_timeout(stream: &mut SslStream<Wire>) -> bool {
 
 /// Gives the record buffers back; a no-op while one of them holds something.
 #[expect(unsafe_code, reason = "SSL_free_buffers")]
-pub(super) fn free_buffers(stream: &mut SslStream<Wire>) {
+pub(super) fn free_buffers(stream: &mut SslStream<DatagramBio>) {
     // SAFETY: The SSL is alive and lent to us mutably. We call this only after a read that found nothing more
     // and after a write that was done, so no record is half read or half written.
     unsafe { SSL_free_buffers(raw(stream.ssl())) };
@@ -102,7 +102,7 @@ pub(super) fn free_buffers(stream: &mut SslStream<Wire>) {
 /// Takes record buffers, if they were given back; without them a write would go nowhere (openssl 3.0 does not
 /// look).
 #[expect(unsafe_code, reason = "SSL_alloc_buffers")]
-pub(super) fn alloc_buffers(stream: &mut SslStream<Wire>) -> Result<(), ErrorStack> {
+pub(super) fn alloc_buffers(stream: &mut SslStream<DatagramBio>) -> Result<(), ErrorStack> {
     // SAFETY: The SSL is alive and lent to us mutably.
     let taken = unsafe { SSL_alloc_buffers(raw(stream.ssl())) };
     if taken == 1 { Ok(()) } else { Err(ErrorStack::get()) }
@@ -185,7 +185,7 @@ pub(super) fn ask_for_small_records(context: &mut SslContextBuilder) {
 /// Lets a client want another handshake.
 #[cfg(test)]
 #[expect(unsafe_code, reason = "SSL_renegotiate")]
-pub(super) fn renegotiate(stream: &SslStream<Wire>) {
+pub(super) fn renegotiate(stream: &SslStream<DatagramBio>) {
     unsafe extern "C" {
         fn SSL_renegotiate(ssl: *mut SSL) -> c_int;
     }

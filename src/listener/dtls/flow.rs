@@ -48,7 +48,7 @@ pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow,
         match received {
             Some(Some(datagram)) => {
                 if handshake.handle_datagram(datagram) == Taken::Dropped {
-                    flow.sheds("handshake_full", 1);
+                    flow.dropped("handshake_full", 1);
                 }
             }
             Some(None) => return Err(HandshakeError::Closed),
@@ -72,7 +72,7 @@ impl SecureFlow {
     /// The peer has ended the session with an alert.
     pub fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<Received<'static>>> {
         let received = self.poll_next(cx);
-        self.flow.sheds("record_dropped", self.session.take_dropped());
+        self.flow.dropped("record_dropped", self.session.take_dropped());
         received
     }
 
@@ -112,7 +112,7 @@ impl SecureFlow {
             }),
             Err(error @ SendError::TooLong { .. }) => {
                 tracing::debug!(peer = %self.flow.peer(), %error, "dropped what was to be sent");
-                self.flow.sheds("datagram_too_large", 1);
+                self.flow.dropped("datagram_too_large", 1);
                 Poll::Ready(Ok(()))
             }
             Err(SendError::Ended) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),

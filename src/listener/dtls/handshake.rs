@@ -7,11 +7,11 @@ use bytes::Bytes;
 use openssl::ssl::{ErrorCode, Ssl, SslStream};
 
 use super::context::Context;
+use super::datagram_bio::DatagramBio;
 use super::ffi;
 use super::hello;
-use super::sealed::has_sealed_record;
+use super::record_layer::has_sealed_record;
 use super::session::Session;
-use super::wire::Wire;
 use crate::listener::HandshakeError;
 use crate::listener::openssl::failure;
 use crate::listener::psk::Psk;
@@ -19,7 +19,7 @@ use crate::listener::psk::Psk;
 /// A handshake with one peer: datagrams go in and come out, and time is told by openssl's own clock.
 #[derive(Debug)]
 pub struct Handshake {
-    stream: SslStream<Wire>,
+    stream: SslStream<DatagramBio>,
     /// What followed the hello in its datagram, which openssl looks at only afterwards.
     behind: Option<Bytes>,
     /// The datagrams of our last flight, once there was one.
@@ -61,7 +61,7 @@ pub enum Taken {
 }
 
 impl Handshake {
-    /// Begins with the datagram that has passed the [`Door`](super::Door).
+    /// Begins with the datagram that has passed the [`CookieVerifier`](super::Door).
     ///
     /// # Errors
     ///
@@ -73,9 +73,9 @@ impl Handshake {
         let mut ssl = Ssl::new(&context.ssl).map_err(ours)?;
         ssl.set_mtu(u32::from(context.mtu)).map_err(ours)?;
         ssl.set_accept_state();
-        let mut wire = Wire::default();
-        wire.put(first);
-        let mut stream = SslStream::new(ssl, wire).map_err(ours)?;
+        let mut bio = DatagramBio::default();
+        bio.put(first);
+        let mut stream = SslStream::new(ssl, bio).map_err(ours)?;
         if !ffi::listen(&mut stream) {
             return Err(no_hello());
         }

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use openssl::ssl::{ErrorCode, SslStream};
 
+use super::datagram_bio::DatagramBio;
+use super::etm_filter::EtmFilter;
 use super::ffi;
-use super::guard::Guard;
 use super::hello::HANDSHAKE;
-use super::sealed::{Opened, PLAINTEXT_MAX, Record, Sealed, Unsealed};
-use super::wire::Wire;
+use super::record_layer::{OpenError, Opened, PLAINTEXT_MAX, Record, RecordLayer};
 
 /// Content types of records (RFC 5246 section 6.2.1).
 const ALERT: u8 = 21;
@@ -56,7 +56,7 @@ pub enum SendError {
 /// An established session: datagrams and data go in and come out.
 #[derive(Debug)]
 pub struct Session {
-    layer: Layer,
+    layer: RecordBackend,
     /// What came during the handshake and belongs behind it.
     early: VecDeque<Event>,
     /// What is to be sent.
@@ -73,17 +73,17 @@ pub struct Session {
 
 /// Who seals and opens the records.
 #[derive(Debug)]
-enum Layer {
+enum RecordBackend {
     /// We do.
-    Ours(Box<Ours>),
+    Native(Box<Native>),
     /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session. It reads what the guard lets
     /// through.
-    Library(Box<SslStream<Wire>>, Option<Guard>),
+    OpenSsl(Box<SslStream<DatagramBio>>, Option<EtmFilter>),
 }
 
 #[derive(Debug)]
-struct Ours {
-    sealed: Sealed,
+struct Native {
+    sealed: RecordLayer,
     /// The datagrams with which our side of the handshake ended.
     flight: Vec<Bytes>,
     /// What is left of the datagram that is being read.
@@ -92,19 +92,19 @@ struct Ours {
 
 impl Session {
     /// Goes on where a handshake has ended: with `flight`; `early` are datagrams that have come too soon.
-    pub(super) fn new(mut stream: SslStream<Wire>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
+    pub(super) fn new(mut stream: SslStream<DatagramBio>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
         let plaintext_max = ffi::max_fragment(stream.ssl()).unwrap_or(PLAINTEXT_MAX);
         let outbound = std::mem::take(stream.get_mut().outbound());
-        let layer = match Sealed::take_out(stream.ssl(), &flight) {
-            Some(sealed) => Layer::Ours(Box::new(Ours { sealed, flight: Vec::new(), rest: Bytes::new() })),
+        let layer = match RecordLayer::take_out(stream.ssl(), &flight) {
+            Some(sealed) => RecordBackend::Native(Box::new(Native { sealed, flight: Vec::new(), rest: Bytes::new() })),
             None => {
-                let guard = Guard::of(stream.ssl(), &early);
-                Layer::Library(Box::new(stream), guard)
+                let etm_filter = EtmFilter::of(stream.ssl(), &early);
+                RecordBackend::OpenSsl(Box::new(stream), etm_filter)
             }
         };
         let mut session =
             Self { layer, outbound, early: VecDeque::new(), plaintext_max, ended: false, closed: false, dropped: 0 };
-        if matches!(session.layer, Layer::Ours(_)) {
+        if matches!(session.layer, RecordBackend::Native(_)) {
             // openssl has read them too; here they are read again, for their data and so that none is read a third time.
             for datagram in early {
                 session.handle_datagram(datagram);
@@ -115,7 +115,7 @@ impl Session {
             session.dropped = 0;
         }
         // Only now, because the peer's last flight was among them and has had its answer.
-        if let Layer::Ours(ours) = &mut session.layer {
+        if let RecordBackend::Native(ours) = &mut session.layer {
             ours.flight = flight;
         }
         session
@@ -124,15 +124,15 @@ impl Session {
     /// Takes in a datagram; [`Session::poll_event`] then says what is in it, until it says nothing more.
     pub fn handle_datagram(&mut self, datagram: Bytes) {
         match &mut self.layer {
-            Layer::Ours(ours) => ours.rest = datagram,
-            Layer::Library(stream, Some(guard)) => {
-                let (passed, dropped) = guard.pass(&datagram);
+            RecordBackend::Native(ours) => ours.rest = datagram,
+            RecordBackend::OpenSsl(stream, Some(etm_filter)) => {
+                let (passed, dropped) = etm_filter.establish_inner(&datagram);
                 self.dropped += dropped;
                 if !passed.is_empty() {
                     stream.get_mut().put(passed);
                 }
             }
-            Layer::Library(stream, None) => stream.get_mut().put(datagram),
+            RecordBackend::OpenSsl(stream, None) => stream.get_mut().put(datagram),
         }
     }
 
@@ -151,7 +151,7 @@ impl Session {
 
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let Layer::Ours(ours) = &mut self.layer else { return self.read() };
+            let RecordBackend::Native(ours) = &mut self.layer else { return self.read() };
             let Some(record) = Record::first(&ours.rest) else {
                 // Nothing more, or bytes that are no record.
                 self.dropped += u64::from(!ours.rest.is_empty());
@@ -184,8 +184,8 @@ impl Session {
             return Err(SendError::Ended);
         }
         match &mut self.layer {
-            Layer::Ours(_) => self.push(APPLICATION_DATA, data).map_err(|Unsealed| SendError::Ended),
-            Layer::Library(stream, _) => {
+            RecordBackend::Native(_) => self.push(APPLICATION_DATA, data).map_err(|OpenError| SendError::Ended),
+            RecordBackend::OpenSsl(stream, _) => {
                 let written = ffi::alloc_buffers(stream).is_ok() && stream.ssl_write(data).is_ok();
                 ffi::free_buffers(stream);
                 self.outbound.append(stream.get_mut().outbound());
@@ -215,8 +215,8 @@ impl Session {
         }
         match &mut self.layer {
             // Without memory for it the peer is not told; it finds out, as it would if the datagram were lost.
-            Layer::Ours(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
-            Layer::Library(stream, _) => {
+            RecordBackend::Native(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
+            RecordBackend::OpenSsl(stream, _) => {
                 if ffi::alloc_buffers(stream).is_ok() {
                     drop(stream.shutdown());
                 }
@@ -231,8 +231,8 @@ impl Session {
         std::mem::take(&mut self.dropped)
     }
 
-    fn push(&mut self, content: u8, plaintext: &[u8]) -> Result<(), Unsealed> {
-        if let Layer::Ours(ours) = &mut self.layer {
+    fn push(&mut self, content: u8, plaintext: &[u8]) -> Result<(), OpenError> {
+        if let RecordBackend::Native(ours) = &mut self.layer {
             self.outbound.push_back(ours.sealed.seal(content, plaintext)?);
         }
         Ok(())
@@ -247,7 +247,7 @@ impl Session {
             (ALERT, [WARNING, _]) => {}
             (HANDSHAKE, [FINISHED, ..]) => {
                 // Once is enough for what comes in one datagram.
-                if let Layer::Ours(ours) = &self.layer
+                if let RecordBackend::Native(ours) = &self.layer
                     && self.outbound.is_empty()
                 {
                     self.outbound.extend(ours.flight.iter().cloned());
@@ -266,7 +266,7 @@ impl Session {
 
     /// What openssl makes of what has come.
     fn read(&mut self) -> Option<Event> {
-        let Layer::Library(stream, _) = &mut self.layer else { return None };
+        let RecordBackend::OpenSsl(stream, _) = &mut self.layer else { return None };
         let came = !stream.get_ref().is_drained();
         if ffi::alloc_buffers(stream).is_err() {
             return Some(Event::Aborted);

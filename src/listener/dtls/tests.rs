@@ -20,7 +20,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
-use super::wire::Wire;
+use super::datagram_bio::DatagramBio;
 use super::*;
 use crate::listener::HandshakeError;
 use crate::listener::credentials::{Authorities, Clients, Credentials, Identity};
@@ -449,19 +449,21 @@ fn renegotiation_is_refused() {
 fn cookies() {
     let secret = Secret::new().unwrap();
     let begin = Instant::now();
-    let mut door = Door::new(&secret, begin);
+    let mut verifier = CookieVerifier::new(&secret, begin);
     let mut client = Client::default();
     let hello = client.begin();
-    let Knock::Answer(answer) = door.handle(begin, peer(1), local(), &hello) else { panic!("no answer") };
+    let CookieCheck::Answer(answer) = verifier.handle(begin, peer(1), local(), &hello) else { panic!("no answer") };
     assert!(answer.len() < hello.len(), "an answer is never longer than what asked for it");
     client.put(Bytes::copy_from_slice(&answer));
     let with_cookie = client.begin();
-    let Knock::Enter(attempt) = door.handle(begin, peer(1), local(), &with_cookie) else { panic!("not let in") };
-    assert_eq!(Attempt::of_datagram(&hello), Some(attempt), "the attempt is the same");
-    assert_ne!(Attempt::of_datagram(&Client::default().begin()), Some(attempt));
+    let CookieCheck::Enter(attempt) = verifier.handle(begin, peer(1), local(), &with_cookie) else {
+        panic!("not let in")
+    };
+    assert_eq!(HandshakeId::of_datagram(&hello), Some(attempt), "the attempt is the same");
+    assert_ne!(HandshakeId::of_datagram(&Client::default().begin()), Some(attempt));
 
     let mut comes = |after: u64, peer: SocketAddr, local: SocketAddr, datagram: &[u8]| {
-        matches!(door.handle(begin + Duration::from_secs(after), peer, local, datagram), Knock::Enter(_))
+        matches!(verifier.handle(begin + Duration::from_secs(after), peer, local, datagram), CookieCheck::Enter(_))
     };
     assert!(!comes(0, peer(2), local(), &with_cookie), "another port");
     assert!(!comes(0, "[::ffff:127.0.0.2]:1".parse().unwrap(), local(), &with_cookie), "another address");
@@ -472,10 +474,13 @@ fn cookies() {
     assert!(comes(239, peer(1), local(), &with_cookie), "the key before the current one");
     assert!(!comes(240, peer(1), local(), &with_cookie), "a key that is gone");
 
-    let mut another = Door::new(&secret, begin);
-    assert!(matches!(another.handle(begin, peer(1), local(), &with_cookie), Knock::Enter(_)), "a door beside it");
-    let mut restarted = Door::new(&Secret::new().unwrap(), begin);
-    assert!(matches!(restarted.handle(begin, peer(1), local(), &with_cookie), Knock::Answer(_)), "another process");
+    let mut another = CookieVerifier::new(&secret, begin);
+    assert!(matches!(another.handle(begin, peer(1), local(), &with_cookie), CookieCheck::Enter(_)), "a door beside it");
+    let mut restarted = CookieVerifier::new(&Secret::new().unwrap(), begin);
+    assert!(
+        matches!(restarted.handle(begin, peer(1), local(), &with_cookie), CookieCheck::Answer(_)),
+        "another process"
+    );
 }
 
 proptest! {
@@ -486,8 +491,8 @@ proptest! {
         changes in proptest::collection::vec((0..200usize, any::<u8>()), 0..6),
         length in 0..300usize,
     ) {
-        let mut door = Door::new(&Secret::new().unwrap(), Instant::now());
-        prop_assert_eq!(door.handle(Instant::now(), peer(1), local(), &bytes), Knock::Stranger);
+        let mut verifier = CookieVerifier::new(&Secret::new().unwrap(), Instant::now());
+        prop_assert_eq!(verifier.handle(Instant::now(), peer(1), local(), &bytes), CookieCheck::NotClientHello);
 
         let mut changed = HELLO.to_vec();
         for (at, byte) in changes {
@@ -496,7 +501,7 @@ proptest! {
             }
         }
         changed.truncate(length);
-        prop_assert!(!matches!(door.handle(Instant::now(), peer(1), local(), &changed), Knock::Enter(_)));
+        prop_assert!(!matches!(verifier.handle(Instant::now(), peer(1), local(), &changed), CookieCheck::Enter(_)));
         let context = &*CONTEXT;
         if let Ok(mut handshake) = Handshake::new(context, changed.clone().into()) {
             while matches!(handshake.advance(), Ok(Progress::Waiting)) && !changed.is_empty() {

@@ -9,7 +9,7 @@ use crate::listener::flow::{Bounds, Queue, QueueFull};
 #[derive(Debug)]
 pub(super) struct Inbox {
     /// What the door told this flow by.
-    pub(super) mark: u64,
+    pub(super) epoch: u64,
     state: Mutex<State>,
 }
 
@@ -36,9 +36,9 @@ pub(super) enum Refused {
 }
 
 impl Inbox {
-    pub(super) fn new(mark: u64, bounds: Bounds) -> Self {
+    pub(super) fn new(epoch: u64, bounds: Bounds) -> Self {
         let state = State { queue: Queue::new(bounds), waker: None, life: Life::Open };
-        Self { mark, state: Mutex::new(state) }
+        Self { epoch, state: Mutex::new(state) }
     }
 
     pub(super) fn deliver(&self, datagram: &[u8]) -> Result<(), Refused> {

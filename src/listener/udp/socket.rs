@@ -10,11 +10,11 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::Options;
-use super::ground::Owner;
 use super::inbox::Inbox;
+use super::socket_group::ListenerLabels;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::listener::flow::{Key, Table};
-use crate::listener::{Tuning, inherited};
+use crate::listener::{SocketOptions, socket_activation};
 
 /// What the kernel is asked to keep for a socket while its task is kept from reading; `net.core.rmem_max` bounds it too.
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -30,22 +30,22 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn bind(address: SocketAddr, options: &Options) -> io::Result<Self> {
-        let (datagrams, tuning) = (&options.datagrams, &options.tuning);
+        let (datagrams, socket_options) = (&options.datagrams, &options.socket_options);
         let socket = match &options.given {
             Some(_) if datagrams.sockets > 1 => {
                 return Err(io::Error::other("one socket was handed over, and `sockets` asks for more"));
             }
             Some(given) => {
-                let socket = socket2::Socket::from(inherited::duplicate(given)?);
+                let socket = socket2::Socket::from(socket_activation::duplicate(given)?);
                 socket.set_nonblocking(true)?;
-                tuning.size(SockRef::from(&socket))?;
+                socket_options.size(SockRef::from(&socket))?;
                 socket
             }
             None => {
-                let socket = tuning.open(address, Type::DGRAM, Protocol::UDP)?;
+                let socket = socket_options.open(address, Type::DGRAM, Protocol::UDP)?;
                 // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
-                socket.set_reuse_port(tuning.reuse_port || datagrams.sockets > 1)?;
-                if tuning.receive_buffer_bytes.is_none() {
+                socket.set_reuse_port(socket_options.reuse_port || datagrams.sockets > 1)?;
+                if socket_options.receive_buffer_bytes.is_none() {
                     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
                 }
                 socket.bind(&address.into())?;
@@ -59,8 +59,8 @@ impl Socket {
     }
 
     /// Follows other sizes of the kernel's buffers.
-    pub(super) fn resize(&self, tuning: &Tuning) -> io::Result<()> {
-        tuning.size(SockRef::from(&self.io))
+    pub(super) fn resize(&self, socket_options: &SocketOptions) -> io::Result<()> {
+        socket_options.size(SockRef::from(&self.io))
     }
 
     /// Sends one datagram from the address that the peer has used; `WouldBlock` when the socket takes none now.
@@ -71,11 +71,11 @@ impl Socket {
     }
 
     /// Counts a datagram that the network or the kernel refused to take. It is lost, as any datagram may be.
-    pub(super) fn unsent(&self, owner: &Owner, key: &Key, datagram: &[u8], error: &io::Error) {
+    pub(super) fn unsent(&self, labels: &ListenerLabels, key: &Key, datagram: &[u8], error: &io::Error) {
         let reason = if quinn_udp::is_msg_size_err(error) { "datagram_too_large" } else { "datagram_unsent" };
-        owner.metrics.shed(reason);
+        labels.metrics.shed(reason);
         tracing::debug!(
-            listener = %owner.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
+            listener = %labels.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
             "a datagram could not be sent"
         );
     }

@@ -10,8 +10,8 @@ use tokio::net::UdpSocket;
 
 use super::*;
 use crate::conn::SocketKind;
-use crate::listener::Tuning;
-use crate::listener::door::Scripted;
+use crate::listener::SocketOptions;
+use crate::listener::flow_gate::Scripted;
 use crate::telemetry::Telemetry;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,7 +26,7 @@ fn options(address: &str) -> Options {
         backlog: 1,
         handshakes_max: 1,
         admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
-        tuning: Tuning::default(),
+        socket_options: SocketOptions::default(),
         given: None,
         datagrams: Datagrams { sockets: 1, flows_max: 10, queue: Bounds { datagrams_max: 4, bytes_max: 200_000 } },
     }
@@ -44,15 +44,15 @@ struct Bound {
     telemetry: Telemetry,
 }
 
-fn bind(options: &Options, door: impl Fn() -> Door + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
+fn bind(options: &Options, gate: impl Fn() -> FlowGate + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
     let telemetry = Telemetry::new();
     let metrics = telemetry.listener(&options.name);
-    let listener = UdpListener::bind_with(options, None, metrics, Doors::new(door), buffer_bytes).unwrap();
+    let listener = UdpListener::bind_with(options, None, metrics, GateFactory::new(gate), buffer_bytes).unwrap();
     Bound { listener, telemetry }
 }
 
 fn open(options: &Options) -> Bound {
-    bind(options, || Door::Open, BUFFER_BYTES)
+    bind(options, || FlowGate::Open, BUFFER_BYTES)
 }
 
 fn count(telemetry: &Telemetry, metric: &str, reason: &str) -> u64 {
@@ -70,13 +70,13 @@ impl Bound {
         within(self.listener.flow()).await
     }
 
-    fn turned_away(&self, reason: &str) -> u64 {
-        count(&self.telemetry, "turned_away", reason)
+    fn rejected(&self, reason: &str) -> u64 {
+        count(&self.telemetry, "connections_rejected", reason)
     }
 
     async fn shed(&self, reason: &str, expected: u64) {
         within(async {
-            while count(&self.telemetry, "sheds", reason) != expected {
+            while count(&self.telemetry, "dropped", reason) != expected {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         })
@@ -222,7 +222,7 @@ async fn flows_are_bounded() {
     let mut flow = bound.accept().await;
     second.send("127.0.0.1", bound.port(), b"second").await;
     bound.shed("connections_max", 1).await;
-    assert_eq!(bound.turned_away("connections_max"), 1);
+    assert_eq!(bound.rejected("connections_max"), 1);
     first.send("127.0.0.1", bound.port(), b"again").await;
     assert_eq!(receive(&mut flow).await.unwrap(), "first");
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
@@ -245,7 +245,7 @@ async fn waiting_flows_are_bounded() {
         tokio::task::yield_now().await;
     }
     bound.shed("accept_queue_full", 3).await;
-    assert_eq!(bound.turned_away("accept_queue_full"), 3);
+    assert_eq!(bound.rejected("accept_queue_full"), 3);
     for _ in 0..ARRIVALS_MAX {
         drop(bound.accept().await);
     }
@@ -265,19 +265,19 @@ async fn what_the_kernel_drops_is_counted() {
     }
     within(async {
         let counted =
-            || count(&bound.telemetry, "sheds", "kernel_full") + count(&bound.telemetry, "sheds", "datagrams_full");
+            || count(&bound.telemetry, "dropped", "kernel_full") + count(&bound.telemetry, "dropped", "datagrams_full");
         while counted() + 4 != SENT {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
     .await;
-    assert!(count(&bound.telemetry, "sheds", "kernel_full") > 0);
+    assert!(count(&bound.telemetry, "dropped", "kernel_full") > 0);
 }
 
 /// What did not fit into the buffer is not taken for a datagram.
 #[tokio::test]
 async fn a_cut_datagram_is_shed() {
-    let mut bound = bind(&options("127.0.0.1:0"), || Door::Open, 100);
+    let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Open, 100);
     let peer = Peer::bind("127.0.0.1:0").await;
     peer.send("127.0.0.1", bound.port(), &[1; 101]).await;
     bound.shed("datagram_truncated", 1).await;
@@ -398,17 +398,17 @@ async fn a_closed_flow_leaves_its_place() {
 /// the flow it had.
 #[tokio::test]
 async fn the_door_decides() {
-    let mut bound = bind(&options("127.0.0.1:0"), || Door::Scripted(Scripted), BUFFER_BYTES);
+    let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Scripted(Scripted), BUFFER_BYTES);
     let peer = Peer::bind("127.0.0.1:0").await;
     let port = bound.port();
     peer.send("127.0.0.1", port, b"nonsense").await;
-    bound.shed("not_let_in", 1).await;
+    bound.shed("no_valid_cookie", 1).await;
     peer.send("127.0.0.1", port, b"hello").await;
     assert!(peer.receive().await.0.starts_with(b"127.0.0.1:"));
 
     peer.send("127.0.0.1", port, b"hello 7").await;
     let mut first = bound.accept().await;
-    assert!(matches!(first.entry_mut(), Entry::Scripted(7)));
+    assert!(matches!(first.entry_mut(), FlowStart::Scripted(7)));
     peer.send("127.0.0.1", port, b"data").await;
     assert_eq!(receive(&mut first).await.unwrap(), "data", "the door has kept its own datagram");
     peer.send("127.0.0.1", port, b"hello 7").await;
@@ -436,8 +436,8 @@ async fn another_listener_takes_over() {
     let metrics = bound.telemetry.listener(&"next".into());
     let predecessor = bound.listener.settings();
     let renamed = with(&address.to_string(), |datagrams| datagrams.queue.datagrams_max = 1);
-    let doors = Doors::new(|| Door::Scripted(Scripted));
-    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, doors, BUFFER_BYTES).unwrap();
+    let gates = GateFactory::new(|| FlowGate::Scripted(Scripted));
+    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, gates, BUFFER_BYTES).unwrap();
     let second = Peer::bind("127.0.0.1:0").await;
     second.send("127.0.0.1", bound.port(), b"second").await;
     assert_eq!(receive(&mut bound.accept().await).await.unwrap(), "second");
@@ -447,7 +447,7 @@ async fn another_listener_takes_over() {
     let third = Peer::bind("127.0.0.1:0").await;
     third.send("127.0.0.1", address.port(), b"hello 3").await;
     let mut flow_of_next = within(next.flow()).await;
-    assert!(matches!(flow_of_next.entry_mut(), Entry::Scripted(3)), "at the new door");
+    assert!(matches!(flow_of_next.entry_mut(), FlowStart::Scripted(3)), "at the new door");
     peer.send("127.0.0.1", address.port(), b"again").await;
     assert_eq!(receive(&mut flow).await.unwrap(), "first");
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
@@ -456,7 +456,7 @@ async fn another_listener_takes_over() {
     }
     within(async {
         let page = || bound.telemetry.render().unwrap();
-        while !page().contains("polygate_sheds_total{listener=\"next\",reason=\"datagrams_full\"} 2") {
+        while !page().contains("polygate_dropped_total{listener=\"next\",reason=\"datagrams_full\"} 2") {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
@@ -480,7 +480,7 @@ async fn sockets_outlive_the_listener() {
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
     assert!(StdUdpSocket::bind(address).is_err(), "still bound");
     within(async {
-        while count(&telemetry, "sheds", "draining") + count(&telemetry, "sheds", "flow_ended") < 2 {
+        while count(&telemetry, "dropped", "draining") + count(&telemetry, "dropped", "flow_ended") < 2 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })

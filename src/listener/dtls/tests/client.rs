@@ -16,7 +16,7 @@ pub(super) enum Side {
 }
 
 pub(super) struct Client {
-    pub(super) stream: SslStream<Wire>,
+    pub(super) stream: SslStream<DatagramBio>,
 }
 
 impl Default for Client {
@@ -36,7 +36,7 @@ impl Client {
         let mut ssl = Ssl::new(&context.build()).unwrap();
         ssl.set_mtu(1200).unwrap();
         ssl.set_connect_state();
-        Self { stream: SslStream::new(ssl, Wire::default()).unwrap() }
+        Self { stream: SslStream::new(ssl, DatagramBio::default()).unwrap() }
     }
 
     /// One that asks for records of at most 512 bytes.
@@ -113,31 +113,31 @@ pub(super) fn establish(context: &Context, client: &mut Client) -> Result<Sessio
     Ok(handshake.unwrap().into_session())
 }
 
-/// Hands datagrams over until both sides are done, or nothing moves; those that do not `pass` are lost.
+/// Hands datagrams over until both sides are done, or nothing moves; those that do not `establish_inner` are lost.
 pub(super) fn drive(
     context: &Context,
     client: &mut Client,
     handshake: &mut Option<Handshake>,
-    mut pass: impl FnMut(Side, &Bytes) -> bool,
+    mut establish_inner: impl FnMut(Side, &Bytes) -> bool,
 ) -> Result<(), String> {
-    let mut door = Door::new(&SECRET, Instant::now());
+    let mut verifier = CookieVerifier::new(&SECRET, Instant::now());
     let mut server_done = false;
     loop {
         let client_done = client.advance()?;
         let mut moved = false;
         for datagram in client.sent() {
             moved = true;
-            if !pass(Side::Client, &datagram) {
+            if !establish_inner(Side::Client, &datagram) {
                 continue;
             }
             match handshake {
                 Some(handshake) => assert_eq!(handshake.handle_datagram(datagram), Taken::Kept),
-                None => match door.handle(Instant::now(), peer(1), local(), &datagram) {
-                    Knock::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
-                    Knock::Enter(_) => {
+                None => match verifier.handle(Instant::now(), peer(1), local(), &datagram) {
+                    CookieCheck::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
+                    CookieCheck::Enter(_) => {
                         *handshake = Some(Handshake::new(context, datagram).map_err(|error| error.to_string())?)
                     }
-                    Knock::Stranger => panic!("not a hello"),
+                    CookieCheck::NotClientHello => panic!("not a hello"),
                 },
             }
             let Some(handshake) = handshake else { continue };
@@ -146,7 +146,7 @@ pub(super) fn drive(
         let answers = handshake.iter_mut().flat_map(|handshake| std::iter::from_fn(|| handshake.poll_transmit()));
         for datagram in answers.collect::<Vec<_>>() {
             moved = true;
-            if pass(Side::Server, &datagram) {
+            if establish_inner(Side::Server, &datagram) {
                 client.put(datagram);
                 client.advance()?;
             }
@@ -180,5 +180,5 @@ pub(super) fn sent(session: &mut Session) -> Vec<Bytes> {
 
 /// Whether one of the records of a datagram is of this type.
 pub(super) fn has_content(datagram: &Bytes, content: u8) -> bool {
-    super::super::sealed::records(datagram).any(|record| record.content == content)
+    super::super::record_layer::records(datagram).any(|record| record.content == content)
 }

@@ -1,0 +1,149 @@
+//! Sockets that another program has bound and handed over: systemd's socket activation.
+//!
+//! The protocol is that of sd_listen_fds(3): descriptors from 3 on, their number in `LISTEN_FDS`, the process they are for in
+//! `LISTEN_PID`, and their names, if they have any, in `LISTEN_FDNAMES`. With it the gateway needs no right to bind low
+//! ports, and devices wait instead of being refused while it restarts.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use socket2::{SockRef, Type};
+
+use super::Bind;
+
+/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+const FIRST: RawFd = 3;
+
+/// Most descriptors that are looked at; systemd hands over one for each line of a socket unit.
+const MAX: RawFd = 1024;
+
+/// Sockets that were handed over and that no listener has taken yet.
+#[derive(Debug, Default)]
+pub struct ActivatedSockets(Vec<ActivatedSocket>);
+
+#[derive(Debug)]
+struct ActivatedSocket {
+    name: String,
+    /// Where it is bound; `None` for a socket that no listener could use, such as one of a path.
+    address: Option<SocketAddr>,
+    has_datagrams: bool,
+    socket: OwnedFd,
+}
+
+impl ActivatedSockets {
+    /// What the environment says was handed over to this process; nothing, when it says nothing or speaks of another one.
+    ///
+    /// To be called once, before anything else is opened: it takes the descriptors over.
+    ///
+    /// # Errors
+    ///
+    /// A descriptor that the environment speaks of is no open socket.
+    pub fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
+        let number = |name: &str| env(name)?.to_str()?.parse::<u32>().ok();
+        if number("LISTEN_PID") != Some(std::process::id()) {
+            return Ok(Self::default());
+        }
+        let count = RawFd::try_from(number("LISTEN_FDS").unwrap_or_default()).unwrap_or(MAX).min(MAX);
+        let names = env("LISTEN_FDNAMES").and_then(|names| names.into_string().ok()).unwrap_or_default();
+        let mut names = names.split(':');
+        (FIRST..FIRST + count)
+            .map(|fd| activated_socket(fd, names.next().unwrap_or_default()))
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
+    /// The socket for a listener: the one with its name, or else the one that is bound where it would be.
+    pub fn take(&mut self, listener: &str, bind: Bind) -> Option<OwnedFd> {
+        let is_named = |activated_socket: &ActivatedSocket| activated_socket.name == listener;
+        let is_there = |activated_socket: &ActivatedSocket| {
+            activated_socket.address == Some(bind.address) && bind.address.port() != 0
+        };
+        let fits = |activated_socket: &ActivatedSocket| {
+            activated_socket.has_datagrams == bind.transport.has_datagrams() && activated_socket.address.is_some()
+        };
+        let at = self.0.iter().position(|activated_socket| fits(activated_socket) && is_named(activated_socket));
+        let at = at.or_else(|| {
+            self.0.iter().position(|activated_socket| fits(activated_socket) && is_there(activated_socket))
+        })?;
+        Some(self.0.remove(at).socket)
+    }
+
+    /// What was not taken, as names or addresses.
+    pub fn unclaimed(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|activated_socket| match activated_socket.address {
+            Some(address) => format!("{} at {address}", activated_socket.name),
+            None => activated_socket.name.clone(),
+        })
+    }
+}
+
+fn activated_socket(fd: RawFd, name: &str) -> io::Result<ActivatedSocket> {
+    #[expect(unsafe_code, reason = "a number in the environment is all there is of the descriptor")]
+    // SAFETY: nothing is closed here, and the kernel refuses a number that is not open.
+    let looked_at = unsafe { BorrowedFd::borrow_raw(fd) };
+    let seen = SockRef::from(&looked_at);
+    let has_datagrams = seen.r#type()? == Type::DGRAM;
+    let address = seen.local_addr().ok().and_then(|address| address.as_socket());
+    #[expect(unsafe_code, reason = "a number in the environment is all there is of the descriptor")]
+    // SAFETY: it is an open socket, as was just seen. sd_listen_fds(3) gives it to this process, whose id has been compared,
+    // and nothing else has been opened yet, so nobody else here owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket })
+}
+
+/// Another descriptor of a socket that was handed over.
+pub(super) fn duplicate(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    socket.as_fd().try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    fn handed(name: &str, socket: OwnedFd) -> ActivatedSocket {
+        let seen = SockRef::from(&socket);
+        let address = seen.local_addr().unwrap().as_socket();
+        let has_datagrams = seen.r#type().unwrap() == Type::DGRAM;
+        ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket }
+    }
+
+    /// A name decides before an address, and the kind of socket must fit.
+    #[test]
+    fn a_listener_takes_what_is_meant_for_it() {
+        let tcp = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let second = tcp[1].local_addr().unwrap();
+        let datagrams = udp.local_addr().unwrap();
+        let [first, other] = tcp;
+        let mut activated = ActivatedSockets(vec![
+            handed("trackers", udp.into()),
+            handed("trackers", first.into()),
+            handed("unknown", other.into()),
+        ]);
+        let bind = |text: &str| text.parse::<Bind>().unwrap();
+        assert!(activated.take("trackers", bind("tcp://0.0.0.0:7993")).is_some());
+        assert!(activated.take("trackers", bind("tcp://0.0.0.0:7993")).is_none(), "the other is for datagrams");
+        assert!(activated.take("meters", bind(&format!("tls://{second}"))).is_some());
+        assert!(activated.take("sensors", bind(&format!("tcp://{datagrams}"))).is_none());
+        assert_eq!(activated.unclaimed().collect::<Vec<_>>(), [format!("trackers at {datagrams}")]);
+        assert!(activated.take("sensors", bind(&format!("udp://{datagrams}"))).is_some());
+    }
+
+    /// What is meant for another process is left alone.
+    #[test]
+    fn another_process_is_left_alone() {
+        let env = |pid: u32| {
+            move |name: &str| {
+                (name != "LISTEN_FDNAMES")
+                    .then(|| if name == "LISTEN_PID" { pid.to_string() } else { "1".to_owned() }.into())
+            }
+        };
+        assert_eq!(ActivatedSockets::from_environment(env(1)).unwrap().unclaimed().count(), 0);
+        assert_eq!(ActivatedSockets::from_environment(|_| None).unwrap().unclaimed().count(), 0);
+    }
+}
