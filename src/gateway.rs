@@ -211,26 +211,20 @@ impl Gateway {
         let manager = RolloutManager::open(handlers, loader, services).await?;
         tracing::info!(handlers = manager.names().len(), "handlers ready");
 
-        let broker = embedded::Broker::start(broker, auth.clone()).await?;
-        let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
-        let pubsub = PubSub::Embedded(broker.clone());
         let limit = connections_max.or_else(descriptors::connections_max);
         tracing::info!(connections_max = limit, "connection limit");
+        let limit = limit.map(ConnectionLimit::new);
+        let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
+        let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
+        let pubsub = PubSub::Embedded(broker.clone());
         let mut running = Listeners::new(Context {
-            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit: limit.map(ConnectionLimit::new) },
+            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
             manager: manager.clone(),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         });
-        let counters = broker.counters();
-        telemetry.broker(
-            &counters.client_dropped,
-            &counters.publishes_denied,
-            &counters.subscribes_denied,
-            &counters.retained_refused,
-        );
         let ports = async {
             let opened = running.open(&listeners)?;
             let adapter = match &adapter {

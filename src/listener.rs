@@ -12,6 +12,7 @@ use std::time::Instant;
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
+mod accept_limiter;
 pub mod access;
 mod bind;
 pub mod credentials;
@@ -31,6 +32,7 @@ mod tcp;
 pub mod tls;
 mod udp;
 
+pub use accept_limiter::AcceptLimiter;
 pub use bind::{Bind, MalformedBind};
 pub use establish::{Accepted, Admission, Pending, RejectReason};
 pub use flow_gate::{FlowGate, FlowStart, GateDecision};

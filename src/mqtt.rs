@@ -10,6 +10,7 @@
 //! - wildcards in a topic name or response topic, U+0000 in a string, packet identifier 0, a publisher's subscription
 //!   identifier, reserved flags, a will QoS of 3, No Local on a shared subscription: rejected after the crate's parser;
 //! - a password without a user name, which MQTT 5.0 section 3.1.2.9 allows and the crate refuses;
+//! - the crate refuses a SUBSCRIBE as a whole for the group name of one share;
 //! - the crate reserves the announced size of a packet when the first five bytes have come: [`decode::Decoder`] grows
 //!   with what has arrived;
 //! - PUBLISH is written by [`encode::publish`] into the caller's buffer, because a fan-out writes it once for each

@@ -13,9 +13,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+mod broker;
 mod log;
 mod log_limit;
 
+pub use broker::{BrokerMetrics, ByReason, DroppedMessages};
 pub use log::{LogError, LogFormat, start_log};
 pub use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
@@ -324,22 +326,8 @@ impl Telemetry {
     }
 
     /// Shows the counters that the embedded broker keeps.
-    pub fn broker(
-        &self,
-        client_dropped: &Counter,
-        publishes_denied: &Counter,
-        subscribes_denied: &Counter,
-        retained_refused: &Counter,
-    ) {
-        let mut registry = self.lock();
-        for (name, help, counter) in [
-            ("broker_client_dropped", "Messages shed at the full queue of an MQTT client", client_dropped),
-            ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
-            ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
-            ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
-        ] {
-            registry.register(name, help, counter.clone());
-        }
+    pub fn broker(&self, metrics: &BrokerMetrics) {
+        metrics.register(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {

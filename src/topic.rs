@@ -26,7 +26,7 @@ const SHARE: &str = "$share";
 
 /// A topic name or filter that is not well formed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {}: {fault}", Shown(text))]
+#[error("{what} {}: {fault}", Excerpt(text))]
 pub struct Malformed {
     /// What it was meant to be.
     pub what: What,
@@ -64,7 +64,7 @@ impl fmt::Display for What {
 impl Malformed {
     /// The error without what it was meant to be, for those who say that themselves.
     pub fn why(&self) -> String {
-        format!("{}: {}", Shown(&self.text), self.fault)
+        format!("{}: {}", Excerpt(&self.text), self.fault)
     }
 }
 
@@ -116,9 +116,9 @@ pub enum Fault {
 }
 
 /// A text as an error shows it: quoted, and short enough for a log line.
-struct Shown<'a>(&'a str);
+pub struct Excerpt<'a>(pub &'a str);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const CHARS_MAX: usize = 100;
         match self.0.char_indices().nth(CHARS_MAX) {

@@ -223,10 +223,9 @@ mod tests {
 
         dry_run.end();
         assert_eq!(dry_run.apply(publish("a/b")), Err(Refused::Gone));
-        assert_eq!(dry_run.apply(Command::RawPublish {
-                topic: "a".to_owned(),
-                qos: QoS::AtMostOnce,
-                payload: Bytes::new()
-            }), Ok(()));
+        assert_eq!(
+            dry_run.apply(Command::RawPublish { topic: "a".to_owned(), qos: QoS::AtMostOnce, payload: Bytes::new() }),
+            Ok(())
+        );
     }
 }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::Shared;
 use crate::error::report;
-use crate::handler::{grpc};
+use crate::handler::grpc;
 use crate::rollout::{Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap};
 
 /// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.

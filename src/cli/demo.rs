@@ -99,9 +99,13 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     let conversations = conversations()?;
     let expected = conversations.iter().map(positions_in).sum();
     let positions = positions::subscribe(broker, POSITIONS_WAITING_MAX, BROKER_TIMEOUT).await?;
-    let observer =
-        MqttObserver::connect(&broker_url(broker), "", Watch::Topics(mqtt_observer::topics(&conversations)), BROKER_TIMEOUT)
-            .await?;
+    let observer = MqttObserver::connect(
+        &broker_url(broker),
+        "",
+        Watch::Topics(mqtt_observer::topics(&conversations)),
+        BROKER_TIMEOUT,
+    )
+    .await?;
 
     println!(
         "{} recorded connections of trackers now come to {listener}; their positions, as an MQTT client gets them:\n",

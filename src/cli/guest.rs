@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::conversation::{FolderError, ReadError};
-use crate::handler::wasm::{LoadError, RuntimeError};
 use crate::error::report;
-use crate::handler::{CallError};
+use crate::handler::CallError;
+use crate::handler::wasm::{LoadError, RuntimeError};
 
 pub mod bench;
 pub mod check;

@@ -9,7 +9,7 @@ use super::fragmentation::Fragmentation;
 use super::{Cost, FailureKind};
 use crate::conn::{CloseReason, ConnId, Event, Message, Timer};
 use crate::conversation::bless::{Effect, Happened};
-use crate::conversation::run::{Next, Publishes, Replies, Run, LocatedStep};
+use crate::conversation::run::{LocatedStep, Next, Publishes, Replies, Run};
 use crate::conversation::{self, Action, ClosedBy, Conversation};
 use crate::handler::wasm::Handler;
 

@@ -78,7 +78,6 @@ impl SentAliases {
 
 /// Whether the peer has been sent an alias with its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum Known {
     Yes,
     No,

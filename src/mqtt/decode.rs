@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use mqtt_protocol_core::mqtt::packet::{MqttBinary, Properties, Property, Qos, SubOpts, v3_1_1, v5_0};
+use mqtt_protocol_core::mqtt::packet::{
+    MqttBinary, Properties, PropertiesParse, Property, Qos, SubEntry, SubOpts, v3_1_1, v5_0,
+};
 use mqtt_protocol_core::mqtt::result_code::MqttError;
 
 use super::packet::{
@@ -508,9 +510,26 @@ fn subscribe(version: Version, body: &[u8]) -> Result<Subscribe, DecodeError> {
             Ok(Subscribe { packet_id: packet_id(subscribe.packet_id())?, subscription_id: None, filters })
         }
         Version::V5 => {
-            let subscribe = whole(body, WHAT, v5_0::Subscribe::parse)?;
-            let mut filters = Vec::with_capacity(subscribe.entries().len());
-            for entry in subscribe.entries() {
+            // Not the crate's parser of the whole packet, which refuses all filters for the group of one share: each
+            // filter has its own reason code.
+            let malformed = |error| DecodeError::from_crate(error, WHAT);
+            let (&[high, low], rest) = body.split_first_chunk().ok_or(DecodeError::malformed(WHAT))?;
+            let (properties, consumed) = Properties::parse(rest).map_err(malformed)?;
+            let mut subscription_id = None;
+            for property in &properties {
+                match property {
+                    Property::SubscriptionIdentifier(id) if subscription_id.is_none() => {
+                        subscription_id = Some(id.val());
+                    }
+                    Property::UserProperty(_) => {}
+                    _ => return Err(DecodeError::protocol("a property that SUBSCRIBE does not have, or has once")),
+                }
+            }
+            let mut rest = &rest[consumed..];
+            let mut filters = Vec::new();
+            while !rest.is_empty() {
+                let (entry, consumed) = SubEntry::parse(rest).map_err(malformed)?;
+                rest = &rest[consumed..];
                 let filter =
                     SubscribeFilter { filter: text(entry.topic_filter())?, options: options(entry.sub_opts()) };
                 // MQTT 5.0 section 3.8.3.1.
@@ -519,11 +538,10 @@ fn subscribe(version: Version, body: &[u8]) -> Result<Subscribe, DecodeError> {
                 }
                 filters.push(filter);
             }
-            let subscription_id = subscribe.props().iter().find_map(|property| match property {
-                Property::SubscriptionIdentifier(id) => Some(id.val()),
-                _ => None,
-            });
-            Ok(Subscribe { packet_id: packet_id(subscribe.packet_id())?, subscription_id, filters })
+            if filters.is_empty() {
+                return Err(DecodeError::protocol("SUBSCRIBE without a filter"));
+            }
+            Ok(Subscribe { packet_id: packet_id(u16::from_be_bytes([high, low]))?, subscription_id, filters })
         }
     }
 }

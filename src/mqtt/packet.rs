@@ -9,7 +9,6 @@ use crate::conn::QoS;
 
 /// A packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 chapter 3")]
 pub enum Packet {
     Connect(Box<Connect>),
     ConnAck(Box<ConnAck>),
@@ -137,7 +136,6 @@ impl Connect {
 
 /// A will.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of a message")]
 pub struct Will {
     pub topic: Box<str>,
     pub payload: Bytes,
@@ -150,7 +148,6 @@ pub struct Will {
 
 /// CONNACK. The defaults are those of MQTT 5.0 for absent properties.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 3.2.2.3")]
 pub struct ConnAck {
     pub session_present: bool,
     pub reason: Reason,
@@ -220,7 +217,6 @@ pub struct Publish {
 
 /// PUBACK, PUBREC, PUBREL or PUBCOMP.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub struct Ack {
     pub packet_id: u16,
     pub reason: Reason,
@@ -236,7 +232,6 @@ impl Ack {
 
 /// SUBSCRIBE.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 3.8")]
 pub struct Subscribe {
     pub packet_id: u16,
     pub subscription_id: Option<u32>,
@@ -245,7 +240,6 @@ pub struct Subscribe {
 
 /// One filter of a SUBSCRIBE with its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 3.8.3.1")]
 pub struct SubscribeFilter {
     pub filter: Box<str>,
     pub options: SubscriptionOptions,
@@ -253,7 +247,6 @@ pub struct SubscribeFilter {
 
 /// The options of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 3.8.3.1")]
 pub struct SubscriptionOptions {
     pub qos: QoS,
     pub no_local: bool,
@@ -281,7 +274,6 @@ pub enum RetainHandling {
 
 /// SUBACK.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub struct SubAck {
     pub packet_id: u16,
     pub reasons: Vec<Reason>,
@@ -289,7 +281,6 @@ pub struct SubAck {
 
 /// UNSUBSCRIBE.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub struct Unsubscribe {
     pub packet_id: u16,
     pub filters: Vec<Box<str>>,
@@ -297,7 +288,6 @@ pub struct Unsubscribe {
 
 /// UNSUBACK; without reasons in MQTT 3.1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names say it")]
 pub struct UnsubAck {
     pub packet_id: u16,
     pub reasons: Vec<Reason>,
@@ -305,7 +295,6 @@ pub struct UnsubAck {
 
 /// DISCONNECT.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 3.14")]
 pub struct Disconnect {
     pub reason: Reason,
     pub session_expiry_s: Option<u32>,

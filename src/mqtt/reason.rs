@@ -8,7 +8,6 @@ pub struct Reason(pub u8);
 
 macro_rules! reasons {
     ($($constant:ident = $code:literal, $name:literal;)*) => {
-        #[allow(missing_docs, reason = "the names are those of MQTT 5.0 section 2.4")]
         impl Reason {
             $(pub const $constant: Self = Self($code);)*
         }

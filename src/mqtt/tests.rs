@@ -124,6 +124,19 @@ fn a_packet_above_the_limit_is_refused_before_it_has_arrived() {
     assert_eq!(decoder.next_packet(), Ok(None));
 }
 
+/// A share whose group is malformed is one filter among others, with a reason code of its own in SUBACK.
+#[test]
+fn one_malformed_share_does_not_spoil_a_subscribe() {
+    let body = b"\x00\x01\x00\x00\x0a$share/+/a\x00\x00\x01b\x01";
+    let bytes = [&[0x82, body.len() as u8][..], body].concat();
+    let Ok(Some(Packet::Subscribe(subscribe))) = decoded(Version::V5, &bytes) else { panic!("expected a SUBSCRIBE") };
+    assert_eq!(subscribe.filters.iter().map(|filter| &*filter.filter).collect::<Vec<_>>(), ["$share/+/a", "b"]);
+    assert!(
+        mqtt_protocol_core::mqtt::packet::v5_0::Subscribe::parse(body).is_err(),
+        "the crate takes it now: its parser can be used"
+    );
+}
+
 /// Aliases are set and looked up on one connection; what was not announced is refused.
 #[test]
 fn topic_aliases() {

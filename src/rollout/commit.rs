@@ -123,8 +123,13 @@ impl RolloutManager {
         });
         services.telemetry.activated(handler.name(), plan.active.number());
         handler.versions.follow(plan);
-        let settling =
-            migrate_and_watch(self.clone(), Arc::clone(handler), services.migrator.clone(), services.drain_timeout, watched);
+        let settling = migrate_and_watch(
+            self.clone(),
+            Arc::clone(handler),
+            services.migrator.clone(),
+            services.drain_timeout,
+            watched,
+        );
         let drain = services.drain.clone();
         let task = tokio::spawn(async move {
             tokio::select! {

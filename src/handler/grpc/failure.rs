@@ -3,7 +3,7 @@ use std::error::Error;
 use tonic::{Code, Status};
 
 use crate::error::report;
-use crate::handler::{CallError};
+use crate::handler::CallError;
 
 /// What a failed call means.
 ///

@@ -125,9 +125,7 @@ mod tests {
 
         let mut wasi = wasi();
         assert!(tcp_create_socket::Host::create_tcp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).is_err());
-        assert!(
-            udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err()
-        );
+        assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
     }
 
     /// A guest that makes ever more of the host's objects comes to an end of them.

@@ -46,7 +46,7 @@ async fn a_flooded_mqtt_client_dropped_and_counts() {
     for _ in 0..messages {
         publisher.session.publish("flood", QoS::AtLeastOnce, payload.clone()).await.unwrap();
     }
-    let shed = broker.broker.counters().client_dropped.get();
+    let shed = broker.broker.counters().dropped.queue_full.get();
     assert!(shed > messages - 5_000, "{shed} of {messages} shed");
 
     let mut client = Client::connect(Version::V3, broker.addr(), "c").await;
@@ -65,7 +65,7 @@ async fn a_message_larger_than_a_client_takes_is_left_out() {
     broker.publish_as_gateway("a", &"x".repeat(100)).await.unwrap();
     broker.publish_as_gateway("a", &"x".repeat(60)).await.unwrap();
     assert_eq!(client.payload().await.len(), 60);
-    assert_eq!(broker.broker.counters().client_oversize.get(), 1);
+    assert_eq!(broker.broker.counters().dropped.oversize.get(), 1);
 }
 
 /// A device has as many subscriptions as it may have, and a payload is as large as it may be.

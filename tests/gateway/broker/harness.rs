@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polygate::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
-use polygate::conn::registry::{MessageQuota, Mail, Mailbox, MailReceiver, MessageBounds};
+use polygate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
 use polygate::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
 use polygate::pubsub::embedded::{Broker, Options};
 use polygate::pubsub::{Error, PubSub, Session};
+use polygate::telemetry::Telemetry;
 use prometheus_client::metrics::counter::Counter;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ impl TestBroker {
         let mut options =
             Options { node: "gw-test".to_owned(), bind: Some("127.0.0.1:0".parse().unwrap()), ..Options::default() };
         adjust(&mut options);
-        let broker = Broker::start(options, auth.clone()).await.unwrap();
+        let broker = Broker::start(options, auth.clone(), &Telemetry::new(), None).await.unwrap();
         Self { pubsub: PubSub::Embedded(broker.clone()), broker, auth }
     }
 

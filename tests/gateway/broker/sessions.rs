@@ -175,10 +175,11 @@ async fn a_port_is_taken_and_given_back() {
     let _client = Client::connect(Version::V3, addr, "c").await;
     let options =
         || polygate::pubsub::embedded::Options { bind: Some(addr), ..polygate::pubsub::embedded::Options::default() };
-    let start = || polygate::pubsub::embedded::Broker::start(options(), first.auth.clone());
+    let telemetry = polygate::telemetry::Telemetry::new();
+    let start = || polygate::pubsub::embedded::Broker::start(options(), first.auth.clone(), &telemetry, None);
 
     let error = start().await.unwrap_err();
-    assert_eq!(error.to_string(), format!("cannot bind the broker's MQTT port on tcp {addr}"));
+    assert_eq!(error.to_string(), format!("cannot bind listener \"broker\" on tcp://{addr}"));
     let source = std::error::Error::source(&error).unwrap().downcast_ref::<std::io::Error>().unwrap();
     assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
 

@@ -153,9 +153,9 @@ mod tests {
 
     use super::*;
     use crate::adapter::Backend;
+    use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
     use crate::handler::wasm::limits::TICK;
     use crate::handler::wasm::{EventBudget, Guest, Handler, Isolation, Options};
-    use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
     use crate::handler::{CallError, wasm};
     use crate::telemetry::{InstanceMetrics, Telemetry};
 

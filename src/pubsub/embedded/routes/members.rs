@@ -50,10 +50,6 @@ impl<K: Eq + Hash + Clone, T> Members<K, T> {
         }
     }
 
-    pub(super) fn get(&self, key: &K) -> Option<&T> {
-        self.place(key).map(|place| &self.list[place].1)
-    }
-
     pub(super) fn insert(&mut self, key: K, target: T) -> Option<T> {
         if let Some(place) = self.place(&key) {
             return Some(std::mem::replace(&mut self.list[place].1, target));
