@@ -2,16 +2,16 @@
 //!
 //! `cargo run --example handler` serves a gateway on this machine; examples/handlers/README.md shows the protocol, the
 //! gateway's configuration, and the same handler in Python and JavaScript. In a project of your own, generate `proto`
-//! from proto/exproto.proto with `tonic_prost_build::compile_protos` in build.rs.
+//! from proto/exproto.proto with `tonic_prost_build::compile_protos` in build.rs, as here.
 
 use std::{error::Error, net::SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use dashmap::DashMap;
-use polygate::exproto::proto::connection_adapter_client::ConnectionAdapterClient;
-use polygate::exproto::proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
-use polygate::exproto::proto::{
+use proto::connection_adapter_client::ConnectionAdapterClient;
+use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
+use proto::{
     AuthenticateRequest, ClientInfo, CloseSocketRequest, CodeResponse, EmptySuccess, PublishRequest,
     ReceivedBytesRequest, ReceivedMessagesRequest, ResultCode, SendBytesRequest, SocketClosedRequest,
     SocketCreatedRequest, SubscribeRequest, TimerRequest, TimerTimeoutRequest, TimerType,
@@ -25,6 +25,11 @@ const LINE_MAX: usize = 1024;
 
 /// A keepalive in seconds; the gateway ends a device that is silent for 1.5 times as long.
 const KEEPALIVE_S: u32 = 60;
+
+/// The messages and services of proto/exproto.proto, as generated.
+mod proto {
+    tonic::include_proto!("emqx.exproto.v1");
+}
 
 type Answer = Result<Response<EmptySuccess>, Status>;
 

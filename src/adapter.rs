@@ -22,10 +22,10 @@ mod command_log;
 mod dry_run;
 mod outbound;
 
-pub use backend::{AdapterSlot, Backend};
-pub use command_log::{CommandLog, LoggedCommand};
-pub use dry_run::DryRunAdapter;
-pub use outbound::Outbound;
+pub(crate) use backend::{AdapterSlot, Backend};
+pub(crate) use command_log::{CommandLog, LoggedCommand};
+pub(crate) use dry_run::DryRunAdapter;
+pub(crate) use outbound::Outbound;
 
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -437,7 +437,7 @@ impl Adapter {
 /// # Errors
 ///
 /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
-pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+pub(crate) async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
     check_name(topic).map_err(malformed)?;
     pubsub.publish_as_gateway(topic, qos, payload).await.map_err(Refused::from)
 }

@@ -25,8 +25,6 @@ use crate::telemetry::Telemetry;
 mod api;
 mod tap;
 
-pub use api::COMPONENT_BYTES_MAX;
-
 /// The media type of the metrics page.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -61,7 +59,7 @@ struct Shared {
 
 /// The admin port as it is served.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     /// The bound address.
     pub bound: SocketAddr,
     /// Ends after the drain, when the answers under way have been given.
@@ -73,7 +71,7 @@ pub struct Served {
 /// # Errors
 ///
 /// [`BindError`], when the operating system refuses the address.
-pub async fn serve(
+pub(crate) async fn serve(
     options: Options,
     telemetry: Telemetry,
     manager: RolloutManager,

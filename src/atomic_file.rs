@@ -9,7 +9,7 @@ use std::path::Path;
 /// # Errors
 ///
 /// The operating system's; nothing is left then.
-pub fn write_atomic(file: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomic(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let suffix = getrandom::u64().map_err(io::Error::other)?;
     let beside = file.with_extension(format!("{suffix:016x}"));
     let written = File::create_new(&beside)

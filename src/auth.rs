@@ -17,9 +17,10 @@ mod hash;
 mod pattern;
 mod rule;
 
-pub use hash::HashFault;
+pub(crate) use hash::HashFault;
 use hash::PasswordHash;
-pub use rule::{Action, Effect, Rule, RuleFault};
+pub(crate) use rule::RuleFault;
+pub use rule::{Action, Effect, Rule};
 use rule::{CheckedRule, Client};
 
 /// Passwords verified at the same time.
@@ -28,7 +29,7 @@ use rule::{CheckedRule, Client};
 const VERIFICATIONS_MAX: usize = 4;
 
 /// The most memory that a password hash may ask for, in KiB.
-pub const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
+pub(crate) const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
 
 /// The policy as it is configured.
 #[derive(Clone, Debug, Default)]

@@ -10,15 +10,15 @@ use crate::listener::ActivatedSockets;
 use crate::telemetry::{LogFormat, start_log};
 
 mod admin_client;
-pub mod check;
-pub mod compile;
-pub mod completions;
-pub mod demo;
-pub mod guest;
-pub mod handler;
-pub mod replay;
-pub mod serve;
-pub mod tap;
+pub(crate) mod check;
+pub(crate) mod compile;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod guest;
+pub(crate) mod handler;
+pub(crate) mod replay;
+pub(crate) mod serve;
+pub(crate) mod tap;
 
 /// One gate for every device protocol, in any language.
 ///
@@ -30,7 +30,7 @@ pub mod tap;
     propagate_version = true,
     after_help = "Start with:\n  polygate demo\n\nExit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// How log lines on stderr are written
     #[arg(
         long,

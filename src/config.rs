@@ -19,14 +19,13 @@ mod fault;
 mod location;
 mod read;
 mod references;
-pub mod schema;
+pub(crate) mod schema;
 mod suggest;
 mod value;
 mod warning;
 
-pub use diff::ConfigDiff;
-pub use fault::{Fault, Faults, Unreadable};
-pub use location::{Location, Position};
+pub(crate) use diff::ConfigDiff;
+pub use fault::Faults;
 pub use warning::{Advice, Warning};
 
 pub use crate::rollout::{Options as Handler, Program};

@@ -14,12 +14,12 @@ use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretSlice};
 
 mod close_reason;
-pub mod limit;
+pub(crate) mod limit;
 mod refused;
-pub mod registry;
+pub(crate) mod registry;
 
 pub use close_reason::CloseReason;
-pub use refused::{Denied, Refused};
+pub(crate) use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///

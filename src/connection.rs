@@ -29,9 +29,9 @@ mod outbound;
 mod shadow;
 mod state;
 
-pub use event_queue::EventQueue;
 pub use ingress_limit::Rates;
-pub use state::{Idle, Phase, State, Timeouts};
+pub use state::Idle;
+pub(crate) use state::{Phase, State, Timeouts};
 
 use close::linger;
 use handler_slot::HandlerSlot;

@@ -35,28 +35,29 @@ use bytes::Bytes;
 
 use crate::conn::{QoS, SocketKind, Timer};
 
-pub mod bless;
+pub(crate) mod bless;
 mod cursor;
 mod fault;
 mod folder;
 mod parse;
 mod pattern;
-pub mod play;
+pub(crate) mod play;
 mod print;
-pub mod run;
+pub(crate) mod run;
 
-pub use fault::{Fault, Faults, Problem, ReadError};
-pub use folder::{FolderError, files, read_all};
-pub use pattern::{Difference, Pattern, Payload};
+pub(crate) use fault::{Faults, ReadError};
+pub(crate) use folder::{FolderError, files, read_all};
+pub use pattern::Payload;
+pub(crate) use pattern::{Difference, Pattern};
 
 /// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// The most lines of a file: some hundred bytes of memory each, also the empty ones.
-pub const LINES_MAX: usize = 250_000;
+pub(crate) const LINES_MAX: usize = 250_000;
 
 /// The latest time stamp: a year. Keeps arithmetic on instants far from overflow.
-pub const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(crate) const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// One recorded conversation: the life of one connection.
 ///

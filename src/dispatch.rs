@@ -16,10 +16,10 @@ mod health;
 mod recovery;
 mod versions;
 
-pub use breaker::{Breaker, Change, FAILURES_TO_OPEN};
 pub use connection_migrator::ConnectionMigrator;
-pub use recovery::{Next, OnFailure, Policy, Recovery};
-pub use versions::{Membership, OldConnections, Placement, Plan, Trial, TrialKind, Version, Versions};
+pub(crate) use recovery::{Next, OnFailure, Policy, Recovery};
+pub(crate) use versions::{Membership, Placement, Trial, TrialKind};
+pub use versions::{OldConnections, Plan, Version, Versions};
 
 /// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through,
 /// and of a hundred thousand it is enough to see ten a second. All are counted.

@@ -114,6 +114,6 @@ impl From<proto::TimerType> for Timer {
 }
 
 /// The text of `OnSocketClosed.reason`.
-pub fn close_reason(reason: &CloseReason, kind: SocketKind) -> String {
+pub(crate) fn close_reason(reason: &CloseReason, kind: SocketKind) -> String {
     reason.exproto(matches!(kind, SocketKind::Tls | SocketKind::Dtls)).into_owned()
 }

@@ -28,10 +28,10 @@ pub use length::{LengthPrefixed, Order, Width};
 pub use silence::Silence;
 
 /// The largest frame that a listener can be given, in bytes.
-pub const FRAME_BYTES_MAX: usize = 1 << 20;
+pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// The longest delimiter, in bytes.
-pub const DELIMITER_BYTES_MAX: usize = 16;
+pub(crate) const DELIMITER_BYTES_MAX: usize = 16;
 
 /// How the frames of a stream are told apart. Every bound is in bytes as they are on the wire, with all that belongs to
 /// the frame.

@@ -31,7 +31,7 @@ use crate::telemetry::Telemetry;
 mod descriptors;
 mod listeners;
 
-pub use listeners::ListenersChanged;
+pub(crate) use listeners::ListenersChanged;
 use listeners::{Context, Listeners};
 
 /// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.

@@ -5,12 +5,14 @@
 //! connection's [`Adapter`](crate::adapter::Adapter).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::conn::{ConnId, ConnInfo};
 
-pub mod grpc;
-pub mod wasm;
+mod error;
+pub(crate) mod grpc;
+pub(crate) mod wasm;
+
+pub(crate) use error::CallError;
 
 /// A handler of either kind; cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,33 +60,4 @@ pub enum Attachment {
     Grpc(grpc::GrpcClient),
     /// Calls go into an instance; adapter operations are made in the same task, during the call.
     Wasm(wasm::Guest),
-}
-
-/// Why an event was not handled. The kinds decide what happens next.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The handler could not be reached, or the call was cut off by its transport, or no instance could be made.
-    #[error("unavailable: {0}")]
-    Unavailable(String),
-    /// No answer within the handler's timeout.
-    #[error("no answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
-    /// The handler ran and failed.
-    #[error("{0}")]
-    Fault(String),
-    /// The handler does not speak this interface.
-    #[error("unfit: {0}")]
-    Unfit(String),
-}
-
-impl CallError {
-    /// The kind's name in metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Unavailable(_) => "unavailable",
-            Self::Timeout(_) => "timeout",
-            Self::Fault(_) => "fault",
-            Self::Unfit(_) => "unfit",
-        }
-    }
 }

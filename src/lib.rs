@@ -34,40 +34,45 @@
 //! | 0 | [`percent`], [`atomic_file`], [`error`] | percentages; atomic file replacement; error reports |
 #![warn(unreachable_pub)]
 
-pub mod cli;
+mod cli;
 
-pub mod gateway;
+mod gateway;
 
-pub mod admin;
-pub mod config;
+mod admin;
+mod config;
 
-pub mod rollout;
-pub mod serve;
+mod rollout;
+mod serve;
 
-pub mod connection;
-pub mod dispatch;
-pub mod local_replay;
+mod connection;
+mod dispatch;
+mod local_replay;
 
-pub mod handler;
-pub mod tap;
+mod handler;
+mod tap;
 
-pub mod adapter;
+mod adapter;
 
-pub mod auth;
-pub mod exproto;
-pub mod framing;
-pub mod listener;
-pub mod mqtt;
-pub mod pubsub;
-pub mod wit;
+mod auth;
+mod exproto;
+mod framing;
+mod listener;
+mod mqtt;
+mod pubsub;
+mod wit;
 
-pub mod conn;
-pub mod conversation;
-pub mod telemetry;
-pub mod topic;
+mod conn;
+mod conversation;
+mod telemetry;
+mod topic;
 
-pub mod atomic_file;
-pub mod drain;
-pub mod error;
-pub mod percent;
-pub mod rate;
+mod atomic_file;
+mod drain;
+mod error;
+mod percent;
+mod rate;
+
+#[doc(hidden)]
+pub mod testing;
+
+pub use cli::run;

@@ -13,34 +13,34 @@ use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
 mod accept_limiter;
-pub mod access;
+pub(crate) mod access;
 mod bind;
-pub mod credentials;
-pub mod dtls;
+pub(crate) mod credentials;
+pub(crate) mod dtls;
 mod establish;
-pub mod flow;
+pub(crate) mod flow;
 mod flow_gate;
 mod handshake;
 mod openssl;
-pub mod per_address;
-pub mod proxy;
-pub mod psk;
+pub(crate) mod per_address;
+pub(crate) mod proxy;
+pub(crate) mod psk;
 mod socket;
 mod socket_activation;
 mod socket_options;
 mod tcp;
-pub mod tls;
+pub(crate) mod tls;
 mod udp;
 
-pub use accept_limiter::AcceptLimiter;
-pub use bind::{Bind, MalformedBind};
-pub use establish::{Accepted, Admission, Pending, RejectReason};
-pub use flow_gate::{FlowGate, FlowStart, GateDecision};
-pub use handshake::HandshakeError;
-pub use socket::{Received, Socket};
-pub use socket_activation::ActivatedSockets;
-pub use socket_options::{Keepalive, SocketOptions};
-pub use udp::{Datagrams, Flow};
+pub(crate) use accept_limiter::AcceptLimiter;
+pub(crate) use bind::{Bind, MalformedBind};
+pub(crate) use establish::{Accepted, Admission, Pending};
+pub(crate) use flow_gate::FlowGate;
+pub(crate) use handshake::HandshakeError;
+pub(crate) use socket::{Received, Socket};
+pub(crate) use socket_activation::ActivatedSockets;
+pub(crate) use socket_options::{Keepalive, SocketOptions};
+pub(crate) use udp::{Datagrams, Flow};
 
 /// What a listener is to be.
 #[derive(Clone, Debug)]

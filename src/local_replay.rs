@@ -25,13 +25,13 @@ mod device;
 mod fragmentation;
 mod player;
 
-pub use fragmentation::Fragmentation;
+pub(crate) use fragmentation::Fragmentation;
 
 use player::Player;
 
 /// Places that each frame is cut at, and bytes after which the device vanishes, when nothing else is asked for: as many
 /// as nearly all frames have, and a second or so for a guest that takes 100 microseconds to start.
-pub const PLACES_MAX: usize = 4096;
+pub(crate) const PLACES_MAX: usize = 4096;
 
 /// Events of all plays of one conversation: what a guest handles in a minute or so. A conversation of very many events is
 /// played with fewer cuts.
@@ -42,7 +42,7 @@ const PLACES_MIN: usize = 16;
 
 /// How a conversation is rehearsed.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// At how many places each frame is cut, and after how many bytes the device vanishes; 0 plays it as recorded only.
     pub places_max: usize,
     /// After this no more plays are begun; those that are left out are counted. What was recorded is played in any case.
@@ -57,7 +57,7 @@ impl Default for Options {
 
 /// What came of one conversation.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// Why it failed: the first failure of each kind of cuts; empty when all went as it says.
     pub failures: Vec<Failure>,
     /// The cuts that it was played with, and how many plays that took.
@@ -68,14 +68,14 @@ pub struct Report {
 
 impl Report {
     /// Whether all went as the conversation says.
-    pub fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.failures.is_empty()
     }
 }
 
 /// How often a conversation was played.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlayCounts {
+pub(crate) struct PlayCounts {
     /// In all.
     pub played: usize,
     /// Of these with frames cut otherwise than recorded.
@@ -88,7 +88,7 @@ pub struct PlayCounts {
 
 /// What the guest took.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// How long each event took, the first with the making of the instance. Of one run on a machine that may have been
     /// busy: an indication.
     pub event_times: Vec<Duration>,
@@ -100,21 +100,21 @@ pub struct Cost {
 
 impl Cost {
     /// The median of the events' times.
-    pub fn median_time(&self) -> Duration {
+    pub(crate) fn median_time(&self) -> Duration {
         let mut times = self.event_times.clone();
         times.sort_unstable();
         times.get(times.len() / 2).copied().unwrap_or_default()
     }
 
     /// The longest of the events' times, without the making of the instance.
-    pub fn longest_time(&self) -> Duration {
+    pub(crate) fn longest_time(&self) -> Duration {
         self.event_times.iter().skip(1).max().copied().unwrap_or_default()
     }
 }
 
 /// A play did not go as the conversation says.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// How the device's bytes came.
     pub fragmentation: Fragmentation,
     /// What happened.
@@ -134,7 +134,7 @@ impl std::error::Error for Failure {}
 
 /// What happened instead.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum FailureKind {
+pub(crate) enum FailureKind {
     /// Something else came.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
@@ -203,7 +203,7 @@ fn listed(filters: &[String]) -> String {
 ///
 /// A datagram is not cut, since it comes whole or not at all. When the conversation does not even go as recorded, other
 /// cuts are not tried. `metered` is the same guest on a host that meters.
-pub async fn replay(
+pub(crate) async fn replay(
     guest: &Handler,
     metered: Option<&Handler>,
     conversation: &Conversation,
@@ -258,7 +258,7 @@ pub async fn replay(
 /// # Errors
 ///
 /// The guest failed, or could not be told what the conversation says.
-pub async fn record(guest: &Handler, conversation: &Conversation) -> Result<Happened, FailureKind> {
+pub(crate) async fn record(guest: &Handler, conversation: &Conversation) -> Result<Happened, FailureKind> {
     Player::new(guest, conversation, Ids::default().next()).record().await
 }
 

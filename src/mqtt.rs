@@ -21,13 +21,13 @@
 //! after PUBREL. [`outbound`] and [`inbound`] are this state, for both roles: each side sends messages and receives
 //! them by the same rules (MQTT 5.0 section 4.3).
 
-pub mod alias;
-pub mod decode;
-pub mod encode;
-pub mod inbound;
-pub mod outbound;
-pub mod packet;
-pub mod reason;
+pub(crate) mod alias;
+pub(crate) mod decode;
+pub(crate) mod encode;
+pub(crate) mod inbound;
+pub(crate) mod outbound;
+pub(crate) mod packet;
+pub(crate) mod reason;
 
 pub use packet::Packet;
 pub use reason::Reason;
@@ -42,7 +42,7 @@ pub enum Version {
 }
 
 /// The largest packet that MQTT can express, in bytes: fixed header of 5 and 268,435,455 behind it.
-pub const PACKET_BYTES_MAX: u32 = 268_435_460;
+pub(crate) const PACKET_BYTES_MAX: u32 = 268_435_460;
 
 #[cfg(test)]
 mod tests;

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, PeerAddr, QoS, Refused};
 
-pub mod embedded;
+pub(crate) mod embedded;
 
 /// `Message.from` of what the gateway itself publishes (`RawPublish`).
-pub const GATEWAY: &str = "exproto";
+pub(crate) const GATEWAY: &str = "exproto";
 
 /// The broker behind the devices. Clones share it.
 #[derive(Clone, Debug)]

@@ -78,18 +78,18 @@ impl fmt::Display for Rate {
 
 /// What one user has left of a [`Rate`], which is an argument of each call: it is the same for all of a listener's users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenBucket {
+pub(crate) struct TokenBucket {
     full_at: Instant,
 }
 
 impl TokenBucket {
     /// A full bucket.
-    pub fn full(now: Instant) -> Self {
+    pub(crate) fn full(now: Instant) -> Self {
         Self { full_at: now }
     }
 
     /// When at least 1 may pass; not after `now` when it may at once.
-    pub fn ready_at(&self, rate: &Rate) -> Instant {
+    pub(crate) fn ready_at(&self, rate: &Rate) -> Instant {
         // The time in which the rest of the burst fills is not waited for.
         let spare = rate.span_of(rate.burst).saturating_sub(rate.span_of(1));
         self.full_at.checked_sub(spare).unwrap_or(self.full_at)
@@ -101,7 +101,7 @@ impl TokenBucket {
     /// # Errors
     ///
     /// The instant at which 1 may pass; nothing was taken.
-    pub fn take(&mut self, rate: &Rate, now: Instant, amount: u64) -> Result<(), Instant> {
+    pub(crate) fn take(&mut self, rate: &Rate, now: Instant, amount: u64) -> Result<(), Instant> {
         match self.ready_at(rate) {
             ready if ready > now => Err(ready),
             _ => {
@@ -112,19 +112,19 @@ impl TokenBucket {
     }
 
     /// Takes `amount`, whatever there is: for what was not known before it had passed.
-    pub fn charge(&mut self, rate: &Rate, now: Instant, amount: u64) {
+    pub(crate) fn charge(&mut self, rate: &Rate, now: Instant, amount: u64) {
         let full_at = self.full_at.max(now);
         self.full_at = full_at.checked_add(rate.span_of(amount)).unwrap_or(full_at);
     }
 
     /// Gives back `amount` that was taken or charged before; it is never more than full.
-    pub fn give_back(&mut self, rate: &Rate, amount: u64) {
+    pub(crate) fn give_back(&mut self, rate: &Rate, amount: u64) {
         self.full_at = self.full_at.checked_sub(rate.span_of(amount)).unwrap_or(self.full_at);
     }
 
     /// Caps the debt at `debt_max` below empty. Needed where the rate has changed (with `debt_max` 0: a debt made under another
     /// rate would be paid back in that rate's spans, which may be much longer), and where a debt must end in a bounded time.
-    pub fn cap_debt(&mut self, rate: &Rate, now: Instant, debt_max: u64) {
+    pub(crate) fn cap_debt(&mut self, rate: &Rate, now: Instant, debt_max: u64) {
         let lowest = rate.span_of(rate.burst).saturating_add(rate.span_of(debt_max));
         if let Some(lowest) = now.checked_add(lowest) {
             self.full_at = self.full_at.min(lowest);
@@ -132,18 +132,13 @@ impl TokenBucket {
     }
 
     /// Whether more was charged than the burst holds.
-    pub fn is_in_debt(&self, rate: &Rate, now: Instant) -> bool {
+    pub(crate) fn is_in_debt(&self, rate: &Rate, now: Instant) -> bool {
         now.checked_add(rate.span_of(rate.burst)).is_some_and(|empty| self.full_at > empty)
     }
 
     /// Whether it is as good as a new one.
-    pub fn is_full(&self, now: Instant) -> bool {
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
-    }
-
-    /// When it is as good as a new one.
-    pub fn full_at(&self) -> Instant {
-        self.full_at
     }
 }
 

@@ -32,13 +32,15 @@ mod status;
 mod store;
 mod watch_change;
 
-pub use conversations::{ConversationsError, Deviations};
-pub use error::{Error, LoadError};
+pub(crate) use conversations::ConversationsError;
+pub use error::Error;
+pub(crate) use error::LoadError;
 pub use health_window::FAILURES_MIN;
-pub use index::{Artifact, Origin, Record};
-pub use loader::Loader;
-pub use manager::{Candidate, ChangeResult, RolloutManager, Services};
-pub use status::{HandlerStatus, TrialStatus, VersionState, VersionStatus};
+pub(crate) use loader::Loader;
+pub(crate) use manager::Services;
+pub use manager::{Candidate, ChangeResult, RolloutManager};
+pub use status::VersionState;
+pub(crate) use status::{HandlerStatus, VersionStatus};
 
 /// What the configuration says of one handler.
 #[derive(Clone, Debug)]

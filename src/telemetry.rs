@@ -17,13 +17,13 @@ mod broker;
 mod log;
 mod log_limit;
 
-pub use broker::{BrokerMetrics, ByReason, DroppedMessages};
-pub use log::{LogError, LogFormat, start_log};
-pub use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
+pub(crate) use broker::BrokerMetrics;
+pub use log::{LogFormat, start_log};
+pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
 /// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has
 /// whatever the devices send, their passwords among it.
-pub const PAYLOAD_LOG: &str = "polygate::payload";
+pub(crate) const PAYLOAD_LOG: &str = "polygate::payload";
 
 /// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
 const EVENT_SECONDS: [f64; 12] = [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
@@ -433,9 +433,9 @@ impl Telemetry {
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            apart_by_time: apart("time"),
-            apart_by_memory: apart("memory"),
-            apart_by_suspicion: apart("suspicion"),
+            deprioritized_by_time: apart("time"),
+            deprioritized_by_memory: apart("memory"),
+            deprioritized_by_failures: apart("suspicion"),
         }
     }
 
@@ -598,11 +598,11 @@ pub struct InstanceMetrics {
     /// Lines that the log left out, because an instance said too many.
     pub suppressed_log_lines: Counter,
     /// Events that went on in threads of low priority because they took long.
-    pub apart_by_time: Counter,
+    pub deprioritized_by_time: Counter,
     /// The same because they took much memory.
-    pub apart_by_memory: Counter,
+    pub deprioritized_by_memory: Counter,
     /// Events that ran there from their beginning, since the handler keeps failing.
-    pub apart_by_suspicion: Counter,
+    pub deprioritized_by_failures: Counter,
     /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
     pub memory_waits: Counter,
 }
@@ -615,8 +615,7 @@ mod tests {
     #[test]
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
-        let counter = Counter::default();
-        telemetry.broker(&counter, &counter, &counter, &counter);
+        telemetry.broker(&BrokerMetrics::default());
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

@@ -9,17 +9,17 @@ use std::fmt;
 mod mountpoint;
 mod template;
 
-pub use mountpoint::{Mount, Mountpoint, MountpointError};
-pub use template::{Identity, Placeholder, Template, TemplateError, Unfit};
+pub(crate) use mountpoint::{Mount, Mountpoint, MountpointError};
+pub(crate) use template::{Identity, Placeholder, Template, TemplateError};
 
 /// The longest topic name or filter, in bytes: its length is a 16-bit number on the MQTT wire.
-pub const TOPIC_BYTES_MAX: usize = 65_535;
+pub(crate) const TOPIC_BYTES_MAX: usize = 65_535;
 
 /// The deepest topic name or filter, in levels.
 ///
 /// MQTT knows no such limit. Without one a single topic of slashes would make 65,536 levels, and both
 /// the broker's index and every look-up in it would pay for them.
-pub const TOPIC_LEVELS_MAX: usize = 128;
+pub(crate) const TOPIC_LEVELS_MAX: usize = 128;
 
 /// The first level of a shared subscription's filter.
 const SHARE: &str = "$share";
@@ -116,7 +116,7 @@ pub enum Fault {
 }
 
 /// A text as an error shows it: quoted, and short enough for a log line.
-pub struct Excerpt<'a>(pub &'a str);
+pub(crate) struct Excerpt<'a>(pub &'a str);
 
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,7 +130,7 @@ impl fmt::Display for Excerpt<'_> {
 
 /// A subscription's filter, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filter<'a> {
+pub(crate) struct Filter<'a> {
     /// The group, when it is a shared subscription (`$share/group/filter`).
     pub group: Option<&'a str>,
     /// The filter that topic names are matched with; never begins with `$share/`.
@@ -142,7 +142,7 @@ pub struct Filter<'a> {
 /// # Errors
 ///
 /// Empty, longer than [`TOPIC_BYTES_MAX`], deeper than [`TOPIC_LEVELS_MAX`], with U+0000 or a wildcard.
-pub fn check_name(text: &str) -> Result<(), Malformed> {
+pub(crate) fn check_name(text: &str) -> Result<(), Malformed> {
     let fault = size_fault(text).or_else(|| {
         text.chars().find_map(|char| match char {
             '\0' => Some(Fault::Nul),
@@ -162,7 +162,7 @@ pub fn check_name(text: &str) -> Result<(), Malformed> {
 ///
 /// Those of [`check_name`], except that wildcards are allowed where MQTT allows them, and what is wrong
 /// with a `$share`.
-pub fn parse_filter(text: &str) -> Result<Filter<'_>, Malformed> {
+pub(crate) fn parse_filter(text: &str) -> Result<Filter<'_>, Malformed> {
     let malformed = |fault| Malformed { what: What::Filter, text: text.to_owned(), fault };
     if let Some(fault) = size_fault(text) {
         return Err(malformed(fault));
@@ -224,7 +224,7 @@ fn wildcard_fault(text: &str) -> Option<Fault> {
 /// Whether a subscription to `filter` gets what is published to `name`.
 ///
 /// A wildcard in the first level does not stand for a level that begins with `$` (MQTT 5.0 §4.7.2).
-pub fn matches(filter: &str, name: &str) -> bool {
+pub(crate) fn matches(filter: &str, name: &str) -> bool {
     if name.starts_with('$') && starts_with_wildcard(filter) {
         return false;
     }
@@ -246,7 +246,7 @@ pub fn matches(filter: &str, name: &str) -> bool {
 ///
 /// Here and in [`overlaps`] the empty text counts as a name, although nobody can publish to it: so "/#" and
 /// "+" overlap.
-pub fn covers(general: &str, specific: &str) -> bool {
+pub(crate) fn covers(general: &str, specific: &str) -> bool {
     if specific.starts_with('$') && starts_with_wildcard(general) {
         return false;
     }
@@ -267,7 +267,7 @@ pub fn covers(general: &str, specific: &str) -> bool {
 }
 
 /// Whether there is a topic name that both filters match.
-pub fn overlaps(one: &str, other: &str) -> bool {
+pub(crate) fn overlaps(one: &str, other: &str) -> bool {
     if (one.starts_with('$') && starts_with_wildcard(other)) || (other.starts_with('$') && starts_with_wildcard(one)) {
         return false;
     }

@@ -33,7 +33,7 @@ pub mod migration {
     });
 }
 
-pub use bindings::polygate::handler::types;
+pub(crate) use bindings::polygate::handler::types;
 
 impl From<&Refused> for types::ErrorCode {
     fn from(refused: &Refused) -> Self {

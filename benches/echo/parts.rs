@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use polygate::adapter::Services;
-use polygate::auth::Auth;
-use polygate::config::{self, Config, Program};
-use polygate::conn::ConnIds;
-use polygate::conn::registry::Registry;
-use polygate::connection::{Common, Connections};
-use polygate::dispatch::{Chain, Version, Versions};
-use polygate::exproto::service;
-use polygate::handler::{Handler, grpc, wasm};
-use polygate::pubsub::PubSub;
-use polygate::pubsub::embedded::Broker;
-use polygate::tap::Taps;
-use polygate::telemetry::Telemetry;
+use polygate::testing::adapter::Services;
+use polygate::testing::auth::Auth;
+use polygate::testing::config::{self, Config, Program};
+use polygate::testing::conn::ConnIds;
+use polygate::testing::conn::registry::Registry;
+use polygate::testing::connection::{Common, Connections};
+use polygate::testing::dispatch::{Chain, Version, Versions};
+use polygate::testing::exproto::service;
+use polygate::testing::handler::{Handler, grpc, wasm};
+use polygate::testing::pubsub::PubSub;
+use polygate::testing::pubsub::embedded::Broker;
+use polygate::testing::tap::Taps;
+use polygate::testing::telemetry::Telemetry;
 use tokio::sync::watch;
 
 /// What the connections of all listeners share.
@@ -66,7 +66,7 @@ impl Parts {
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
         let common =
-            Common { ids: Arc::clone(&self.ids), table: self.table.clone(), taps: self.taps.clone(), room: None };
+            Common { ids: Arc::clone(&self.ids), registry: self.table.clone(), taps: self.taps.clone(), limit: None };
         let connections = Connections::new(listener.connection.clone(), common, services, chain, metrics);
         watch::channel(connections).1
     }

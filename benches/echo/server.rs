@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use polygate::config::{Config, Program};
-use polygate::exproto::proto;
-use polygate::gateway::Gateway;
+use polygate::testing::config::{Config, Program};
+use polygate::testing::exproto::proto;
+use polygate::testing::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -117,7 +117,7 @@ const GUEST: &str = concat!(
 fn start() -> tempfile::TempDir {
     // A row that breaks says why.
     let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
-    polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
+    polygate::testing::telemetry::start_log(polygate::testing::telemetry::LogFormat::Text, &filter).expect("no log");
     tempfile::tempdir().expect("no temporary directory")
 }
 

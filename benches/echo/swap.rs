@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use polygate::config;
-use polygate::dispatch::{ConnectionMigrator, Others, Plan};
-use polygate::drain::Drain;
-use polygate::exproto::service::Adapter;
-use polygate::listener::Listener;
-use polygate::serve::{Retirement, serve as accept};
+use polygate::testing::config;
+use polygate::testing::dispatch::{ConnectionMigrator, OldConnections, Plan};
+use polygate::testing::drain::Drain;
+use polygate::testing::exproto::service::Adapter;
+use polygate::testing::listener::Listener;
+use polygate::testing::serve::{ListenerShutdown, serve as accept};
 use tokio_util::sync::CancellationToken;
 
 use crate::devices::{self, lines};
@@ -115,7 +115,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let metrics = parts.telemetry.listener(&options.socket.name);
         let socket = Listener::bind(&options.socket, None, metrics).expect("cannot bind");
         print!("{} ", socket.local_addr());
-        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), Retirement::default()));
+        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), ListenerShutdown::default()));
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 
@@ -127,8 +127,8 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let active = parts.version(number, handler(&line)).await;
         let (moved, pinned) = (health.moved.get(), health.pinned.get());
         let started = Instant::now();
-        parts.versions.follow(Plan { active, others: Others::Move, trial: None });
-        mover.review(&parts.versions).await;
+        parts.versions.follow(Plan { active, others: OldConnections::Move, trial: None });
+        mover.reconcile(&parts.versions).await;
         let reviewed = started.elapsed();
         while parts.versions_loaded() > 1 && started.elapsed() < GONE_MAX {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -8,9 +8,9 @@ use std::io;
 use std::sync::mpsc;
 use std::thread;
 
-use polygate::drain::Drain;
-use polygate::listener::Listener;
-use polygate::serve::{Retirement, serve};
+use polygate::testing::drain::Drain;
+use polygate::testing::listener::Listener;
+use polygate::testing::serve::{ListenerShutdown, serve};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::devices::lines;
@@ -30,7 +30,7 @@ pub async fn run(parts: Parts) {
             runtime.block_on(async {
                 let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
                 bound_tx.send(socket.local_addr()).expect("nobody waits");
-                serve(socket, connections, Drain::new(), Retirement::default()).await
+                serve(socket, connections, Drain::new(), ListenerShutdown::default()).await
             })
         });
         print!("{} ", bound.recv().expect("a thread has ended"));

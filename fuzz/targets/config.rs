@@ -5,11 +5,11 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use polygate::config::{Config, Faults, Outside};
+use polygate::testing::config::{Config, Faults, ExternalFiles};
 
 fuzz_target!(|text: &str| {
     // Files that are named are looked for where there are none.
-    let outside = Outside { base_dir: Path::new("/nonexistent"), env: &|_| Some("s3cr3t-of-the-environment".into()) };
+    let outside = ExternalFiles { base_dir: Path::new("/nonexistent"), env: &|_| Some("s3cr3t-of-the-environment".into()) };
     match Config::parse_with(text, "fuzz.toml", outside) {
         Ok((_, warnings)) => warnings.iter().for_each(|warning| assert!(!warning.to_string().is_empty())),
         Err(faults) => {

@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use polygate::conversation::Conversation;
+use polygate::testing::conversation::Conversation;
 
 fuzz_target!(|text: &str| {
     match Conversation::parse("fuzz", text) {

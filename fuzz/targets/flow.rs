@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
-use polygate::listener::flow::{Bounds, FlowId, Full, Key, Queue, QueueFull, Table, split};
+use polygate::testing::listener::flow::{Bounds, FlowId, Full, Key, Queue, QueueFull, Table, split};
 
 /// What a flow should hold, its number, and its id.
 struct Expected {

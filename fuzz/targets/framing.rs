@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use polygate::framing::{
+use polygate::testing::framing::{
     Broken, Delimited, Deliver, Escapes, Fixed, Flagged, Framer, Framing, LengthPrefixed, Lines, Order, Silence, Width,
 };
 

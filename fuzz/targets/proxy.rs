@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use polygate::listener::proxy::{BYTES_MAX, Scan, scan};
+use polygate::testing::listener::proxy::{BYTES_MAX, Scan, scan};
 
 /// How headers begin. Nothing leads there byte by byte, so most inputs have it.
 const BEGINNINGS: [&[u8]; 4] = [b"", b"PROXY ", b"PROXY TCP6 ", b"\r\n\r\n\0\r\nQUIT\n"];

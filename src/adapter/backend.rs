@@ -86,22 +86,22 @@ impl Backend {
 /// moves its adapter into the call and takes it back with the answer. The connection does nothing else in between:
 /// reaching for the adapter during a call is a bug of this program, and panics.
 #[derive(Debug)]
-pub struct AdapterSlot(Option<Box<Adapter>>);
+pub(crate) struct AdapterSlot(Option<Box<Adapter>>);
 
 const IN_A_CALL: &str = "the adapter is in a call, and its connection waits for the answer";
 
 impl AdapterSlot {
-    pub fn new(adapter: Adapter) -> Self {
+    pub(crate) fn new(adapter: Adapter) -> Self {
         Self(Some(Box::new(adapter)))
     }
 
     /// Moves the adapter out, until [`AdapterSlot::restore`].
-    pub fn take(&mut self) -> Backend {
+    pub(crate) fn take(&mut self) -> Backend {
         Backend::Live(self.0.take().expect(IN_A_CALL))
     }
 
     /// Moves the adapter of a finished call back.
-    pub fn restore(&mut self, backend: Backend) {
+    pub(crate) fn restore(&mut self, backend: Backend) {
         match backend {
             Backend::Live(adapter) => self.0 = Some(adapter),
             Backend::DryRun(_) => {}

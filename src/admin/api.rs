@@ -19,7 +19,7 @@ use crate::handler::grpc;
 use crate::rollout::{Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap};
 
 /// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
-pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
+pub(crate) const COMPONENT_BYTES_MAX: usize = 64 << 20;
 
 /// Uploads at a time. Each holds its component in memory.
 pub(super) const UPLOADS_MAX: usize = 2;

@@ -60,7 +60,7 @@ impl FromStr for AdminUrl {
 
 /// Why there is no answer, or a refusal.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// Nobody is there.
     #[error("cannot reach the admin port at {at}")]
     Connect {

@@ -14,7 +14,7 @@ use crate::config::{Config, Warning};
 /// would run, and warns of what works and is probably not meant. Exits with 0 when the file is valid, with 1 when it is not.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate check -c polygate.toml")]
-pub struct Args {
+pub(crate) struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
@@ -25,7 +25,7 @@ pub struct Args {
 /// # Errors
 ///
 /// When nobody takes the output.
-pub fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io::Result<ExitCode> {
+pub(crate) fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io::Result<ExitCode> {
     match Config::load(&args.config) {
         Ok((config, warnings)) => {
             write!(stdout, "{}", summary(&args.config.display().to_string(), &config, &warnings))?;

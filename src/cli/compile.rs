@@ -18,7 +18,7 @@ use crate::telemetry::Telemetry;
     hide = true,
     after_help = "Example:\n  polygate compile --handler=h --component=h.wasm --known-as=h.wasm --cache=data/components \\\n      --instance-memory=16777216 --memory=4294967296 --seconds=300"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The handler's name, for errors
     #[arg(long, value_name = "NAME")]
     handler: Arc<str>,
@@ -46,7 +46,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> ExitCode {
+pub(crate) fn run(args: Args) -> ExitCode {
     if let Err(error) = bound_this_process(args.memory, args.seconds) {
         eprintln!("handler {:?}: cannot bound the compiler: {error}", args.handler);
         return ExitCode::FAILURE;

@@ -11,7 +11,7 @@ use crate::error::report;
 /// Prints the completions of a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate completions bash > /usr/share/bash-completion/completions/polygate")]
-pub struct Args {
+pub(crate) struct Args {
     /// The shell
     shell: Shell,
 }
@@ -19,21 +19,21 @@ pub struct Args {
 /// Prints the man page
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate man > /usr/share/man/man1/polygate.1\n  polygate man serve | man -l -")]
-pub struct ManArgs {
+pub(crate) struct ManArgs {
     /// A subcommand, and one of its own, whose page is printed instead
     #[arg(value_name = "COMMAND")]
     commands: Vec<String>,
 }
 
 /// Writes the completions to stdout.
-pub fn run(args: &Args) -> ExitCode {
+pub(crate) fn run(args: &Args) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut definition(), "polygate", &mut script);
     print("completions", &script)
 }
 
 /// Writes the man page to stdout; exit code 2 when it is to be that of a subcommand that does not exist.
-pub fn run_man(args: &ManArgs) -> ExitCode {
+pub(crate) fn run_man(args: &ManArgs) -> ExitCode {
     let mut command = definition();
     // Gives every subcommand its full name and the options that all have in common.
     command.build();

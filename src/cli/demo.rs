@@ -50,7 +50,7 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// says how to connect a device and an MQTT client.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate demo")]
-pub struct Args {
+pub(crate) struct Args {
     /// End after the replay instead of going on serving
     #[arg(long)]
     once: bool,
@@ -78,7 +78,7 @@ enum Error {
 }
 
 /// Exit code 0 when every recorded terminal was served and every position arrived, else 1.
-pub async fn run(args: Args) -> ExitCode {
+pub(crate) async fn run(args: Args) -> ExitCode {
     match tour(args).await {
         Ok(code) => code,
         Err(error) => {

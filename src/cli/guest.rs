@@ -10,11 +10,11 @@ use crate::error::report;
 use crate::handler::CallError;
 use crate::handler::wasm::{LoadError, RuntimeError};
 
-pub mod bench;
-pub mod check;
-pub mod loading;
-pub mod new;
-pub mod test;
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod loading;
+pub(crate) mod new;
+pub(crate) mod test;
 
 use loading::SettingsError;
 
@@ -26,7 +26,7 @@ use loading::SettingsError;
 #[command(
     after_help = "Examples:\n  polygate guest new meter --lang rust\n  polygate guest check meter/handler.wasm\n  polygate guest test meter/handler.wasm meter/conversations"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -41,7 +41,7 @@ enum Command {
 
 /// A command for guests could not do what was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The new project.
     #[error(transparent)]
     New(#[from] new::NewError),
@@ -94,7 +94,7 @@ pub enum Error {
 /// # Errors
 ///
 /// See [`Error`].
-pub async fn run(args: Args) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     let mut out = io::stdout();
     let code = match args.command {
         Command::New(args) => new::run(&args, &mut out)?,

@@ -22,7 +22,7 @@ use super::admin_client::{self, Client, ClientError};
 #[command(
     after_help = "Examples:\n  polygate handler list\n  polygate handler swap jt808 jt808-new.wasm --swap canary:5%\n  polygate handler promote jt808\n  polygate handler rollback jt808"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     gateway: admin_client::Args,
     /// Print the answer as JSON
@@ -90,7 +90,7 @@ enum Operation {
 
 /// Why the command did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
-pub enum HandlerError {
+pub(crate) enum HandlerError {
     /// A file could not be read.
     #[error("cannot read {path:?}")]
     Read {
@@ -121,7 +121,7 @@ struct OfHandler {
 }
 
 /// Exit code 0 when it is done, 1 when it is refused.
-pub async fn run(args: Args) -> ExitCode {
+pub(crate) async fn run(args: Args) -> ExitCode {
     match answer(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -28,7 +28,7 @@ use crate::error::report;
 mod record;
 mod report;
 
-pub use record::RecordError;
+pub(crate) use record::RecordError;
 pub(super) use record::replace;
 use report::Report;
 
@@ -166,7 +166,7 @@ impl Error {
 /// # Errors
 ///
 /// It could not begin (see [`Error`]). Conversations that fail are a result: they are printed, and the code is 1.
-pub async fn run(args: Args) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     run_to(args, &mut std::io::stdout()).await
 }
 

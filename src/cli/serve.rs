@@ -31,7 +31,7 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 /// changes nothing. Sockets that systemd has bound (LISTEN_FDS) are taken over.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate serve -c /etc/polygate/polygate.toml")]
-pub struct Args {
+pub(crate) struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 /// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
-pub async fn run(args: Args, log_format: LogFormat, activated: ActivatedSockets) -> ExitCode {
+pub(crate) async fn run(args: Args, log_format: LogFormat, activated: ActivatedSockets) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
         Err(faults) => {

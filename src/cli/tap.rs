@@ -22,7 +22,7 @@ use crate::error::report;
     after_help = "Examples:\n  polygate tap --client tracker-17\n  polygate tap --next --listener trackers --record night.conversation"
 )]
 #[group(id = "whom", required = true, multiple = false, args = ["client", "conn", "next"])]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     gateway: admin_client::Args,
     /// The device that is, or will be, authenticated as this client
@@ -47,7 +47,7 @@ pub struct Args {
 
 /// Why there is nothing more to see.
 #[derive(Debug, thiserror::Error)]
-pub enum TapError {
+pub(crate) enum TapError {
     /// The file for the recording.
     #[error("cannot make the recording {path:?}")]
     Record {
@@ -62,7 +62,7 @@ pub enum TapError {
 }
 
 /// Exit code 0 at the end of the connection or at Ctrl-C, 1 when there is nothing to see.
-pub async fn run(args: Args) -> ExitCode {
+pub(crate) async fn run(args: Args) -> ExitCode {
     let watching = tokio::select! {
         watched = watch(args) => watched,
         _ = tokio::signal::ctrl_c() => Ok(()),

@@ -26,7 +26,7 @@ enum Queued {
 
 /// The events that wait, oldest first.
 #[derive(Debug)]
-pub struct EventQueue {
+pub(crate) struct EventQueue {
     bytes_max: usize,
     /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
     first: Option<Queued>,
@@ -39,37 +39,37 @@ pub struct EventQueue {
 impl EventQueue {
     /// Nothing waits. At `bytes_max` bytes of the stream the socket is not to be read; the read that reaches
     /// the bound may go over it.
-    pub fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, first: None, queue: VecDeque::new(), bytes: 0, datagrams: 0, messages: 0 }
     }
 
     /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
     /// Bytes of the stream that wait.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Messages that wait.
-    pub fn messages(&self) -> usize {
+    pub(crate) fn messages(&self) -> usize {
         self.messages
     }
 
     /// Whether the socket may be read.
-    pub fn has_room_for_bytes(&self) -> bool {
+    pub(crate) fn has_room_for_bytes(&self) -> bool {
         self.has_room_beside(0)
     }
 
     /// The same, when so many bytes are held elsewhere.
-    pub fn has_room_beside(&self, held: usize) -> bool {
+    pub(crate) fn has_room_beside(&self, held: usize) -> bool {
         self.bytes.saturating_add(held) < self.bytes_max && self.datagrams < DATAGRAMS_MAX
     }
 
     /// The next bytes of the stream. The caller asked [`EventQueue::has_room_for_bytes`] before it read them.
-    pub fn push_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();
         match self.last() {
             Some(Queued::Reads(last)) => last.extend_from_slice(bytes),
@@ -86,14 +86,14 @@ impl EventQueue {
     }
 
     /// The next datagram or frame: an event of its own. The caller asked [`EventQueue::has_room_for_bytes`] before.
-    pub fn push_datagram(&mut self, datagram: Bytes) {
+    pub(crate) fn push_datagram(&mut self, datagram: Bytes) {
         self.bytes += datagram.len();
         self.datagrams += 1;
         self.push(Queued::Datagram(datagram));
     }
 
     /// A message of a subscription.
-    pub fn push_message(&mut self, message: Message) {
+    pub(crate) fn push_message(&mut self, message: Message) {
         self.messages += 1;
         match self.last() {
             Some(Queued::Messages(last)) => last.push(message),
@@ -102,12 +102,12 @@ impl EventQueue {
     }
 
     /// A timer ran out.
-    pub fn push_timer(&mut self, timer: Timer) {
+    pub(crate) fn push_timer(&mut self, timer: Timer) {
         self.push(Queued::Timer(timer));
     }
 
     /// Takes the oldest event.
-    pub fn pop(&mut self) -> Option<Event> {
+    pub(crate) fn pop(&mut self) -> Option<Event> {
         let first = self.first.take()?;
         self.first = self.queue.pop_front();
         if self.queue.is_empty() && self.queue.capacity() > 0 {

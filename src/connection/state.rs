@@ -7,7 +7,7 @@ use crate::conn::CloseReason;
 
 /// Where a connection is in its life. It only ever moves down this list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The handler knows the peer; bytes flow.
     Open,
     /// It is decided that the connection ends: nothing new is read, what is queued is still written.
@@ -34,7 +34,7 @@ pub enum Idle {
 
 /// What has become due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub(crate) enum Due {
     /// The keepalive interval ran out; the handler is to be told before the connection ends.
     Keepalive,
     /// The peer was silent for too long.
@@ -45,7 +45,7 @@ pub enum Due {
 
 /// Phases and deadlines.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     phase: Phase,
     timeouts: Timeouts,
     opened: Instant,
@@ -59,34 +59,34 @@ pub struct State {
 
 impl State {
     /// A connection that was opened now.
-    pub fn new(opened: Instant, timeouts: Timeouts) -> Self {
+    pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
         Self { phase: Phase::Open, timeouts, opened, received: None, keepalive: None, stalled: None }
     }
 
     /// The phase.
-    pub fn phase(&self) -> &Phase {
+    pub(crate) fn phase(&self) -> &Phase {
         &self.phase
     }
 
     /// How long the connection has lived.
-    pub fn age(&self, now: Instant) -> Duration {
+    pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened)
     }
 
     /// Decides that the connection ends. The first reason stays.
-    pub fn close(&mut self, reason: CloseReason) {
+    pub(crate) fn close(&mut self, reason: CloseReason) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing(reason);
         }
     }
 
     /// Bytes or a datagram came from the peer.
-    pub fn handle_received(&mut self, now: Instant) {
+    pub(crate) fn handle_received(&mut self, now: Instant) {
         self.received = Some(now);
     }
 
     /// The socket was offered bytes: whether it took some, and whether others still wait.
-    pub fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
+    pub(crate) fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
         if !some_wait {
             self.stalled = None;
         } else if took_some || self.stalled.is_none() {
@@ -98,7 +98,7 @@ impl State {
     ///
     /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). The peer's bytes start it
     /// anew and ours do not, so our own traffic cannot keep a dead peer alive.
-    pub fn handle_timer(&mut self, now: Instant, change: TimerChange) {
+    pub(crate) fn handle_timer(&mut self, now: Instant, change: TimerChange) {
         self.keepalive = match change {
             TimerChange::Start(interval) => Some((interval.saturating_add(interval / 2), now)),
             TimerChange::Stop => None,
@@ -106,12 +106,12 @@ impl State {
     }
 
     /// When [`State::handle_timeout`] is to be called next; `None` when nothing can become due.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         [self.idle_deadline(), self.keepalive_deadline(), self.write_deadline()].into_iter().flatten().min()
     }
 
     /// Finds what has become due. The phase moves with it, so the same thing is due once.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if due(self.write_deadline()) {
             // Also while closing: the peer does not take the last bytes either.

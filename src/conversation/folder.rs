@@ -29,7 +29,7 @@ pub enum FolderError {
 /// # Errors
 ///
 /// [`FolderError`]. Whether a file is there is not looked at.
-pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
+pub(crate) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() { files.extend(of_folder(path)?) } else { files.push(path.clone()) }
@@ -58,7 +58,7 @@ fn of_folder(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
 /// # Errors
 ///
 /// Those that cannot be read, each with the reason.
-pub fn read_all(files: &[PathBuf]) -> Result<Vec<Conversation>, Vec<ReadError>> {
+pub(crate) fn read_all(files: &[PathBuf]) -> Result<Vec<Conversation>, Vec<ReadError>> {
     let (mut conversations, mut errors) = (Vec::new(), Vec::new());
     for file in files {
         match Conversation::read(file) {

@@ -21,16 +21,18 @@ mod plan;
 mod record;
 mod wire;
 
-pub use address::{AddressError, BrokerUrl, GatewayAddr};
-pub use mqtt_observer::{MqttObserver, ObserverError};
-pub use plan::{MissingResource, Unplayable};
-pub use record::{RECORDED_MAX, record};
+pub use address::{BrokerUrl, GatewayAddr};
+pub use mqtt_observer::MqttObserver;
+pub(crate) use mqtt_observer::ObserverError;
+pub(crate) use plan::Unplayable;
+pub(crate) use record::RECORDED_MAX;
+pub use record::record;
 
 use plan::{Plan, StepPlan};
 use wire::{Wire, WireEvent};
 
 /// How many received bytes that no line has taken yet are held; more stay in the socket.
-pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 /// How a conversation is played.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use crate::conn::QoS;
 
 mod mismatch;
 
-pub use mismatch::Mismatch;
+pub(crate) use mismatch::Mismatch;
 
 /// How bytes to the device are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Replies {
 
 /// Whether published messages can be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Publishes {
+pub(crate) enum Publishes {
     /// Every message is told to the run, and each must be expected.
     #[default]
     Observed,
@@ -51,7 +51,7 @@ pub struct Published {
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Next<'c> {
+pub(crate) enum Next<'c> {
     /// The driver does this, a stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
     Do(LocatedStep<'c>),
     /// This was expected, and it came.
@@ -75,7 +75,7 @@ pub struct LocatedStep<'c> {
 
 /// The state of one run.
 #[derive(Debug)]
-pub struct Run<'c> {
+pub(crate) struct Run<'c> {
     stops: Vec<LocatedStep<'c>>,
     next: usize,
     replies: Replies,
@@ -90,7 +90,7 @@ pub struct Run<'c> {
 
 impl<'c> Run<'c> {
     /// A run at its beginning.
-    pub fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
+    pub(crate) fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
         Self {
             stops: conversation.steps().map(|(line, step)| LocatedStep { line, step }).collect(),
             next: 0,
@@ -104,27 +104,27 @@ impl<'c> Run<'c> {
     }
 
     /// The device got these bytes.
-    pub fn handle_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
 
     /// The handler published this.
-    pub fn handle_published(&mut self, published: Published) {
+    pub(crate) fn handle_published(&mut self, published: Published) {
         self.published.push_back(published);
     }
 
     /// The connection was ended by another than the device; [`ClosedBy::Gateway`] when it is not known by whom.
-    pub fn handle_closed(&mut self, by: ClosedBy) {
+    pub(crate) fn handle_closed(&mut self, by: ClosedBy) {
         self.closed = Some(by);
     }
 
     /// How many bytes have come that no line has taken yet.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(crate) fn waiting_bytes(&self) -> usize {
         self.received.len()
     }
 
     /// The [`Next::Do`] of the last poll is done.
-    pub fn done(&mut self) {
+    pub(crate) fn done(&mut self) {
         self.next += 1;
     }
 
@@ -133,7 +133,7 @@ impl<'c> Run<'c> {
     /// # Errors
     ///
     /// What came is not what the conversation says.
-    pub fn poll(&mut self) -> Result<Next<'c>, Mismatch> {
+    pub(crate) fn poll(&mut self) -> Result<Next<'c>, Mismatch> {
         let Some(stop) = self.stops.get(self.next).copied() else {
             return Ok(Next::End);
         };
@@ -215,7 +215,7 @@ impl<'c> Run<'c> {
     /// # Errors
     ///
     /// Something is awaited.
-    pub fn handle_silence(&mut self) -> Result<(), Mismatch> {
+    pub(crate) fn handle_silence(&mut self) -> Result<(), Mismatch> {
         match self.poll()? {
             Next::Await(stop) => Err(self.missing(stop, Ended::Silent)),
             Next::Do(_) | Next::Met(_) | Next::Skipped(_) | Next::End => Ok(()),
@@ -248,7 +248,7 @@ impl<'c> Run<'c> {
     /// # Errors
     ///
     /// Bytes or a message came that no line expects.
-    pub fn settle(&mut self) -> Result<(), Mismatch> {
+    pub(crate) fn settle(&mut self) -> Result<(), Mismatch> {
         let after = self.next.checked_sub(1).and_then(|last| self.stops.get(last)).map_or(0, |stop| stop.line);
         if self.replies == Replies::Exact && !self.received.is_empty() {
             return Err(Mismatch::UnexpectedBytes { after, received: self.received.split().freeze() });

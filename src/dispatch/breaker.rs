@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Failures without a success in between that trip the breaker.
-pub const FAILURES_TO_OPEN: u32 = 5;
+pub(crate) const FAILURES_TO_OPEN: u32 = 5;
 
 /// The pause before the first probe; each further one is twice as long.
 const PROBE_FIRST: Duration = Duration::from_secs(1);
@@ -13,7 +13,7 @@ const PROBE_MAX: Duration = Duration::from_secs(30);
 
 /// Counts a handler's failures, and says when it is to be looked at again.
 #[derive(Debug)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     failures: u32,
     state: State,
 }
@@ -28,7 +28,7 @@ enum State {
 
 /// What a report has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Nothing.
     None,
     /// The handler gets no new connections any more.
@@ -45,12 +45,12 @@ impl Default for Breaker {
 
 impl Breaker {
     /// Whether new connections are to go elsewhere.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. })
     }
 
     /// An event was handled: the handler works.
-    pub fn handle_success(&mut self) -> Change {
+    pub(crate) fn handle_success(&mut self) -> Change {
         self.failures = 0;
         let was_open = self.is_open();
         self.state = State::Closed { last_pause: None };
@@ -58,7 +58,7 @@ impl Breaker {
     }
 
     /// An event was not handled.
-    pub fn handle_failure(&mut self, now: Instant) -> Change {
+    pub(crate) fn handle_failure(&mut self, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
         match self.state {
             State::Closed { last_pause } if self.failures >= FAILURES_TO_OPEN => {
@@ -71,13 +71,13 @@ impl Breaker {
     }
 
     /// The handler cannot do its work at all: one failure is enough.
-    pub fn handle_unfit(&mut self, now: Instant) -> Change {
+    pub(crate) fn handle_unfit(&mut self, now: Instant) -> Change {
         self.failures = self.failures.max(FAILURES_TO_OPEN);
         self.handle_failure(now)
     }
 
     /// When the handler is to be probed; `None` while nothing is wrong with it.
-    pub fn poll_probe(&self) -> Option<Instant> {
+    pub(crate) fn poll_probe(&self) -> Option<Instant> {
         match self.state {
             State::Open { probe_at, .. } => Some(probe_at),
             State::Closed { .. } => None,
@@ -88,7 +88,7 @@ impl Breaker {
     ///
     /// It shows only that the handler can be reached and started, so the next failure trips the breaker again, and
     /// then for longer.
-    pub fn handle_probe(&mut self, now: Instant, succeeded: bool) -> Change {
+    pub(crate) fn handle_probe(&mut self, now: Instant, succeeded: bool) -> Change {
         let State::Open { pause, .. } = self.state else {
             return Change::None;
         };

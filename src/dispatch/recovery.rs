@@ -30,7 +30,7 @@ pub struct Policy {
 
 /// What is to be done about one failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// The handler gets the event again then; it stays the first of those that wait.
     Hold {
         /// When.
@@ -46,7 +46,7 @@ pub enum Next {
 
 impl Next {
     /// The name in metrics.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Hold { .. } => "hold",
             Self::Renew => "renew",
@@ -58,7 +58,7 @@ impl Next {
 
 /// The failures of one event at one handler.
 #[derive(Debug)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     policy: Policy,
     /// Whether there is another handler behind this one.
     has_next: bool,
@@ -69,13 +69,13 @@ pub struct Recovery {
 
 impl Recovery {
     /// Nothing has failed yet.
-    pub fn new(policy: Policy, has_next: bool) -> Self {
+    pub(crate) fn new(policy: Policy, has_next: bool) -> Self {
         Self { policy, has_next, held_since: None, back_off: BACKOFF_INITIAL, renewed: false }
     }
 
     /// The handler did not handle the event. `jitter` in `0.0..=1.0` moves the next attempt between half the pause and
     /// the whole of it, so that connections which failed together do not come back together.
-    pub fn handle_failure(&mut self, now: Instant, error: &CallError, jitter: f64) -> Next {
+    pub(crate) fn handle_failure(&mut self, now: Instant, error: &CallError, jitter: f64) -> Next {
         if self.policy.on_failure == OnFailure::Close {
             return Next::GiveUp;
         }

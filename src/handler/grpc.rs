@@ -20,13 +20,14 @@ mod codec;
 mod endpoint;
 mod failure;
 
-pub use endpoint::{ClientTls, Service, TlsError};
+pub use endpoint::Service;
+pub(crate) use endpoint::{ClientTls, TlsError};
 
 /// How long a call may take where nobody says another bound.
-pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+pub(crate) const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// HTTP/2 connections for each url where nobody says another number.
-pub const CHANNELS_DEFAULT: usize = 2;
+pub(crate) const CHANNELS_DEFAULT: usize = 2;
 
 /// Where a gRPC handler is and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl Options {
 }
 
 /// Reads a server's address: `http://` or `https://`, a host, a port, and nothing else. `None` for any other text.
-pub fn url(text: &str) -> Option<Uri> {
+pub(crate) fn url(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
     let scheme = matches!(url.scheme_str(), Some("http" | "https"));
     let host = url.host().is_some_and(|host| !host.is_empty());
@@ -150,7 +151,7 @@ impl Handler {
 }
 
 /// A call in flight. It borrows nothing, so the connection goes on with its socket meanwhile.
-pub type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+pub(crate) type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
 /// One connection's side of a gRPC handler.
 #[derive(Debug)]

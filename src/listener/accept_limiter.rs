@@ -7,7 +7,7 @@ use crate::rate::{Rate, TokenBucket};
 
 /// Token bucket over the accepts of one listener; follows the listener's rate when a reload changes it.
 #[derive(Debug)]
-pub struct AcceptLimiter(TokenBucket);
+pub(crate) struct AcceptLimiter(TokenBucket);
 
 impl Default for AcceptLimiter {
     /// A whole burst may be accepted at once.
@@ -18,7 +18,7 @@ impl Default for AcceptLimiter {
 
 impl AcceptLimiter {
     /// Waits until one more may be accepted. To be called again when the listener has another rate.
-    pub async fn wait(&mut self, listener: &Listener) {
+    pub(crate) async fn wait(&mut self, listener: &Listener) {
         while let Some(rate) = self.rate(listener) {
             let ready = self.0.ready_at(&rate);
             if ready <= Instant::now() {
@@ -38,14 +38,14 @@ impl AcceptLimiter {
     }
 
     /// One was accepted.
-    pub fn count(&mut self, listener: &Listener) {
+    pub(crate) fn count(&mut self, listener: &Listener) {
         if let Some(rate) = self.rate(listener) {
             self.0.charge(&rate, Instant::now(), 1);
         }
     }
 
     /// Whether one more may be accepted, which counts then.
-    pub fn take(&mut self, listener: &Listener) -> bool {
+    pub(crate) fn take(&mut self, listener: &Listener) -> bool {
         self.rate(listener).is_none_or(|rate| self.0.take(&rate, Instant::now(), 1).is_ok())
     }
 }

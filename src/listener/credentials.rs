@@ -208,7 +208,7 @@ const REVOCATIONS: &str = "certificate revocation list";
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none, or one that cannot be read.
-pub fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, MalformedPem> {
+pub(crate) fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, MalformedPem> {
     let all = sections(file, CERTIFICATE)?;
     each(&all, CERTIFICATE, |der| X509Certificate::from_der(der).is_ok_and(|(rest, _)| rest.is_empty()))?;
     Ok(all)
@@ -219,7 +219,7 @@ pub fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, Malform
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none, or one that cannot be read.
-pub fn revocations(
+pub(crate) fn revocations(
     file: &[u8],
 ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<SystemTime>), MalformedPem> {
     let all: Vec<CertificateRevocationListDer<'static>> = sections(file, REVOCATIONS)?;
@@ -240,7 +240,7 @@ pub fn revocations(
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none.
-pub fn private_key(file: &[u8]) -> Result<PrivateKeyDer<'static>, MalformedPem> {
+pub(crate) fn private_key(file: &[u8]) -> Result<PrivateKeyDer<'static>, MalformedPem> {
     PrivateKeyDer::from_pem_slice(file).map_err(|error| {
         if !matches!(error, pem::Error::NoItemsFound) {
             malformed(&error)

@@ -23,8 +23,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use context::{CIPHERS, Context, Options, check_ciphers};
-pub use cookie::{ANSWER_BYTES, CookieCheck, CookieVerifier, HandshakeId, Secret};
-pub use flow::{SecureFlow, establish};
-pub use handshake::{Handshake, Progress, Taken};
-pub use session::{Event, SendError, Session};
+pub(crate) use context::{CIPHERS, Context, Options, check_ciphers};
+pub(crate) use cookie::{CookieCheck, CookieVerifier, HandshakeId, Secret};
+pub(crate) use flow::{SecureFlow, establish};
+pub(crate) use handshake::{Handshake, Progress, Taken};
+pub(crate) use session::{Event, SendError, Session};

@@ -7,7 +7,7 @@ use crate::conn::{ListenAddr, PeerAddr};
 
 /// What a datagram of a peer without a flow comes to; each socket has one.
 #[derive(Debug)]
-pub enum FlowGate {
+pub(crate) enum FlowGate {
     /// Every peer gets a flow at once.
     Open,
     /// Peers get one that have shown with a cookie that they receive at their address.
@@ -19,7 +19,7 @@ pub enum FlowGate {
 
 /// What the door says to a datagram.
 #[derive(Debug)]
-pub enum GateDecision {
+pub(crate) enum GateDecision {
     /// The peer gets a flow, with this. If it has one, the new one takes its place.
     Enter(FlowStart),
     /// The peer is sent this, and nothing is kept of it.
@@ -63,7 +63,7 @@ impl FlowStart {
 
 impl FlowGate {
     /// What becomes of a datagram of a peer that has no flow, or that begins anew.
-    pub fn decide(&mut self, peer: PeerAddr, local: ListenAddr, datagram: &[u8]) -> GateDecision {
+    pub(crate) fn decide(&mut self, peer: PeerAddr, local: ListenAddr, datagram: &[u8]) -> GateDecision {
         match self {
             Self::Open => {
                 let (_, _, _) = (peer, local, datagram);
@@ -80,7 +80,7 @@ impl FlowGate {
     }
 
     /// Whether a datagram of a known peer is none of its flow's, which has this mark, and goes to the door instead.
-    pub fn is_restart(&self, epoch: u64, datagram: &[u8]) -> bool {
+    pub(crate) fn is_restart(&self, epoch: u64, datagram: &[u8]) -> bool {
         match self {
             Self::Open => {
                 let (_, _) = (epoch, datagram);
@@ -96,7 +96,7 @@ impl FlowGate {
 /// Answers `hello` with a number, and lets in who says `hello` with a number.
 #[cfg(test)]
 #[derive(Debug, Default)]
-pub struct Scripted;
+pub(crate) struct Scripted;
 
 #[cfg(test)]
 impl Scripted {

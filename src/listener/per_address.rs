@@ -19,7 +19,7 @@ use crate::telemetry::ListenerMetrics;
 /// Addresses without a connection whose allowance is not whole yet are remembered up to this many. Each takes about 100
 /// bytes. Beyond, the one that was looked at longest ago is forgotten early and counted: whoever
 /// comes from more addresses than this is not held back by a rate for each of them anyway.
-pub const IDLE_MAX: usize = 65_536;
+pub(crate) const IDLE_MAX: usize = 65_536;
 
 /// What addresses are held to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Limits {
 
 /// What counts as one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub(crate) enum Source {
     /// One IPv4 address.
     V4(u32),
     /// The first 64 bits of an IPv6 address.
@@ -68,7 +68,7 @@ pub enum Refusal {
 
 /// What is known of the addresses of a listener's peers.
 #[derive(Debug)]
-pub struct AddressLimits {
+pub(crate) struct AddressLimits {
     idle_max: usize,
     entries: HashMap<Source, Entry>,
     /// Those that are to be looked at again, each once: they had no connection when they got here, and their allowance
@@ -86,7 +86,7 @@ struct Entry {
 
 impl AddressLimits {
     /// Knows nobody. At most `idle_max` addresses without a connection are remembered.
-    pub fn new(idle_max: usize) -> Self {
+    pub(crate) fn new(idle_max: usize) -> Self {
         Self { idle_max, entries: HashMap::new(), idle: VecDeque::new() }
     }
 
@@ -95,7 +95,7 @@ impl AddressLimits {
     /// # Errors
     ///
     /// [`Refusal`]; then nothing has changed.
-    pub fn enter(&mut self, limits: &Limits, now: Instant, source: Source) -> Result<(), Refusal> {
+    pub(crate) fn enter(&mut self, limits: &Limits, now: Instant, source: Source) -> Result<(), Refusal> {
         self.sweep(now);
         let entry = self.entries.entry(source);
         // Nobody is refused who is not known, so no entry is made for nothing.
@@ -114,7 +114,7 @@ impl AddressLimits {
     }
 
     /// A connection that had entered has ended. Gives how many addresses were forgotten before their time: 0 or 1.
-    pub fn leave(&mut self, now: Instant, source: Source) -> u64 {
+    pub(crate) fn leave(&mut self, now: Instant, source: Source) -> u64 {
         self.sweep(now);
         let Some(entry) = self.entries.get_mut(&source) else {
             return 0;
@@ -147,13 +147,8 @@ impl AddressLimits {
     }
 
     /// Addresses that are remembered.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether none is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// Looks at those that have waited longest. There are two looks for each address that begins to wait, so the queue is gone through
@@ -272,7 +267,7 @@ mod tests {
         for from in [a, a, b] {
             address_limits.leave(now, from);
         }
-        assert!(address_limits.is_empty());
+        assert!(address_limits.len() == 0);
     }
 
     /// Ten a minute: ten at once, then one every six seconds, whether or not the others have ended.
@@ -337,7 +332,7 @@ mod tests {
         for step in 0..25_001 {
             address_limits.leave(now + SECOND, Source::V6(step));
         }
-        assert!(address_limits.is_empty() && address_limits.idle.is_empty());
+        assert!(address_limits.len() == 0 && address_limits.idle.is_empty());
         assert!(address_limits.entries.capacity() < 4096 && address_limits.idle.capacity() < 4096);
     }
 
@@ -429,7 +424,7 @@ mod tests {
             for _ in 0..6 {
                 address_limits.leave(now, Source::V6(0));
             }
-            prop_assert!(address_limits.is_empty());
+            prop_assert!(address_limits.len() == 0);
         }
     }
 }

@@ -149,7 +149,7 @@ pub enum ReadError {
 /// # Errors
 ///
 /// [`ReadError`]; what was read is lost then, and so is the connection. The same holds when this is dropped before it is done.
-pub async fn read(stream: &mut TcpStream) -> Result<Option<Carried>, ReadError> {
+pub(crate) async fn read(stream: &mut TcpStream) -> Result<Option<Carried>, ReadError> {
     // The usual header comes at once and is looked at in one piece; only what surely belongs to it is taken out of the socket.
     const CHUNK: usize = 256;
     let mut header = Vec::with_capacity(CHUNK);

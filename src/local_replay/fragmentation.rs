@@ -7,7 +7,7 @@ use crate::conversation::Conversation;
 
 /// How the device's bytes come to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fragmentation {
+pub(crate) enum Fragmentation {
     /// Each `>` line is one event.
     AsRecorded,
     /// Each `>` line that is longer than this is two events, the first so many bytes long.

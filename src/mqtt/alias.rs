@@ -7,7 +7,7 @@ use super::decode::DecodeError;
 
 /// The aliases that a peer has set on one connection.
 #[derive(Debug, Default)]
-pub struct ReceivedAliases {
+pub(crate) struct ReceivedAliases {
     alias_max: u16,
     /// By alias less 1; no longer than the largest alias that has come.
     topics: Vec<Option<Box<str>>>,
@@ -15,7 +15,7 @@ pub struct ReceivedAliases {
 
 impl ReceivedAliases {
     /// Takes aliases up to `alias_max`; with 0 it takes none.
-    pub fn new(alias_max: u16) -> Self {
+    pub(crate) fn new(alias_max: u16) -> Self {
         Self { alias_max, topics: Vec::new() }
     }
 
@@ -25,7 +25,7 @@ impl ReceivedAliases {
     ///
     /// [`Reason::TOPIC_ALIAS_INVALID`] for an alias of 0 or above the maximum, [`Reason::PROTOCOL_ERROR`] for one
     /// that has not been set.
-    pub fn resolve(&mut self, alias: Option<u16>, topic: &mut Box<str>) -> Result<(), DecodeError> {
+    pub(crate) fn resolve(&mut self, alias: Option<u16>, topic: &mut Box<str>) -> Result<(), DecodeError> {
         let Some(alias) = alias else { return Ok(()) };
         if alias == 0 || alias > self.alias_max {
             let what = "the topic alias is 0 or above the maximum";
@@ -51,19 +51,19 @@ impl ReceivedAliases {
 
 /// The aliases that are set for a peer: the first topics that are published get one each and keep it.
 #[derive(Debug, Default)]
-pub struct SentAliases {
+pub(crate) struct SentAliases {
     alias_max: u16,
     aliases: HashMap<Box<str>, u16>,
 }
 
 impl SentAliases {
     /// Sets aliases up to the peer's maximum; with 0 it sets none.
-    pub fn new(alias_max: u16) -> Self {
+    pub(crate) fn new(alias_max: u16) -> Self {
         Self { alias_max, aliases: HashMap::new() }
     }
 
     /// The alias of a topic, and whether the peer knows it already, so that the topic itself can be left out.
-    pub fn assign(&mut self, topic: &str) -> Option<(u16, Known)> {
+    pub(crate) fn assign(&mut self, topic: &str) -> Option<(u16, Known)> {
         if let Some(&alias) = self.aliases.get(topic) {
             return Some((alias, Known::Yes));
         }
@@ -78,7 +78,7 @@ impl SentAliases {
 
 /// Whether the peer has been sent an alias with its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub(crate) enum Known {
     Yes,
     No,
 }

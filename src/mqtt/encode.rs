@@ -27,7 +27,7 @@ use crate::conn::QoS;
 /// 268,435,455, a reason code that the packet type does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} cannot be expressed in MQTT {}", match version { Version::V311 => "3.1.1", Version::V5 => "5.0" })]
-pub struct EncodeError {
+pub(crate) struct EncodeError {
     /// The packet type.
     pub what: &'static str,
     /// The version.
@@ -39,7 +39,7 @@ pub struct EncodeError {
 /// # Errors
 ///
 /// The packet cannot be expressed.
-pub fn packet(version: Version, packet: &Packet, out: &mut BytesMut) -> Result<(), EncodeError> {
+pub(crate) fn packet(version: Version, packet: &Packet, out: &mut BytesMut) -> Result<(), EncodeError> {
     let failed = EncodeError { what: packet.name(), version };
     if let Packet::Publish(message) = packet {
         return publish(version, &PublishParts::from(message), out);
@@ -379,7 +379,7 @@ fn seconds(expiry: Duration) -> u32 {
 
 /// A PUBLISH by reference.
 #[derive(Clone, Copy, Debug)]
-pub struct PublishParts<'a> {
+pub(crate) struct PublishParts<'a> {
     /// DUP.
     pub dup: bool,
     /// QoS; there is a packet identifier exactly when it is not 0.
@@ -420,7 +420,7 @@ impl<'a> From<&'a Publish> for PublishParts<'a> {
 }
 
 /// The size of a PUBLISH in bytes, fixed header included.
-pub fn publish_bytes(version: Version, publish: &PublishParts<'_>) -> usize {
+pub(crate) fn publish_bytes(version: Version, publish: &PublishParts<'_>) -> usize {
     let body = body_bytes(version, publish);
     1 + length_bytes(body) + body
 }
@@ -483,7 +483,7 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
 /// # Errors
 ///
 /// A string is above 65,535 bytes, or the packet above 268,435,455.
-pub fn publish(version: Version, publish: &PublishParts<'_>, out: &mut BytesMut) -> Result<(), EncodeError> {
+pub(crate) fn publish(version: Version, publish: &PublishParts<'_>, out: &mut BytesMut) -> Result<(), EncodeError> {
     const STRING_BYTES_MAX: usize = u16::MAX as usize;
     const BODY_BYTES_MAX: usize = 268_435_455;
     let body = body_bytes(version, publish);

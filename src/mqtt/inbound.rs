@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 /// The receiving half of a session.
 #[derive(Clone, Debug, Default)]
-pub struct Inbound {
+pub(crate) struct Inbound {
     unreleased: BTreeSet<u16>,
     /// PUBLISHes of the present connection with QoS 1 or 2 that are not acknowledged in full.
     outstanding: BTreeSet<u16>,
@@ -16,7 +16,7 @@ pub struct Inbound {
 
 /// What a PUBLISH with QoS 2 is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Receipt {
+pub(crate) enum Receipt {
     /// New: pass it on.
     New,
     /// One that has been passed on already.
@@ -27,12 +27,12 @@ pub enum Receipt {
 
 impl Inbound {
     /// A connection is up: the Receive Maximum counts anew.
-    pub fn connected(&mut self) {
+    pub(crate) fn connected(&mut self) {
         self.outstanding.clear();
     }
 
     /// A PUBLISH with QoS 1 or 2 has come.
-    pub fn handle_publish(&mut self, packet_id: u16, exactly_once: bool, receive_max: u16) -> Receipt {
+    pub(crate) fn handle_publish(&mut self, packet_id: u16, exactly_once: bool, receive_max: u16) -> Receipt {
         let is_new = self.outstanding.insert(packet_id);
         if is_new && self.outstanding.len() > receive_max.into() {
             return Receipt::TooMany;
@@ -44,19 +44,19 @@ impl Inbound {
     }
 
     /// A PUBACK or a PUBREC with an error is sent: the packet identifier is free.
-    pub fn acknowledged(&mut self, packet_id: u16) {
+    pub(crate) fn acknowledged(&mut self, packet_id: u16) {
         self.outstanding.remove(&packet_id);
         self.unreleased.remove(&packet_id);
     }
 
     /// PUBREL has come; says whether its packet identifier was in use.
-    pub fn handle_pubrel(&mut self, packet_id: u16) -> bool {
+    pub(crate) fn handle_pubrel(&mut self, packet_id: u16) -> bool {
         self.outstanding.remove(&packet_id);
         self.unreleased.remove(&packet_id)
     }
 
     /// The packet identifiers that wait for PUBREL.
-    pub fn unreleased(&self) -> impl Iterator<Item = u16> {
+    pub(crate) fn unreleased(&self) -> impl Iterator<Item = u16> {
         self.unreleased.iter().copied()
     }
 }

@@ -13,7 +13,7 @@ use crate::conn::QoS;
 
 /// How much one session may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Messages, `1..`.
     pub messages_max: usize,
     /// Bytes of the messages as their owner counts them.
@@ -24,7 +24,7 @@ pub struct Bounds {
 
 /// The sending half of a session. `M` is a message, cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Outbound<M> {
+pub(crate) struct Outbound<M> {
     queue: VecDeque<Queued<M>>,
     /// In the order of the first sending.
     inflight: VecDeque<InFlight<M>>,
@@ -70,7 +70,7 @@ enum State<M> {
 
 /// What is to be sent next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Send<M> {
+pub(crate) enum Send<M> {
     /// A PUBLISH; without a packet identifier it has QoS 0.
     Publish {
         /// The message.
@@ -93,7 +93,7 @@ pub enum Send<M> {
 
 /// What became of a message that was to be queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pushed {
+pub(crate) struct Pushed {
     /// Whether it is queued.
     pub queued: bool,
     /// Messages that were dropped: itself when it is not queued, and those of QoS 0 that made room.
@@ -102,7 +102,7 @@ pub struct Pushed {
 
 /// What a PUBREC asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PubRec {
+pub(crate) enum PubRec {
     /// Send PUBREL with this reason.
     Release(Reason),
     /// The peer has refused the message; nothing more is sent for it.
@@ -111,7 +111,7 @@ pub enum PubRec {
 
 impl<M: Clone> Outbound<M> {
     /// Nothing queued, no connection.
-    pub fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             queue: VecDeque::new(),
             inflight: VecDeque::new(),
@@ -127,27 +127,27 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// The bytes of all messages that are held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Messages that are queued or in flight.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queue.len() + self.inflight.len()
     }
 
     /// Whether nothing is queued and nothing in flight.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Messages in flight.
-    pub fn inflight(&self) -> usize {
+    pub(crate) fn inflight(&self) -> usize {
         self.inflight.len()
     }
 
     /// A connection is up. Everything in flight is to be sent again on it.
-    pub fn connected(&mut self, receive_max: u16) {
+    pub(crate) fn connected(&mut self, receive_max: u16) {
         self.receive_max = receive_max.min(self.bounds.inflight_max).max(1);
         self.sent = 0;
         self.outstanding = 0;
@@ -158,7 +158,7 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// The connection is gone. Messages of QoS 0 are not kept for the next one; says how many there were.
-    pub fn disconnected(&mut self) -> usize {
+    pub(crate) fn disconnected(&mut self) -> usize {
         self.receive_max = 0;
         let dropped = self.queued_qos0;
         if dropped > 0 {
@@ -179,7 +179,7 @@ impl<M: Clone> Outbound<M> {
     /// The peer has no session (Session Present is 0): what was in flight begins anew, in the old order.
     ///
     /// Messages whose PUBREC has come are not sent again: the peer has had them.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         for inflight in std::mem::take(&mut self.inflight).into_iter().rev() {
             let (message, qos) = match inflight.state {
                 State::AwaitsPubAck(message) => (message, QoS::AtLeastOnce),
@@ -193,7 +193,7 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// Queues a message, or drops it when the bounds are reached; queued messages of QoS 0 make room for others.
-    pub fn push(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) -> Pushed {
+    pub(crate) fn push(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) -> Pushed {
         let mut evicted = 0;
         while !self.has_room(bytes) {
             let can_evict = qos != QoS::AtMostOnce && self.queued_qos0 > 0 && bytes <= self.bounds.bytes_max;
@@ -210,7 +210,7 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// Queues a message whatever the bounds: for one that the caller bounds in another way.
-    pub fn push_always(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) {
+    pub(crate) fn push_always(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) {
         self.bytes += bytes;
         self.queued_qos0 += usize::from(qos == QoS::AtMostOnce);
         self.queue.push_back(Queued { message, qos, bytes, expires });
@@ -222,7 +222,7 @@ impl<M: Clone> Outbound<M> {
 
     /// What is to be sent next; `None` when there is nothing, no connection, or the peer's Receive Maximum is
     /// reached. Counts the messages that have expired in the queue into `expired`.
-    pub fn poll_send(&mut self, now: Instant, expired: &mut u64) -> Option<Send<M>> {
+    pub(crate) fn poll_send(&mut self, now: Instant, expired: &mut u64) -> Option<Send<M>> {
         if self.receive_max == 0 {
             return None;
         }
@@ -283,14 +283,14 @@ impl<M: Clone> Outbound<M> {
 
     /// Takes a packet identifier for a SUBSCRIBE or UNSUBSCRIBE, until [`Outbound::release_request`] or the next
     /// connection.
-    pub fn reserve_request(&mut self) -> u16 {
+    pub(crate) fn reserve_request(&mut self) -> u16 {
         let packet_id = self.next_packet_id();
         self.requests.push(packet_id);
         packet_id
     }
 
     /// Gives the packet identifier of a SUBSCRIBE or UNSUBSCRIBE back; says whether it was taken.
-    pub fn release_request(&mut self, packet_id: u16) -> bool {
+    pub(crate) fn release_request(&mut self, packet_id: u16) -> bool {
         let place = self.requests.iter().position(|&known| known == packet_id);
         place.map(|place| self.requests.swap_remove(place)).is_some()
     }
@@ -313,12 +313,12 @@ impl<M: Clone> Outbound<M> {
     /// PUBACK has come; says whether its packet identifier was in flight with QoS 1.
     ///
     /// A PUBACK with an error code ends the message too: it must not be sent again.
-    pub fn handle_puback(&mut self, packet_id: u16) -> bool {
+    pub(crate) fn handle_puback(&mut self, packet_id: u16) -> bool {
         self.finish(packet_id, |state| matches!(state, State::AwaitsPubAck(_)))
     }
 
     /// PUBREC has come.
-    pub fn handle_pubrec(&mut self, packet_id: u16, reason: Reason) -> PubRec {
+    pub(crate) fn handle_pubrec(&mut self, packet_id: u16, reason: Reason) -> PubRec {
         if reason.is_error() {
             self.finish(packet_id, |state| matches!(state, State::AwaitsPubRec(_)));
             return PubRec::Refused;
@@ -336,12 +336,12 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// PUBCOMP has come; says whether its packet identifier waited for it.
-    pub fn handle_pubcomp(&mut self, packet_id: u16) -> bool {
+    pub(crate) fn handle_pubcomp(&mut self, packet_id: u16) -> bool {
         self.finish(packet_id, |state| matches!(state, State::AwaitsPubComp))
     }
 
     /// Ends a message in flight without an acknowledgement: it could not be sent after all.
-    pub fn discard(&mut self, packet_id: u16) {
+    pub(crate) fn discard(&mut self, packet_id: u16) {
         self.finish(packet_id, |_| true);
     }
 
@@ -371,7 +371,7 @@ impl<M: Clone> Outbound<M> {
 
     /// Everything that has not been acknowledged, oldest first: what was in flight, then the queue. Messages whose
     /// PUBREC has come are `None`.
-    pub fn unacknowledged(&self) -> impl Iterator<Item = (Option<&M>, QoS, Option<u16>)> {
+    pub(crate) fn unacknowledged(&self) -> impl Iterator<Item = (Option<&M>, QoS, Option<u16>)> {
         let inflight = self.inflight.iter().map(|inflight| match &inflight.state {
             State::AwaitsPubAck(message) => (Some(message), QoS::AtLeastOnce, Some(inflight.packet_id)),
             State::AwaitsPubRec(message) => (Some(message), QoS::ExactlyOnce, Some(inflight.packet_id)),

@@ -20,7 +20,7 @@ use crate::conn::limit::ConnectionLimit;
 use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, PeerAddr, QoS, SocketKind};
 use crate::listener::{self, Admission, Bind, BindError, Datagrams, SocketOptions, flow};
-pub use crate::telemetry::BrokerMetrics as Counters;
+pub(crate) use crate::telemetry::BrokerMetrics as Counters;
 use crate::telemetry::Telemetry;
 
 use super::{Error, GATEWAY};
@@ -33,7 +33,7 @@ mod retained;
 mod router;
 mod routes;
 
-pub use device::Session;
+pub(crate) use device::Session;
 use message::{Origin, Publication};
 use mqtt_server::MqttServer;
 use router::Router;

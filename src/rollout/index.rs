@@ -58,7 +58,7 @@ impl fmt::Display for Artifact {
 
 /// One version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// Its number, from 1; never used twice.
     pub number: u32,
     /// Where it came from.

@@ -148,11 +148,8 @@ pub(super) fn configured(program: &Program, store: &Store) -> Result<Artifact, L
     match program {
         Program::Grpc(options) => Ok(Artifact::Grpc { urls: options.urls.iter().map(ToString::to_string).collect() }),
         Program::Wasm(options) => {
-            let failed = |source| wasm::LoadError::Read {
-                handler: Arc::clone(&options.name),
-                path: options.component.clone(),
-                source,
-            };
+            let failed =
+                |source| wasm::LoadError::new(&options.name, &options.component, wasm::LoadErrorKind::Read(source));
             let component = read(&options.component).map_err(failed)?;
             let kept = store.put(&component);
             let sha256 = kept.map_err(|source| store.failed(source))?;

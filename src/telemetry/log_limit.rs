@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::rate::{Rate, TokenBucket};
 
 /// So many lines in this time, all at once if need be.
-pub fn lines_in(count: u64, per: Duration) -> Rate {
+pub(crate) fn lines_in(count: u64, per: Duration) -> Rate {
     Rate::smooth(NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN), per).with_full_burst()
 }
 
@@ -29,7 +29,7 @@ pub enum LogDecision {
 
 /// How many lines may still be said. Pure: `now` is an argument.
 #[derive(Debug)]
-pub struct LogBudget {
+pub(crate) struct LogBudget {
     rate: &'static Rate,
     lines: TokenBucket,
     suppressed: u64,
@@ -37,12 +37,12 @@ pub struct LogBudget {
 
 impl LogBudget {
     /// Nothing is said yet.
-    pub fn new(rate: &'static Rate, now: Instant) -> Self {
+    pub(crate) fn new(rate: &'static Rate, now: Instant) -> Self {
         Self { rate, lines: TokenBucket::full(now), suppressed: 0 }
     }
 
     /// Takes one more line, or leaves it out.
-    pub fn handle_line(&mut self, now: Instant) -> LogDecision {
+    pub(crate) fn handle_line(&mut self, now: Instant) -> LogDecision {
         if self.lines.take(self.rate, now, 1).is_err() {
             self.suppress();
             return LogDecision::No;
@@ -54,12 +54,12 @@ impl LogBudget {
     }
 
     /// A line is left out for another reason.
-    pub fn suppress(&mut self) {
+    pub(crate) fn suppress(&mut self) {
         self.suppressed += 1;
     }
 
     /// Lines that were left out and not told of.
-    pub fn suppressed(&self) -> u64 {
+    pub(crate) fn suppressed(&self) -> u64 {
         self.suppressed
     }
 }

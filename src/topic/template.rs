@@ -46,7 +46,7 @@ pub struct Identity<'a> {
 
 /// A text with placeholders, taken apart once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+pub(crate) struct Template(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -113,7 +113,7 @@ impl Template {
     /// # Errors
     ///
     /// An unknown or unclosed placeholder, or two of them in one level.
-    pub fn parse(text: &str, allowed: &'static [Placeholder]) -> Result<Self, TemplateError> {
+    pub(crate) fn parse(text: &str, allowed: &'static [Placeholder]) -> Result<Self, TemplateError> {
         for level in text.split('/') {
             if level.matches("${").count() > 1 {
                 return Err(TemplateError::Ambiguous { level: level.to_owned() });
@@ -149,7 +149,7 @@ impl Template {
     /// # Errors
     ///
     /// The first value that does not keep to this.
-    pub fn fill(&self, identity: &Identity<'_>) -> Result<String, Unfit> {
+    pub(crate) fn fill(&self, identity: &Identity<'_>) -> Result<String, Unfit> {
         let mut filled = String::new();
         for part in &self.0 {
             match part {
@@ -169,7 +169,7 @@ impl Template {
     /// Puts the values in, and where one does not fit, gives a filter for everything that it could mean.
     ///
     /// For rules that deny: a client whose name cannot be put in must not slip past the rule.
-    pub fn fill_widened(&self, identity: &Identity<'_>) -> String {
+    pub(crate) fn fill_widened(&self, identity: &Identity<'_>) -> String {
         let mut filled = String::new();
         for part in &self.0 {
             match part {
@@ -196,7 +196,7 @@ impl Template {
 
     /// The text with each placeholder replaced by the same harmless word: the shape of what
     /// [`fill`](Self::fill) gives.
-    pub fn shape(&self) -> String {
+    pub(crate) fn shape(&self) -> String {
         self.0
             .iter()
             .map(|part| match part {

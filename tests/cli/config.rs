@@ -6,18 +6,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use polygate::config::{Advice, Config, ExternalFiles, Faults, Handler, Listener, Program, Warning};
-use polygate::connection::Idle;
-use polygate::connection::Rates;
-use polygate::framing::{
+use polygate::testing::config::{Advice, Config, ExternalFiles, Faults, Handler, Listener, Program, Warning};
+use polygate::testing::connection::Idle;
+use polygate::testing::connection::Rates;
+use polygate::testing::framing::{
     Delimited, Deliver, Escapes, Fixed, Flagged, Framing, LengthPrefixed, Lines, Order, Silence, Width,
 };
-use polygate::listener::access::{Access, Effect};
-use polygate::listener::flow::Bounds;
-use polygate::listener::per_address::Limits;
-use polygate::percent::Percent;
-use polygate::rate::Rate;
-use polygate::rollout::Swap;
+use polygate::testing::listener::access::{Access, Effect};
+use polygate::testing::listener::flow::Bounds;
+use polygate::testing::listener::per_address::Limits;
+use polygate::testing::percent::Percent;
+use polygate::testing::rate::Rate;
+use polygate::testing::rollout::Swap;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
@@ -265,9 +265,9 @@ fn a_grpc_handler_gets_what_the_file_says_and_brings_the_adapter() {
         panic!("two handlers, as written")
     };
     assert_eq!((&*b.name, b.channels, b.call_timeout), ("b", 2, Duration::from_secs(10)));
-    assert_eq!(b.service, polygate::handler::grpc::Service::Auto);
+    assert_eq!(b.service, polygate::testing::handler::grpc::Service::Auto);
     assert_eq!((&*a.name, a.channels, a.call_timeout), ("a", 3, Duration::from_secs(2)));
-    assert_eq!(a.service, polygate::handler::grpc::Service::Streaming);
+    assert_eq!(a.service, polygate::testing::handler::grpc::Service::Streaming);
     assert_eq!(a.urls.len(), 2);
     assert_eq!(a.tls.as_ref().unwrap().server_name.as_deref(), Some("handler.example"));
     assert_eq!(config.adapter.unwrap().bind, SocketAddr::from((Ipv4Addr::LOCALHOST, 9100)));
@@ -645,7 +645,7 @@ fn certificates_and_keys_that_are_not_what_they_should_be() {
 fn the_reference_is_true() {
     let file = root().join("docs/configuration.md");
     let page = fs::read_to_string(&file).unwrap();
-    let tables = polygate::config::schema::reference();
+    let tables = polygate::testing::config::schema::reference();
     let (head, _) = page.split_once("## `[gateway]`").expect("the tables begin with those of [gateway]");
     let wanted = format!("{head}{}", tables.trim_end().to_owned() + "\n");
     if std::env::var_os("UPDATE_FIXTURES").is_some() {

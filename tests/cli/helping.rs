@@ -4,7 +4,7 @@ use crate::program::{run, run_into};
 
 /// The names of the subcommands that people use, `help` not among them.
 fn commands() -> Vec<String> {
-    let definition = polygate::cli::definition();
+    let definition = polygate::testing::cli::definition();
     let shown = definition.get_subcommands().filter(|command| !command.is_hide_set());
     shown.map(|command| command.get_name().to_owned()).collect()
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use rcgen::SerialNumber;
 use serde_json::json;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use tokio::sync::Notify;
 use tonic::Status;

@@ -1,6 +1,6 @@
 //! The recorded GT06 terminals of examples/, against the guest, with the messages seen over MQTT.
 
-use polygate::conversation::{Action, Payload};
+use polygate::testing::conversation::{Action, Payload};
 use serde_json::Value;
 
 use crate::harness::Setup;

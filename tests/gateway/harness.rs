@@ -18,11 +18,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use polygate::config::Config;
-use polygate::conn::registry::Mailbox;
-use polygate::gateway::{Gateway, ReloadError, Reloaded, StartError};
-use polygate::rollout::RolloutManager;
-use polygate::telemetry::Telemetry;
+use polygate::testing::config::Config;
+use polygate::testing::conn::registry::Mailbox;
+use polygate::testing::gateway::{Gateway, ReloadError, Reloaded, StartError};
+use polygate::testing::rollout::RolloutManager;
+use polygate::testing::telemetry::Telemetry;
 use tempfile::TempDir;
 
 use echo_device::EchoDevice;

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use polygate::exproto::proto::{TimerRequest, TimerType};
+use polygate::testing::exproto::proto::{TimerRequest, TimerType};
 
 use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Event, ScriptedHandler, Serves};

@@ -1,6 +1,6 @@
 //! The receivers of NMEA 0183 in examples/, against the guest that is written in Python.
 
-use polygate::conversation::Action;
+use polygate::testing::conversation::Action;
 use serde_json::{Value, json};
 
 use crate::harness::mqtt::MqttClient;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
-use polygate::exproto::proto::ConnInfo;
+use polygate::testing::exproto::proto::ConnInfo;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 

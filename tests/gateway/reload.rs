@@ -1,6 +1,6 @@
 //! A configuration that is read again while devices are connected.
 
-use polygate::gateway::ReloadError;
+use polygate::testing::gateway::ReloadError;
 use tokio::net::TcpStream;
 
 use crate::harness::peer::RawPeer;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use tonic::Status;
 
 use crate::harness::mqtt::MqttClient;

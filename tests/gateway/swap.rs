@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use polygate::gateway::ReloadError;
-use polygate::rollout::{Candidate, Error, FAILURES_MIN, Initiator, Swap, VersionState};
+use polygate::testing::gateway::ReloadError;
+use polygate::testing::rollout::{Candidate, Error, FAILURES_MIN, Initiator, Swap, VersionState};
 use serde_json::json;
 
 use crate::harness::admin::ask;
@@ -797,7 +797,11 @@ async fn with_a_shadow() -> (GatewayUnderTest, RawPeer) {
     (gateway, device)
 }
 
-async fn upload(gateway: &GatewayUnderTest, name: &str, swap: Swap) -> Result<polygate::rollout::ChangeResult, Error> {
+async fn upload(
+    gateway: &GatewayUnderTest,
+    name: &str,
+    swap: Swap,
+) -> Result<polygate::testing::rollout::ChangeResult, Error> {
     let component = std::fs::read(guest(name)).unwrap();
     gateway.handlers().swap("h", Candidate::Component(component.into()), Some(swap), true, Initiator::Reload).await
 }
@@ -815,7 +819,7 @@ fn connections_of(gateway: &GatewayUnderTest, number: u32) -> usize {
     versions.iter().find(|version| version.number == number).unwrap().connections
 }
 
-fn weak_active(gateway: &GatewayUnderTest) -> std::sync::Weak<polygate::dispatch::Version> {
+fn weak_active(gateway: &GatewayUnderTest) -> std::sync::Weak<polygate::testing::dispatch::Version> {
     std::sync::Arc::downgrade(&gateway.handlers().versions("h").unwrap().active())
 }
 

@@ -1,6 +1,6 @@
 //! The recorded Teltonika trackers of examples/, against the guest that is written in TypeScript.
 
-use polygate::conversation::{Action, Conversation, Payload};
+use polygate::testing::conversation::{Action, Conversation, Payload};
 use serde_json::Value;
 
 use crate::harness::peer::RawPeer;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use quinn_udp::{Transmit, UdpSocketState};
 use serde_json::json;

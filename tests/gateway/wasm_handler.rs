@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polygate::conn::{Message, QoS};
+use polygate::testing::conn::{Message, QoS};
 use serde_json::json;
 
 use crate::harness::echo_device::EchoDevice;

@@ -38,7 +38,7 @@ const WARM_UP: usize = 100;
 #[command(
     after_help = "Examples:\n  polygate guest bench handler.wasm\n  polygate guest bench handler.wasm conversations --json"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
@@ -74,7 +74,7 @@ struct Calls {
 /// # Errors
 ///
 /// It could not begin, or the guest failed.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let conversations = read_all(&files(&args.conversations)?).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;
     let instances = measure_instances(&loaded.handler).await?;

@@ -21,7 +21,7 @@ use crate::handler::wasm::{Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
 /// gateway can run, with 1 and the reason when it is none.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate guest check handler.wasm\n  polygate guest check handler.wasm --json")]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
@@ -46,7 +46,7 @@ struct Checked {
 /// # Errors
 ///
 /// Something else than the file is wrong: a configuration, the machine, the output.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let file = &args.loading.file;
     let refused =
         |why: String| if args.json { json!({ "file": file, "handler": false, "why": why }).to_string() } else { why };

@@ -16,7 +16,7 @@ use crate::telemetry::Telemetry;
 
 /// The guest, its limits and its settings
 #[derive(Clone, Debug, clap::Args)]
-pub struct Loading {
+pub(crate) struct Loading {
     /// The guest: a component, or a core module with component metadata
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
@@ -44,7 +44,7 @@ pub struct Loading {
 
 /// The settings of a configuration cannot be taken.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// The configuration is faulty.
     #[error("{0}")]
     Config(#[from] Faults),
@@ -61,7 +61,7 @@ pub enum SettingsError {
 }
 
 /// A guest in its host.
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The guest.
     pub handler: Handler,
     /// Its limits and settings.
@@ -74,7 +74,7 @@ pub struct Loaded {
 
 /// Whether instances are to count what they execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metered {
+pub(crate) enum Metered {
     /// They run as in the gateway.
     No,
     /// They count.
@@ -87,7 +87,7 @@ impl Loading {
     /// # Errors
     ///
     /// The file is no guest, the configuration has no such handler, or this machine cannot run guests.
-    pub async fn load(&self, metered: Metered) -> Result<Loaded, Error> {
+    pub(crate) async fn load(&self, metered: Metered) -> Result<Loaded, Error> {
         let options = self.options()?;
         let (dir, cache_dir) = match &self.cache_dir {
             Some(dir) => (None, dir.clone()),
@@ -115,7 +115,7 @@ impl Loading {
     }
 
     /// The name of the guest in messages: that of its file.
-    pub fn name(&self) -> Arc<str> {
+    pub(crate) fn name(&self) -> Arc<str> {
         self.file.file_stem().map_or_else(|| "guest".into(), |stem| stem.to_string_lossy().into())
     }
 

@@ -64,7 +64,7 @@ const RESERVED: [&str; 20] = [
 /// conversation that tests it, and a README; it builds and passes its test at once.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate guest new meter --lang rust")]
-pub struct Args {
+pub(crate) struct Args {
     /// The handler's name: lower-case letters, digits and "-"
     pub name: String,
 
@@ -75,7 +75,7 @@ pub struct Args {
 
 /// The project could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum NewError {
+pub(crate) enum NewError {
     /// The name will not do.
     #[error(
         "expected a name of 1 to {NAME_BYTES_MAX} lower-case letters, digits and \"-\" that begins with a letter and does not \
@@ -111,7 +111,7 @@ pub enum NewError {
 /// # Errors
 ///
 /// [`NewError`]; nothing is written when the name, the language or the folder will not do.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let template = write_project(&args.name, &args.lang, Path::new(&args.name))?;
     writeln!(out, "{}: {} files. Next:\n", args.name, template.files.len())?;
     writeln!(out, "  cd {}", args.name)?;

@@ -26,7 +26,7 @@ use crate::local_replay::{self, Cost, Options, PLACES_MAX, Report, record, repla
 #[command(
     after_help = "Examples:\n  polygate guest test handler.wasm conversations\n  polygate guest test handler.wasm night.conversation --setting timezone=+08:00 --bless"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
@@ -53,7 +53,7 @@ pub struct Args {
 /// # Errors
 ///
 /// It could not begin. Conversations that fail are a result: they are printed, and the code is 1.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let paths = files(&args.conversations)?;
     let conversations = read_all(&paths).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;

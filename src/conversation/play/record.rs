@@ -12,7 +12,7 @@ use crate::conversation::bless::{Effect, Happened};
 use crate::conversation::{Action, ClosedBy, Conversation};
 
 /// How many pieces of bytes and messages one answer may have: a gateway that never stops is not recorded for ever.
-pub const RECORDED_MAX: usize = 4096;
+pub(crate) const RECORDED_MAX: usize = 4096;
 
 /// Plays the stimuli of a conversation and collects what the gateway does after each, for [`super::super::bless::bless`].
 ///

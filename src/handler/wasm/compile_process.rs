@@ -11,7 +11,9 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::{Capacity, LoadError, Options};
+use super::engines::Capacity;
+use super::error::{LoadError, LoadErrorKind};
+use super::options::Options;
 
 /// What is read of the words of a process that compiles, in bytes: an error with its causes, many times over.
 const WORDS_BYTES_MAX: u64 = 64 << 10;
@@ -50,7 +52,7 @@ impl Compiler {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Subprocess`], with the other process's words or with the bound that it has reached.
+    /// [`LoadError`], with the other process's words or with the bound that it has reached.
     pub async fn prepare(
         &self,
         cache_dir: &Path,
@@ -73,7 +75,7 @@ impl Compiler {
 ///
 /// # Errors
 ///
-/// [`LoadError::Subprocess`], with the other process's words or with the bound that it has reached.
+/// [`LoadError`], with the other process's words or with the bound that it has reached.
 pub(super) async fn compile(
     program: &Path,
     cache_dir: &Path,
@@ -82,7 +84,8 @@ pub(super) async fn compile(
     known_as: &Path,
     bounds: Bounds,
 ) -> Result<(), LoadError> {
-    let failed = |why: String| LoadError::Subprocess(format!("handler {:?}: {known_as:?} {why}", options.name));
+    let error = |kind| LoadError::new(&options.name, known_as, kind);
+    let failed = |why: String| error(LoadErrorKind::CompilerProcess(why));
     let arguments: [OsString; 9] = [
         "compile".into(),
         // Its words are its result.
@@ -128,7 +131,7 @@ pub(super) async fn compile(
     match (status.code(), words.trim()) {
         (Some(0), _) => Ok(()),
         // Its own words name the handler and the file.
-        (Some(1), words) if !words.is_empty() => Err(LoadError::Subprocess(words.to_owned())),
+        (Some(1), words) if !words.is_empty() => Err(error(LoadErrorKind::Reported(words.to_owned()))),
         (_, words) => Err(failed(cut_short(status, words, bounds))),
     }
 }
@@ -164,7 +167,7 @@ fn cut_short(status: ExitStatus, words: &str, bounds: Bounds) -> String {
 /// # Errors
 ///
 /// The operating system's.
-pub fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
+pub(crate) fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let bounds = [
         (Resource::Data, memory_bytes_max),

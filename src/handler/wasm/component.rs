@@ -11,6 +11,12 @@ use wasmparser::{ExternalKind, Payload};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
+/// The exported interface that makes a component a handler.
+pub(super) const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
+
+/// The exported interface that carries the state of a connection to another version of its guest.
+pub(super) const MIGRATE_INTERFACE: &str = "polygate:handler/migrate@0.1.0";
+
 const INTERFACE: &str = include_str!("../../../wit/handler.wit");
 
 /// `wasi_stub.wat`, assembled by build.rs.

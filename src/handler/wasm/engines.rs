@@ -1,7 +1,7 @@
 //! The two engines for guests, and which guest runs on which.
 //!
 //! The **small** one is for guests that carry their program and little else, as compiled languages make them. Its
-//! instances live in slots of the gateway's own mappings ([`slot_allocator`](super::slab)): a hundred thousand of them in one
+//! instances live in slots of the gateway's own mappings ([`slot_allocator`](super::slot_allocator)): a hundred thousand of them in one
 //! process, at the price of an address check with each access to memory, and of copying a guest's data into each
 //! instance.
 //!
@@ -17,10 +17,10 @@ use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
-use super::RuntimeError;
-use super::instance::GuestState;
+use super::error::RuntimeError;
 use super::limits::{Bound, InstanceLimit};
 use super::slot_allocator::{Memories, SlotAllocatorError, Stacks};
+use super::store::GuestState;
 use crate::wit::bindings::ConnectionHandler;
 
 /// The longest linear memory on the small engine: what a guest may use when nothing is configured (`memory_max`).

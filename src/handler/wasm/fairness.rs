@@ -1,6 +1,6 @@
 //! CPU and memory fairness between guests: what one guest takes must not slow down the devices of another.
 //!
-//! The epoch ticker interrupts a running guest every [`TICK`](super::limits::TICK). Four mechanisms act on that:
+//! The epoch ticker interrupts a running guest every [`TICK`](super::ticker::TICK). Four mechanisms act on that:
 //!
 //! 1. **Event clock** ([`EventClock`]): the CPU time that one event has used, measured at ticks by the thread's own CPU clock. It
 //!    tells short events (most: a few microseconds, no tick at all) from long and very long ones.

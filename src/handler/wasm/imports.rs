@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::instance::GuestState;
+use super::store::GuestState;
 use crate::adapter::Backend;
 use crate::conn::{Command, ConnId, Password, Refused, Timer};
 use crate::wit::bindings::polygate::handler::adapter;
@@ -40,7 +40,7 @@ impl GuestState {
         result.map_err(|refused| {
             tracing::debug!(
                 conn = %ConnId::from_u64(conn),
-                handler = %self.shared.options.name,
+                handler = %self.config.options.name,
                 operation,
                 "refused: {refused}"
             );
@@ -53,7 +53,7 @@ impl adapter::Host for GuestState {
     fn send(&mut self, conn: types::Conn, bytes: Vec<u8>) -> Result<(), types::ErrorCode> {
         // Bytes for a connection that is not this one's are not sent, and cost nothing.
         let result = match self.backend(conn).map(|_| ()) {
-            Ok(()) => self.budget_used.send(bytes.len(), &self.shared.options.budget),
+            Ok(()) => self.budget_used.send(bytes.len(), &self.config.options.budget),
             Err(refused) => Err(refused),
         };
         let result = result.and_then(|()| self.backend(conn)?.send(Bytes::from(bytes)));
@@ -98,7 +98,7 @@ impl adapter::Host for GuestState {
         qos: types::Qos,
         payload: Vec<u8>,
     ) -> Result<(), types::ErrorCode> {
-        if let Err(refused) = self.budget_used.publish(&self.shared.options.budget) {
+        if let Err(refused) = self.budget_used.publish(&self.config.options.budget) {
             return self.answer(conn, "publish", Err(refused));
         }
         self.apply(conn, Command::Publish { topic, qos: qos.into(), payload: Bytes::from(payload) }).await
@@ -113,7 +113,7 @@ impl adapter::Host for GuestState {
     }
 
     async fn raw_publish(&mut self, topic: String, qos: types::Qos, payload: Vec<u8>) -> Result<(), types::ErrorCode> {
-        if let Err(refused) = self.budget_used.publish(&self.shared.options.budget) {
+        if let Err(refused) = self.budget_used.publish(&self.config.options.budget) {
             return self.answer(0, "raw_publish", Err(refused));
         }
         let command = Command::RawPublish { topic, qos: qos.into(), payload: Bytes::from(payload) };
@@ -125,7 +125,7 @@ impl adapter::Host for GuestState {
     }
 
     fn setting(&mut self, name: String) -> Option<String> {
-        self.shared.options.settings.get(&name).cloned()
+        self.config.options.settings.get(&name).cloned()
     }
 
     fn now_ms(&mut self) -> u64 {
@@ -144,7 +144,7 @@ impl adapter::Host for GuestState {
     }
 
     fn log(&mut self, level: types::Level, text: String) {
-        let may = self.budget_used.log(&self.shared.options.budget);
+        let may = self.budget_used.log(&self.config.options.budget);
         let mut log = self.log.lock();
         if may {
             log.line(level, &text);

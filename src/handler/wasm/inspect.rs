@@ -2,15 +2,14 @@
 
 use wasmparser::{Encoding, Instance, KnownCustom, Parser, Payload, ProducersSectionReader};
 
-use super::component;
-use super::{HANDLER_INTERFACE, MIGRATE_INTERFACE};
+use super::component::{self, MIGRATE_INTERFACE};
 
 /// Interfaces of one package that versions of `polygate:handler` have.
 const PACKAGE: &str = "polygate:handler/";
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// A component.
     Component,
     /// A core module with component metadata, of which a component was made.
@@ -19,7 +18,7 @@ pub enum Form {
 
 /// What a guest asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Import {
+pub(crate) struct Import {
     /// The interface, with its package and version.
     pub name: String,
     /// What it gets, in one phrase.
@@ -28,7 +27,7 @@ pub struct Import {
 
 /// A linear memory that a guest has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Bytes at its start.
     pub minimum_bytes: u64,
     /// Bytes at most, by its own declaration.
@@ -37,7 +36,7 @@ pub struct Memory {
 
 /// What a guest's file says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inspection {
+pub(crate) struct Inspection {
     /// What the file is.
     pub form: Form,
     /// Length of the file.
@@ -72,7 +71,7 @@ impl Inspection {
     /// # Errors
     ///
     /// It is no WebAssembly, or a core module that cannot be made a component: why, in one phrase.
-    pub fn of(file: &[u8]) -> Result<Self, String> {
+    pub(crate) fn of(file: &[u8]) -> Result<Self, String> {
         let form = match Parser::is_core_wasm(file) {
             true => Form::CoreModule,
             false if Parser::is_component(file) => Form::Component,
@@ -99,23 +98,18 @@ impl Inspection {
     }
 
     /// The version of the handler interface; `None` for a component that is no handler of any version.
-    pub fn interface(&self) -> Option<&str> {
+    pub(crate) fn interface(&self) -> Option<&str> {
         let is_handler = |name: &&str| name.strip_prefix(PACKAGE).is_some_and(|rest| rest.starts_with("handler@"));
         self.exports.iter().map(String::as_str).find(is_handler)
     }
 
-    /// Whether it is a handler of the version that this gateway has.
-    pub fn is_handler(&self) -> bool {
-        self.exports.iter().any(|name| name == HANDLER_INTERFACE)
-    }
-
     /// Whether it can carry a connection's state over to another version.
-    pub fn migrates(&self) -> bool {
+    pub(crate) fn migrates(&self) -> bool {
         self.exports.iter().any(|name| name == MIGRATE_INTERFACE)
     }
 
     /// Linear memory that an instance has at its start.
-    pub fn minimum_bytes(&self) -> u64 {
+    pub(crate) fn minimum_bytes(&self) -> u64 {
         self.memories.iter().map(|memory| memory.minimum_bytes).sum()
     }
 
@@ -218,6 +212,7 @@ fn granted(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::wasm::component::HANDLER_INTERFACE;
 
     /// The echo guest asks for the adapter, and has what a small guest has.
     #[test]
@@ -226,7 +221,7 @@ mod tests {
         let found = Inspection::of(&file).unwrap();
         assert_eq!((found.form, found.file_bytes), (Form::Component, file.len()));
         assert_eq!(found.interface(), Some(HANDLER_INTERFACE));
-        assert!(found.is_handler() && found.migrates());
+        assert!(found.migrates());
         let imports: Vec<_> = found.imports.iter().map(|import| (import.name.as_str(), import.granted)).collect();
         let expected = [
             ("polygate:handler/types@0.1.0", "plain data"),

@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::fairness::EventClock;
-use super::limits::{self, BudgetUsed, CpuTimeExceeded, InstancePermit, MemoryLimit};
+use super::limits::{BudgetUsed, MemoryLimit};
+use super::loaded_guest::LoadedGuest;
 use super::log::GuestLog;
-use super::wasi::Wasi;
-use super::{Metering, Shared};
+use super::store::{self, CpuTimeExceeded, GuestState, Metering};
+use super::ticker;
 use crate::adapter::Backend;
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::handler::CallError;
@@ -34,32 +35,7 @@ const MEMORY_BYTES_QUICK: usize = 2 << 20;
 const SHOWN_BYTES_MAX: usize = 64;
 
 /// The state of one connection, as a guest wrote it for its next version.
-pub use migrate::State as Snapshot;
-
-/// What the store of one instance holds for the host.
-pub(super) struct GuestState {
-    /// Where the guest's questions are answered; there is one during a call.
-    pub(super) backend: Option<Backend>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) limit: MemoryLimit,
-    /// Shared with the streams that WASI makes of it, which live in tasks of their own.
-    pub(super) log: Arc<Mutex<GuestLog>>,
-    /// CPU time that the event in progress may still take.
-    pub(super) cpu_left: Duration,
-    /// How it runs, once it is long.
-    pub(super) clock: Arc<EventClock>,
-    /// What the event in progress has asked for.
-    pub(super) budget_used: BudgetUsed,
-    /// Made when the guest first uses WASI; most never do.
-    pub(super) wasi: Option<Box<Wasi>>,
-    permit: Option<InstancePermit>,
-}
-
-impl std::fmt::Debug for GuestState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestState").field("desk", &self.backend).finish_non_exhaustive()
-    }
-}
+pub(crate) use migrate::State as Snapshot;
 
 /// What an instance is entered for.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +55,7 @@ pub(super) enum Answer {
 
 /// An instance, made for its first call, and after a failure never entered again.
 pub(super) struct Instance {
-    shared: Arc<Shared>,
+    guest: Arc<LoadedGuest>,
     clock: Arc<EventClock>,
     /// Its calls are long ones from their beginning, until one has succeeded.
     quarantined: bool,
@@ -95,6 +71,7 @@ pub(super) struct Instance {
 
 /// What a call takes along, wherever it runs.
 struct LiveInstance {
+    guest: Arc<LoadedGuest>,
     store: Store<GuestState>,
     exports: Option<Exports>,
     /// How the guest failed.
@@ -112,7 +89,7 @@ struct Exports {
 impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Instance")
-            .field("handler", &self.shared.options.name)
+            .field("handler", &self.guest.config.options.name)
             .field("live", &self.inner.as_ref().is_some_and(|inner| inner.exports.is_some()))
             .field("failed", &self.has_failed())
             .finish()
@@ -121,13 +98,13 @@ impl std::fmt::Debug for Instance {
 
 impl Instance {
     /// A place for an instance that speaks about `conn` first.
-    pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
-        let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
-        let log = GuestLog::new(conn, name, together, shared.metrics.suppressed_log_lines.clone());
+    pub(super) fn new(guest: Arc<LoadedGuest>, conn: ConnId) -> Self {
+        let (name, together) = (Arc::clone(&guest.config.options.name), guest.log.clone());
+        let log = GuestLog::new(conn, name, together, guest.config.metrics.suppressed_log_lines.clone());
         let log = Arc::new(Mutex::new(log));
         let clock = Arc::<EventClock>::default();
-        let (memory_bytes_max, memory_rate) = (shared.options.memory_bytes_max, Arc::clone(&shared.memory_rate));
-        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&clock), memory_rate, shared.metrics.clone());
+        let (memory_bytes_max, memory_rate) = (guest.config.options.memory_bytes_max, Arc::clone(&guest.memory_rate));
+        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&clock), memory_rate, guest.config.metrics.clone());
         let state = GuestState {
             backend: None,
             limit,
@@ -137,18 +114,18 @@ impl Instance {
             budget_used: BudgetUsed::default(),
             wasi: None,
             permit: None,
-            shared: Arc::clone(&shared),
+            config: Arc::clone(&guest.config),
         };
-        let mut store = Store::new(&shared.engine, state);
+        let mut store = Store::new(&guest.engine, state);
         store.limiter_async(|state| &mut state.limit);
-        store.epoch_deadline_callback(limits::on_tick);
-        if shared.metering == Metering::Fuel
+        store.epoch_deadline_callback(store::on_tick);
+        if guest.config.metering == Metering::Fuel
             && let Err(error) = store.set_fuel(u64::MAX)
         {
             tracing::error!(%error, "an engine that meters takes no fuel");
         }
-        let inner = Some(Box::new(LiveInstance { store, exports: None, failure: None }));
-        Self { shared, clock, quarantined: false, inner, failure: None, used: Usage::default(), initial_bytes: 0 }
+        let inner = Some(Box::new(LiveInstance { guest: Arc::clone(&guest), store, exports: None, failure: None }));
+        Self { guest, clock, quarantined: false, inner, failure: None, used: Usage::default(), initial_bytes: 0 }
     }
 
     /// What it has used so far, or had when it failed.
@@ -181,7 +158,7 @@ impl Instance {
     /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
     pub(super) fn needs_recycle(&self) -> bool {
         let bytes = self.usage().memory_bytes;
-        bytes >= self.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.initial_bytes.saturating_mul(2)
+        bytes >= self.guest.config.options.memory_bytes_max / 4 * 3 && bytes >= self.initial_bytes.saturating_mul(2)
     }
 
     /// It could not be replaced: what it has now is what it is to have.
@@ -214,19 +191,19 @@ impl Instance {
         // Owned, so that it can go on in another thread.
         let called = Box::pin(inner.call(backend, Entry::of(call)));
         let (mut inner, backend, result) = if self.quarantined {
-            run_in_background(&self.shared, &self.clock, called).await
+            run_in_background(&self.guest, &self.clock, called).await
         } else {
-            run_on_worker(&self.shared, &self.clock, called).await
+            run_on_worker(&self.guest, &self.clock, called).await
         };
         self.clock.end();
         if self.initial_bytes == 0 {
             self.initial_bytes = inner.memory_bytes();
         }
         if let Err(error) = &result {
-            self.shared.failures.handle(error, inner.cpu_time());
+            self.guest.config.failures.handle(error, inner.cpu_time());
             self.used = inner.usage();
             self.failure = inner.failure.take();
-            self.shared.long_events.discard(inner);
+            self.guest.background.discard(inner);
         } else {
             self.quarantined &= introduces;
             self.inner = Some(inner);
@@ -253,20 +230,20 @@ impl Drop for Instance {
     fn drop(&mut self) {
         // To give much memory back takes the kernel milliseconds.
         if let Some(inner) = self.inner.take_if(|inner| inner.memory_bytes() > MEMORY_BYTES_QUICK) {
-            self.shared.long_events.discard(inner);
+            self.guest.background.discard(inner);
         }
     }
 }
 
 /// Runs a call in this thread, and where nobody waits for it once it is long.
 async fn run_on_worker(
-    shared: &Shared,
+    guest: &LoadedGuest,
     clock: &Arc<EventClock>,
     mut called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
 ) -> Called {
     loop {
         if clock.is_long() {
-            return shared.long_events.finish(called, clock).await;
+            return guest.background.finish(called, clock).await;
         }
         match futures::poll!(called.as_mut()) {
             Poll::Ready(answered) => return answered,
@@ -278,16 +255,16 @@ async fn run_on_worker(
 
 /// Runs a call where nobody waits for it; while the handler keeps failing, the call waits for its memory.
 async fn run_in_background(
-    shared: &Shared,
+    guest: &LoadedGuest,
     clock: &EventClock,
     called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
 ) -> Called {
-    let Shared { failures, memory_rate, long_events, metrics, .. } = shared;
-    metrics.apart_by_suspicion.inc();
-    if failures.are_many() {
+    let LoadedGuest { config, memory_rate, background, .. } = guest;
+    config.metrics.deprioritized_by_failures.inc();
+    if config.failures.are_many() {
         clock.begin_waiting();
     }
-    let (inner, backend, result) = long_events.run_in_background(called).await;
+    let (inner, backend, result) = background.run_in_background(called).await;
     let taken = clock.end_waiting();
     if result.is_ok() {
         memory_rate.give_back(taken);
@@ -360,13 +337,13 @@ impl LiveInstance {
     /// CPU time of the last event, as far as its ticks have seen it.
     fn cpu_time(&self) -> Duration {
         let state = self.store.data();
-        state.shared.options.event_timeout.saturating_sub(state.cpu_left)
+        state.config.options.event_timeout.saturating_sub(state.cpu_left)
     }
 
     fn usage(&self) -> Usage {
         Usage {
             memory_bytes: self.memory_bytes(),
-            fuel: match self.store.data().shared.metering {
+            fuel: match self.store.data().config.metering {
                 Metering::None => None,
                 Metering::Fuel => self.store.get_fuel().ok().map(|left| u64::MAX - left),
             },
@@ -408,11 +385,11 @@ impl LiveInstance {
 
     /// Starts the event's CPU time; gives it as the handler's options have it.
     fn begin_event(&mut self) -> Duration {
-        let timeout = self.store.data().shared.options.event_timeout;
+        let timeout = self.store.data().config.options.event_timeout;
         self.store.data_mut().cpu_left = timeout;
         self.store.data_mut().budget_used = BudgetUsed::default();
         self.store.data_mut().limit.begin_event();
-        self.store.set_epoch_deadline(limits::FIRST_TICKS);
+        self.store.set_epoch_deadline(ticker::FIRST_TICKS);
         timeout
     }
 
@@ -451,16 +428,16 @@ impl LiveInstance {
     }
 
     async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
-        let shared = Arc::clone(&self.store.data().shared);
-        let permit = shared
+        let guest = Arc::clone(&self.guest);
+        let permit = guest
             .instance_limit
-            .permit(&shared.metrics)
+            .permit(&guest.config.metrics)
             .map_err(|reached| CallError::Unavailable(reached.to_string()))?;
         self.store.data_mut().permit = Some(permit);
         let made = async {
-            let instance = shared.pre.instantiate_async(&mut self.store).await?;
-            let handler = shared.handler_exports.load(&mut self.store, &instance)?;
-            let migration = match &shared.migration_exports {
+            let instance = guest.pre.instantiate_async(&mut self.store).await?;
+            let handler = guest.handler_exports.load(&mut self.store, &instance)?;
+            let migration = match &guest.migration_exports {
                 Some(exports) => Some(exports.load(&mut self.store, &instance)?),
                 None => None,
             };
@@ -485,16 +462,16 @@ impl LiveInstance {
     ) -> CallError {
         let error = &*self.failure.insert(error);
         let state = self.store.data();
-        let options = &state.shared.options;
+        let options = &state.config.options;
         // What the device said is its own business: only who asks for it in the log's filter sees it.
         let first = &payload[..payload.len().min(SHOWN_BYTES_MAX)];
         tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
         // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
         // makes its guest fail again and again is told of only so often.
-        if state.shared.failures.should_log() {
+        if state.config.failures.should_log() {
             tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
         } else {
-            state.shared.metrics.suppressed_log_lines.inc();
+            state.config.metrics.suppressed_log_lines.inc();
         }
         if error.downcast_ref::<CpuTimeExceeded>().is_some() {
             return CallError::Timeout(options.event_timeout);

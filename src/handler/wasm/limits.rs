@@ -1,26 +1,15 @@
 //! What bounds a guest: its memory, its CPU time, and how many instances there may be.
 
 use std::fs;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
+use wasmtime::ResourceLimiterAsync;
 
 use super::fairness::{EventClock, MemoryRateLimit};
-use super::instance::GuestState;
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
-
-/// How often a running guest is looked at: it yields to others that often, and its time is counted so exactly. The clock
-/// takes a quarter of a percent of one core.
-pub(super) const TICK: Duration = Duration::from_millis(2);
-
-/// After this many ticks an event is long. The first may come at once.
-pub(super) const FIRST_TICKS: u64 = 2;
 
 /// An event that takes more memory than this is long, however short it may be: the kernel zeroes each page at its first touch,
 /// which for a memory of some MiB takes it longer than the ticks. What is read of a device at once, four times over.
@@ -112,64 +101,6 @@ impl BudgetUsed {
         self.log_lines += u32::from(may);
         may
     }
-}
-
-/// The clock that looks at running guests; ends when dropped.
-#[derive(Debug)]
-pub(super) struct Ticker {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Ticker {
-    /// A thread of its own, because a guest in an endless loop may hold a worker until the clock makes it yield.
-    pub(super) fn start<'a>(engines: impl Iterator<Item = &'a Engine>) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new().name("guest-clock".to_owned()).spawn({
-            let (engines, stop) = (engines.map(Engine::weak).collect::<Vec<_>>(), Arc::clone(&stop));
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    thread::park_timeout(TICK);
-                    for engine in engines.iter().filter_map(EngineWeak::upgrade) {
-                        engine.increment_epoch();
-                    }
-                }
-            }
-        })?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the thread that bounds guests' time had panicked");
-            }
-        }
-    }
-}
-
-/// An event took more CPU time than it may.
-#[derive(Debug, thiserror::Error)]
-#[error("the event's CPU time is used up")]
-pub(super) struct CpuTimeExceeded;
-
-/// At every tick of a guest whose event is long: yields to other tasks, and ends the event once its CPU time is used up.
-pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
-    let state = store.data_mut();
-    let is_first = !state.clock.is_long();
-    let Some(left) = state.cpu_left.checked_sub(state.clock.handle_tick()) else {
-        state.cpu_left = Duration::ZERO;
-        return Err(CpuTimeExceeded.into());
-    };
-    if is_first {
-        state.shared.metrics.apart_by_time.inc();
-    }
-    state.cpu_left = left;
-    Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.clock).yield_now())))
 }
 
 /// Bounds the memory of one instance, and tells the gauges of it.
@@ -289,7 +220,7 @@ impl ResourceLimiterAsync for MemoryLimit {
                     self.metrics.memory_waits.inc();
                 }
             } else if !self.clock.is_long() {
-                self.metrics.apart_by_memory.inc();
+                self.metrics.deprioritized_by_memory.inc();
                 Arc::clone(&self.clock).yield_now().await;
             }
         }
@@ -408,8 +339,8 @@ impl Drop for InstancePermit {
 
 #[cfg(test)]
 mod tests {
-    use wasmtime::Store;
     use wasmtime::component::{Component, Linker};
+    use wasmtime::{Engine, Store};
 
     use super::*;
     use crate::telemetry::Telemetry;
@@ -518,6 +449,6 @@ mod tests {
         assert!(futures::poll!(limit.memory_growing(2 * half, 3 * half, None)).is_pending());
         assert!(clock.is_long());
         assert!(futures::poll!(limit.memory_growing(3 * half, 4 * half, None)).is_ready(), "it has yielded");
-        assert_eq!(metrics.apart_by_memory.get(), 1);
+        assert_eq!(metrics.deprioritized_by_memory.get(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Instances that serve many connections: isolation `{ shared_instances = N }`.
+//! Instances that serve many connections: isolation `{ shared = N }`.
 //!
 //! A connection has its seat at one of them for as long as it stays with this version of the handler. One event at a
 //! time is in an instance; the others wait their turn, in order. An instance that fails is thrown away with
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::Shared;
 use super::instance::{Answer, Call, Instance};
+use super::loaded_guest::LoadedGuest;
 use crate::adapter::Backend;
 use crate::conn::{CloseReason, ConnId, ConnInfo, Event};
 use crate::handler::CallError;
@@ -44,16 +44,16 @@ impl InstancePool {
     }
 
     /// A connection's place; connections are spread evenly.
-    pub(super) fn take(&self, shared: Arc<Shared>, conn: ConnId, info: Arc<ConnInfo>) -> PooledGuest {
+    pub(super) fn take(&self, guest: Arc<LoadedGuest>, conn: ConnId, info: Arc<ConnInfo>) -> PooledGuest {
         let index = usize::try_from(conn.to_u64()).unwrap_or_default() % self.0.len();
-        PooledGuest { shared, slot: Arc::clone(&self.0[index]), conn, info }
+        PooledGuest { guest, slot: Arc::clone(&self.0[index]), conn, info }
     }
 }
 
 /// One connection's side of a shared instance.
 #[derive(Debug)]
 pub(super) struct PooledGuest {
-    shared: Arc<Shared>,
+    guest: Arc<LoadedGuest>,
     slot: Arc<Slot>,
     conn: ConnId,
     info: Arc<ConnInfo>,
@@ -70,7 +70,7 @@ impl PooledGuest {
         let _turn = self.slot.turn.acquire().await.ok();
         let served = self.slot.served.lock().take().filter(|served| !served.instance.has_failed());
         let mut served = served.unwrap_or_else(|| Occupant {
-            instance: Instance::new(Arc::clone(&self.shared), self.conn),
+            instance: Instance::new(Arc::clone(&self.guest), self.conn),
             knows: HashSet::new(),
         });
         served.instance.set_conn(self.conn);

@@ -1,14 +1,19 @@
-//! Memory for many instances: their linear memories are slots of one large mapping, their stacks slots of another.
+//! Slot allocator for the linear memories and fiber stacks of small guests: one large mapping of slots for each.
 //!
-//! The kernel bounds the mappings of a process (`vm.max_map_count`, 65,530 by default), and each memory and each stack
-//! that wasmtime makes by itself takes some. Here they take none: a slot is a part of a mapping that is readable and
-//! writable from one end to the other, and what must not be reached in it is closed by guards, which are marks in the
-//! page tables (`MADV_GUARD_INSTALL`, Linux 6.13) and no mappings.
+//! The kernel bounds the mappings of a process (`vm.max_map_count`, 65,530 by default). A memory or stack that wasmtime maps
+//! itself takes one or more; a slot takes none: it is a part of a mapping that is readable and writable from end to end,
+//! and the pages behind its memory are closed by guards, which are marks in the page tables (`MADV_GUARD_INSTALL`,
+//! Linux 6.13) and no mappings.
 //!
-//! What keeps a guest in its memory is the code that wasmtime generates: it compares every address with the memory's
-//! length, because the engine over these memories promises it neither reserved nor guarded space. The guards are the
-//! second line. Behind every length there is one, up to the next border of [`PAGE_TABLE_BYTES`], so that it costs no
-//! page table of its own; on both sides of all slots there is [`MARGIN_BYTES`] of nothing.
+//! Why not wasmtime's pooling allocator: each of its slots takes two mappings as soon as a memory may grow, and its stacks two
+//! more, so a process ends at 16,300 Rust instances with default kernel settings, and dropping instances gives no mapping
+//! back. With these slots the gateway has held 100,000 live instances in 89 mappings. On-demand allocation reads
+//! [`MemoryCreator`] and [`StackCreator`]; the pooling allocator ignores both.
+//!
+//! A guest is confined to its memory by the code that wasmtime generates: it compares every address with the memory's
+//! length, because the engine over these memories declares neither reserved nor guarded address space. Guards are the
+//! second line of defence. One follows every memory's length, up to the next border of [`PAGE_TABLE_BYTES`], so that it needs no
+//! page table of its own; [`MARGIN_BYTES`] of inaccessible address space lie before and after all slots.
 //!
 //! Invariants, which the unsafe code relies on:
 //! - a slot has at most one [`Slot`], and everything that points into it is owned by what owns that;

@@ -10,9 +10,8 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxView};
 
-use super::instance::GuestState;
 use super::log::{GuestLog, LINE_BYTES_MAX};
 use crate::wit::types::Level;
 
@@ -27,19 +26,15 @@ pub(super) struct Wasi {
 }
 
 impl Wasi {
-    fn new(log: Arc<Mutex<GuestLog>>) -> Self {
+    pub(super) fn new(log: Arc<Mutex<GuestLog>>) -> Self {
         let ctx = WasiCtx::builder().stdout(Log(Arc::clone(&log))).stderr(Log(log)).build();
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Self { ctx, table }
     }
-}
 
-impl WasiView for GuestState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        let log = &self.log;
-        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(Arc::clone(log))));
-        WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
+    pub(super) fn view(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
     }
 }
 
@@ -111,9 +106,9 @@ mod tests {
         Wasi::new(Arc::new(Mutex::new(log)))
     }
 
-    impl WasiView for Wasi {
+    impl wasmtime_wasi::WasiView for Wasi {
         fn ctx(&mut self) -> WasiCtxView<'_> {
-            WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
+            self.view()
         }
     }
 

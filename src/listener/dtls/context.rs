@@ -21,7 +21,7 @@ use crate::listener::psk;
 /// are here, behind everything else that is as secret. Suites with a pre-shared key are used only by listeners that
 /// have keys. Static RSA, finite-field Diffie-Hellman, SHA-1 outside of HMAC, 3DES, RC4, NULL and anonymous suites are
 /// not offered; an operator who needs one of the first two names it.
-pub const CIPHERS: &str = "\
+pub(crate) const CIPHERS: &str = "\
     ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
     ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
     ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-PSK-CHACHA20-POLY1305:\
@@ -106,7 +106,7 @@ impl fmt::Debug for Context {
 /// # Errors
 ///
 /// It does not.
-pub fn check_ciphers(ciphers: &str) -> Result<(), ErrorStack> {
+pub(crate) fn check_ciphers(ciphers: &str) -> Result<(), ErrorStack> {
     builder(ciphers).map(drop)
 }
 

@@ -23,14 +23,14 @@ type Key = Hmac<Sha256>;
 
 /// Bytes of a HelloVerifyRequest with a cookie of ours; fewer than those of any ClientHello, so nobody can use
 /// the door to send a third party more than they send themselves.
-pub const ANSWER_BYTES: usize = RECORD_HEADER + MESSAGE_HEADER + 3 + COOKIE;
+pub(crate) const ANSWER_BYTES: usize = RECORD_HEADER + MESSAGE_HEADER + 3 + COOKIE;
 
 /// Decides about datagrams that begin with a ClientHello, without keeping anything of them.
 ///
 /// A cookie is a keyed digest of both addresses; the key is random at start and changes every two minutes. The hello is
 /// no part of it: a device that was rebooted may hear the answer to its last hello of before, and take the cookie for
 /// its own. openssl does not get out of that if the cookie is wrong then.
-pub struct CookieVerifier {
+pub(crate) struct CookieVerifier {
     secret: Key,
     since: Instant,
     /// The interval that `current` belongs to.
@@ -41,7 +41,7 @@ pub struct CookieVerifier {
 
 /// What becomes of a datagram at the door.
 #[derive(Debug, PartialEq, Eq)]
-pub enum CookieCheck {
+pub(crate) enum CookieCheck {
     /// It is no ClientHello.
     NotClientHello,
     /// It is one without a valid cookie: this HelloVerifyRequest is to be sent back, and nothing to be kept.
@@ -55,7 +55,7 @@ pub enum CookieCheck {
 pub struct HandshakeId(u64);
 
 /// What the doors of a listener make their keys from; random, and kept by nobody.
-pub struct Secret(Key);
+pub(crate) struct Secret(Key);
 
 impl Secret {
     /// Draws one.
@@ -63,7 +63,7 @@ impl Secret {
     /// # Errors
     ///
     /// The operating system's random generator failed.
-    pub fn new() -> Result<Self, getrandom::Error> {
+    pub(crate) fn new() -> Result<Self, getrandom::Error> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
         Ok(Self(Key::new::<64>(&key)))
@@ -78,13 +78,13 @@ impl fmt::Debug for Secret {
 
 impl CookieVerifier {
     /// A door whose first key begins `now`. Doors of one secret and one beginning accept each other's cookies.
-    pub fn new(secret: &Secret, now: Instant) -> Self {
+    pub(crate) fn new(secret: &Secret, now: Instant) -> Self {
         let secret = secret.0.clone();
         Self { since: now, interval: 0, current: of_interval(&secret, 0), previous: of_interval(&secret, 0), secret }
     }
 
     /// Decides about one datagram from `peer` that arrived at `local`.
-    pub fn handle(&mut self, now: Instant, peer: SocketAddr, local: SocketAddr, datagram: &[u8]) -> CookieCheck {
+    pub(crate) fn handle(&mut self, now: Instant, peer: SocketAddr, local: SocketAddr, datagram: &[u8]) -> CookieCheck {
         let Some(hello) = hello::read(datagram) else { return CookieCheck::NotClientHello };
         self.rotate_keys(now);
         let cookie = cookie(&self.current, peer, local);

@@ -27,7 +27,10 @@ pub struct SecureFlow {
 /// # Errors
 ///
 /// Why there is no session. The peer has been told, as far as there are words for it.
-pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow, Option<Certificate>), HandshakeError> {
+pub(crate) async fn establish(
+    mut flow: Flow,
+    context: &Context,
+) -> Result<(SecureFlow, Option<Certificate>), HandshakeError> {
     let first = poll_fn(|cx| flow.poll_receive(cx)).await.ok_or(HandshakeError::Closed)?;
     let mut handshake = Handshake::new(context, first)?;
     loop {

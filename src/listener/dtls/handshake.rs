@@ -18,7 +18,7 @@ use crate::listener::psk::Psk;
 
 /// A handshake with one peer: datagrams go in and come out, and time is told by openssl's own clock.
 #[derive(Debug)]
-pub struct Handshake {
+pub(crate) struct Handshake {
     stream: SslStream<DatagramBio>,
     /// What followed the hello in its datagram, which openssl looks at only afterwards.
     behind: Option<Bytes>,
@@ -44,7 +44,7 @@ const UNREADABLE_MAX: usize = 3;
 
 /// Where a handshake is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// It needs more from the peer.
     Waiting,
     /// It has succeeded; what is still to be sent goes over to the session.
@@ -53,7 +53,7 @@ pub enum Progress {
 
 /// What became of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// It is looked at.
     Kept,
     /// There was no room for it.
@@ -66,7 +66,7 @@ impl Handshake {
     /// # Errors
     ///
     /// It does not begin with a hello that openssl takes, or openssl has no memory.
-    pub fn new(context: &Context, datagram: Bytes) -> Result<Self, HandshakeError> {
+    pub(crate) fn new(context: &Context, datagram: Bytes) -> Result<Self, HandshakeError> {
         let hello = hello::read(&datagram).ok_or_else(no_hello)?;
         let first = datagram.slice(..hello.record_len);
         let behind = Some(datagram.slice(hello.record_len..)).filter(|rest| !rest.is_empty());
@@ -85,13 +85,13 @@ impl Handshake {
 
     /// Whether the client goes on sending a last flight that cannot be read, as it does when its pre-shared key is
     /// another one: openssl says nothing to that, because a record that cannot be read is no record.
-    pub fn has_wrong_key(&self) -> bool {
+    pub(crate) fn has_wrong_key(&self) -> bool {
         self.early.len() >= UNREADABLE_MAX && Psk::of(self.stream.ssl()).is_some()
     }
 
     /// Takes in the next datagram, which [`Handshake::advance`] then looks at; not if the peer has sent more than any handshake
     /// takes.
-    pub fn handle_datagram(&mut self, datagram: Bytes) -> Taken {
+    pub(crate) fn handle_datagram(&mut self, datagram: Bytes) -> Taken {
         let Some(left) = self.bytes_left.checked_sub(datagram.len()) else {
             return Taken::Dropped;
         };
@@ -107,7 +107,7 @@ impl Handshake {
     }
 
     /// How long until [`Handshake::handle_timeout`] wants to be called.
-    pub fn timeout(&self) -> Option<Duration> {
+    pub(crate) fn timeout(&self) -> Option<Duration> {
         ffi::timeout(self.stream.ssl())
     }
 
@@ -116,12 +116,12 @@ impl Handshake {
     /// # Errors
     ///
     /// That was done a dozen times already, over many minutes.
-    pub fn handle_timeout(&mut self) -> Result<(), HandshakeError> {
+    pub(crate) fn handle_timeout(&mut self) -> Result<(), HandshakeError> {
         if ffi::handle_timeout(&mut self.stream) { Ok(()) } else { Err(HandshakeError::Closed) }
     }
 
     /// The next datagram that is to be sent.
-    pub fn poll_transmit(&mut self) -> Option<Bytes> {
+    pub(crate) fn poll_transmit(&mut self) -> Option<Bytes> {
         self.stream.get_mut().outbound().pop_front()
     }
 
@@ -131,7 +131,7 @@ impl Handshake {
     /// # Errors
     ///
     /// Why there will be no session.
-    pub fn advance(&mut self) -> Result<Progress, HandshakeError> {
+    pub(crate) fn advance(&mut self) -> Result<Progress, HandshakeError> {
         loop {
             let sent_before = self.stream.get_mut().outbound().len();
             let Err(error) = self.stream.accept() else {
@@ -151,22 +151,22 @@ impl Handshake {
     }
 
     /// The client's certificate in DER, if it has shown one that is valid.
-    pub fn certificate(&self) -> Option<Vec<u8>> {
+    pub(crate) fn certificate(&self) -> Option<Vec<u8>> {
         self.stream.ssl().peer_certificate()?.to_der().ok()
     }
 
     /// Who the client says it is, if it has proved that with a pre-shared key.
-    pub fn identity(&self) -> Option<&str> {
+    pub(crate) fn identity(&self) -> Option<&str> {
         Psk::of(self.stream.ssl()).filter(|psk| psk.is_known).map(|psk| &*psk.identity)
     }
 
     /// The suite, in openssl's words.
-    pub fn cipher(&self) -> &'static str {
+    pub(crate) fn cipher(&self) -> &'static str {
         self.stream.ssl().current_cipher().map_or("none", |cipher| cipher.name())
     }
 
     /// The session, after [`Handshake::advance`] said that it is there.
-    pub fn into_session(self) -> Session {
+    pub(crate) fn into_session(self) -> Session {
         Session::new(self.stream, self.flight, self.early)
     }
 }

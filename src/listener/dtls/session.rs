@@ -28,7 +28,7 @@ const NO_RENEGOTIATION: u8 = 100;
 
 /// What comes from a peer.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The data of one record.
     Data(Bytes),
     /// The peer has closed the session.
@@ -39,7 +39,7 @@ pub enum Event {
 
 /// Why a datagram was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
+pub(crate) enum SendError {
     /// It does not fit into a record.
     #[error("a datagram of {bytes} bytes does not fit into a record of {bytes_max}")]
     TooLong {
@@ -55,7 +55,7 @@ pub enum SendError {
 
 /// An established session: datagrams and data go in and come out.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     layer: RecordBackend,
     /// What came during the handshake and belongs behind it.
     early: VecDeque<Event>,
@@ -122,7 +122,7 @@ impl Session {
     }
 
     /// Takes in a datagram; [`Session::poll_event`] then says what is in it, until it says nothing more.
-    pub fn handle_datagram(&mut self, datagram: Bytes) {
+    pub(crate) fn handle_datagram(&mut self, datagram: Bytes) {
         match &mut self.layer {
             RecordBackend::Native(ours) => ours.rest = datagram,
             RecordBackend::OpenSsl(stream, Some(etm_filter)) => {
@@ -137,7 +137,7 @@ impl Session {
     }
 
     /// What is next in what has come; nothing more behind the end.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
         if self.ended {
             return None;
         }
@@ -176,7 +176,7 @@ impl Session {
     /// # Errors
     ///
     /// [`SendError`]; after `TooLong` the session goes on.
-    pub fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
+    pub(crate) fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
         if data.len() > self.plaintext_max {
             return Err(SendError::TooLong { bytes: data.len(), bytes_max: self.plaintext_max });
         }
@@ -195,12 +195,12 @@ impl Session {
     }
 
     /// The next datagram that is to be sent.
-    pub fn transmit(&self) -> Option<&Bytes> {
+    pub(crate) fn transmit(&self) -> Option<&Bytes> {
         self.outbound.front()
     }
 
     /// It has been sent.
-    pub fn handle_transmitted(&mut self) {
+    pub(crate) fn handle_transmitted(&mut self) {
         self.outbound.pop_front();
         if self.outbound.is_empty() {
             // An idle session keeps no room for a queue.
@@ -209,7 +209,7 @@ impl Session {
     }
 
     /// Tells the peer that nothing more is sent to it.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
@@ -227,7 +227,7 @@ impl Session {
 
     /// How many records were dropped since this was last asked: they were no records, not authentic, not new, or of
     /// a kind that means nothing here.
-    pub fn take_dropped(&mut self) -> u64 {
+    pub(crate) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use polygate::conversation::Conversation;
+use polygate::testing::conversation::Conversation;
 
 /// Each file in `tests/fixtures/bad` is refused with exactly the text beside it.
 #[test]
@@ -32,7 +32,7 @@ fn a_file_that_is_not_there() {
 fn a_file_that_is_too_long() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("long.conversation");
-    let limit = polygate::conversation::FILE_BYTES_MAX;
+    let limit = polygate::testing::conversation::FILE_BYTES_MAX;
     std::fs::File::create(&path).unwrap().set_len(limit + 1).unwrap();
     let told = Conversation::read(&path).unwrap_err().to_string();
     assert!(told.ends_with("expected a conversation of at most 16777216 bytes, found a longer file"), "{told}");

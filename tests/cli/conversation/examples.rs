@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use polygate::conversation::{Action, Conversation};
+use polygate::testing::conversation::{Action, Conversation};
 
 fn examples() -> Vec<PathBuf> {
     let list =

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use polygate::conversation::play::GatewayAddr;
+use polygate::testing::conversation::play::GatewayAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use polygate::conversation::Conversation;
-use polygate::conversation::bless::bless;
-use polygate::conversation::play::{GatewayAddr, Options, Outcome, PlayError, Played, play, record};
-use polygate::conversation::run::Replies;
+use polygate::testing::conversation::Conversation;
+use polygate::testing::conversation::bless::bless;
+use polygate::testing::conversation::play::{GatewayAddr, Options, Outcome, PlayError, Played, play, record};
+use polygate::testing::conversation::run::Replies;
 
 use crate::conversation::gateway::{PATIENCE, Peer, gateway};
 

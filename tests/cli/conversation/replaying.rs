@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use polygate::cli::replay::{self, Error};
-use polygate::conversation::play::GatewayAddr;
+use polygate::testing::cli::replay::{self, Error};
+use polygate::testing::conversation::play::GatewayAddr;
 use tempfile::TempDir;
 
 use crate::conversation::gateway::{PATIENCE, gateway};

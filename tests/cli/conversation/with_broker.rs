@@ -1,6 +1,6 @@
 //! `publish` and `deliver` lines, with a broker behind the gateway.
 
-use polygate::cli::replay::Error;
+use polygate::testing::cli::replay::Error;
 use rumqttc::v5::mqttbytes::QoS;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc;
@@ -28,7 +28,7 @@ impl Heard {
 async fn running(
     payload: &'static str,
     mountpoint: &'static str,
-) -> (String, polygate::conversation::play::GatewayAddr) {
+) -> (String, polygate::testing::conversation::play::GatewayAddr) {
     let Broker { url, heard, say } = Broker::start("locked").await;
     let heard = Arc::new(Mutex::new(Heard(heard)));
     let to = gateway(move |mut peer| {

@@ -1,7 +1,7 @@
 //! MQTT clients meet the policy that devices meet.
 
-use polygate::auth::{Action, Effect, Options};
-use polygate::conn::QoS;
+use polygate::testing::auth::{Action, Effect, Options};
+use polygate::testing::conn::QoS;
 
 use crate::broker::harness::{BOTH, Client, Connect, TestBroker, Version, rule, users};
 

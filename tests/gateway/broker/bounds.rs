@@ -1,12 +1,12 @@
 //! Nothing grows without a bound: full mailboxes and queues shed and count, limits are reached.
 
 use bytes::Bytes;
-use polygate::conn::QoS;
-use polygate::pubsub::Error;
+use polygate::testing::conn::QoS;
+use polygate::testing::pubsub::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::broker::harness::{Client, Connect, TestBroker, Version, soon};
-use polygate::auth::Options as AuthOptions;
+use polygate::testing::auth::Options as AuthOptions;
 
 /// A device that does not read: its mailbox stays at its bound, and what did not fit is counted.
 #[tokio::test]

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use polygate::auth::{Action, Effect, Options as AuthOptions};
-use polygate::conn::QoS;
-use polygate::mqtt::packet::{Ack, UnsubAck};
-use polygate::mqtt::{Packet, Reason, Version};
+use polygate::testing::auth::{Action, Effect, Options as AuthOptions};
+use polygate::testing::conn::QoS;
+use polygate::testing::mqtt::packet::{Ack, UnsubAck};
+use polygate::testing::mqtt::{Packet, Reason, Version};
 
 use super::harness::{TestBroker, rule, soon, users};
 use super::raw::{RawClient, connect_v5, connect_v311, packet, publish_v5, subscribe_v5};

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use polygate::conn::QoS;
-use polygate::conn::registry::Mail;
+use polygate::testing::conn::QoS;
+use polygate::testing::conn::registry::Mail;
 
 use crate::broker::harness::{Client, Connection, TestBroker, Version};
 

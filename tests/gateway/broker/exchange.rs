@@ -1,6 +1,6 @@
 //! Messages find their subscribers, on both sides, whole and in order.
 
-use polygate::conn::QoS;
+use polygate::testing::conn::QoS;
 
 use crate::broker::harness::{BOTH, Client, Got, TestBroker, Version};
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use polygate::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
-use polygate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
-use polygate::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
-use polygate::pubsub::embedded::{Broker, Options};
-use polygate::pubsub::{Error, PubSub, Session};
-use polygate::telemetry::Telemetry;
+use polygate::testing::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
+use polygate::testing::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
+use polygate::testing::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
+use polygate::testing::pubsub::embedded::{Broker, Options};
+use polygate::testing::pubsub::{Error, PubSub, Session};
+use polygate::testing::telemetry::Telemetry;
 use prometheus_client::metrics::counter::Counter;
 use secrecy::SecretString;
 use tokio::sync::mpsc;

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use polygate::mqtt::decode::Decoder;
-use polygate::mqtt::packet::{ConnAck, Publish};
-use polygate::mqtt::{Packet, Reason, Version};
+use polygate::testing::mqtt::decode::Decoder;
+use polygate::testing::mqtt::packet::{ConnAck, Publish};
+use polygate::testing::mqtt::{Packet, Reason, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 

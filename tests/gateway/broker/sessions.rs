@@ -1,8 +1,8 @@
 //! Sessions come, are taken over and go; brokers live side by side.
 
 use bytes::Bytes;
-use polygate::conn::{CloseReason, QoS};
-use polygate::pubsub::Error;
+use polygate::testing::conn::{CloseReason, QoS};
+use polygate::testing::pubsub::Error;
 
 use crate::broker::harness::{BOTH, Client, Connect, TestBroker, Version, soon};
 
@@ -173,10 +173,12 @@ async fn a_port_is_taken_and_given_back() {
     let first = TestBroker::start().await;
     let addr = first.addr();
     let _client = Client::connect(Version::V3, addr, "c").await;
-    let options =
-        || polygate::pubsub::embedded::Options { bind: Some(addr), ..polygate::pubsub::embedded::Options::default() };
-    let telemetry = polygate::telemetry::Telemetry::new();
-    let start = || polygate::pubsub::embedded::Broker::start(options(), first.auth.clone(), &telemetry, None);
+    let options = || polygate::testing::pubsub::embedded::Options {
+        bind: Some(addr),
+        ..polygate::testing::pubsub::embedded::Options::default()
+    };
+    let telemetry = polygate::testing::telemetry::Telemetry::new();
+    let start = || polygate::testing::pubsub::embedded::Broker::start(options(), first.auth.clone(), &telemetry, None);
 
     let error = start().await.unwrap_err();
     assert_eq!(error.to_string(), format!("cannot bind listener \"broker\" on tcp://{addr}"));

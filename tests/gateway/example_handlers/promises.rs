@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::stream;
-use polygate::exproto::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
-use polygate::exproto::proto::connection_handler_client::ConnectionHandlerClient;
-use polygate::exproto::proto::connection_unary_handler_client::ConnectionUnaryHandlerClient;
-use polygate::exproto::proto::*;
+use polygate::testing::exproto::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
+use polygate::testing::exproto::proto::connection_handler_client::ConnectionHandlerClient;
+use polygate::testing::exproto::proto::connection_unary_handler_client::ConnectionUnaryHandlerClient;
+use polygate::testing::exproto::proto::*;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};

@@ -1,9 +1,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use polygate::conversation::Conversation;
-use polygate::conversation::play::mqtt_observer::{self, Watch};
-use polygate::conversation::play::{BrokerUrl, GatewayAddr, MqttObserver, Options, play};
+use polygate::testing::conversation::Conversation;
+use polygate::testing::conversation::play::mqtt_observer::{self, Watch};
+use polygate::testing::conversation::play::{BrokerUrl, GatewayAddr, MqttObserver, Options, play};
 
 use super::GatewayUnderTest;
 

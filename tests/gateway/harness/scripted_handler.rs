@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_handler_server::{ConnectionHandler, ConnectionHandlerServer};
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};

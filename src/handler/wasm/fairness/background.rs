@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::adapter::Backend;
     use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
-    use crate::handler::wasm::limits::TICK;
+    use crate::handler::wasm::ticker::TICK;
     use crate::handler::wasm::{EventBudget, Guest, Handler, Isolation, Options};
     use crate::handler::{CallError, wasm};
     use crate::telemetry::{InstanceMetrics, Telemetry};
@@ -198,7 +198,7 @@ mod tests {
             call(&mut guest, &created()).await.unwrap();
             let result = said(&mut guest, "hoard").await;
             assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
-            if metrics.apart_by_memory.get() > 0 {
+            if metrics.deprioritized_by_memory.get() > 0 {
                 return;
             }
         }
@@ -225,7 +225,7 @@ mod tests {
         for _ in 0..100 {
             said(&mut guest, "{}").await.unwrap();
         }
-        assert_eq!((metrics.apart_by_memory.get(), metrics.apart_by_suspicion.get()), (0, 0));
+        assert_eq!((metrics.deprioritized_by_memory.get(), metrics.deprioritized_by_failures.get()), (0, 0));
     }
 
     /// A guest that traps again and again is told of some times, and then counted; its new instances run aside.
@@ -240,7 +240,7 @@ mod tests {
             let result = said(&mut guest, "trap").await;
             assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
         }
-        assert!(metrics.apart_by_suspicion.get() > 0);
+        assert!(metrics.deprioritized_by_failures.get() > 0);
         let mut good = attached(&handler);
         assert!(good.is_quarantined());
         call(&mut good, &created()).await.unwrap();

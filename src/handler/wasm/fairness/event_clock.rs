@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::memory_rate::MemoryRateLimit;
-use crate::handler::wasm::limits::{FIRST_TICKS, TICK};
+use crate::handler::wasm::ticker::{FIRST_TICKS, TICK};
 
 /// An event that has taken more CPU time than this is very long. A guest in Python that imports its modules in its first event is
 /// below.

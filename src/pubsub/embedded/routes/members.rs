@@ -104,7 +104,7 @@ mod tests {
                     prop_assert_eq!(members.remove(&key), model.remove(&key));
                 }
                 prop_assert_eq!(members.list.len(), model.len());
-                prop_assert!(model.iter().all(|(key, target)| members.get(key) == Some(target)));
+                prop_assert!(model.iter().all(|(key, target)| members.place(key).map(|place| &members.list[place].1) == Some(target)));
             }
         }
     }
