@@ -130,8 +130,10 @@ pub struct Bound {
     pub listeners: Vec<(Arc<str>, ListenAddr)>,
     /// The `ConnectionAdapter` service.
     pub adapter: Option<SocketAddr>,
-    /// The embedded broker's MQTT port.
+    /// The embedded broker's first MQTT listener.
     pub broker: Option<SocketAddr>,
+    /// All of its MQTT listeners, by name, in the order of the configuration.
+    pub mqtt: Vec<(Arc<str>, SocketAddr)>,
     /// The admin port.
     pub admin: Option<SocketAddr>,
 }
@@ -215,7 +217,7 @@ impl Gateway {
         tracing::info!(connections_max = limit, "connection limit");
         let limit = limit.map(ConnectionLimit::new);
         let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
-        let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
+        let mut bound = Bound { broker: broker.local_addr(), mqtt: broker.bound().to_vec(), ..Bound::default() };
         let pubsub = PubSub::Embedded(broker.clone());
         let mut running = Listeners::new(Context {
             common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },

@@ -4,6 +4,7 @@
 //! depends on two parts is looked at as soon as those two are there.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use toml::de::DeTable;
 
@@ -23,6 +24,7 @@ mod grpc;
 mod guest;
 mod handlers;
 mod listeners;
+mod mqtt_listeners;
 mod services;
 mod socket_options;
 
@@ -66,17 +68,21 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
     let gateway = services::gateway(root, external);
     let adapter = services::adapter(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
     let admin = services::admin(root, external, &mut binds);
-    let broker = services::broker(root, &mut binds);
+    let broker = services::broker(root, external, &mut binds);
     let auth = access::read(root, external);
     let listeners = listeners::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)
-        && let Some(bind) = broker.bind
-        && !bind.ip().is_loopback()
         && auth.anonymous_by_default()
     {
-        warn_of_open_broker(root);
+        let is_open = |address: SocketAddr| !address.ip().is_loopback();
+        if broker.bind.is_some_and(is_open) {
+            warn_of_open_broker(root, "bind");
+        }
+        if broker.listeners.iter().any(|listener| is_open(listener.socket.bind.address)) {
+            warn_of_open_broker(root, "listeners");
+        }
     }
     let (gateway, adapter, admin, broker, auth) = (gateway?, adapter?, admin?, broker?, auth?);
     let (handlers, listeners) = (handlers?, listeners?);
@@ -99,8 +105,8 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
     })
 }
 
-fn warn_of_open_broker(root: &Table<'_>) {
+fn warn_of_open_broker(root: &Table<'_>, key: &'static str) {
     if let Some(Ok(broker)) = root.item("broker").map(|broker| broker.table()) {
-        broker.warn_at("bind", Advice::BrokerOpen);
+        broker.warn_at(key, Advice::BrokerOpen);
     }
 }

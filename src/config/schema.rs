@@ -100,12 +100,13 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 25] = [
+static SECTIONS: [&Section; 26] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
     &admin::SECTION,
     &broker::SECTION,
+    &broker::listener::SECTION,
     &auth::SECTION,
     &auth::user::SECTION,
     &auth::rule::SECTION,

@@ -17,7 +17,7 @@ mod secret;
 mod swap;
 mod text;
 
-pub(super) use address::{Address, BindForm};
+pub(super) use address::{Address, BindForm, MqttBindForm};
 pub(super) use framing::{DelimiterForm, WidthForm};
 pub(super) use isolation::IsolationForm;
 pub(super) use list::{List, Located, Paths, Texts};

@@ -54,9 +54,4 @@ impl Inbound {
         self.outstanding.remove(&packet_id);
         self.unreleased.remove(&packet_id)
     }
-
-    /// The packet identifiers that wait for PUBREL.
-    pub(crate) fn unreleased(&self) -> impl Iterator<Item = u16> {
-        self.unreleased.iter().copied()
-    }
 }

@@ -68,6 +68,15 @@ enum State<M> {
     AwaitsPubComp,
 }
 
+impl<M> State<M> {
+    fn into_message(self) -> Option<M> {
+        match self {
+            Self::AwaitsPubAck(message) | Self::AwaitsPubRec(message) => Some(message),
+            Self::AwaitsPubComp => None,
+        }
+    }
+}
+
 /// What is to be sent next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Send<M> {
@@ -137,11 +146,13 @@ impl<M: Clone> Outbound<M> {
     }
 
     /// Whether nothing is queued and nothing in flight.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Messages in flight.
+    #[cfg(test)]
     pub(crate) fn inflight(&self) -> usize {
         self.inflight.len()
     }
@@ -310,34 +321,34 @@ impl<M: Clone> Outbound<M> {
         self.inflight.iter().position(|inflight| inflight.packet_id == packet_id)
     }
 
-    /// PUBACK has come; says whether its packet identifier was in flight with QoS 1.
+    /// PUBACK has come; gives the message that it ends, if its packet identifier was in flight with QoS 1.
     ///
     /// A PUBACK with an error code ends the message too: it must not be sent again.
-    pub(crate) fn handle_puback(&mut self, packet_id: u16) -> bool {
-        self.finish(packet_id, |state| matches!(state, State::AwaitsPubAck(_)))
+    pub(crate) fn handle_puback(&mut self, packet_id: u16) -> Option<M> {
+        self.finish(packet_id, |state| matches!(state, State::AwaitsPubAck(_)))?.into_message()
     }
 
-    /// PUBREC has come.
-    pub(crate) fn handle_pubrec(&mut self, packet_id: u16, reason: Reason) -> PubRec {
+    /// PUBREC has come; gives the message that the peer has taken or refused with it, the first time.
+    pub(crate) fn handle_pubrec(&mut self, packet_id: u16, reason: Reason) -> (PubRec, Option<M>) {
         if reason.is_error() {
-            self.finish(packet_id, |state| matches!(state, State::AwaitsPubRec(_)));
-            return PubRec::Refused;
+            let ended = self.finish(packet_id, |state| matches!(state, State::AwaitsPubRec(_)));
+            return (PubRec::Refused, ended.and_then(State::into_message));
         }
         let place = self.place(packet_id);
         match place.and_then(|place| self.inflight.get_mut(place)) {
             Some(inflight) if !matches!(inflight.state, State::AwaitsPubAck(_)) => {
-                inflight.state = State::AwaitsPubComp;
+                let taken = std::mem::replace(&mut inflight.state, State::AwaitsPubComp);
                 // The payload is not needed any more.
                 self.bytes -= std::mem::take(&mut inflight.bytes);
-                PubRec::Release(Reason::SUCCESS)
+                (PubRec::Release(Reason::SUCCESS), taken.into_message())
             }
-            _ => PubRec::Release(Reason::PACKET_ID_NOT_FOUND),
+            _ => (PubRec::Release(Reason::PACKET_ID_NOT_FOUND), None),
         }
     }
 
     /// PUBCOMP has come; says whether its packet identifier waited for it.
     pub(crate) fn handle_pubcomp(&mut self, packet_id: u16) -> bool {
-        self.finish(packet_id, |state| matches!(state, State::AwaitsPubComp))
+        self.finish(packet_id, |state| matches!(state, State::AwaitsPubComp)).is_some()
     }
 
     /// Ends a message in flight without an acknowledgement: it could not be sent after all.
@@ -345,18 +356,16 @@ impl<M: Clone> Outbound<M> {
         self.finish(packet_id, |_| true);
     }
 
-    fn finish(&mut self, packet_id: u16, fits: impl FnOnce(&State<M>) -> bool) -> bool {
-        let Some(place) = self.place(packet_id).filter(|&place| fits(&self.inflight[place].state)) else {
-            return false;
-        };
-        let Some(removed) = self.inflight.remove(place) else { return false };
+    fn finish(&mut self, packet_id: u16, fits: impl FnOnce(&State<M>) -> bool) -> Option<State<M>> {
+        let place = self.place(packet_id).filter(|&place| fits(&self.inflight[place].state))?;
+        let removed = self.inflight.remove(place)?;
         self.bytes -= removed.bytes;
         self.sent -= usize::from(place < self.sent);
         self.outstanding -= u16::from(removed.counted);
         if self.inflight.is_empty() && self.queue.is_empty() {
             self.shrink();
         }
-        true
+        Some(removed.state)
     }
 
     /// Gives memory back that a burst has left: an idle session costs next to nothing.
@@ -367,16 +376,5 @@ impl<M: Clone> Outbound<M> {
         if self.inflight.is_empty() && self.inflight.capacity() > 4 {
             self.inflight = VecDeque::new();
         }
-    }
-
-    /// Everything that has not been acknowledged, oldest first: what was in flight, then the queue. Messages whose
-    /// PUBREC has come are `None`.
-    pub(crate) fn unacknowledged(&self) -> impl Iterator<Item = (Option<&M>, QoS, Option<u16>)> {
-        let inflight = self.inflight.iter().map(|inflight| match &inflight.state {
-            State::AwaitsPubAck(message) => (Some(message), QoS::AtLeastOnce, Some(inflight.packet_id)),
-            State::AwaitsPubRec(message) => (Some(message), QoS::ExactlyOnce, Some(inflight.packet_id)),
-            State::AwaitsPubComp => (None, QoS::ExactlyOnce, Some(inflight.packet_id)),
-        });
-        inflight.chain(self.queue.iter().map(|queued| (Some(&queued.message), queued.qos, None)))
     }
 }

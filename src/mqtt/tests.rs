@@ -184,7 +184,8 @@ fn in_flight_messages_are_sent_again_on_the_next_connection_only() {
     for message in 0..3 {
         assert_eq!(publish(session.poll_send(now, &mut 0)).0, message);
     }
-    assert_eq!(session.handle_pubrec(2, Reason::SUCCESS), PubRec::Release(Reason::SUCCESS));
+    assert_eq!(session.handle_pubrec(2, Reason::SUCCESS), (PubRec::Release(Reason::SUCCESS), Some(1)));
+    assert_eq!(session.handle_pubrec(2, Reason::SUCCESS), (PubRec::Release(Reason::SUCCESS), None));
     assert_eq!(publish(session.poll_send(now, &mut 0)), (3, Some(4), false));
     assert_eq!(session.poll_send(now + Duration::from_secs(3_600), &mut 0), None, "nothing is sent again meanwhile");
 
@@ -192,14 +193,41 @@ fn in_flight_messages_are_sent_again_on_the_next_connection_only() {
     session.connected(10);
     assert_eq!(publish(session.poll_send(now, &mut 0)), (0, Some(1), true));
     assert_eq!(session.poll_send(now, &mut 0), Some(Send::PubRel { packet_id: 2 }));
-    assert!(session.handle_puback(1));
-    assert!(!session.handle_puback(1));
+    assert_eq!(session.handle_puback(1), Some(0));
+    assert_eq!(session.handle_puback(1), None);
     assert!(session.handle_pubcomp(2));
     assert_eq!(publish(session.poll_send(now, &mut 0)), (2, Some(3), true));
     assert_eq!(publish(session.poll_send(now, &mut 0)), (3, Some(4), true));
-    assert!(session.handle_puback(4) && session.handle_puback(3));
+    assert!(session.handle_puback(4).is_some() && session.handle_puback(3).is_some());
     assert!(session.is_empty());
     assert_eq!(session.bytes(), 0);
+}
+
+/// A peer that has lost the session gets what was in flight as new messages, in the old order, before the rest.
+#[test]
+fn without_a_session_messages_begin_anew() {
+    let now = Instant::now();
+    let mut session = Outbound::new(WIDE);
+    for (message, qos) in [(0, QoS::AtLeastOnce), (1, QoS::ExactlyOnce), (2, QoS::ExactlyOnce), (3, QoS::AtLeastOnce)] {
+        session.push(message, qos, 1, None);
+    }
+    session.connected(3);
+    for _ in 0..3 {
+        session.poll_send(now, &mut 0);
+    }
+    session.handle_pubrec(2, Reason::SUCCESS);
+    session.disconnected();
+    session.restart();
+    session.connected(3);
+    // Message 1 is the peer's since its PUBREC.
+    let sent: Vec<_> = (0..3).map(|_| publish(session.poll_send(now, &mut 0))).collect();
+    assert_eq!(
+        sent.iter().map(|(message, _, dup)| (*message, *dup)).collect::<Vec<_>>(),
+        [(0, false), (2, false), (3, false)]
+    );
+    let id = session.reserve_request();
+    assert!(sent.iter().all(|(_, sent, _)| *sent != Some(id)), "requests and messages share their identifiers");
+    assert!(session.release_request(id) && !session.release_request(id));
 }
 
 /// A PUBREC with an error ends the message, and nothing more is sent for it.
@@ -211,9 +239,9 @@ fn a_refused_message_is_not_released() {
     session.push(1, QoS::ExactlyOnce, 1, None);
     assert_eq!(publish(session.poll_send(Instant::now(), &mut 0)).1, Some(1));
     assert_eq!(session.poll_send(Instant::now(), &mut 0), None, "the Receive Maximum is 1");
-    assert_eq!(session.handle_pubrec(1, Reason::QUOTA_EXCEEDED), PubRec::Refused);
+    assert_eq!(session.handle_pubrec(1, Reason::QUOTA_EXCEEDED), (PubRec::Refused, Some(0)));
     assert_eq!(publish(session.poll_send(Instant::now(), &mut 0)).1, Some(2));
-    assert_eq!(session.handle_pubrec(7, Reason::SUCCESS), PubRec::Release(Reason::PACKET_ID_NOT_FOUND));
+    assert_eq!(session.handle_pubrec(7, Reason::SUCCESS).0, PubRec::Release(Reason::PACKET_ID_NOT_FOUND));
 }
 
 #[test]
@@ -338,7 +366,7 @@ proptest! {
                 Step::Ack(place) => {
                     let Some(&(id, _, qos)) = open.get(place) else { continue };
                     let fits = qos == QoS::AtLeastOnce;
-                    prop_assert_eq!(session.handle_puback(id), fits);
+                    prop_assert_eq!(session.handle_puback(id).is_some(), fits);
                     if fits {
                         open.remove(place);
                         on_wire.remove(&id);
@@ -348,7 +376,7 @@ proptest! {
                     let Some(&(id, _, qos)) = open.get(place) else { continue };
                     let expected =
                         if qos == QoS::ExactlyOnce { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
-                    prop_assert_eq!(session.handle_pubrec(id, Reason::SUCCESS), PubRec::Release(expected));
+                    prop_assert_eq!(session.handle_pubrec(id, Reason::SUCCESS).0, PubRec::Release(expected));
                     if qos == QoS::ExactlyOnce {
                         released.insert(id);
                     }
@@ -386,7 +414,7 @@ proptest! {
         while !session.is_empty() {
             match session.poll_send(now, &mut 0) {
                 Some(Send::Publish { packet_id: Some(id), qos: QoS::AtLeastOnce, .. }) => {
-                    prop_assert!(session.handle_puback(id));
+                    prop_assert!(session.handle_puback(id).is_some());
                 }
                 Some(Send::Publish { packet_id: Some(id), .. }) => {
                     session.handle_pubrec(id, Reason::SUCCESS);

@@ -290,6 +290,12 @@ impl GatewayUnderTest {
         self.gateway().bound().adapter.unwrap()
     }
 
+    /// The address of one of the broker's MQTT listeners.
+    pub fn mqtt_listener(&self, name: &str) -> SocketAddr {
+        let bound = self.gateway().bound().mqtt;
+        bound.iter().find(|(known, _)| **known == *name).unwrap().1
+    }
+
     /// Where MQTT clients connect.
     pub fn broker(&self) -> SocketAddr {
         self.gateway().bound().broker.unwrap()

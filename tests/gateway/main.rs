@@ -21,6 +21,7 @@ mod gt06;
 mod interop;
 mod jt808;
 mod limits;
+mod mqtt_listeners;
 mod nmea;
 mod observability;
 mod proxy;

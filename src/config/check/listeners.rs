@@ -132,7 +132,11 @@ fn belong(table: &Table<'_>, transport: SocketKind) -> Result<(), ErrorReported>
 }
 
 /// What makes TLS or DTLS, on a listener that speaks it.
-fn secure(table: &Table<'_>, transport: SocketKind, external: ExternalFiles<'_>) -> Result<Secure, ErrorReported> {
+pub(super) fn secure(
+    table: &Table<'_>,
+    transport: SocketKind,
+    external: ExternalFiles<'_>,
+) -> Result<Secure, ErrorReported> {
     let Some(credentials) = credentials::read(table, transport, external)? else { return Ok(Secure::default()) };
     let fault = |error| table.fault_at("tls", Fault::Acceptor(error));
     if transport.has_datagrams() {
@@ -146,9 +150,9 @@ fn secure(table: &Table<'_>, transport: SocketKind, external: ExternalFiles<'_>)
 
 /// At most one of the two.
 #[derive(Default)]
-struct Secure {
-    tls: Option<tls::Acceptor>,
-    dtls: Option<dtls::Context>,
+pub(super) struct Secure {
+    pub(super) tls: Option<tls::Acceptor>,
+    pub(super) dtls: Option<dtls::Context>,
 }
 
 /// The names of a listener's handlers.

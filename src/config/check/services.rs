@@ -8,6 +8,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::binds::Binds;
+use super::mqtt_listeners;
 use crate::config::ExternalFiles;
 use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
@@ -141,31 +142,59 @@ pub(super) fn admin(
 }
 
 /// The broker, but for its node's name.
-pub(super) fn broker(root: &Table<'_>, binds: &mut Binds) -> Result<embedded::Options, ErrorReported> {
+pub(super) fn broker(
+    root: &Table<'_>,
+    external: ExternalFiles<'_>,
+    binds: &mut Binds,
+) -> Result<embedded::Options, ErrorReported> {
     let table = root.section_or_empty(&broker::SECTION)?;
     let kind = table.get(&broker::KIND);
     let bind = table.get(&broker::BIND);
     if let Ok(Some(bind)) = bind {
         binds.add(table.location("bind"), bind);
     }
+    let listeners = mqtt_listeners::read(&table, external, binds);
+    let connect_timeout = table.get(&broker::CONNECT_TIMEOUT);
+    let keepalive_min = table.get(&broker::KEEPALIVE_MIN);
     let packet_bytes_max = table.get(&broker::PACKET_MAX);
+    let inflight_max = table.get(&broker::INFLIGHT_MAX);
     let subscriptions_max = table.get(&broker::SUBSCRIPTIONS_MAX);
+    let filter_bytes_max = table.get(&broker::FILTER_MAX);
+    let subscription_bytes_max = table.get(&broker::SUBSCRIPTION_BYTES_MAX);
+    let all_subscription_bytes_max = table.get(&broker::ALL_SUBSCRIPTION_BYTES_MAX);
     let clients_max = table.get(&broker::CLIENTS_MAX);
+    let sessions_per_user_max = table.get(&broker::SESSIONS_PER_USER_MAX);
     let client_queue_max = table.get(&broker::CLIENT_QUEUE_MAX);
+    let client_queue_bytes_max = table.get(&broker::CLIENT_QUEUE_BYTES_MAX);
+    let queued_bytes_max = table.get(&broker::QUEUED_BYTES_MAX);
     let session_expiry_max = table.get(&broker::SESSION_EXPIRY_MAX);
+    let anonymous_session_expiry_max = table.get(&broker::ANONYMOUS_SESSION_EXPIRY_MAX);
     let retained_max = table.get(&broker::RETAINED_MAX);
     let retained_bytes_max = table.get(&broker::RETAINED_BYTES_MAX);
+    let response_information = table.get(&broker::RESPONSE_INFORMATION);
     match kind? {
         broker::Kind::Embedded => Ok(embedded::Options {
             bind: bind?,
-            // Its range ends below u32's.
+            listeners: listeners?,
+            connect_timeout: connect_timeout?,
+            keepalive_min: keepalive_min?,
+            // Both ranges end below those of the types.
             packet_bytes_max: u32::try_from(packet_bytes_max?).unwrap_or(u32::MAX),
+            inflight_max: u16::try_from(inflight_max?).unwrap_or(u16::MAX - 1),
             subscriptions_max: subscriptions_max? as usize,
+            filter_bytes_max: filter_bytes_max?,
+            subscription_bytes_max: subscription_bytes_max?,
+            all_subscription_bytes_max: all_subscription_bytes_max?,
             clients_max: clients_max? as usize,
+            sessions_per_user_max: sessions_per_user_max?.map_or(usize::MAX, |max| max as usize),
             client_queue_max: client_queue_max? as usize,
+            client_queue_bytes_max: client_queue_bytes_max?,
+            queued_bytes_max: queued_bytes_max?,
             session_expiry_max: session_expiry_max?,
+            anonymous_session_expiry_max: anonymous_session_expiry_max?,
             retained_max: retained_max? as usize,
             retained_bytes_max: retained_bytes_max?,
+            response_information: response_information?.map(Into::into),
             ..embedded::Options::default()
         }),
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::schema::{Section, Shape};
-use crate::config::value::{Address, Choice, Count, DefaultTo, Key, Optional, Size, Span};
+use crate::config::value::{Address, Choice, Count, DefaultTo, Key, Optional, Size, Span, Text};
 use crate::pubsub::embedded::Options;
 
 /// The kinds of broker there are.
@@ -20,13 +20,25 @@ pub(in crate::config) static SECTION: Section = Section {
     entries: &[
         &KIND,
         &BIND,
+        &listener::SECTION,
+        &CONNECT_TIMEOUT,
+        &KEEPALIVE_MIN,
         &PACKET_MAX,
+        &INFLIGHT_MAX,
         &SUBSCRIPTIONS_MAX,
+        &FILTER_MAX,
+        &SUBSCRIPTION_BYTES_MAX,
+        &ALL_SUBSCRIPTION_BYTES_MAX,
         &CLIENTS_MAX,
+        &SESSIONS_PER_USER_MAX,
         &CLIENT_QUEUE_MAX,
+        &CLIENT_QUEUE_BYTES_MAX,
+        &QUEUED_BYTES_MAX,
         &SESSION_EXPIRY_MAX,
+        &ANONYMOUS_SESSION_EXPIRY_MAX,
         &RETAINED_MAX,
         &RETAINED_BYTES_MAX,
+        &RESPONSE_INFORMATION,
     ],
 };
 
@@ -41,7 +53,8 @@ pub(in crate::config) static BIND: Key<Address, Optional> = Key {
     name: "bind",
     form: Address,
     presence: Optional("no MQTT port"),
-    about: "where MQTT clients connect; port 0 lets the system choose",
+    about: "where MQTT clients connect over TCP, without conditions; short for one of `[[broker.listeners]]`; port 0 lets \
+            the system choose",
 };
 
 pub(in crate::config) static PACKET_MAX: Key<Size, DefaultTo<usize>> = Key {
@@ -94,6 +107,136 @@ pub(in crate::config) static RETAINED_BYTES_MAX: Key<Size, DefaultTo<usize>> = K
     about: "memory of retained messages; more are not kept",
 };
 
+pub(in crate::config) static CONNECT_TIMEOUT: Key<Span, DefaultTo<Duration>> = Key {
+    name: "connect_timeout",
+    form: Span(Duration::from_millis(1)..=Duration::from_secs(600)),
+    presence: DefaultTo(|| Options::default().connect_timeout),
+    about: "how long an MQTT client may take from its arrival to its CONNECT",
+};
+
+pub(in crate::config) static KEEPALIVE_MIN: Key<Span, DefaultTo<Duration>> = Key {
+    name: "keepalive_min",
+    form: Span(Duration::ZERO..=Duration::from_secs(65_535)),
+    presence: DefaultTo(|| Options::default().keepalive_min),
+    about: "shortest keep alive, in whole seconds: an MQTT 5.0 client that asks for less gets this one (Server Keep Alive)",
+};
+
+pub(in crate::config) static INFLIGHT_MAX: Key<Count, DefaultTo<u32>> = Key {
+    name: "inflight_max",
+    form: Count(1..=65_534),
+    presence: DefaultTo(|| Options::default().inflight_max.into()),
+    about: "messages of QoS 1 and 2 in flight to one MQTT client and from one, the Receive Maximum of the broker",
+};
+
+pub(in crate::config) static FILTER_MAX: Key<Size, DefaultTo<usize>> = Key {
+    name: "filter_max",
+    form: Size(1..=65_535),
+    presence: DefaultTo(|| Options::default().filter_bytes_max),
+    about: "longest topic filter of an MQTT client",
+};
+
+pub(in crate::config) static SUBSCRIPTION_BYTES_MAX: Key<Size, DefaultTo<usize>> = Key {
+    name: "subscription_bytes_max",
+    form: Size(1 << 10..=64 << 30),
+    presence: DefaultTo(|| Options::default().subscription_bytes_max),
+    about: "memory of the subscriptions of one MQTT client: each filter, and 256 bytes for each",
+};
+
+pub(in crate::config) static ALL_SUBSCRIPTION_BYTES_MAX: Key<Size, DefaultTo<usize>> = Key {
+    name: "all_subscription_bytes_max",
+    form: Size(1 << 10..=1 << 40),
+    presence: DefaultTo(|| Options::default().all_subscription_bytes_max),
+    about: "memory of the subscriptions of all MQTT clients together",
+};
+
+pub(in crate::config) static SESSIONS_PER_USER_MAX: Key<Count, Optional> = Key {
+    name: "sessions_per_user_max",
+    form: Count(1..=100_000_000),
+    presence: Optional("no bound but `clients_max`"),
+    about: "sessions of MQTT clients with one user name",
+};
+
+pub(in crate::config) static CLIENT_QUEUE_BYTES_MAX: Key<Size, DefaultTo<usize>> = Key {
+    name: "client_queue_bytes_max",
+    form: Size(1 << 10..=64 << 30),
+    presence: DefaultTo(|| Options::default().client_queue_bytes_max),
+    about: "memory of the messages that wait for one MQTT client or are in flight to it",
+};
+
+pub(in crate::config) static QUEUED_BYTES_MAX: Key<Size, DefaultTo<usize>> = Key {
+    name: "queued_bytes_max",
+    form: Size(1 << 10..=1 << 40),
+    presence: DefaultTo(|| Options::default().queued_bytes_max),
+    about: "memory of the messages that wait for all MQTT clients together; a message counts once for each client",
+};
+
+pub(in crate::config) static ANONYMOUS_SESSION_EXPIRY_MAX: Key<Span, DefaultTo<Duration>> = Key {
+    name: "anonymous_session_expiry_max",
+    form: Span(Duration::ZERO..=Duration::from_secs(30 * 24 * 60 * 60)),
+    presence: DefaultTo(|| Options::default().anonymous_session_expiry_max),
+    about: "the same for MQTT clients without a user name",
+};
+
+pub(in crate::config) static RESPONSE_INFORMATION: Key<Text, Optional> = Key {
+    name: "response_information",
+    form: Text { expected: "a topic such as \"replies/${clientid}/\"", bytes: 1..=1024 },
+    presence: Optional("none"),
+    about: "Response Information for MQTT 5.0 clients that ask for it; `${clientid}` is the client id",
+};
+
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// One of the places where MQTT clients connect.
+pub(in crate::config) mod listener {
+    use crate::config::schema::listener as keys;
+    use crate::config::schema::{Section, Shape};
+    use crate::config::value::{DefaultTo, Key, MqttBindForm, Required, Text};
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "listeners",
+        title: "[[broker.listeners]]",
+        about: "A bound address where MQTT clients connect. They pass what devices pass at `[listeners.NAME]`; the keys of \
+                the same name mean the same.",
+        shape: Shape::Rows,
+        entries: &[
+            &BIND,
+            &PATH,
+            &keys::HANDSHAKE_TIMEOUT,
+            &keys::HANDSHAKES_MAX,
+            &keys::CONNECTIONS_MAX,
+            &keys::BACKLOG,
+            &keys::NODELAY,
+            &keys::TCP_KEEPALIVE,
+            &keys::TCP_KEEPALIVE_INTERVAL,
+            &keys::TCP_KEEPALIVE_PROBES,
+            &keys::RECEIVE_BUFFER,
+            &keys::SEND_BUFFER,
+            &keys::DEVICE,
+            &keys::REUSE_PORT,
+            &keys::IPV6_ONLY,
+            &keys::ACCESS,
+            &keys::DENY_FILE,
+            &keys::CONNECTION_RATE,
+            &keys::CONNECTION_RATE_PER_ADDRESS,
+            &keys::CONNECTIONS_PER_ADDRESS_MAX,
+            &keys::PROXY_PROTOCOL,
+            &keys::tls::SECTION,
+        ],
+    };
+
+    pub(in crate::config) static BIND: Key<MqttBindForm, Required> = Key {
+        name: "bind",
+        form: MqttBindForm,
+        presence: Required,
+        about: "where MQTT clients connect: MQTT over TCP, TLS, WebSocket or WebSocket over TLS; port 0 lets the system choose",
+    };
+
+    pub(in crate::config) static PATH: Key<Text, DefaultTo<String>> = Key {
+        name: "path",
+        form: Text { expected: "a path such as \"/mqtt\"", bytes: 1..=256 },
+        presence: DefaultTo(|| "/mqtt".to_owned()),
+        about: "ws and wss: the path of the WebSocket",
+    };
 }

@@ -15,6 +15,7 @@ use crate::auth::Auth;
 use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::listener::{AcceptLimiter, Accepted, BindError, Listener, Pending, Socket};
 use crate::mqtt::Version;
+use crate::mqtt_stream::Stream;
 use crate::telemetry::Telemetry;
 
 use super::router::Router;
@@ -23,8 +24,6 @@ use super::{MqttListener, Options};
 mod connect;
 mod connection;
 mod websocket;
-
-use connection::Stream;
 
 /// Topic aliases of one MQTT 5.0 connection, each way.
 const TOPIC_ALIAS_MAX: u16 = 64;

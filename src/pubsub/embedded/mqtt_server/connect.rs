@@ -6,11 +6,12 @@ use crate::auth::Credentials;
 use crate::conn::{Denied, Password, PeerAddr};
 use crate::mqtt::packet::{ConnAck, Connect};
 use crate::mqtt::{Packet, Reason, Version};
+use crate::mqtt_stream::PacketStream;
 use crate::pubsub::embedded::clients::{Attach, Attached};
 use crate::topic;
 
 use super::Context;
-use super::connection::{End, Wire};
+use super::connection::End;
 
 /// The longest client id, in bytes.
 const CLIENT_ID_BYTES_MAX: usize = 1024;
@@ -42,7 +43,7 @@ pub(super) struct ExpiryTerms {
 /// # Errors
 ///
 /// Why the client is refused; see [`refuse`].
-pub(super) async fn connect(context: &Context, wire: &mut Wire, peer: PeerAddr) -> Result<Session, End> {
+pub(super) async fn connect(context: &Context, wire: &mut PacketStream, peer: PeerAddr) -> Result<Session, End> {
     let Packet::Connect(mut connect) = wire.packet().await? else {
         return Err(End::Refused(Reason::PROTOCOL_ERROR, "the first packet is not a CONNECT"));
     };
@@ -152,7 +153,7 @@ fn check_will(context: &Context, connect: &Connect, username: &str) -> Result<()
 }
 
 /// Answers a CONNECT that is refused, in the form of its version, as far as that is known.
-pub(super) fn refuse(context: &Context, wire: &mut Wire, peer: PeerAddr, end: &End) {
+pub(super) fn refuse(context: &Context, wire: &mut PacketStream, peer: PeerAddr, end: &End) {
     let (reason, why) = match end {
         End::Refused(reason, why) => (*reason, *why),
         End::Closed(_) => (Reason::UNSPECIFIED, "closed before CONNECT"),

@@ -1,19 +1,12 @@
 //! One connection of an MQTT client: CONNECT, then packets both ways until one side ends it.
 //!
 //! One task owns it. Packets are read only while there is room for their answers, and messages are taken from the
-//! session only while there is room to write them, so a peer that does not read holds [`OUT_BYTES_HIGH`] and its
+//! session only while there is room to write them, so a peer that does not read holds what [`PacketStream`] takes and its
 //! bounded queue. Ends with a DISCONNECT that gives the reason, where the version has one.
 
-use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
-
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::conn::{PeerAddr, QoS};
 use crate::mqtt::alias::{Known, ReceivedAliases, SentAliases};
@@ -23,6 +16,7 @@ use crate::mqtt::inbound::Receipt;
 use crate::mqtt::outbound::{Outbound, PubRec, Send};
 use crate::mqtt::packet::{Ack, Disconnect, Publish, SubAck, Subscribe, UnsubAck, Unsubscribe};
 use crate::mqtt::{Packet, Reason, Version};
+use crate::mqtt_stream::{Driven, PacketStream, ReadError, Stream};
 use crate::pubsub::embedded::clients::{Attached, Client, Delivery, Detached, Room, WillAction};
 use crate::pubsub::embedded::message::{Origin, Publication};
 use crate::topic;
@@ -30,22 +24,8 @@ use crate::topic;
 use super::Context;
 use super::connect::{self, Session};
 
-/// From this many unwritten bytes on, nothing more is read or taken from the session.
-const OUT_BYTES_HIGH: usize = 64 * 1024;
-
 /// How long a peer may take nothing of what is sent to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long the last bytes may take when the connection ends.
-const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Bytes that are read at a time.
-const READ_BYTES: usize = 16 * 1024;
-
-/// A transport below MQTT.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + std::marker::Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + std::marker::Send> Stream for T {}
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -64,145 +44,26 @@ impl From<DecodeError> for End {
     }
 }
 
+impl From<ReadError> for End {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Closed => Self::Closed(None),
+            ReadError::Io(error) => Self::Closed(Some(error)),
+            ReadError::Decode(error) => error.into(),
+        }
+    }
+}
+
 impl From<Detached> for End {
     fn from(_: Detached) -> Self {
         Self::Refused(Reason::SESSION_TAKEN_OVER, "another connection has its client id")
     }
 }
 
-/// The bytes both ways.
-pub(super) struct Wire {
-    stream: Box<dyn Stream>,
-    pub(super) decoder: Decoder,
-    pub(super) out: BytesMut,
-    /// The stream may hold bytes that it took and has not written.
-    is_unflushed: bool,
-    /// Since when nothing of `out` was taken.
-    blocked_since: Option<Instant>,
-}
-
-/// What [`Wire::drive`] waited for.
-enum Driven {
-    Read,
-    Written,
-    Closed,
-}
-
-impl Wire {
-    pub(super) fn new(stream: Box<dyn Stream>, packet_bytes_max: u32) -> Self {
-        Self {
-            stream,
-            decoder: Decoder::server(packet_bytes_max),
-            out: BytesMut::new(),
-            is_unflushed: false,
-            blocked_since: None,
-        }
-    }
-
-    /// Appends a packet to what is to be written. The broker makes no packet that cannot be expressed.
-    pub(super) fn send(&mut self, version: Version, packet: &Packet) {
-        if let Err(error) = encode::packet(version, packet, &mut self.out) {
-            tracing::error!(%error, "a packet for an MQTT client was not sent");
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.out.len() < OUT_BYTES_HIGH
-    }
-
-    /// Reads or writes, whichever is possible first; does not read while the peer leaves too much unread.
-    async fn drive(&mut self) -> io::Result<Driven> {
-        poll_fn(|cx| self.poll_drive(cx)).await
-    }
-
-    fn poll_drive(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<Driven>> {
-        if self.poll_write(cx)?.is_ready() {
-            return Poll::Ready(Ok(Driven::Written));
-        }
-        if !self.has_room() {
-            return Poll::Pending;
-        }
-        self.poll_read(cx)
-    }
-
-    /// Ready when something was written and all of it is.
-    fn poll_write(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        let has_bytes = !self.out.is_empty();
-        while !self.out.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.out)? {
-                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(written) => {
-                    self.out.advance(written);
-                    self.is_unflushed = true;
-                    self.blocked_since = None;
-                }
-                Poll::Pending => {
-                    self.blocked_since.get_or_insert_with(Instant::now);
-                    return Poll::Pending;
-                }
-            }
-        }
-        if self.is_unflushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
-            self.is_unflushed = false;
-        }
-        if has_bytes {
-            // An idle connection holds no buffer.
-            self.out = BytesMut::new();
-            return Poll::Ready(Ok(()));
-        }
-        Poll::Pending
-    }
-
-    /// Reads into the decoder, by way of a buffer that all connections of the thread share.
-    fn poll_read(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<Driven>> {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
-        }
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut read = ReadBuf::new(buffer);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut read)? {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(()) if read.filled().is_empty() => Poll::Ready(Ok(Driven::Closed)),
-                Poll::Ready(()) => {
-                    self.decoder.push(read.filled());
-                    Poll::Ready(Ok(Driven::Read))
-                }
-            }
-        })
-    }
-
-    /// The next packet, for the time before there is a session.
-    pub(super) async fn packet(&mut self) -> Result<Packet, End> {
-        loop {
-            if let Some(packet) = self.decoder.next_packet()? {
-                return Ok(packet);
-            }
-            match self.drive().await {
-                Ok(Driven::Closed) => return Err(End::Closed(None)),
-                Ok(Driven::Read | Driven::Written) => {}
-                Err(error) => return Err(End::Closed(Some(error))),
-            }
-        }
-    }
-
-    /// Writes what is left and closes the stream, as far as the peer lets it happen in time.
-    pub(super) async fn close(mut self) {
-        let last = async {
-            self.stream.write_all(&self.out).await?;
-            self.stream.shutdown().await
-        };
-        match tokio::time::timeout(LAST_WRITE_TIMEOUT, last).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::trace!(%error, "the last bytes were not written"),
-            Err(_) => tracing::trace!("the last bytes were not written in time"),
-        }
-    }
-}
-
 /// Serves one peer until its end.
 pub(super) async fn run(context: Arc<Context>, stream: Box<dyn Stream>, peer: PeerAddr, since: Instant) {
     let counters = context.router.counters();
-    let mut wire = Wire::new(stream, context.settings.packet_bytes_max);
+    let mut wire = PacketStream::new(stream, Decoder::server(context.settings.packet_bytes_max));
     let opened = tokio::select! {
         opened = tokio::time::timeout_at(
             (since + context.settings.connect_timeout).into(),
@@ -264,7 +125,7 @@ pub(super) async fn run(context: Arc<Context>, stream: Box<dyn Stream>, peer: Pe
 /// A connection that has a session.
 struct Connection {
     context: Arc<Context>,
-    wire: Wire,
+    wire: PacketStream,
     client: Arc<Client>,
     connection: u64,
     version: Version,
@@ -280,7 +141,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(context: Arc<Context>, wire: Wire, session: Session) -> Self {
+    fn new(context: Arc<Context>, wire: PacketStream, session: Session) -> Self {
         Self {
             received_aliases: ReceivedAliases::new(context.settings.topic_alias_max(session.version)),
             context,
@@ -339,7 +200,7 @@ impl Connection {
 
     fn deadline(&self) -> Option<Instant> {
         let keepalive = self.keepalive.map(|keepalive| self.last_packet + keepalive);
-        let write = self.wire.blocked_since.map(|since| since + WRITE_TIMEOUT);
+        let write = self.wire.blocked_since().map(|since| since + WRITE_TIMEOUT);
         match (keepalive, write) {
             (Some(keepalive), Some(write)) => Some(keepalive.min(write)),
             (keepalive, write) => keepalive.or(write),
@@ -350,7 +211,7 @@ impl Connection {
         if self.keepalive.is_some_and(|keepalive| now >= self.last_packet + keepalive) {
             return Err(End::Refused(Reason::KEEP_ALIVE_TIMEOUT, "no packet within 1.5 times the keep alive"));
         }
-        if self.wire.blocked_since.is_some_and(|since| now >= since + WRITE_TIMEOUT) {
+        if self.wire.blocked_since().is_some_and(|since| now >= since + WRITE_TIMEOUT) {
             return Err(End::Refused(Reason::UNSPECIFIED, "the client has read nothing for 30 s"));
         }
         Ok(())
@@ -371,7 +232,7 @@ impl Connection {
                 let answer = self
                     .client
                     .with(self.connection, |outbound, _| outbound.handle_pubrec(ack.packet_id, ack.reason))?;
-                match answer {
+                match answer.0 {
                     PubRec::Release(reason) => self.send(Packet::PubRel(Ack::new(ack.packet_id, reason))),
                     PubRec::Refused => {}
                 }
@@ -577,7 +438,7 @@ struct Parts<'a> {
 
 /// Writes a PUBLISH; says whether the peer takes one that large.
 fn write_publish(
-    wire: &mut Wire,
+    wire: &mut PacketStream,
     version: Version,
     parts: &Parts<'_>,
     expiry: Option<Duration>,

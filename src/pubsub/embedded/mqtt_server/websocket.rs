@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::connection::Stream;
+use crate::mqtt_stream::Stream;
 
 /// The largest frame and message. MQTT's packets need not fit into one: they are a stream.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
