@@ -305,15 +305,17 @@ impl Adapter {
             .mountpoint
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
-        let credentials =
-            Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
-        self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+        if !self.services.pubsub.authenticates() {
+            let credentials =
+                Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
+            self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+        }
 
         let info = Arc::new(client);
         let session = self
             .services
             .pubsub
-            .open(Arc::clone(&info), self.info.peer, self.mailbox.clone())
+            .open(Arc::clone(&info), password.as_ref(), self.info.peer, self.mailbox.clone())
             .await
             .map_err(Refused::from)?;
         tracing::info!(

@@ -45,8 +45,10 @@ pub struct Config {
     pub adapter: Option<exproto::service::Options>,
     /// Health and metrics; absent for none.
     pub admin: Option<admin::Options>,
-    /// The embedded broker.
+    /// The embedded broker; not started when there is an external one.
     pub broker: pubsub::embedded::Options,
+    /// The user's own broker.
+    pub external_broker: Option<pubsub::external::Options>,
     /// Who may authenticate, publish and subscribe.
     pub auth: auth::Options,
     /// The handlers, in the order of the file.

@@ -23,13 +23,14 @@ use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
 use crate::listener::{self, ActivatedSockets};
-use crate::pubsub::{PubSub, embedded};
+use crate::pubsub::{PubSub, embedded, external};
 use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod descriptors;
 mod listeners;
+mod ports;
 
 pub(crate) use listeners::ListenersChanged;
 use listeners::{Context, Listeners};
@@ -60,6 +61,9 @@ pub enum StartError {
     /// The embedded broker did not start.
     #[error(transparent)]
     Broker(#[from] embedded::StartError),
+    /// The external broker's settings cannot be used.
+    #[error(transparent)]
+    ExternalBroker(#[from] external::StartError),
     /// A handler could not be loaded.
     #[error(transparent)]
     Handler(#[from] rollout::LoadError),
@@ -83,7 +87,7 @@ pub struct Gateway {
     drain_timeout: Duration,
     registry: Registry,
     telemetry: Telemetry,
-    broker: embedded::Broker,
+    pubsub: PubSub,
     admin: Option<JoinHandle<()>>,
     listeners: Mutex<Listeners>,
     bound: Bound,
@@ -180,6 +184,7 @@ impl Gateway {
             adapter,
             admin,
             broker,
+            external_broker,
             auth,
             handlers,
             mut listeners,
@@ -213,12 +218,27 @@ impl Gateway {
         let manager = RolloutManager::open(handlers, loader, services).await?;
         tracing::info!(handlers = manager.names().len(), "handlers ready");
 
-        let limit = connections_max.or_else(descriptors::connections_max);
+        // A device takes a second descriptor for its connection to an external broker.
+        let descriptors_each = if external_broker.is_some() { 2 } else { 1 };
+        let connections_max = connections_max.or_else(|| descriptors::connections_max(descriptors_each));
+        let limit = connections_max;
         tracing::info!(connections_max = limit, "connection limit");
         let limit = limit.map(ConnectionLimit::new);
-        let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
-        let mut bound = Bound { broker: broker.local_addr(), mqtt: broker.bound().to_vec(), ..Bound::default() };
-        let pubsub = PubSub::Embedded(broker.clone());
+        let (pubsub, mut bound) = match external_broker {
+            None => {
+                let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
+                let mqtt = broker.bound().to_vec();
+                let bound = Bound { broker: broker.local_addr(), mqtt, ..Bound::default() };
+                (PubSub::Embedded(broker), bound)
+            }
+            Some(options) => {
+                ports::warn_if_few(&options, connections_max);
+                let counters = external::Counters::default();
+                telemetry.external_broker(&counters);
+                let broker = external::Broker::new(options, counters)?;
+                (PubSub::External(broker), Bound::default())
+            }
+        };
         let mut running = Listeners::new(Context {
             common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },
             auth: auth.clone(),
@@ -255,7 +275,7 @@ impl Gateway {
             Err(error) => {
                 drain.begin();
                 drain.end();
-                broker.shutdown().await;
+                pubsub.shutdown().await;
                 return Err(error);
             }
         };
@@ -273,7 +293,7 @@ impl Gateway {
             drain_timeout,
             registry,
             telemetry,
-            broker,
+            pubsub,
             admin: admin.map(|admin| admin.task),
             listeners: Mutex::new(running),
             bound,
@@ -368,7 +388,7 @@ impl Gateway {
             connections.shutdown().await;
         }
         self.drain.end();
-        self.broker.shutdown().await;
+        self.pubsub.shutdown().await;
         if let Some(admin) = self.admin
             && tokio::time::timeout(ANSWERS_END, admin).await.is_err()
         {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -194,10 +195,41 @@ impl Requests {
     }
 }
 
+/// Bytes that all sessions of one broker may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), bytes_max }
+    }
+
+    /// What is held now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes() + bytes <= self.bytes_max
+    }
+}
+
 /// The state of a session, which outlives connections.
 pub(crate) struct Session {
     outbound: Outbound<Arc<Outgoing>>,
     inbound: Inbound,
+    budget: Arc<Budget>,
+    /// What the budget knows of.
+    accounted: usize,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.budget.bytes.fetch_sub(self.accounted, Ordering::Relaxed);
+    }
 }
 
 impl fmt::Debug for Session {
@@ -207,25 +239,50 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(bounds: Bounds) -> Self {
-        Self { outbound: Outbound::new(bounds), inbound: Inbound::default() }
+    pub(crate) fn new(bounds: Bounds, budget: Arc<Budget>) -> Self {
+        Self { outbound: Outbound::new(bounds), inbound: Inbound::default(), budget, accounted: 0 }
     }
 
-    /// Bytes of the messages that wait.
-    pub(crate) fn bytes(&self) -> usize {
-        self.outbound.bytes()
-    }
-
-    /// Queues a message for the next connection. One of QoS 0 is not kept, and one too many is answered.
+    /// Queues a message while there is no connection. One of QoS 0 is not kept; one of QoS 1 or 2 is answered when it
+    /// is in the queue, or refused when there is no room.
     pub(crate) fn queue(&mut self, outgoing: Arc<Outgoing>) {
         if outgoing.qos == QoS::AtMostOnce {
-            outgoing.answer(Err(PublishError::Lost));
-            return;
+            return outgoing.answer(Err(PublishError::Lost));
         }
-        let (qos, bytes) = (outgoing.qos, outgoing.bytes());
-        if !self.outbound.push(outgoing.clone(), qos, bytes, None).queued {
+        let qos = outgoing.qos;
+        self.push(outgoing.clone(), qos);
+        outgoing.answer(Ok(Reason::SUCCESS));
+        self.account();
+    }
+
+    /// Answers an unanswered message when it finds no room.
+    fn push(&mut self, outgoing: Arc<Outgoing>, qos: QoS) {
+        let bytes = outgoing.bytes();
+        if !self.budget.has_room(bytes) || !self.outbound.push(outgoing.clone(), qos, bytes, None).queued {
             outgoing.answer(Err(PublishError::Full));
         }
+    }
+
+    /// The connection is gone: what waits for an acknowledgement is kept for the next one, and its publishers wait no
+    /// longer.
+    fn disconnected(&mut self) {
+        self.outbound.disconnected();
+        for message in self.outbound.messages() {
+            message.answer(Ok(Reason::SUCCESS));
+        }
+        self.account();
+    }
+
+    /// Follows a change of the queued bytes in the sum of all.
+    fn account(&mut self) {
+        let bytes = self.outbound.bytes();
+        let budget = &self.budget.bytes;
+        if bytes >= self.accounted {
+            budget.fetch_add(bytes - self.accounted, Ordering::Relaxed);
+        } else {
+            budget.fetch_sub(self.accounted - bytes, Ordering::Relaxed);
+        }
+        self.accounted = bytes;
     }
 }
 
@@ -276,13 +333,14 @@ struct Terms {
 
 /// Serves a connection until its end: answers requests, hands messages to `deliver`.
 ///
-/// `keepalive_s` is what CONNECT has asked for.
+/// `keepalive_s` is what CONNECT has asked for, and `first` is requested before all else.
 pub(crate) async fn serve(
     mut stream: PacketStream,
     version: Version,
     connack: &ConnAck,
     keepalive_s: u16,
     session: &mut Session,
+    first: Vec<Request>,
     requests: &mut mpsc::Receiver<Request>,
     deliver: &mut (dyn FnMut(Publish) + std::marker::Send),
 ) -> End {
@@ -308,10 +366,17 @@ pub(crate) async fn serve(
         last_sent: Instant::now(),
         ping_sent: None,
     };
+    for request in first {
+        connection.request(request);
+    }
     let end = connection.run(requests, deliver).await.err().unwrap_or(End::Asked);
-    session.outbound.disconnected();
+    session.disconnected();
     match &end {
-        End::Asked => stream.send(version, &Packet::Disconnect(Disconnect::new(Reason::SUCCESS))),
+        // With the connection the session ends, whatever CONNECT has asked for.
+        End::Asked => stream.send(
+            version,
+            &Packet::Disconnect(Disconnect { session_expiry_s: Some(0), ..Disconnect::new(Reason::SUCCESS) }),
+        ),
         End::Broken(reason, _) if version == Version::V5 => {
             stream.send(version, &Packet::Disconnect(Disconnect::new(*reason)));
         }
@@ -347,6 +412,7 @@ impl Connection<'_> {
                 self.handle(packet, deliver)?;
             }
             self.send_queued();
+            self.session.account();
             if !self.stream.out.is_empty() {
                 self.last_sent = Instant::now();
             }
@@ -428,10 +494,7 @@ impl Connection<'_> {
         if bytes > bytes_max {
             return outgoing.answer(Err(PublishError::TooLarge { bytes, bytes_max }));
         }
-        let cost = outgoing.bytes();
-        if !self.session.outbound.push(outgoing.clone(), qos, cost, None).queued {
-            outgoing.answer(Err(PublishError::Full));
-        }
+        self.session.push(outgoing, qos);
     }
 
     /// Takes from the session what may be sent.

@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use crate::mqtt::decode::{DecodeError, Decoder};
 use crate::mqtt::{Packet, Version, encode};
 
+pub(crate) mod websocket;
+
 /// From this many unwritten bytes on, nothing more is read or appended.
 const OUT_BYTES_HIGH: usize = 64 * 1024;
 

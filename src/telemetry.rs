@@ -17,7 +17,7 @@ mod broker;
 mod log;
 mod log_limit;
 
-pub(crate) use broker::BrokerMetrics;
+pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics};
 pub use log::{LogFormat, start_log};
 pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
@@ -330,6 +330,11 @@ impl Telemetry {
         metrics.register(&mut self.lock());
     }
 
+    /// Shows the counters of the connections to an external broker.
+    pub fn external_broker(&self, metrics: &ExternalBrokerMetrics) {
+        metrics.register(&mut self.lock());
+    }
+
     fn lock(&self) -> MutexGuard<'_, Registry> {
         // A panic while the page was written leaves nothing half done: the registry is only read there.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
@@ -616,6 +621,7 @@ mod tests {
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
         telemetry.broker(&BrokerMetrics::default());
+        telemetry.external_broker(&ExternalBrokerMetrics::default());
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

@@ -19,6 +19,7 @@ mod access;
 mod admission;
 mod binds;
 mod credentials;
+mod external_broker;
 mod framing;
 mod grpc;
 mod guest;
@@ -69,6 +70,7 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
     let adapter = services::adapter(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
     let admin = services::admin(root, external, &mut binds);
     let broker = services::broker(root, external, &mut binds);
+    let external_broker = external_broker::read(root, external);
     let auth = access::read(root, external);
     let listeners = listeners::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
@@ -85,13 +87,15 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
         }
     }
     let (gateway, adapter, admin, broker, auth) = (gateway?, adapter?, admin?, broker?, auth?);
-    let (handlers, listeners) = (handlers?, listeners?);
+    let (handlers, listeners, external_broker) = (handlers?, listeners?, external_broker?);
     if listeners.is_empty() {
         root.warn_at("listeners", Advice::NoListener);
     }
     handlers.warn_of_unused(&listeners);
     Ok(Config {
         broker: crate::pubsub::embedded::Options { node: gateway.node.to_string(), ..broker },
+        external_broker: external_broker
+            .map(|broker| crate::pubsub::external::Options { node: gateway.node.to_string(), ..broker }),
         node: gateway.node,
         data_dir: gateway.data_dir,
         drain_timeout: gateway.drain_timeout,

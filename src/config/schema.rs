@@ -100,13 +100,15 @@ pub(super) static ROOT: Section = Section {
 };
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 26] = [
+static SECTIONS: [&Section; 28] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
     &admin::SECTION,
     &broker::SECTION,
     &broker::listener::SECTION,
+    &broker::mqtt::SECTION,
+    &broker::mqtt::TLS,
     &auth::SECTION,
     &auth::user::SECTION,
     &auth::rule::SECTION,

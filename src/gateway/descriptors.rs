@@ -8,11 +8,14 @@ const KEPT_MIN: u64 = 32;
 /// Descriptors for everything but devices: at most this many more, for handlers, MQTT clients, files and the admin port.
 const KEPT_MAX: u64 = 4096;
 
-/// How many connections may take a descriptor each; `None` when there is no limit on descriptors.
+/// How many connections may take so many descriptors each; `None` when there is no limit on descriptors.
 ///
 /// Beyond it peers wait in the backlog, instead of being accepted to find that nothing else can be opened for them.
-pub(super) fn connections_max() -> Option<usize> {
-    getrlimit(Resource::Nofile).current.map(|descriptors| usize::try_from(unclaimed(descriptors)).unwrap_or(usize::MAX))
+pub(super) fn connections_max(descriptors_each: u64) -> Option<usize> {
+    getrlimit(Resource::Nofile).current.map(|descriptors| {
+        let connections = (unclaimed(descriptors) / descriptors_each).max(1);
+        usize::try_from(connections).unwrap_or(usize::MAX)
+    })
 }
 
 fn unclaimed(descriptors: u64) -> u64 {

@@ -377,4 +377,13 @@ impl<M: Clone> Outbound<M> {
             self.inflight = VecDeque::new();
         }
     }
+
+    /// The messages that are queued or unacknowledged, oldest first.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &M> {
+        let inflight = self.inflight.iter().filter_map(|inflight| match &inflight.state {
+            State::AwaitsPubAck(message) | State::AwaitsPubRec(message) => Some(message),
+            State::AwaitsPubComp => None,
+        });
+        inflight.chain(self.queue.iter().map(|queued| &queued.message))
+    }
 }

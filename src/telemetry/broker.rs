@@ -1,9 +1,41 @@
-//! Counters of the embedded broker.
+//! Counters of the broker, embedded or external.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+/// The connections of devices to an external broker.
+#[derive(Clone, Debug, Default)]
+pub struct ExternalBrokerMetrics {
+    /// Connections that are up.
+    pub connected: Gauge,
+    /// Attempts that failed or were refused.
+    pub connects_failed: Counter,
+    /// Connections that were lost.
+    pub connections_lost: Counter,
+    /// Messages of QoS 0 that were dropped, because there was no connection.
+    pub dropped: Counter,
+}
+
+impl ExternalBrokerMetrics {
+    /// Shows them in a registry.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "broker_connections",
+            "Connections of devices to the external broker",
+            self.connected.clone(),
+        );
+        for (name, help, counter) in [
+            ("broker_connects_failed", "Attempts to connect that failed or were refused", &self.connects_failed),
+            ("broker_connections_lost", "Connections to the external broker that were lost", &self.connections_lost),
+            ("broker_outage_dropped", "Messages of QoS 0 dropped without a connection", &self.dropped),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+}
 
 /// What the embedded broker has refused and dropped since its start.
 #[derive(Clone, Debug, Default)]

@@ -73,6 +73,7 @@ pub struct Setup {
     transport: Transport,
     bind: String,
     admin_bind: String,
+    broker: String,
 }
 
 impl Setup {
@@ -90,6 +91,7 @@ impl Setup {
             transport: Transport::Tcp,
             bind: Transport::Tcp.bind(),
             admin_bind: "127.0.0.1:0".to_owned(),
+            broker: "kind = \"embedded\"\nbind = \"127.0.0.1:0\"".to_owned(),
         }
     }
 
@@ -197,6 +199,12 @@ impl Setup {
         self
     }
 
+    /// The keys of the broker, instead of an embedded one on a loopback port.
+    pub fn broker(mut self, keys: &str) -> Self {
+        self.broker = keys.to_owned();
+        self
+    }
+
     /// Where the admin port binds, instead of an IPv4 loopback port.
     pub fn admin_bind(mut self, bind: &str) -> Self {
         self.admin_bind = bind.to_owned();
@@ -214,12 +222,13 @@ impl Setup {
         let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", data_dir(dir.path())));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
-             [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
+             [admin]\nbind = {:?}\n{}\n[broker]\n{}\n[auth]\n{}\n{}\n\
              [listeners.l]\nbind = {:?}\nhandlers = {:?}\n{}\n{}",
             self.gateway,
             self.adapter,
             self.admin_bind,
             self.admin,
+            self.broker,
             self.auth,
             self.handlers,
             self.bind,

@@ -14,6 +14,7 @@ mod dtls;
 mod dtls_interop;
 mod echo;
 mod example_handlers;
+mod external_broker;
 mod fallback;
 mod framing;
 mod grpc_handler;

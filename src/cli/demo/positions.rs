@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use crate::conn::QoS;
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{Connect, Publish, SubscribeFilter, SubscriptionOptions};
 use crate::mqtt::{Reason, Version};
-use crate::mqtt_client::{self, ConnectError, Requests, Session};
+use crate::mqtt_client::{self, Budget, ConnectError, Requests, Session};
 
 /// Where the guest publishes positions.
 const FILTER: &str = "jt808/+/location";
@@ -85,9 +86,20 @@ pub(super) async fn subscribe(
     let handle = requests.clone();
     tokio::spawn(async move {
         // It publishes nothing.
-        let mut session = Session::new(Bounds { messages_max: 1, bytes_max: 1, inflight_max: 1 });
+        let bounds = Bounds { messages_max: 1, bytes_max: 1, inflight_max: 1 };
+        let mut session = Session::new(bounds, Arc::new(Budget::new(0)));
         let mut deliver = |publish: Publish| show(&publish, &positions);
-        mqtt_client::serve(stream, Version::V5, &connack, KEEPALIVE_S, &mut session, &mut queue, &mut deliver).await;
+        mqtt_client::serve(
+            stream,
+            Version::V5,
+            &connack,
+            KEEPALIVE_S,
+            &mut session,
+            Vec::new(),
+            &mut queue,
+            &mut deliver,
+        )
+        .await;
     });
     tokio::spawn(async move {
         closed.closed().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::binds::Binds;
-use super::mqtt_listeners;
+use super::{external_broker, mqtt_listeners};
 use crate::config::ExternalFiles;
 use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
@@ -147,7 +147,11 @@ pub(super) fn broker(
     external: ExternalFiles<'_>,
     binds: &mut Binds,
 ) -> Result<embedded::Options, ErrorReported> {
-    let table = root.section_or_empty(&broker::SECTION)?;
+    let table = match external_broker::kind(root) {
+        // Its keys are read elsewhere.
+        Ok(broker::Kind::Mqtt) => return Ok(embedded::Options::default()),
+        Ok(broker::Kind::Embedded) | Err(_) => root.section_or_empty(&broker::SECTION)?,
+    };
     let kind = table.get(&broker::KIND);
     let bind = table.get(&broker::BIND);
     if let Ok(Some(bind)) = bind {
@@ -173,6 +177,7 @@ pub(super) fn broker(
     let retained_bytes_max = table.get(&broker::RETAINED_BYTES_MAX);
     let response_information = table.get(&broker::RESPONSE_INFORMATION);
     match kind? {
+        broker::Kind::Mqtt => Ok(embedded::Options::default()),
         broker::Kind::Embedded => Ok(embedded::Options {
             bind: bind?,
             listeners: listeners?,

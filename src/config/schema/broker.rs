@@ -10,12 +10,13 @@ use crate::pubsub::embedded::Options;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::config) enum Kind {
     Embedded,
+    Mqtt,
 }
 
 pub(in crate::config) static SECTION: Section = Section {
     key: "broker",
     title: "[broker]",
-    about: "Where devices' messages go and come from.",
+    about: "Where devices' messages go and come from: the embedded broker.",
     shape: Shape::Once,
     entries: &[
         &KIND,
@@ -44,9 +45,9 @@ pub(in crate::config) static SECTION: Section = Section {
 
 pub(in crate::config) static KIND: Key<Choice<Kind>, DefaultTo<Kind>> = Key {
     name: "kind",
-    form: Choice(&[("embedded", Kind::Embedded)]),
+    form: Choice(&[("embedded", Kind::Embedded), ("mqtt", Kind::Mqtt)]),
     presence: DefaultTo(|| Kind::Embedded),
-    about: "`embedded`: an MQTT 3.1.1 and 5 broker inside the gateway",
+    about: "`embedded`: an MQTT 3.1.1 and 5 broker inside the gateway; `mqtt`: an existing broker or cluster",
 };
 
 pub(in crate::config) static BIND: Key<Address, Optional> = Key {
@@ -238,5 +239,146 @@ pub(in crate::config) mod listener {
         form: Text { expected: "a path such as \"/mqtt\"", bytes: 1..=256 },
         presence: DefaultTo(|| "/mqtt".to_owned()),
         about: "ws and wss: the path of the WebSocket",
+    };
+}
+
+/// An existing broker.
+pub(in crate::config) mod mqtt {
+    use std::num::NonZeroU64;
+    use std::time::Duration;
+
+    use crate::config::schema::handler::grpc::tls;
+    use crate::config::schema::{Section, Shape};
+    use crate::config::value::{
+        Choice, DefaultTo, Flag, Key, List, Optional, RateForm, Required, Secret, Size, Span, Text,
+    };
+    use crate::mqtt::Version;
+    use crate::rate::Rate;
+
+    pub(in crate::config) static SECTION: Section = Section {
+        key: "broker",
+        title: "[broker] of kind \"mqtt\"",
+        about: "An existing MQTT broker or cluster. Each device that authenticates is a client of its own there, with its \
+                client id, user name and password, and the broker decides: `Authenticate` waits for CONNACK, `Publish` and \
+                `Subscribe` for their acknowledgements. The users of `[auth]` have no say; its rules hold besides.",
+        shape: Shape::Once,
+        entries: &[
+            &super::KIND,
+            &URLS,
+            &PROTOCOL,
+            &CONNECTIONS,
+            &CLIENT_ID,
+            &SOURCE_ADDRESSES,
+            &CONNECT_RATE,
+            &super::CONNECT_TIMEOUT,
+            &SESSION_EXPIRY,
+            &KEEPALIVE,
+            &super::INFLIGHT_MAX,
+            &OUTAGE_BUFFER,
+            &super::PACKET_MAX,
+            &FOLLOW_SERVER_REFERENCE,
+            &USERNAME,
+            &PASSWORD,
+            &TLS,
+        ],
+    };
+
+    /// How devices are connected.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::config) enum Connections {
+        PerClient,
+    }
+
+    pub(in crate::config) static URLS: Key<List<Text>, Required> = Key {
+        name: "urls",
+        form: List {
+            of: Text { expected: "a url such as \"mqtts://broker.example:8883\"", bytes: 1..=2048 },
+            one: "url",
+        },
+        presence: Required,
+        about: "addresses of the broker: `mqtt`, `mqtts`, `ws` or `wss`; devices are spread over them, and go on to the next \
+                when one fails",
+    };
+
+    pub(in crate::config) static PROTOCOL: Key<Choice<Version>, DefaultTo<Version>> = Key {
+        name: "protocol",
+        form: Choice(&[("5", Version::V5), ("3.1.1", Version::V311)]),
+        presence: DefaultTo(|| Version::V5),
+        about: "the version of MQTT",
+    };
+
+    pub(in crate::config) static CONNECTIONS: Key<Choice<Connections>, DefaultTo<Connections>> = Key {
+        name: "connections",
+        form: Choice(&[("per-client", Connections::PerClient)]),
+        presence: DefaultTo(|| Connections::PerClient),
+        about: "`per-client`: each device is a client of its own",
+    };
+
+    pub(in crate::config) static CLIENT_ID: Key<Text, DefaultTo<String>> = Key {
+        name: "client_id",
+        form: Text { expected: "a client id such as \"${clientid}\"", bytes: 1..=1024 },
+        presence: DefaultTo(|| "${clientid}".to_owned()),
+        about: "what the broker sees as the client id of a device; may use `${clientid}` and `${node}`",
+    };
+
+    pub(in crate::config) static SOURCE_ADDRESSES: Key<List<Text>, Optional> = Key {
+        name: "source_addresses",
+        form: List { of: Text { expected: "an IP address of this machine", bytes: 1..=64 }, one: "address" },
+        presence: Optional("the system chooses"),
+        about: "local addresses that connections to the broker are spread over; each is good for as many as there are ports",
+    };
+
+    pub(in crate::config) static CONNECT_RATE: Key<RateForm, DefaultTo<Rate>> = Key {
+        name: "connect_rate",
+        form: RateForm::Count(1..=1_000_000),
+        presence: DefaultTo(|| Rate::smooth(NonZeroU64::MIN.saturating_add(499), Duration::from_secs(1))),
+        about: "how fast connections to the broker are made, at most 64 at a time",
+    };
+
+    pub(in crate::config) static SESSION_EXPIRY: Key<Span, DefaultTo<Duration>> = Key {
+        name: "session_expiry",
+        form: Span(Duration::ZERO..=Duration::from_secs(7 * 24 * 60 * 60)),
+        presence: DefaultTo(|| Duration::from_secs(60 * 60)),
+        about: "MQTT 5.0: how long the broker keeps a device's session when the connection to it is lost",
+    };
+
+    pub(in crate::config) static KEEPALIVE: Key<Span, DefaultTo<Duration>> = Key {
+        name: "keepalive",
+        form: Span(Duration::from_secs(5)..=Duration::from_secs(65_535)),
+        presence: DefaultTo(|| Duration::from_secs(60)),
+        about: "how often a silent client shows the broker that it lives; the broker may ask for another one",
+    };
+
+    pub(in crate::config) static OUTAGE_BUFFER: Key<Size, DefaultTo<usize>> = Key {
+        name: "outage_buffer",
+        form: Size(1 << 10..=64 << 30),
+        presence: DefaultTo(|| 64 << 20),
+        about: "messages of QoS 1 and 2 that wait for the broker, of all devices together; more are refused",
+    };
+
+    pub(in crate::config) static FOLLOW_SERVER_REFERENCE: Key<Flag, DefaultTo<bool>> = Key {
+        name: "follow_server_reference",
+        form: Flag,
+        presence: DefaultTo(|| false),
+        about: "MQTT 5.0: whether a device goes to another broker when its broker says so, up to 3 times in a row",
+    };
+
+    pub(in crate::config) static USERNAME: Key<Text, Optional> = Key {
+        name: "username",
+        form: Text { expected: "a user name", bytes: 1..=1024 },
+        presence: Optional("none"),
+        about: "the gateway's own user name, for messages that no device publishes",
+    };
+
+    pub(in crate::config) static PASSWORD: Key<Secret, Optional> =
+        Key { name: "password", form: Secret, presence: Optional("none"), about: "its password" };
+
+    /// The keys of a handler's TLS.
+    pub(in crate::config) static TLS: Section = Section {
+        key: "tls",
+        title: "[broker.tls]",
+        about: "Certificates for `mqtts://` and `wss://` urls. All files are PEM.",
+        shape: Shape::Once,
+        entries: &[&tls::CA_FILE, &tls::CERT_FILE, &tls::KEY_FILE],
     };
 }

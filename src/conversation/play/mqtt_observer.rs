@@ -20,7 +20,7 @@ use crate::conversation::{Action, Conversation, Message};
 use crate::mqtt::Version;
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{Connect, Publish, RetainHandling, SubscribeFilter, SubscriptionOptions};
-use crate::mqtt_client::{self, Requests, Session};
+use crate::mqtt_client::{self, Budget, Requests, Session};
 
 /// Messages that wait for one conversation to look at them.
 const INBOX_MAX: usize = 1024;
@@ -144,7 +144,7 @@ impl MqttObserver {
         let task = tokio::spawn({
             let dispatcher = Arc::clone(&dispatcher);
             async move {
-                let mut session = Session::new(BOUNDS);
+                let mut session = Session::new(BOUNDS, Arc::new(Budget::new(BOUNDS.bytes_max)));
                 let mut deliver = |publish: Publish| dispatcher.dispatch(publish);
                 let end = mqtt_client::serve(
                     stream,
@@ -152,6 +152,7 @@ impl MqttObserver {
                     &connack,
                     KEEPALIVE_S,
                     &mut session,
+                    Vec::new(),
                     &mut queue,
                     &mut deliver,
                 )

@@ -15,7 +15,7 @@ use crate::auth::Auth;
 use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::listener::{AcceptLimiter, Accepted, BindError, Listener, Pending, Socket};
 use crate::mqtt::Version;
-use crate::mqtt_stream::Stream;
+use crate::mqtt_stream::{Stream, websocket};
 use crate::telemetry::Telemetry;
 
 use super::router::Router;
@@ -23,7 +23,6 @@ use super::{MqttListener, Options};
 
 mod connect;
 mod connection;
-mod websocket;
 
 /// Topic aliases of one MQTT 5.0 connection, each way.
 const TOPIC_ALIAS_MAX: u16 = 64;
@@ -160,14 +159,26 @@ struct Limits {
     shared: Option<ConnectionLimit>,
 }
 
-impl Limits {
-    async fn permit(&self) -> (Permit, Option<Permit>) {
-        let own = self.own.permit().await;
-        let shared = match &self.shared {
-            Some(shared) => Some(shared.permit().await),
-            None => None,
-        };
-        (own, shared)
+/// The next peer and its right to a connection. Can be dropped and called again without losing one: who was accepted
+/// lies in `accepted`.
+///
+/// The shared right is taken last, so that a listener where nobody comes holds none of it.
+async fn next(
+    socket: &mut Listener,
+    limits: &Limits,
+    limiter: &mut AcceptLimiter,
+    accepted: &mut Option<(Permit, Pending)>,
+) -> Option<Permit> {
+    if accepted.is_none() {
+        let own = limits.own.permit().await;
+        limiter.wait(socket).await;
+        let pending = socket.accept().await;
+        limiter.count(socket);
+        *accepted = Some((own, pending));
+    }
+    match &limits.shared {
+        Some(shared) => Some(shared.permit().await),
+        None => None,
     }
 }
 
@@ -175,15 +186,8 @@ impl Limits {
 async fn accept(context: Arc<Context>, listener: MqttListener, mut socket: Listener, limits: Limits) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let mut limiter = AcceptLimiter::default();
-    let transport = Arc::new(listener.websocket);
+    let mut accepted = None;
     loop {
-        let next = async {
-            let permits = limits.permit().await;
-            limiter.wait(&socket).await;
-            let pending = socket.accept().await;
-            limiter.count(&socket);
-            (permits, pending)
-        };
         tokio::select! {
             biased;
             () = context.drain.cancelled() => return tasks,
@@ -192,11 +196,12 @@ async fn accept(context: Arc<Context>, listener: MqttListener, mut socket: Liste
                     tracing::error!(%error, "the task of an MQTT connection has panicked");
                 }
             }
-            (permits, pending) = next => {
-                let (context, transport) = (context.clone(), transport.clone());
+            shared = next(&mut socket, &limits, &mut limiter, &mut accepted) => {
+                let Some((own, pending)) = accepted.take() else { continue };
+                let (context, websocket) = (context.clone(), listener.websocket.clone());
                 tasks.spawn(async move {
-                    open(context, &transport, pending).await;
-                    drop(permits);
+                    open(context, websocket, pending).await;
+                    drop((own, shared));
                 });
             }
         }
@@ -204,7 +209,7 @@ async fn accept(context: Arc<Context>, listener: MqttListener, mut socket: Liste
 }
 
 /// One peer, from its arrival to its end.
-async fn open(context: Arc<Context>, websocket: &Option<WebSocketPath>, pending: Pending) {
+async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pending) {
     let since = Instant::now();
     let accepted = tokio::select! {
         biased;
@@ -221,7 +226,7 @@ async fn open(context: Arc<Context>, websocket: &Option<WebSocketPath>, pending:
     let stream = match websocket {
         None => stream,
         Some(path) => {
-            let upgraded = websocket::accept(stream, path);
+            let upgraded = websocket::accept(stream, &path);
             let deadline = since + context.settings.connect_timeout;
             let refused = match tokio::time::timeout_at(deadline.into(), upgraded).await {
                 Ok(Ok(stream)) => Ok(stream),
@@ -241,6 +246,3 @@ async fn open(context: Arc<Context>, websocket: &Option<WebSocketPath>, pending:
     connection::run(context, stream, info.peer, since).await;
     drop(entered);
 }
-
-/// The path of a WebSocket listener.
-pub(super) type WebSocketPath = Arc<str>;

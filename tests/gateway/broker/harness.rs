@@ -64,7 +64,7 @@ impl TestBroker {
         let held = Arc::clone(mailbox.quota());
         let client = ClientInfo { client_id: client_id.to_owned(), ..ClientInfo::default() };
         let peer = PeerAddr("192.0.2.1:4711".parse().unwrap());
-        let session = self.pubsub.open(Arc::new(client), peer, mailbox).await.unwrap();
+        let session = self.pubsub.open(Arc::new(client), None, peer, mailbox).await.unwrap();
         Device { session, mails, held, dropped }
     }
 

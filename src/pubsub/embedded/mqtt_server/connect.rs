@@ -132,7 +132,7 @@ async fn authenticate(context: &Context, connect: &Connect, username: &str, peer
     tracing::debug!(client_id = ?connect.client_id, ?username, %peer, %denied, "MQTT client refused");
     Err(match denied {
         Denied::Credentials => End::Refused(Reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"),
-        Denied::Anonymous | Denied::Publish { .. } | Denied::Subscribe { .. } => {
+        Denied::Anonymous | Denied::Broker { .. } | Denied::Publish { .. } | Denied::Subscribe { .. } => {
             End::Refused(Reason::NOT_AUTHORIZED, "a user name is required")
         }
     })

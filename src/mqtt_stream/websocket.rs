@@ -8,12 +8,13 @@ use bytes::{Buf, Bytes};
 use futures::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::mqtt_stream::Stream;
+use super::Stream;
 
 /// The largest frame and message. MQTT's packets need not fit into one: they are a stream.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -25,7 +26,7 @@ const PROTOCOL: &str = "mqtt";
 const PROTOCOL_HEADER: &str = "Sec-WebSocket-Protocol";
 
 /// A stream of the bytes in a WebSocket's binary messages.
-pub(super) struct WebSocket {
+pub(crate) struct WebSocket {
     inner: WebSocketStream<Box<dyn Stream>>,
     read: Bytes,
 }
@@ -36,13 +37,7 @@ pub(super) struct WebSocket {
 ///
 /// What is wrong with it; the peer has been answered.
 #[allow(clippy::result_large_err, reason = "the callback's error is the crate's own response")]
-pub(super) async fn accept(stream: Box<dyn Stream>, path: &str) -> Result<WebSocket, tungstenite::Error> {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(4 * 1024)
-        .write_buffer_size(0)
-        .max_write_buffer_size(4 * FRAME_BYTES)
-        .max_message_size(Some(MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+pub(crate) async fn accept(stream: Box<dyn Stream>, path: &str) -> Result<WebSocket, tungstenite::Error> {
     let check = |request: &Request, mut response: Response| {
         if request.uri().path() != path {
             return Err(refusal(StatusCode::NOT_FOUND));
@@ -54,8 +49,29 @@ pub(super) async fn accept(stream: Box<dyn Stream>, path: &str) -> Result<WebSoc
         response.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from_static(PROTOCOL));
         Ok(response)
     };
-    let inner = tokio_tungstenite::accept_hdr_async_with_config(stream, check, Some(config)).await?;
+    let inner = tokio_tungstenite::accept_hdr_async_with_config(stream, check, Some(config())).await?;
     Ok(WebSocket { inner, read: Bytes::new() })
+}
+
+/// Asks the peer for `path` with the subprotocol `mqtt`. `host` is for the header and may have a port.
+///
+/// # Errors
+///
+/// The stream has failed, or the peer does not speak MQTT over WebSocket there.
+pub(crate) async fn connect(stream: Box<dyn Stream>, host: &str, path: &str) -> Result<WebSocket, tungstenite::Error> {
+    let mut request = format!("ws://{host}{path}").into_client_request()?;
+    request.headers_mut().insert(PROTOCOL_HEADER, HeaderValue::from_static(PROTOCOL));
+    let (inner, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await?;
+    Ok(WebSocket { inner, read: Bytes::new() })
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(4 * 1024)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * FRAME_BYTES)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX))
 }
 
 fn refusal(status: StatusCode) -> ErrorResponse {
