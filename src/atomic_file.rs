@@ -1,36 +1,28 @@
-//! Files that are there whole or not at all.
+//! Atomic file replacement: a reader finds the old file or the new one, never a part, also after a power cut.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Writes beside, then renames: a reader finds the whole file, the one before it, or none, also after the power has failed.
+/// Writes a temporary file in the same directory, syncs it, renames it over `file`, and syncs the directory.
 ///
 /// # Errors
 ///
-/// The operating system's; nothing is left then.
+/// The operating system's; then `file` is unchanged and the temporary file is removed.
 pub(crate) fn write_atomic(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let suffix = getrandom::u64().map_err(io::Error::other)?;
-    let beside = file.with_extension(format!("{suffix:016x}"));
-    let written = File::create_new(&beside)
-        .and_then(|mut open| {
-            open.write_all(bytes)?;
-            // Without this the name may reach the disk before the bytes.
-            open.sync_all()
-        })
-        .and_then(|()| fs::rename(&beside, file));
-    if written.is_err()
-        && let Err(error) = fs::remove_file(&beside)
-    {
-        tracing::debug!(?beside, %error, "an unfinished file is left");
-    }
-    written?;
-    // The name itself is on the disk when its directory is.
-    file.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
+    temporary.write_all(bytes)?;
+    // Without this the name may reach the disk before the bytes.
+    temporary.as_file().sync_all()?;
+    temporary.persist(file).map_err(|error| error.error)?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// What could not be written whole leaves nothing behind.

@@ -86,7 +86,7 @@ pub fn run() -> ExitCode {
     }
     // Before anything is opened whose descriptor could be taken for one that was handed over.
     let activated = match matches!(cli.command, Command::Serve(_)) {
-        true => ActivatedSockets::from_environment(|name| std::env::var_os(name)),
+        true => ActivatedSockets::from_environment(),
         false => Ok(ActivatedSockets::default()),
     };
     let activated = match activated {

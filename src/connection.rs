@@ -30,8 +30,8 @@ mod shadow;
 mod state;
 
 pub use ingress_limit::Rates;
-pub use state::Idle;
-pub(crate) use state::{Phase, State, Timeouts};
+pub(crate) use state::Timeouts;
+pub(crate) use state::{Phase, State};
 
 use close::linger;
 use handler_slot::HandlerSlot;
@@ -334,7 +334,7 @@ impl Connection {
                         self.outbound.break_off();
                         self.inbound.end(CloseReason::WriteTimedOut);
                     }
-                    Some(Due::Idle) | None => {}
+                    Some(Due::Idle | Due::Login) | None => {}
                 }
             }
         }
@@ -343,7 +343,7 @@ impl Connection {
     /// The oldest queued event, or the next frame. Broken framing closes the connection; the events behind it are still delivered.
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let polled = self.inbound.poll_event(Instant::now());
+            let polled = self.inbound.poll_event(Instant::now(), self.handler.messages_max());
             self.count_skipped();
             match polled {
                 Ok(event) => return event,
@@ -372,7 +372,7 @@ impl Connection {
                 } else {
                     Err(Refused::Gone)
                 };
-                self.follow_timer();
+                self.follow_adapter();
                 self.show_asked();
                 if let Err(_unread) = reply.send(result) {
                     tracing::trace!(conn = %self.conn(), "the caller did not wait for the answer");
@@ -387,9 +387,12 @@ impl Connection {
         }
     }
 
-    fn follow_timer(&mut self) {
+    fn follow_adapter(&mut self) {
         if let Some(change) = self.adapter.take_timer_change() {
             self.state.handle_timer(Instant::now(), change);
+        }
+        if self.adapter.client_id().is_some() {
+            self.state.handle_authenticated();
         }
     }
 }

@@ -37,6 +37,7 @@ pub use error::Error;
 pub(crate) use error::LoadError;
 pub use health_window::FAILURES_MIN;
 pub(crate) use loader::Loader;
+pub(crate) use managed_handler::COMPONENT_BYTES_MAX;
 pub(crate) use manager::Services;
 pub use manager::{Candidate, ChangeResult, RolloutManager};
 pub use status::VersionState;

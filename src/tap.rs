@@ -282,6 +282,7 @@ fn closed_by(reason: &CloseReason) -> ClosedBy {
         CloseReason::IdleTimedOut => ClosedBy::Idle,
         CloseReason::WriteTimedOut
         | CloseReason::FramingBroken(_)
+        | CloseReason::LoginTimedOut
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Draining
         | CloseReason::Replaced

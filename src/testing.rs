@@ -25,7 +25,7 @@ pub mod conn {
     }
 }
 pub mod connection {
-    pub use crate::connection::{Common, Connections, Idle, Rates};
+    pub use crate::connection::{Common, Connections, Rates};
 }
 pub mod conversation {
     pub use crate::conversation::{Action, Conversation, FILE_BYTES_MAX, Payload};

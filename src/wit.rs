@@ -141,7 +141,7 @@ impl From<&CloseReason> for types::CloseReason {
             CloseReason::PeerClosed | CloseReason::SocketError(_) => Self::Peer,
             CloseReason::HandlerAsked => Self::Handler,
             CloseReason::KeepaliveExpired => Self::KeepaliveTimeout,
-            CloseReason::IdleTimedOut => Self::IdleTimeout,
+            CloseReason::IdleTimedOut | CloseReason::LoginTimedOut => Self::IdleTimeout,
             CloseReason::Replaced => Self::Replaced,
             CloseReason::Kicked => Self::Kicked,
             CloseReason::Expired => Self::Expired,

@@ -16,10 +16,9 @@ use serde_json::json;
 use super::Shared;
 use crate::error::report;
 use crate::handler::grpc;
-use crate::rollout::{Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap};
-
-/// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
-pub(crate) const COMPONENT_BYTES_MAX: usize = 64 << 20;
+use crate::rollout::{
+    COMPONENT_BYTES_MAX, Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap,
+};
 
 /// Uploads at a time. Each holds its component in memory.
 pub(super) const UPLOADS_MAX: usize = 2;
@@ -150,10 +149,10 @@ async fn upload(
         error: format!("the body is too large; expected at most {COMPONENT_BYTES_MAX} bytes"),
     };
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX as u64) {
+    if length.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX) {
         return Err(too_large());
     }
-    let body = match tokio::time::timeout(UPLOAD_TIMEOUT, to_bytes(body, COMPONENT_BYTES_MAX)).await {
+    let body = match tokio::time::timeout(UPLOAD_TIMEOUT, to_bytes(body, COMPONENT_BYTES_MAX as usize)).await {
         Ok(Ok(body)) => body,
         // A body without a length that is larger ends like one that breaks off.
         Ok(Err(error)) if length.is_none() && error.to_string().contains("limit") => return Err(too_large()),

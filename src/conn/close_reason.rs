@@ -13,8 +13,10 @@ pub enum CloseReason {
     SocketError(&'static str),
     /// The peer did not take what was sent to it within the write timeout.
     WriteTimedOut,
-    /// The peer sent no byte within the idle timeout.
+    /// The peer sent no byte within the idle timeout, the silence timeout or the flow timeout.
     IdleTimedOut,
+    /// The peer did not authenticate within the login timeout.
+    LoginTimedOut,
     /// What the peer sent is no frame, as the listener's framing has them; the text says what was expected and found.
     FramingBroken(String),
     /// The keepalive interval ran out.
@@ -46,6 +48,7 @@ impl CloseReason {
             Self::SocketError(_) => "socket_error",
             Self::WriteTimedOut => "write_timed_out",
             Self::IdleTimedOut => "idle_timed_out",
+            Self::LoginTimedOut => "login_timed_out",
             Self::FramingBroken(_) => "framing_broken",
             Self::KeepaliveExpired => "keepalive_expired",
             Self::HandlerAsked => "handler_asked",
@@ -66,7 +69,7 @@ impl CloseReason {
             Self::PeerClosed => "{shutdown,tcp_closed}".into(),
             Self::SocketError(errno) => format!("{{shutdown,{errno}}}").into(),
             Self::WriteTimedOut => "{shutdown,send_timeout}".into(),
-            Self::IdleTimedOut => "{shutdown,idle_timeout}".into(),
+            Self::IdleTimedOut | Self::LoginTimedOut => "{shutdown,idle_timeout}".into(),
             Self::FramingBroken(error) => format!("{{shutdown,{{frame_error,{error:?}}}}}").into(),
             Self::KeepaliveExpired => "{shutdown,keepalive_timeout}".into(),
             Self::HandlerAsked | Self::Draining => "{shutdown,normal}".into(),
@@ -87,6 +90,7 @@ impl fmt::Display for CloseReason {
             Self::PeerClosed
             | Self::WriteTimedOut
             | Self::IdleTimedOut
+            | Self::LoginTimedOut
             | Self::KeepaliveExpired
             | Self::HandlerAsked
             | Self::Replaced

@@ -133,6 +133,7 @@ pub(super) fn delivers_pending(reason: &CloseReason) -> bool {
         | CloseReason::FramingBroken(_)
         | CloseReason::Draining => true,
         CloseReason::IdleTimedOut
+        | CloseReason::LoginTimedOut
         | CloseReason::HandlerAsked
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Replaced

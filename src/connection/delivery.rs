@@ -15,6 +15,9 @@ use crate::listener::Socket;
 use crate::tap::ConnectionView;
 use crate::telemetry::{LogDecision, PAYLOAD_LOG};
 
+/// Time limit of finding out whether a server still answers.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+
 impl Connection {
     /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
     /// tells why the connection must end.
@@ -160,12 +163,30 @@ impl Connection {
             }
             Attachment::Grpc(remote) => {
                 let (call, timeout) = (remote.call(event), remote.call_timeout());
-                self.while_calling(socket, call, timeout).await
+                match self.while_calling(socket, call, timeout).await {
+                    Err(CallError::Timeout(timeout)) => Err(self.explain_timeout(socket, timeout).await),
+                    result => result,
+                }
             }
         };
         self.observe(event, started, &result);
-        self.follow_timer();
+        self.follow_adapter();
         result
+    }
+
+    /// A server that answers no HTTP/2 ping has not timed out, but is away: stopped, or behind a path that loses packets.
+    async fn explain_timeout(&mut self, socket: &mut Socket, timeout: Duration) -> CallError {
+        let Attachment::Grpc(remote) = &self.handler.attachment else { return CallError::Timeout(timeout) };
+        let is_alive = remote.is_alive();
+        let probe = Box::pin(async move {
+            match is_alive.await {
+                true => Ok(()),
+                false => {
+                    Err(CallError::Unavailable("the server answers neither the call nor an HTTP/2 ping".to_owned()))
+                }
+            }
+        });
+        self.while_calling(socket, probe, PROBE_MAX).await.err().unwrap_or(CallError::Timeout(timeout))
     }
 
     fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {

@@ -20,7 +20,7 @@ enum Queued {
     Reads(BytesMut),
     /// A datagram, or a frame that silence has ended, which is never merged with another.
     Datagram(Bytes),
-    Messages(Vec<Message>),
+    Messages(VecDeque<Message>),
     Timer(Timer),
 }
 
@@ -96,8 +96,8 @@ impl EventQueue {
     pub(crate) fn push_message(&mut self, message: Message) {
         self.messages += 1;
         match self.last() {
-            Some(Queued::Messages(last)) => last.push(message),
-            _ => self.push(Queued::Messages(vec![message])),
+            Some(Queued::Messages(last)) => last.push_back(message),
+            _ => self.push(Queued::Messages(VecDeque::from([message]))),
         }
     }
 
@@ -106,8 +106,15 @@ impl EventQueue {
         self.push(Queued::Timer(timer));
     }
 
-    /// Takes the oldest event.
-    pub(crate) fn pop(&mut self) -> Option<Event> {
+    /// Takes the oldest event, with at most `messages_max` messages, `1..`; the rest of them stays first in the queue.
+    pub(super) fn pop(&mut self, messages_max: usize) -> Option<Event> {
+        if let Some(Queued::Messages(messages)) = &mut self.first
+            && messages.len() > messages_max.max(1)
+        {
+            let taken: Vec<_> = messages.drain(..messages_max.max(1)).collect();
+            self.messages -= taken.len();
+            return Some(Event::ReceivedMessages(taken));
+        }
         let first = self.first.take()?;
         self.first = self.queue.pop_front();
         if self.queue.is_empty() && self.queue.capacity() > 0 {
@@ -123,7 +130,7 @@ impl EventQueue {
             }
             Queued::Messages(messages) => {
                 self.messages -= messages.len();
-                Event::ReceivedMessages(messages)
+                Event::ReceivedMessages(messages.into())
             }
             Queued::Timer(timer) => Event::TimerTimeout(timer),
         })
@@ -177,10 +184,10 @@ mod tests {
         waiting.push_timer(Timer::Keepalive);
         waiting.push_bytes(b"d");
 
-        assert!(matches!(waiting.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
-        assert!(matches!(waiting.pop(), Some(Event::TimerTimeout(Timer::Keepalive))));
-        assert!(matches!(waiting.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
-        assert!(waiting.pop().is_none());
+        assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
+        assert!(matches!(waiting.pop(usize::MAX), Some(Event::TimerTimeout(Timer::Keepalive))));
+        assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
+        assert!(waiting.pop(usize::MAX).is_none());
     }
 
     /// Datagrams keep their borders, also the empty ones, and their number is bounded.
@@ -191,16 +198,16 @@ mod tests {
             waiting.push_datagram(Bytes::from_static(datagram.as_bytes()));
         }
         for datagram in ["ab", "", "c"] {
-            assert!(matches!(waiting.pop(), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
+            assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
         }
-        assert!(waiting.pop().is_none());
+        assert!(waiting.pop(usize::MAX).is_none());
 
         for _ in 0..DATAGRAMS_MAX {
             assert!(waiting.has_room_for_bytes());
             waiting.push_datagram(Bytes::new());
         }
         assert!(!waiting.has_room_for_bytes());
-        assert!(waiting.pop().is_some());
+        assert!(waiting.pop(usize::MAX).is_some());
         assert!(waiting.has_room_for_bytes());
     }
 
@@ -228,12 +235,12 @@ mod tests {
                         waiting.push_message(message(number));
                         sent_messages.push(number.to_string());
                     }
-                    _ => take(waiting.pop()),
+                    _ => take(waiting.pop(usize::MAX)),
                 }
                 prop_assert!(waiting.bytes() < BYTES_MAX + 40);
             }
             while !waiting.is_empty() {
-                take(waiting.pop());
+                take(waiting.pop(usize::MAX));
             }
             prop_assert_eq!(sent, taken);
             prop_assert_eq!(sent_messages, taken_messages);

@@ -66,6 +66,14 @@ impl HandlerSlot {
         self.shadow.as_ref().is_some_and(|shadow| !shadow.is_wanted(&self.link(chain).versions))
     }
 
+    /// Most messages in one event.
+    pub(super) fn messages_max(&self) -> usize {
+        match &self.attachment {
+            Attachment::Grpc(server) => server.messages_per_call(),
+            Attachment::Wasm(_) => usize::MAX,
+        }
+    }
+
     /// Attaches anew to the version in use: a guest in a fresh instance.
     pub(super) fn reattach(&mut self, handler_conn: ConnId, info: &Arc<ConnInfo>) {
         self.attachment = self.version().handler().attach(handler_conn, info);

@@ -86,19 +86,19 @@ impl Inbound {
         self.queue.push_timer(timer);
     }
 
-    /// The oldest queued event; with framing, one whole frame at a time.
+    /// The oldest queued event: with framing one whole frame, and at most `messages_max` messages.
     ///
     /// # Errors
     ///
     /// The stream is not framed as configured. The frames before were returned; the bytes behind are skipped.
-    pub(super) fn poll_event(&mut self, now: Instant) -> Result<Option<Event>, Broken> {
+    pub(super) fn poll_event(&mut self, now: Instant, messages_max: usize) -> Result<Option<Event>, Broken> {
         loop {
             if let Some(framer) = &mut self.framer
                 && let Some(frame) = framer.poll_frame()?
             {
                 return Ok(Some(Event::ReceivedBytes(frame)));
             }
-            match (self.queue.pop(), &mut self.framer) {
+            match (self.queue.pop(messages_max), &mut self.framer) {
                 (Some(Event::ReceivedBytes(bytes)), Some(framer)) if !framer.cuts_by_time() => framer.push(now, bytes),
                 (event, _) => return Ok(event),
             }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn bytes_of(inbound: &mut Inbound, now: Instant) -> Vec<Bytes> {
-        std::iter::from_fn(|| match inbound.poll_event(now) {
+        std::iter::from_fn(|| match inbound.poll_event(now, 1) {
             Ok(Some(Event::ReceivedBytes(bytes))) => Some(bytes),
             _ => None,
         })
@@ -304,8 +304,8 @@ mod tests {
         let mut inbound = lines(now);
         inbound.push_bytes(&UNLIMITED, now, b"ok\n01234567890123456789");
         inbound.push_timer(Timer::Keepalive);
-        assert!(matches!(inbound.poll_event(now), Ok(Some(Event::ReceivedBytes(_)))));
-        assert!(inbound.poll_event(now).is_err());
-        assert!(matches!(inbound.poll_event(now), Ok(Some(Event::TimerTimeout(Timer::Keepalive)))));
+        assert!(matches!(inbound.poll_event(now, 1), Ok(Some(Event::ReceivedBytes(_)))));
+        assert!(inbound.poll_event(now, 1).is_err());
+        assert!(matches!(inbound.poll_event(now, 1), Ok(Some(Event::TimerTimeout(Timer::Keepalive)))));
     }
 }

@@ -61,7 +61,7 @@ impl Connection {
             }
             _ => self.reattach(socket, version.handler()).await,
         };
-        self.follow_timer();
+        self.follow_adapter();
         version.count(moved.is_ok());
         let left = self.handler.replace(to, moved?);
         match left {
@@ -106,7 +106,7 @@ impl Connection {
                 }
             }
         }
-        self.follow_timer();
+        self.follow_adapter();
     }
 
     /// Carries the connection's state from its guest to the next version of it.

@@ -14,22 +14,17 @@ pub(crate) enum Phase {
     Closing(CloseReason),
 }
 
-/// The spans that end a connection.
+/// Time limits of a connection. The peer's bytes count as activity, the gateway's do not.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// What silence of the peer ends it without a keepalive.
-    pub idle: Idle,
-    /// How long bytes may wait for a peer that does not take any.
+    /// Until the first byte of the peer.
+    pub idle: Duration,
+    /// Until the peer has authenticated; `None`: it need not.
+    pub login: Option<Duration>,
+    /// Of silence after the first byte, while no keepalive timer runs, which decides instead; `None`: unlimited.
+    pub silence: Option<Duration>,
+    /// Without progress while bytes for the peer are queued.
     pub write: Duration,
-}
-
-/// What silence ends a connection whose handler has started no keepalive timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idle {
-    /// That before the first byte: a stream tells of its end later on.
-    BeforeFirst(Duration),
-    /// Any: a peer that sends datagrams just stops. Once a keepalive timer was started, its interval decides instead.
-    Always(Duration),
 }
 
 /// What has become due.
@@ -39,6 +34,8 @@ pub(crate) enum Due {
     Keepalive,
     /// The peer was silent for too long.
     Idle,
+    /// The peer has not authenticated in time.
+    Login,
     /// The peer does not take what is sent to it; there is no use in offering it more.
     Write,
 }
@@ -51,6 +48,7 @@ pub(crate) struct State {
     opened: Instant,
     /// When the peer was last heard; `None` before its first byte.
     received: Option<Instant>,
+    is_authenticated: bool,
     /// The silence after which keepalive expires, and since when it may count.
     keepalive: Option<(Duration, Instant)>,
     /// Since when bytes have waited without the peer taking any.
@@ -60,7 +58,15 @@ pub(crate) struct State {
 impl State {
     /// A connection that was opened now.
     pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
-        Self { phase: Phase::Open, timeouts, opened, received: None, keepalive: None, stalled: None }
+        Self {
+            phase: Phase::Open,
+            timeouts,
+            opened,
+            received: None,
+            is_authenticated: false,
+            keepalive: None,
+            stalled: None,
+        }
     }
 
     /// The phase.
@@ -85,6 +91,11 @@ impl State {
         self.received = Some(now);
     }
 
+    /// The handler has authenticated the peer.
+    pub(crate) fn handle_authenticated(&mut self) {
+        self.is_authenticated = true;
+    }
+
     /// The socket was offered bytes: whether it took some, and whether others still wait.
     pub(crate) fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
         if !some_wait {
@@ -107,7 +118,10 @@ impl State {
 
     /// When [`State::handle_timeout`] is to be called next; `None` when nothing can become due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        [self.idle_deadline(), self.keepalive_deadline(), self.write_deadline()].into_iter().flatten().min()
+        [self.idle_deadline(), self.login_deadline(), self.keepalive_deadline(), self.write_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Finds what has become due. The phase moves with it, so the same thing is due once.
@@ -123,6 +137,10 @@ impl State {
             self.close(CloseReason::KeepaliveExpired);
             return Some(Due::Keepalive);
         }
+        if due(self.login_deadline()) {
+            self.close(CloseReason::LoginTimedOut);
+            return Some(Due::Login);
+        }
         if due(self.idle_deadline()) {
             self.close(CloseReason::IdleTimedOut);
             return Some(Due::Idle);
@@ -134,11 +152,15 @@ impl State {
         if self.phase != Phase::Open {
             return None;
         }
-        match (self.timeouts.idle, self.received) {
-            (Idle::BeforeFirst(span), None) => Some(self.opened + span),
-            (Idle::BeforeFirst(_), Some(_)) => None,
-            (Idle::Always(span), received) => self.keepalive.is_none().then(|| received.unwrap_or(self.opened) + span),
+        match self.received {
+            None => self.opened.checked_add(self.timeouts.idle),
+            Some(received) => received.checked_add(self.timeouts.silence.filter(|_| self.keepalive.is_none())?),
         }
+    }
+
+    fn login_deadline(&self) -> Option<Instant> {
+        let is_due = self.phase == Phase::Open && !self.is_authenticated;
+        self.opened.checked_add(self.timeouts.login.filter(|_| is_due)?)
     }
 
     fn keepalive_deadline(&self) -> Option<Instant> {
@@ -160,15 +182,16 @@ mod tests {
 
     fn opened(idle: Duration) -> (Instant, State) {
         let now = Instant::now();
-        (now, State::new(now, Timeouts { idle: Idle::BeforeFirst(idle), write: 1000 * MS }))
+        (now, State::new(now, Timeouts { idle, login: None, silence: None, write: 1000 * MS }))
     }
 
-    /// A peer that sends datagrams is ended after any silence, until a keepalive timer decides instead.
+    /// A peer that has spoken is ended after the silence limit, unless a keepalive timer decides instead.
     #[test]
-    fn silence_between_datagrams() {
+    fn silence_after_the_first_byte() {
         let start = Instant::now();
-        let mut state = State::new(start, Timeouts { idle: Idle::Always(500 * MS), write: 1000 * MS });
-        assert_eq!(state.poll_timeout(), Some(start + 500 * MS), "also before the first");
+        let timeouts = Timeouts { idle: 100 * MS, login: None, silence: Some(500 * MS), write: 1000 * MS };
+        let mut state = State::new(start, timeouts);
+        assert_eq!(state.poll_timeout(), Some(start + 100 * MS), "before the first byte");
         state.handle_received(start + 300 * MS);
         assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
 
@@ -179,6 +202,24 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 799 * MS), None);
         assert_eq!(state.handle_timeout(start + 800 * MS), Some(Due::Idle));
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
+    }
+
+    /// A peer that sends bytes and never authenticates is ended; one that has authenticated is not.
+    #[test]
+    fn login_deadline() {
+        let start = Instant::now();
+        let timeouts = Timeouts { idle: 100 * MS, login: Some(500 * MS), silence: None, write: 1000 * MS };
+        let (mut stranger, mut device) = (State::new(start, timeouts), State::new(start, timeouts));
+        stranger.handle_received(start + 499 * MS);
+        assert_eq!(stranger.handle_timeout(start + 499 * MS), None);
+        assert_eq!(stranger.handle_timeout(start + 500 * MS), Some(Due::Login));
+        assert_eq!(*stranger.phase(), Phase::Closing(CloseReason::LoginTimedOut));
+        assert_eq!(stranger.poll_timeout(), None, "it is due once");
+
+        device.handle_received(start);
+        device.handle_authenticated();
+        assert_eq!(device.poll_timeout(), None);
+        assert_eq!(device.handle_timeout(start + 5000 * MS), None);
     }
 
     /// A peer that never speaks is ended at 500 ms, and not at 499.

@@ -17,7 +17,7 @@ mod ffi;
 mod flow;
 mod handshake;
 mod hello;
-mod hmac;
+mod prf;
 mod record_layer;
 mod session;
 #[cfg(test)]

@@ -1,10 +1,7 @@
-//! Sockets that another program has bound and handed over: systemd's socket activation.
+//! Socket activation: listening sockets that systemd bound and passed to this process (sd_listen_fds(3)).
 //!
-//! The protocol is that of sd_listen_fds(3): descriptors from 3 on, their number in `LISTEN_FDS`, the process they are for in
-//! `LISTEN_PID`, and their names, if they have any, in `LISTEN_FDNAMES`. With it the gateway needs no right to bind low
-//! ports, and devices wait instead of being refused while it restarts.
+//! The gateway needs no right to bind low ports then, and new connections wait in the backlog while it restarts.
 
-use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -12,12 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use socket2::{SockRef, Type};
 
 use super::Bind;
-
-/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
-const FIRST: RawFd = 3;
-
-/// Most descriptors that are looked at; systemd hands over one for each line of a socket unit.
-const MAX: RawFd = 1024;
 
 /// Sockets that were handed over and that no listener has taken yet.
 #[derive(Debug, Default)]
@@ -33,23 +24,16 @@ struct ActivatedSocket {
 }
 
 impl ActivatedSockets {
-    /// What the environment says was handed over to this process; nothing, when it says nothing or speaks of another one.
+    /// The sockets that the service manager passed to this process; empty when there are none.
     ///
-    /// To be called once, before anything else is opened: it takes the descriptors over.
+    /// Must be called once, before anything else is opened: it takes ownership of the descriptors.
     ///
     /// # Errors
     ///
-    /// A descriptor that the environment speaks of is no open socket.
-    pub fn from_environment(env: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
-        let number = |name: &str| env(name)?.to_str()?.parse::<u32>().ok();
-        if number("LISTEN_PID") != Some(std::process::id()) {
-            return Ok(Self::default());
-        }
-        let count = RawFd::try_from(number("LISTEN_FDS").unwrap_or_default()).unwrap_or(MAX).min(MAX);
-        let names = env("LISTEN_FDNAMES").and_then(|names| names.into_string().ok()).unwrap_or_default();
-        let mut names = names.split(':');
-        (FIRST..FIRST + count)
-            .map(|fd| activated_socket(fd, names.next().unwrap_or_default()))
+    /// A passed descriptor is no open socket, or `LISTEN_FDNAMES` does not name each.
+    pub fn from_environment() -> io::Result<Self> {
+        sd_notify::listen_fds_with_names()?
+            .map(|(fd, name)| activated_socket(fd, &name))
             .collect::<io::Result<_>>()
             .map(Self)
     }
@@ -90,7 +74,6 @@ fn activated_socket(fd: RawFd, name: &str) -> io::Result<ActivatedSocket> {
     // SAFETY: it is an open socket, as was just seen. sd_listen_fds(3) gives it to this process, whose id has been compared,
     // and nothing else has been opened yet, so nobody else here owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
     Ok(ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket })
 }
 
@@ -132,18 +115,5 @@ mod tests {
         assert!(activated.take("sensors", bind(&format!("tcp://{datagrams}"))).is_none());
         assert_eq!(activated.unclaimed().collect::<Vec<_>>(), [format!("trackers at {datagrams}")]);
         assert!(activated.take("sensors", bind(&format!("udp://{datagrams}"))).is_some());
-    }
-
-    /// What is meant for another process is left alone.
-    #[test]
-    fn another_process_is_left_alone() {
-        let env = |pid: u32| {
-            move |name: &str| {
-                (name != "LISTEN_FDNAMES")
-                    .then(|| if name == "LISTEN_PID" { pid.to_string() } else { "1".to_owned() }.into())
-            }
-        };
-        assert_eq!(ActivatedSockets::from_environment(env(1)).unwrap().unclaimed().count(), 0);
-        assert_eq!(ActivatedSockets::from_environment(|_| None).unwrap().unclaimed().count(), 0);
     }
 }

@@ -19,7 +19,7 @@ use crate::handler::{grpc, wasm};
 pub(super) const WAITING_MAX: usize = 4;
 
 /// Largest component, in bytes: those of interpreted languages have some tens of MiB.
-pub(super) const COMPONENT_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 
 /// One handler over time.
 #[derive(Debug)]

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polygate::testing::config::{Advice, Config, ExternalFiles, Faults, Handler, Listener, Program, Warning};
-use polygate::testing::connection::Idle;
 use polygate::testing::connection::Rates;
 use polygate::testing::framing::{
     Delimited, Deliver, Escapes, Fixed, Flagged, Framing, LengthPrefixed, Lines, Order, Silence, Width,
@@ -103,7 +102,7 @@ fn a_listener_gets_what_the_file_says() {
     let [defaults, all, datagrams] = config.listeners.as_slice() else { panic!("three listeners") };
     assert_eq!(defaults.socket.backlog, 1024);
     assert_eq!(defaults.connection.connections_max, 1_000_000);
-    assert_eq!(defaults.connection.timeouts.idle, Idle::BeforeFirst(Duration::from_secs(30)));
+    assert_eq!(defaults.connection.timeouts.idle, Duration::from_secs(30));
     assert_eq!(defaults.connection.timeouts.write, Duration::from_secs(15));
     assert_eq!(defaults.connection.inbound_bytes_max, 64 << 10);
     assert_eq!(defaults.connection.messages.messages_max, 1000);
@@ -119,7 +118,7 @@ fn a_listener_gets_what_the_file_says() {
     assert_eq!(all.socket.bind.to_string(), "tcp://[::1]:1002");
     assert_eq!(all.socket.backlog, 16);
     assert_eq!(all.connection.connections_max, 1000);
-    assert_eq!(all.connection.timeouts.idle, Idle::BeforeFirst(Duration::from_secs(90)));
+    assert_eq!(all.connection.timeouts.idle, Duration::from_secs(90));
     assert_eq!(all.connection.timeouts.write, Duration::from_millis(500));
     assert_eq!(all.connection.inbound_bytes_max, 2000);
     assert_eq!(all.connection.messages.messages_max, 7);
@@ -218,7 +217,7 @@ fn a_listener_for_datagrams_gets_what_the_file_says() {
         [listeners.all]
         bind = "udp://[::1]:1002"
         handlers = ["h"]
-        idle_timeout = "1m 30s"
+        flow_timeout = "1m 30s"
         connections_max = 1_000
         sockets = 4
         inbound_max = "2KB"
@@ -226,13 +225,13 @@ fn a_listener_for_datagrams_gets_what_the_file_says() {
         "#,
     );
     let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
-    assert_eq!(defaults.connection.timeouts.idle, Idle::Always(Duration::from_secs(30)));
+    assert_eq!(defaults.connection.timeouts.silence, Some(Duration::from_secs(300)));
     let datagrams = defaults.socket.datagrams;
     assert_eq!((datagrams.sockets, datagrams.flows_max), (1, 1_000_000));
     assert_eq!(datagrams.queue, Bounds { datagrams_max: 256, bytes_max: 64 << 10 });
 
     assert_eq!(all.socket.bind.to_string(), "udp://[::1]:1002");
-    assert_eq!(all.connection.timeouts.idle, Idle::Always(Duration::from_secs(90)));
+    assert_eq!(all.connection.timeouts.silence, Some(Duration::from_secs(90)));
     let datagrams = all.socket.datagrams;
     assert_eq!((datagrams.sockets, datagrams.flows_max), (4, 1000));
     assert_eq!(datagrams.queue, Bounds { datagrams_max: 7, bytes_max: 2000 });

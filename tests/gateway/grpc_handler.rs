@@ -307,7 +307,7 @@ async fn messages_are_batched() {
         }
     })
     .await;
-    let gateway = Setup::grpc(&handler).start().await;
+    let gateway = Setup::grpc(&handler).handler("messages_per_call = 1000").start().await;
     handler.use_adapter(gateway.adapter());
     let mut peer = gateway.connect().await;
     peer.send("subscribe").await;

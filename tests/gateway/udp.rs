@@ -148,7 +148,7 @@ async fn ipv6() {
 /// At the bound a new peer is turned away and counted, not kept waiting; it is let in when another one has gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_max() {
-    let gateway = raw_echo().listener("connections_max = 1\nidle_timeout = \"300ms\"").start().await;
+    let gateway = raw_echo().listener("connections_max = 1\nflow_timeout = \"300ms\"").start().await;
     let (first, second) = (Device::new().await, Device::new().await);
     first.echo(&gateway, "a").await;
     second.send(gateway.listener(), "b").await;
@@ -255,7 +255,7 @@ async fn bytes_are_bounded_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_ends_a_flow() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |_, _| async { Ok(()) }).await;
-    let gateway = Setup::grpc(&handler).over(Transport::Udp).listener("idle_timeout = \"300ms\"").start().await;
+    let gateway = Setup::grpc(&handler).over(Transport::Udp).listener("flow_timeout = \"300ms\"").start().await;
     handler.use_adapter(gateway.adapter());
     let device = Device::new().await;
     let mut conns = Vec::new();
@@ -267,10 +267,26 @@ async fn silence_ends_a_flow() {
     assert_ne!(conns[0], conns[1]);
 }
 
+/// A device that has spoken stays for as long as the flow timeout, whatever the idle timeout is: one that reports once an hour keeps
+/// its connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_idle_timeout_ends_with_the_first_datagram() {
+    let gateway = raw_echo().listener("idle_timeout = \"50ms\"").start().await;
+    let device = Device::new().await;
+    device.echo(&gateway, "a").await;
+    let silent = Device::new().await;
+    silent.echo(&gateway, "b").await;
+    // A TCP peer of the same timeout ends in the meantime, so that more than it has passed.
+    let tcp = raw_echo().bind("tcp://127.0.0.1:0").listener("idle_timeout = \"100ms\"").start().await;
+    tcp.connect().await.expect_closed().await;
+    assert_eq!(gateway.metric("polygate_connections{listener=\"l\"}"), 2.0);
+    assert_eq!(gateway.metric("polygate_accepted_connections_total{listener=\"l\"}"), 2.0);
+}
+
 /// While datagrams come, silence is counted from the last one; a keepalive timer takes the place of the idle timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keepalive_timer_decides_instead() {
-    let gateway = scripted_with("idle_timeout = \"1s\"", |callback, calls| async move {
+    let gateway = scripted_with("flow_timeout = \"1s\"", |callback, calls| async move {
         if matches!(callback.event, Event::Created(_)) {
             let timer = proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
             assert_eq!(calls.start_timer(timer).await, proto::CodeResponse::default());
@@ -298,7 +314,7 @@ async fn a_keepalive_timer_decides_instead() {
 async fn many_flows_of_one_socket() {
     const SOCKETS: usize = 20;
     const ADDRESSES: usize = 250;
-    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener("idle_timeout = \"1h\"").start().await;
+    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener("flow_timeout = \"1h\"").start().await;
     let mut sockets = Vec::new();
     for _ in 0..SOCKETS {
         sockets.push(Device::on("0.0.0.0:0").await);

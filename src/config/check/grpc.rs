@@ -20,6 +20,9 @@ pub(super) fn read(name: &str, table: &Table<'_>, external: ExternalFiles<'_>) -
     let service = table.get(&grpc::SERVICE);
     let call_timeout = table.get(&grpc::CALL_TIMEOUT);
     let channels = table.get(&grpc::CHANNELS);
+    let streams = table.get(&grpc::STREAMS);
+    let channels_max = table.get(&grpc::CHANNELS_MAX);
+    let messages_per_call = table.get(&grpc::MESSAGES_PER_CALL);
     let tls = match table.section(&tls::SECTION) {
         Ok(None) => Ok(None),
         Ok(Some(tls)) => client_tls(&tls, external).map(Some),
@@ -38,6 +41,9 @@ pub(super) fn read(name: &str, table: &Table<'_>, external: ExternalFiles<'_>) -
         service: service?,
         call_timeout: call_timeout?,
         channels: channels? as usize,
+        streams: streams?,
+        channels_max: channels_max? as usize,
+        messages_per_call: messages_per_call? as usize,
         tls: tls?,
     })
 }

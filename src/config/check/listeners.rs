@@ -1,6 +1,7 @@
 //! `[listeners.NAME]`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::admission;
 use super::binds::Binds;
@@ -14,7 +15,7 @@ use crate::config::schema::listener as keys;
 use crate::config::{ExternalFiles, Listener};
 use crate::conn::SocketKind;
 use crate::conn::registry::MessageBounds;
-use crate::connection::{Idle, Options, Timeouts};
+use crate::connection::{Options, Timeouts};
 use crate::listener::flow::Bounds;
 use crate::listener::{self, Admission, Datagrams, dtls, tls};
 use crate::topic::Mountpoint;
@@ -51,6 +52,9 @@ fn one(
         Mountpoint::parse(&text).map_err(|error| table.fault_at("mountpoint", Fault::Mountpoint(error)))
     });
     let idle = table.get(&keys::IDLE_TIMEOUT);
+    let login = table.get(&keys::LOGIN_TIMEOUT);
+    let silence = table.get(&keys::SILENCE_TIMEOUT);
+    let flow = table.get(&keys::FLOW_TIMEOUT);
     let write = table.get(&keys::WRITE_TIMEOUT);
     let handshakes_max = table.get(&keys::HANDSHAKES_MAX);
     let connections_max = table.get(&keys::CONNECTIONS_MAX);
@@ -72,7 +76,12 @@ fn one(
     let bind = bind?;
     belong(&table, bind.transport)?;
     let (connections_max, inbound_bytes_max) = (connections_max? as usize, inbound_bytes_max?);
-    let idle = if bind.transport.has_datagrams() { Idle::Always(idle?) } else { Idle::BeforeFirst(idle?) };
+    let flow = flow?.or(match bind.transport {
+        SocketKind::Udp => Some(UDP_FLOW_TIMEOUT),
+        SocketKind::Dtls => Some(DTLS_FLOW_TIMEOUT),
+        SocketKind::Tcp | SocketKind::Tls => None,
+    });
+    let silence = silence?.into_iter().chain(flow).min();
     let Secure { tls, dtls } = secure?;
     Ok(Listener {
         socket: listener::Options {
@@ -92,7 +101,7 @@ fn one(
         connection: Options {
             listener: name,
             connections_max,
-            timeouts: Timeouts { idle, write: write? },
+            timeouts: Timeouts { idle: idle?, login: login?, silence, write: write? },
             inbound_bytes_max,
             messages: MessageBounds { messages_max: messages_max? as usize, bytes_max: messages_bytes_max? },
             outbound_bytes_max: outbound_bytes_max?,
@@ -105,8 +114,15 @@ fn one(
     })
 }
 
+/// Default of `flow_timeout`: a UDP flow costs a handshake of no one.
+const UDP_FLOW_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// Default of `flow_timeout`: a meter that reports once an hour must not repeat its handshake each time.
+const DTLS_FLOW_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The keys that mean something to some transports only.
-const KEYS_OF_SOME: [(&str, &[SocketKind]); 9] = [
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 10] = [
+    ("flow_timeout", &[SocketKind::Udp, SocketKind::Dtls]),
     ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
     ("proxy_protocol", &[SocketKind::Tcp, SocketKind::Tls]),
     ("nodelay", &[SocketKind::Tcp, SocketKind::Tls]),

@@ -181,7 +181,7 @@ pub(in crate::config) mod grpc {
 
     use crate::config::schema::{Section, Shape};
     use crate::config::value::{Choice, Count, DefaultTo, Key, List, Optional, Span, Text};
-    use crate::handler::grpc::{self, Service};
+    use crate::handler::grpc::{self, Service, Streams};
 
     pub(in crate::config) static SECTION: Section = Section {
         key: "handlers",
@@ -195,6 +195,9 @@ pub(in crate::config) mod grpc {
             &SERVICE,
             &CALL_TIMEOUT,
             &CHANNELS,
+            &STREAMS,
+            &CHANNELS_MAX,
+            &MESSAGES_PER_CALL,
             &super::ON_FAILURE,
             &super::HOLD_TIMEOUT,
             &super::SWAP,
@@ -243,6 +246,27 @@ pub(in crate::config) mod grpc {
         form: Count(1..=64),
         presence: DefaultTo(|| grpc::CHANNELS_DEFAULT as u32),
         about: "HTTP/2 connections for each url, of at most 150 calls at a time",
+    };
+
+    pub(in crate::config) static STREAMS: Key<Choice<Streams>, Optional> = Key {
+        name: "streams",
+        form: Choice(&[("per-connection", Streams::PerConnection), ("per-event", Streams::PerEvent)]),
+        presence: Optional("detected: `\"per-connection\"` for servers that stream"),
+        about: "streams of `ConnectionHandler`: one for each callback of a device, as EMQX has them, or one for each event, which acknowledges it",
+    };
+
+    pub(in crate::config) static CHANNELS_MAX: Key<Count, DefaultTo<u32>> = Key {
+        name: "channels_max",
+        form: Count(1..=10_000),
+        presence: DefaultTo(|| grpc::CHANNELS_MAX_DEFAULT as u32),
+        about: "limit of HTTP/2 connections for each url, where the open streams of devices need more than `channels`",
+    };
+
+    pub(in crate::config) static MESSAGES_PER_CALL: Key<Count, DefaultTo<u32>> = Key {
+        name: "messages_per_call",
+        form: Count(1..=1_000),
+        presence: DefaultTo(|| grpc::MESSAGES_PER_CALL_DEFAULT as u32),
+        about: "messages in one `OnReceivedMessages`; more than 1 is for handlers that iterate over `messages`",
     };
 
     pub(in crate::config) mod tls {

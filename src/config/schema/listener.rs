@@ -23,6 +23,9 @@ pub(in crate::config) static ONE: Section = Section {
         &HANDLERS,
         &MOUNTPOINT,
         &IDLE_TIMEOUT,
+        &LOGIN_TIMEOUT,
+        &SILENCE_TIMEOUT,
+        &FLOW_TIMEOUT,
         &WRITE_TIMEOUT,
         &HANDSHAKE_TIMEOUT,
         &HANDSHAKES_MAX,
@@ -58,6 +61,7 @@ pub(in crate::config) static ONE: Section = Section {
 
 /// Longest timeout of a connection: a peer that is silent for a day is gone.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const SILENCE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 pub(in crate::config) static BIND: Key<BindForm, Required> =
     Key { name: "bind", form: BindForm, presence: Required, about: "where it accepts; port 0 lets the system choose" };
@@ -81,8 +85,30 @@ pub(in crate::config) static IDLE_TIMEOUT: Key<Span, DefaultTo<Duration>> = Key 
     name: "idle_timeout",
     form: Span(Duration::from_millis(1)..=TIMEOUT_MAX),
     presence: DefaultTo(|| Duration::from_secs(30)),
-    about: "how long a new peer of tcp or tls may take to send its first byte; over udp and dtls, how long any peer may be \
-            silent, unless its handler has started a keepalive timer",
+    about: "time limit for the first byte of a new connection",
+};
+
+pub(in crate::config) static LOGIN_TIMEOUT: Key<Span, Optional> = Key {
+    name: "login_timeout",
+    form: Span(Duration::from_millis(1)..=TIMEOUT_MAX),
+    presence: Optional("none, since some handlers never authenticate"),
+    about: "time limit for the handler to authenticate a new connection; then it is closed with reason `login_timed_out`. \
+            Recommended beyond loopback: otherwise a peer keeps its place for ever by sending any byte",
+};
+
+pub(in crate::config) static SILENCE_TIMEOUT: Key<Span, Optional> = Key {
+    name: "silence_timeout",
+    form: Span(Duration::from_millis(1)..=SILENCE_MAX),
+    presence: Optional("none"),
+    about: "time without a byte from the device after which its connection is closed, unless its handler has started a keepalive \
+            timer",
+};
+
+pub(in crate::config) static FLOW_TIMEOUT: Key<Span, Optional> = Key {
+    name: "flow_timeout",
+    form: Span(Duration::from_millis(1)..=SILENCE_MAX),
+    presence: Optional("`\"5m\"` for udp, `\"1d\"` for dtls"),
+    about: "the same for udp and dtls, with a default: a datagram peer never closes, so an abandoned flow would stay for ever",
 };
 
 pub(in crate::config) static WRITE_TIMEOUT: Key<Span, DefaultTo<Duration>> = Key {

@@ -48,11 +48,6 @@ impl LoadError {
     pub(crate) fn about(self, known_as: &Path) -> Self {
         Self { path: known_as.to_owned(), ..self }
     }
-
-    #[cfg(test)]
-    pub(super) fn kind(&self) -> &LoadErrorKind {
-        &self.kind
-    }
 }
 
 impl fmt::Display for LoadError {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use hmac::{Hmac, KeyInit};
 use sha2::Sha256;
 
 use super::hello::{self, Hello, MESSAGE_HEADER, RECORD_HEADER};
-use super::hmac::Hmac;
+use super::prf;
 
 /// How long a key makes cookies; it verifies them for as long again.
 ///
@@ -66,7 +67,7 @@ impl Secret {
     pub(crate) fn new() -> Result<Self, getrandom::Error> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
-        Ok(Self(Key::new::<64>(&key)))
+        Ok(Self(keyed(&key)))
     }
 }
 
@@ -129,15 +130,21 @@ impl HandshakeId {
     }
 }
 
+fn keyed(key: &[u8; 32]) -> Key {
+    let mut block = hmac::digest::Key::<Key>::default();
+    block[..key.len()].copy_from_slice(key);
+    Key::new(&block)
+}
+
 /// The key of an interval; derived, because a random generator may fail later.
 fn of_interval(secret: &Key, interval: u64) -> Key {
-    Key::new::<64>(&secret.code(&[&interval.to_be_bytes()]))
+    keyed(&prf::mac(secret, &[&interval.to_be_bytes()]).into())
 }
 
 fn cookie(key: &Key, peer: SocketAddr, local: SocketAddr) -> [u8; COOKIE] {
     let (peer_ip, peer_port) = bytes_of(peer);
     let (local_ip, local_port) = bytes_of(local);
-    let digest = key.code(&[&peer_ip[..], &peer_port, &local_ip, &local_port]);
+    let digest = prf::mac(key, &[&peer_ip[..], &peer_port, &local_ip, &local_port]);
     let mut cookie = [0; COOKIE];
     cookie.copy_from_slice(&digest[..COOKIE]);
     cookie

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use hmac::Hmac;
 use openssl::cipher::{Cipher, CipherRef};
 use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
@@ -16,7 +17,7 @@ use secrecy::zeroize::{Zeroize, Zeroizing};
 use sha2::{Sha256, Sha384};
 
 use super::hello::RECORD_HEADER;
-use super::hmac::Hmac;
+use super::prf;
 
 /// The most plaintext that a record may carry (RFC 5246 section 6.2.1).
 pub(super) const PLAINTEXT_MAX: usize = 1 << 14;
@@ -308,8 +309,8 @@ pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
     let seed: [&[u8]; 3] = [b"key expansion", &server, &client];
     match ssl.current_cipher()?.handshake_digest()?.type_() {
         // openssl names the digest of earlier versions for suites that were there before 1.2, where it is SHA-256 too.
-        Nid::SHA256 | Nid::MD5_SHA1 => Hmac::<Sha256>::new::<64>(master).expand(&seed, block),
-        Nid::SHA384 => Hmac::<Sha384>::new::<128>(master).expand(&seed, block),
+        Nid::SHA256 | Nid::MD5_SHA1 => prf::expand::<Hmac<Sha256>>(master, &seed, block),
+        Nid::SHA384 => prf::expand::<Hmac<Sha384>>(master, &seed, block),
         _ => return None,
     }
     Some(())
