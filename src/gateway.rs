@@ -333,7 +333,7 @@ impl Gateway {
     /// All that is wrong; then everything is as it was.
     pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<ReloadError>> {
         let _turn = self.reloading.lock().await;
-        let Config { auth, handlers, listeners, written, .. } = config;
+        let Config { auth, broker, handlers, listeners, written, .. } = config;
         let names: Vec<Arc<str>> = handlers.iter().map(|handler| Arc::clone(handler.name())).collect();
         let one = |error: ReloadError| vec![error];
 
@@ -350,6 +350,9 @@ impl Gateway {
             retirement.closed().await;
         }
         self.manager.retain(&names);
+        if let PubSub::Embedded(running) = &self.pubsub {
+            running.follow(&broker);
+        }
 
         let is_followed =
             |key: &String| ["handlers", "listeners", "auth"].iter().any(|table| key.split('.').next() == Some(table));

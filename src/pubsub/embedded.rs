@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,6 +136,8 @@ pub struct MqttListener {
     pub connections_max: usize,
     /// The path of WebSocket; without it, MQTT is spoken right on TCP or TLS.
     pub websocket: Option<Arc<str>>,
+    /// The files with its certificates, keys and denied addresses.
+    pub files: Vec<PathBuf>,
 }
 
 impl MqttListener {
@@ -157,6 +160,7 @@ impl MqttListener {
             },
             connections_max: usize::MAX,
             websocket: None,
+            files: Vec::new(),
         }
     }
 
@@ -242,6 +246,12 @@ impl Broker {
     /// The addresses of all MQTT listeners, by name.
     pub fn bound(&self) -> &[(Arc<str>, SocketAddr)] {
         self.0.mqtt_server.bound()
+    }
+
+    /// Follows a configuration that was read again, as far as its MQTT listeners keep their addresses: new connections
+    /// meet its access rules, limits and certificates. Everything else takes a restart.
+    pub fn follow(&self, options: &Options) {
+        self.0.mqtt_server.follow(options);
     }
 
     /// What has been refused and shed.

@@ -102,4 +102,13 @@ async fn mqtt_clients_pass_what_devices_pass() {
         |reason| format!("polygate_connections_rejected_total{{listener=\"broker.listeners[0]\",reason=\"{reason}\"}}");
     gateway.metric_reaches(&rejected("access"), 1.0).await;
     gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
+
+    // A reload holds for new connections, and who is connected stays.
+    gateway.reload("deny 127.0.0.2", "deny 127.0.0.3").await.unwrap();
+    let mut allowed = RawPeer::connect_from("127.0.0.2".parse().unwrap(), address).await;
+    allowed.send(CONNECT.iter().map(|&byte| if byte == b'c' { b'd' } else { byte }).collect::<Vec<_>>()).await;
+    allowed.expect(CONNACK).await;
+    first.write_all(b"\xc0\x00").await.unwrap();
+    let mut pong = [0; 2];
+    within("PINGRESP", first.read_exact(&mut pong)).await.unwrap();
 }

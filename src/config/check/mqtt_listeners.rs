@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::binds::Binds;
-use super::{admission, listeners, socket_options};
+use super::{admission, credentials, listeners, socket_options};
 use crate::config::ExternalFiles;
 use crate::config::diagnostics::ErrorReported;
 use crate::config::fault::Fault;
@@ -64,5 +64,6 @@ fn one(
         },
         connections_max: connections_max? as usize,
         websocket: bind.is_websocket.then_some(Arc::from(path?)),
+        files: credentials::files(table, external).into_iter().chain(admission::file(table, external)).collect(),
     })
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
 use crate::conn::limit::{ConnectionLimit, Permit};
-use crate::listener::{AcceptLimiter, Accepted, BindError, Listener, Pending, Socket};
+use crate::listener::{AcceptLimiter, Accepted, BindError, Handle, Listener, Pending, Socket};
 use crate::mqtt::Version;
 use crate::mqtt_stream::{Stream, websocket};
 use crate::telemetry::Telemetry;
@@ -83,6 +83,7 @@ impl Settings {
 /// The listeners, open.
 pub(super) struct MqttServer {
     bound: Vec<(Arc<str>, SocketAddr)>,
+    handles: Vec<(Arc<str>, Handle)>,
     drain: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<JoinSet<()>>>>,
     expiry: JoinHandle<()>,
@@ -105,7 +106,7 @@ impl MqttServer {
             Ok((listener, socket))
         });
         let sockets = sockets.collect::<Result<Vec<_>, BindError>>()?;
-        let mut bound = Vec::new();
+        let (mut bound, mut handles) = (Vec::new(), Vec::new());
         let mut tasks = Vec::new();
         for (listener, mut socket) in sockets {
             socket.begin();
@@ -117,6 +118,7 @@ impl MqttServer {
                 "MQTT listener started"
             );
             bound.push((listener.socket.name.clone(), address.0));
+            handles.push((listener.socket.name.clone(), socket.handle()));
             let limits = Limits { own: ConnectionLimit::new(listener.connections_max), shared: limit.cloned() };
             tasks.push(tokio::spawn(accept(context.clone(), listener, socket, limits)));
         }
@@ -128,12 +130,26 @@ impl MqttServer {
                 }
             }
         });
-        Ok(Self { bound, drain, tasks: Mutex::new(tasks), expiry })
+        Ok(Self { bound, handles, drain, tasks: Mutex::new(tasks), expiry })
     }
 
     /// The bound addresses, in the order of the options.
     pub(super) fn bound(&self) -> &[(Arc<str>, SocketAddr)] {
         &self.bound
+    }
+
+    /// Gives the listeners that keep their address what new connections are to pass: rules, limits, certificates.
+    pub(super) fn follow(&self, options: &Options) {
+        for listener in options.all_listeners() {
+            let socket = &listener.socket;
+            let running =
+                self.handles.iter().find(|(name, handle)| *name == socket.name && handle.bind() == socket.bind);
+            if let Some((name, handle)) = running
+                && let Err(error) = handle.follow(socket)
+            {
+                tracing::error!(listener = %name, %error, "the socket does not take its new options");
+            }
+        }
     }
 
     /// Closes the listeners, then ends the connections.
