@@ -38,14 +38,14 @@ struct Lines {
     connections: DashMap<String, Connection>,
 }
 
-/// What has to be remembered of a device from one call to the next.
+/// The state of a device between calls.
 #[derive(Default)]
 struct Connection {
     unfinished: BytesMut,
     id: Option<String>,
 }
 
-// The gateway waits for each answer before it calls for the same connection again, so nothing here can overtake.
+// The gateway waits for each answer before the next call for the same connection, so calls are never reordered.
 #[tonic::async_trait]
 impl ConnectionUnaryHandler for Lines {
     async fn on_socket_created(&self, request: Request<SocketCreatedRequest>) -> Answer {
@@ -92,7 +92,7 @@ impl ConnectionUnaryHandler for Lines {
 }
 
 impl Connection {
-    /// Adds bytes, cut anywhere, and takes out the lines that they complete; also one that is already too long.
+    /// Adds bytes, split anywhere, and takes the completed lines; also one that is already too long.
     fn take_lines(&mut self, bytes: &[u8]) -> Vec<Bytes> {
         self.unfinished.extend_from_slice(bytes);
         let mut lines = Vec::new();
@@ -142,7 +142,7 @@ impl Lines {
     }
 
     async fn send(&self, conn: &str, bytes: impl Into<Bytes>) -> Result<(), Status> {
-        // The code is of no interest: a device that has gone cannot be told, and OnSocketClosed is on its way.
+        // The code is ignored: if the device has disconnected, OnSocketClosed will follow.
         self.adapter.clone().send(SendBytesRequest { conn: conn.to_owned(), bytes: bytes.into() }).await?;
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! The operations a handler has on its connection: send, close, authenticate, timers, publish, subscribe.
+//! Adapter: the operations of a handler on its connection: send, close, authenticate, timers, publish, subscribe.
 //!
-//! An [`Adapter`] belongs to one connection. It checks what is asked, talks to [`auth`](crate::auth) and
-//! [`pubsub`](crate::pubsub), and otherwise only collects: bytes in [`Outbound`], a wish to close, a change
-//! of the timer. The connection acts on these between two events, so a call from inside an event never
-//! waits for the connection that waits for the event.
+//! An [`Adapter`] belongs to one connection. It checks each command, calls [`auth`](crate::auth) and
+//! [`pubsub`](crate::pubsub), and otherwise only collects: bytes in [`Outbound`], a close request, a timer change. The
+//! connection applies these between two events, so an operation called inside an event never waits for the connection
+//! that waits for the event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,33 +33,29 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
 /// Longest name of a client, a user or a protocol, in bytes: MQTT's longest string (3.1.1 §1.5.3).
 const NAME_BYTES_MAX: usize = 65_535;
 
-/// What the adapters of one listener share.
+/// Services shared by the adapters of one listener.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Who may authenticate, publish and subscribe.
+    /// Authentication and authorization.
     pub auth: Auth,
-    /// Where messages go and come from.
     pub pubsub: PubSub,
-    /// Put in front of the devices' topics.
+    /// Prefix of the devices' topics.
     pub mountpoint: Mountpoint,
-    /// The listener's counters.
     pub metrics: ListenerMetrics,
 }
 
-/// A wish about the keepalive timer.
+/// Pending change of the keepalive timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimerChange {
-    /// Start it, or start it anew with this interval.
+    /// Start or restart it with this interval.
     Start(Duration),
-    /// Stop it.
     Stop,
 }
 
-/// The operations of one connection.
 #[derive(Debug)]
 pub struct Adapter {
     conn: ConnId,
-    /// The id by which the handler knows the connection.
+    /// The connection's id towards its handler.
     handler_conn: ConnId,
     info: Arc<ConnInfo>,
     services: Arc<Services>,
@@ -69,13 +65,13 @@ pub struct Adapter {
     close_asked: bool,
     ended: bool,
     client: Option<Box<Client>>,
-    /// Its handler may not know that the peer has proved who it is.
+    /// The handler may not know that the peer is authenticated.
     reintroduced: bool,
-    /// Kept while somebody compares or watches what the handler does.
+    /// Present while a shadow or a tap needs the commands.
     command_log: Option<Box<CommandLog>>,
 }
 
-/// How far a handler had come when an event began.
+/// State of the collected commands at the start of an event, for [`Adapter::roll_back`].
 #[derive(Clone, Copy, Debug)]
 pub struct Savepoint {
     outbound_bytes: usize,
@@ -83,7 +79,7 @@ pub struct Savepoint {
     close_asked: bool,
 }
 
-/// Who the peer has proved to be.
+/// The authenticated client.
 #[derive(Debug)]
 struct Client {
     info: Arc<ClientInfo>,
@@ -92,7 +88,7 @@ struct Client {
 }
 
 impl Adapter {
-    /// The operations of a connection that was just accepted. `mailbox` gets its messages, `outbound` its bytes.
+    /// The adapter of a new connection. Its messages go to `mailbox`, its bytes to `outbound`.
     pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound: Outbound) -> Self {
         Self {
             conn: mailbox.conn(),
@@ -110,42 +106,40 @@ impl Adapter {
         }
     }
 
-    /// Whose operations these are.
     pub fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// The id by which the handler knows the connection; another one after it was taken over from a remote handler.
+    /// The connection's id towards its handler; it changes when the connection is taken over from a remote handler.
     pub fn handler_conn(&self) -> ConnId {
         self.handler_conn
     }
 
-    /// What is known of the peer.
     pub fn info(&self) -> &Arc<ConnInfo> {
         &self.info
     }
 
-    /// The client id that the peer has proved; `None` before.
+    /// The authenticated client id; `None` before.
     pub fn client_id(&self) -> Option<&str> {
         self.client.as_ref().map(|client| client.info.client_id.as_str())
     }
 
-    /// The bytes that wait for the socket.
+    /// Bytes queued for the socket.
     pub fn outbound(&mut self) -> &mut Outbound {
         &mut self.outbound
     }
 
-    /// Whether the handler has asked to close.
+    /// Whether the handler called Close.
     pub fn close_asked(&self) -> bool {
         self.close_asked
     }
 
-    /// What the handler has asked of the timer since this was called last.
+    /// Takes the timer change since the last call.
     pub fn take_timer_change(&mut self) -> Option<TimerChange> {
         self.timer_change.take()
     }
 
-    /// Remembers what is collected so far.
+    /// Marks the commands collected so far.
     pub fn savepoint(&self) -> Savepoint {
         Savepoint {
             outbound_bytes: self.outbound.bytes(),
@@ -154,15 +148,15 @@ impl Adapter {
         }
     }
 
-    /// Forgets what was collected since `savepoint`, of an event that failed and will be delivered again. Only good while
-    /// nothing was written in between. What went to the broker stays there.
+    /// Discards the commands collected since `savepoint`, of an event that failed and will be delivered again. Valid
+    /// only if nothing was written in between. Messages already published stay published.
     pub fn roll_back(&mut self, savepoint: Savepoint) {
         self.outbound.truncate(savepoint.outbound_bytes);
         self.timer_change = savepoint.timer_change;
         self.close_asked = savepoint.close_asked;
     }
 
-    /// From now on, what the handler asks for is written down, or is not any more.
+    /// Starts or stops logging the handler's commands.
     pub fn enable_command_log(&mut self, keep: bool) {
         if !keep {
             self.command_log = None;
@@ -171,12 +165,12 @@ impl Adapter {
         }
     }
 
-    /// What was written down, while somebody wants it.
+    /// The command log, if enabled.
     pub fn command_log(&mut self) -> Option<&mut CommandLog> {
         self.command_log.as_deref_mut()
     }
 
-    /// What is to be written down, if somebody wants to know.
+    /// The command to log, if logging is enabled.
     fn logged(&self, command: impl FnOnce() -> Command) -> Option<Command> {
         self.command_log.is_some().then(command)
     }
@@ -187,32 +181,32 @@ impl Adapter {
         }
     }
 
-    /// Another handler, or another instance, serves the connection from now on. It may authenticate the peer again,
-    /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
+    /// Another handler or instance serves the connection from now on, under the id `handler_conn`. It may authenticate
+    /// the peer again, as the same client.
     pub fn set_handler_conn(&mut self, handler_conn: ConnId) {
         self.handler_conn = handler_conn;
         self.allow_reauthentication();
     }
 
-    /// The handler may have lost what it knew of the connection, or gets an event again in which it may have
-    /// authenticated the peer: it may do so once more, as the client that the peer is already.
+    /// The handler may have lost its state of the connection, or may get an event again in which it authenticated the
+    /// peer: allows one more Authenticate, as the same client.
     pub fn allow_reauthentication(&mut self) {
         self.reintroduced = true;
     }
 
-    /// The connection has ended: from now on every operation is refused as [`Refused::Gone`], and the client
-    /// leaves the broker with its subscriptions.
+    /// Ends the adapter: every further operation is refused as [`Refused::Gone`], and the client leaves the broker with
+    /// its subscriptions.
     pub fn end(&mut self) {
         self.ended = true;
         self.outbound.clear();
         self.client = None;
     }
 
-    /// Does what is asked.
+    /// Executes a command.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which names what was expected and what came; the connection stays as it was.
+    /// [`Refused`], with expected and received values; the connection is unchanged.
     pub async fn apply(&mut self, command: Command) -> Result<(), Refused> {
         let logged = self.logged(|| command.without_password());
         let result = match command {
@@ -232,12 +226,12 @@ impl Adapter {
         result
     }
 
-    /// Queues bytes for the peer; the order of calls is the order on the wire.
+    /// Queues bytes for the peer, in the order of the calls.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may,
-    /// [`Refused::Malformed`] when the peer is sent datagrams and no datagram is that long.
+    /// [`Refused::Gone`] after the close or after a Close command, [`Refused::Full`] when the outbound queue is full,
+    /// [`Refused::Malformed`] when the bytes do not fit into one datagram.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
         let logged = self.logged(|| Command::Send(bytes.clone()));
         let result = self.queue(bytes);
@@ -251,12 +245,12 @@ impl Adapter {
         if let Some(bytes_max) = self.info.kind.datagram_bytes_max()
             && bytes.len() > bytes_max
         {
-            let why = format!("one Send is one datagram, of at most {bytes_max} bytes, and came with {}", bytes.len());
+            let why = format!("one Send is one datagram: expected at most {bytes_max} bytes, got {}", bytes.len());
             return Err(Refused::Malformed { what: "bytes", why });
         }
         if self.outbound.is_full() {
             return Err(Refused::Full {
-                what: "the queue of bytes to the peer",
+                what: "the outbound queue",
                 limit: format!("{} bytes", self.outbound.bytes_max()),
             });
         }
@@ -264,11 +258,11 @@ impl Adapter {
         Ok(())
     }
 
-    /// Asks to end the connection once what was sent is flushed.
+    /// Requests the close of the connection, after a flush.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after the end or after another Close.
+    /// [`Refused::Gone`] after the close or after another Close.
     pub fn close(&mut self) -> Result<(), Refused> {
         let result = self.check_open();
         self.close_asked |= result.is_ok();
@@ -277,14 +271,14 @@ impl Adapter {
         result
     }
 
-    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused, unless it comes from
-    /// a handler that has taken the connection over, or gets an event again, and says the same.
+    /// Authenticates the peer. A refused call may be repeated; after a success a second call is refused, unless it
+    /// names the same client and comes from a handler that took the connection over or gets an event again.
     ///
     /// # Errors
     ///
-    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or the client id
+    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or when the client id
     /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
-    /// [`Refused::Broker`] when the broker does not take the client.
+    /// [`Refused::Broker`] when the broker rejects the client.
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<Password>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(known) = &self.client {
@@ -329,7 +323,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Starts the keepalive timer, or starts it anew.
+    /// Starts or restarts the keepalive timer.
     ///
     /// # Errors
     ///
@@ -350,7 +344,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Stops a timer; none running is fine.
+    /// Stops a timer; no error if none runs.
     ///
     /// # Errors
     ///
@@ -367,7 +361,7 @@ impl Adapter {
         result
     }
 
-    /// Publishes as this client, under its mountpoint.
+    /// Publishes as the authenticated client, under its mountpoint.
     ///
     /// # Errors
     ///
@@ -385,7 +379,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Subscribes as this client, under its mountpoint. Retained messages follow on the first subscribe.
+    /// Subscribes as the authenticated client, under its mountpoint. Retained messages follow the first subscribe.
     ///
     /// # Errors
     ///
@@ -399,7 +393,7 @@ impl Adapter {
         client.session.subscribe(&filter, qos).await.map_err(Refused::from)
     }
 
-    /// Ends a subscription; none is fine.
+    /// Ends a subscription; no error if there is none.
     ///
     /// # Errors
     ///
@@ -411,7 +405,7 @@ impl Adapter {
         client.session.unsubscribe(&filter).await.map_err(Refused::from)
     }
 
-    /// Makes of a message what the handler is to see: its topic without the mountpoint.
+    /// Removes the mountpoint from the topic of a message for the handler.
     pub fn unmount(&self, message: &mut Message) {
         if let Some(client) = &self.client {
             let name = client.mount.unmount(&message.topic);
@@ -434,7 +428,7 @@ impl Adapter {
     }
 }
 
-/// Publishes on no connection's behalf: no mountpoint, no rules; `from` is "exproto".
+/// Publishes without a connection: no mountpoint, no rules; `from` is "exproto".
 ///
 /// # Errors
 ///
@@ -444,7 +438,7 @@ pub(crate) async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload:
     pubsub.publish_as_gateway(topic, qos, payload).await.map_err(Refused::from)
 }
 
-/// Whether the broker can know a client by these names.
+/// Checks that MQTT can carry these names.
 fn check_client(client: &ClientInfo) -> Result<(), Refused> {
     if client.client_id.is_empty() {
         return Err(Refused::Missing { what: "clientinfo.clientid" });
@@ -463,7 +457,7 @@ fn check_client(client: &ClientInfo) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Whether a timer can have this interval.
+/// Checks the range of a timer interval.
 fn check_interval(interval: Duration) -> Result<(), Refused> {
     if interval.is_zero() || interval > KEEPALIVE_MAX {
         return Err(Refused::Malformed {

@@ -1,5 +1,4 @@
-//! The admin HTTP port: is the gateway alive, is it ready, its metrics, the changes of its handlers, and what one
-//! connection does.
+//! Admin HTTP port: health, metrics, REST API of handlers, tap stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,19 +24,19 @@ use crate::telemetry::Telemetry;
 mod api;
 mod tap;
 
-/// The media type of the metrics page.
+/// Media type of the metrics page.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the admin port listens.
+/// Options of the admin port.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where; port 0 lets the system choose.
+    /// Address; port 0 lets the system choose.
     pub bind: SocketAddr,
-    /// What callers must present as `Authorization: Bearer ..`; health needs none.
+    /// Bearer token of callers; health needs none.
     pub token: Option<SecretString>,
 }
 
-/// The address was refused.
+/// The address cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot bind the admin port on {bind}")]
 pub struct BindError {
@@ -57,12 +56,12 @@ struct Shared {
     taps: Taps,
 }
 
-/// The admin port as it is served.
+/// A running admin port.
 #[derive(Debug)]
 pub(crate) struct Served {
     /// The bound address.
     pub bound: SocketAddr,
-    /// Ends after the drain, when the answers under way have been given.
+    /// Returns after the drain, when open responses have ended.
     pub task: JoinHandle<()>,
 }
 
@@ -107,12 +106,12 @@ pub(crate) async fn serve(
     Ok(Served { bound, task })
 }
 
-/// The process runs.
+/// Liveness: the process runs.
 async fn live() -> &'static str {
     "live\n"
 }
 
-/// The gateway accepts devices. It is bound before this port is, so it is ready until it drains.
+/// Readiness: the gateway accepts connections. It is bound before this port, so it is ready until it drains.
 async fn ready(State(shared): State<Shared>) -> Response {
     if shared.drain.is_signalled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
@@ -140,7 +139,7 @@ async fn require_token(State(shared): State<Shared>, request: Request, next: Nex
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
         .unwrap_or_default();
-    // Digests are compared, so the time it takes tells nothing of the token.
+    // Digests are compared, so the time does not depend on the token.
     if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
         next.run(request).await
     } else {

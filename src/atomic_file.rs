@@ -25,18 +25,18 @@ mod tests {
 
     use super::*;
 
-    /// What could not be written whole leaves nothing behind.
+    /// A failed write leaves no file behind.
     #[test]
     fn a_failed_write_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        // A directory at the place of the file: the last step cannot succeed.
+        // A directory with the file's name: the rename fails.
         let place = dir.path().join("place");
         fs::create_dir_all(place.join("taken")).unwrap();
         write_atomic(&place, b"bytes").unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// A file is replaced by the next.
+    /// A later write replaces the file.
     #[test]
     fn a_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();

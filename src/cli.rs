@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! Command line: one file for each subcommand.
 
 use std::io;
 use std::process::ExitCode;
@@ -22,16 +22,16 @@ pub(crate) mod tap;
 
 /// One gate for every device protocol, in any language.
 ///
-/// Devices speak their own protocols over TCP; your handler, a WebAssembly component or a gRPC server, turns
-/// bytes into messages; polygate does the rest.
+/// A gateway between devices and MQTT: it accepts devices over TCP, TLS, UDP and DTLS, and passes their bytes to your
+/// handler, a WebAssembly component or a gRPC server, which turns them into messages and back.
 #[derive(Debug, Parser)]
 #[command(
     version,
     propagate_version = true,
-    after_help = "Start with:\n  polygate demo\n\nExit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"
+    after_help = "Start with:\n  polygate demo\n\nExit codes: 0 success, 1 failure, 2 wrong usage"
 )]
 pub(crate) struct Cli {
-    /// How log lines on stderr are written
+    /// Format of the log lines on stderr
     #[arg(
         long,
         global = true,
@@ -43,7 +43,7 @@ pub(crate) struct Cli {
         display_order = 1000
     )]
     log_format: LogFormat,
-    /// What is logged: off, error, warn, info, debug or trace, or a list such as "info,polygate::guest=debug"
+    /// Log filter: off, error, warn, info, debug or trace, or a list such as "info,polygate::guest=debug"
     #[arg(
         long,
         global = true,
@@ -77,14 +77,14 @@ pub fn definition() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command that argv asks for. Exit code 0: fine, 1: what was asked failed, 2: wrong usage.
+/// Runs the command of argv. Exit code 0: success, 1: failure, 2: wrong usage.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(cli.log_format, &cli.log) {
         eprintln!("polygate: {}", report(&error));
         return ExitCode::from(2);
     }
-    // Before anything is opened whose descriptor could be taken for one that was handed over.
+    // Before any other descriptor is opened that could be mistaken for a passed socket.
     let activated = match matches!(cli.command, Command::Serve(_)) {
         true => ActivatedSockets::from_environment(),
         false => Ok(ActivatedSockets::default()),
@@ -92,7 +92,7 @@ pub fn run() -> ExitCode {
     let activated = match activated {
         Ok(activated) => activated,
         Err(error) => {
-            eprintln!("polygate: LISTEN_FDS names a descriptor that is no socket: {}", report(&error));
+            eprintln!("polygate: LISTEN_FDS contains a descriptor that is not a socket: {}", report(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -135,7 +135,7 @@ pub fn run() -> ExitCode {
             Command::Man(args) => completions::run_man(&args),
         }
     });
-    // A guest that is still being compiled would hold up the end for as long as that takes.
+    // A compilation that is still running would delay the exit.
     runtime.shutdown_background();
     code
 }

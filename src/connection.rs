@@ -1,7 +1,8 @@
-//! The task that owns one connection: its socket, its handler's side, its queues, its end.
+//! Connection task: owns the socket, the handler attachment, the bounded queues, the deadlines and the close of one
+//! connection.
 //!
-//! It begins when the peer is accepted and ends when the peer, the handler, a deadline or the operator ends it.
-//! It never drops bytes of the stream, and never holds more than its bounds.
+//! It starts when a peer is accepted and ends when the peer, the handler, a deadline or the operator closes the
+//! connection. It never drops bytes of a stream, and never holds more than its limits.
 #![doc = include_str!("connection/LIFECYCLE.md")]
 
 use std::sync::Arc;
@@ -40,27 +41,25 @@ use io::{ConnectionGauges, DeadlineTimer, WaitFor, Wakeup, is_reset, socket_erro
 use outbound::{Output, SocketWriter};
 use state::Due;
 
-/// Mails that are taken out together: the messages among them become one event.
+/// Maximum number of mails taken from the mailbox in one wakeup; the messages among them become one event.
 const MAILS_AT_ONCE: usize = 64;
 
-/// What every connection of a listener is given.
+/// Options of all connections of a listener.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The listener's name.
     pub listener: Arc<str>,
-    /// Connections at a time, `1..`.
+    /// Maximum number of open connections, `1..`.
     pub connections_max: usize,
-    /// The spans that end a connection.
     pub timeouts: Timeouts,
-    /// Bytes of the stream that may wait for the handler; one read, of at most 64 KiB, may go over it.
+    /// Maximum bytes of a stream queued for the handler; one read, of at most 64 KiB, may exceed it.
     pub inbound_bytes_max: usize,
-    /// Messages that may wait for the handler.
+    /// Limits of the messages queued for the handler.
     pub messages: MessageBounds,
-    /// Bytes that may wait for the socket.
+    /// Maximum bytes queued for the socket.
     pub outbound_bytes_max: usize,
-    /// How fast the device may send.
+    /// Ingress rate limits of one device.
     pub rates: Rates,
-    /// How a stream is cut into frames; none: as it is read. A datagram is a frame already.
+    /// Framing of a stream; `None`: the handler gets each read. A datagram is a frame already.
     pub framing: Option<Arc<Framing>>,
 }
 
@@ -78,20 +77,17 @@ struct Shared {
     metrics: ListenerMetrics,
 }
 
-/// What the connections of all listeners share.
+/// Shared by the connections of all listeners.
 #[derive(Clone, Debug)]
 pub struct Common {
-    /// Names them.
     pub ids: Arc<ConnIds>,
-    /// Finds them.
     pub registry: Registry,
-    /// Who watches them.
     pub taps: Taps,
-    /// Room for all of them together, where they take something that the process has only so much of.
+    /// Connection limit of the whole gateway, where connections use a resource that the process has a fixed amount of.
     pub limit: Option<ConnectionLimit>,
 }
 
-/// The right to hold one connection: the listener's, and the gateway's where that counts.
+/// Permit for one open connection: of its listener, and of the gateway if a gateway limit applies.
 #[derive(Debug)]
 pub struct Permit {
     _listener: limit::Permit,
@@ -99,14 +95,13 @@ pub struct Permit {
 }
 
 impl Connections {
-    /// What the connections of a listener share.
     pub fn new(options: Options, common: Common, services: Services, chain: Chain, metrics: ListenerMetrics) -> Self {
         let limit = ConnectionLimit::new(options.connections_max);
         Self(Arc::new(Shared { options, common, services: Arc::new(services), chain, limit, metrics }))
     }
 
-    /// The same listener with other options, services and handlers, for the connections that it opens from now on; those it
-    /// has keep theirs, and their places.
+    /// The same listener with other options, services and handlers for new connections. Existing connections keep
+    /// theirs, and count against the new limit.
     #[must_use]
     pub fn revised(&self, options: Options, services: Services, chain: Chain) -> Self {
         let last = &self.0;
@@ -121,7 +116,7 @@ impl Connections {
         }))
     }
 
-    /// Waits until one more connection may be held.
+    /// Waits until the limits allow one more connection.
     pub async fn permit(&self) -> Permit {
         let listener = self.0.limit.permit().await;
         let gateway = match &self.0.common.limit {
@@ -131,7 +126,7 @@ impl Connections {
         Permit { _listener: listener, _gateway: gateway }
     }
 
-    /// The right to hold one more connection, if it may be held now.
+    /// A permit, if the limits allow one more connection now.
     pub fn try_permit(&self) -> Option<Permit> {
         let listener = self.0.limit.try_permit()?;
         let gateway = match &self.0.common.limit {
@@ -141,7 +136,7 @@ impl Connections {
         Some(Permit { _listener: listener, _gateway: gateway })
     }
 
-    /// A connection for an accepted peer. It can be asked for things from now on, and lives by its `run`.
+    /// A connection for an accepted peer. Adapter operations reach it from now on; `run` serves it.
     pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
         let now = Instant::now();
@@ -178,7 +173,7 @@ impl Connections {
     }
 }
 
-/// One accepted peer, from its first event to its last.
+/// One connection, from its first event to its last.
 #[derive(Debug)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -196,22 +191,22 @@ pub struct Connection {
     _permit: Permit,
 }
 
-/// The receiving end of a connection's mailbox.
+/// Receiving side of a connection's mailbox.
 #[derive(Debug)]
 struct Inbox {
     receiver: MailReceiver,
     quota: Arc<MessageQuota>,
-    /// The last wakeup was mail; the socket is next.
+    /// The last wakeup was mail, so the socket is polled first next time.
     served_last: bool,
 }
 
 impl Connection {
-    /// Decides that the connection ends, before it has begun to run.
+    /// Closes the connection before it runs.
     pub fn end(&mut self, reason: CloseReason) {
         self.state.close(reason);
     }
 
-    /// Serves the peer on its socket until the connection has ended.
+    /// Serves the peer on its socket until the connection has closed.
     pub async fn run(mut self, mut socket: Socket) {
         let metrics = &self.shared.metrics;
         metrics.accepted.inc();
@@ -232,12 +227,12 @@ impl Connection {
         self.registration.conn()
     }
 
-    /// The handler that serves.
+    /// The handler in use.
     fn link(&self) -> &Link {
         self.handler.link(&self.shared.chain)
     }
 
-    /// Everything between the first event and the decision to end.
+    /// From the first event to the decision to close.
     async fn serve(&mut self, socket: &mut Socket) -> CloseReason {
         let created = Event::SocketCreated(Arc::clone(&self.info));
         if let Err(reason) = self.deliver(socket, created).await {
@@ -252,7 +247,7 @@ impl Connection {
                 drop(turn);
                 continue;
             }
-            // While the peer does not take what it is sent, its handler is not given more to answer.
+            // Back-pressure: while the outbound queue is full, the handler gets no further event that it would answer.
             if !self.adapter.outbound().is_full()
                 && let Some(event) = self.pop()
             {
@@ -272,7 +267,7 @@ impl Connection {
         }
     }
 
-    /// The next event that waits, with its counters.
+    /// Takes the next event for the handler, and counts it.
     fn pop(&mut self) -> Option<Event> {
         let mut event = self.next_event()?;
         let metrics = &self.shared.metrics;
@@ -289,14 +284,13 @@ impl Connection {
         Some(event)
     }
 
-    /// Acts on what has happened.
     async fn handle(&mut self, next_wakeup: Wakeup) {
         match next_wakeup {
             Wakeup::Mail(Some(mail)) => {
                 self.handle_mail(*mail).await;
-                // Messages that are there already go to the handler as one event.
+                // Messages that are already in the mailbox go to the handler as one event.
                 for _ in 1..MAILS_AT_ONCE {
-                    // At the bound the next command waits, whichever of them has reached it.
+                    // The outbound queue is full: the next command waits in the mailbox.
                     if self.adapter.outbound().is_full() {
                         break;
                     }
@@ -306,7 +300,7 @@ impl Connection {
                     }
                 }
             }
-            // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
+            // The registry holds a sender as long as this task lives; without one, nothing can reach the connection.
             Wakeup::Mail(None) => self.state.close(CloseReason::Draining),
             Wakeup::Read | Wakeup::OutboundWritable | Wakeup::Flushed => {}
             Wakeup::WriteFailed(error) => {
@@ -325,7 +319,7 @@ impl Connection {
                     self.inbound.handle_timeout(now);
                 }
                 if was_paused {
-                    // The gateway does not read the socket: the silence is not the peer's.
+                    // The gateway was not reading the socket, so the silence is not the peer's.
                     self.state.handle_received(now);
                 }
                 match self.state.handle_timeout(now) {
@@ -340,7 +334,8 @@ impl Connection {
         }
     }
 
-    /// The oldest queued event, or the next frame. Broken framing closes the connection; the events behind it are still delivered.
+    /// The oldest queued event, or the next frame. Invalid framing closes the connection; the events behind it are
+    /// still delivered.
     fn next_event(&mut self) -> Option<Event> {
         loop {
             let polled = self.inbound.poll_event(Instant::now(), self.handler.messages_max());
@@ -379,7 +374,7 @@ impl Connection {
                 }
             }
             Mail::Deliver(message) => {
-                // Unmounted when it is handed on: its weight must be the same until then.
+                // Unmounted when it is delivered: its charged size must stay the same until then.
                 self.inbound.push_message(message);
             }
             Mail::End(reason) => self.state.close(reason),

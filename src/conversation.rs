@@ -1,9 +1,9 @@
-//! Recorded conversations: what a device, its handler and the broker say to one another, as a text file.
+//! Recorded conversations: the traffic between a device, its handler and the broker, as a text file.
 //!
-//! Owns the text format (extension `.conversation`), and what is done with it: [`read`](Conversation::read),
-//! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with what really happens ([`run`]),
-//! play against a gateway ([`play`]) and record the answers anew ([`bless`]). Reading, printing, comparing and blessing are
-//! pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
+//! Owns the text format (extension `.conversation`) and its uses: [`read`](Conversation::read),
+//! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with a run ([`run`]),
+//! replay against a gateway ([`play`]) and record the responses again ([`bless`]). Reading, printing, comparing and
+//! blessing are pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
 //!
 //! # Grammar
 //!
@@ -12,22 +12,22 @@
 //! line      = blank | comment | transport | step ;
 //! comment   = "#" any text ;                            (* a line of its own *)
 //! transport = "transport" ( "tcp" | "tls" | "udp" | "dtls" ) ;   (* at most once, before the first step; tcp if absent *)
-//! step      = [ "@" seconds "s" ] action ;              (* time since the connection's start; never goes back *)
+//! step      = [ "@" seconds "s" ] action ;              (* time since the connection's start; never decreases *)
 //! action    = ">" bytes                                 (* the device sends *)
-//!           | "<" pattern                               (* the device gets *)
+//!           | "<" pattern                               (* the device receives *)
 //!           | "publish" text [ qos ] payload            (* the handler publishes *)
 //!           | "deliver" text [ qos ] payload            (* a message arrives for the device's subscription *)
-//!           | "timer" "keepalive"                       (* the timer runs out *)
+//!           | "timer" "keepalive"                       (* the timer expires *)
 //!           | "close" ( "peer" | "handler" | "keepalive" | "idle" | "gateway" ) ;   (* last *)
 //! qos       = "qos=" ( "0" | "1" | "2" ) ;              (* 0 if absent *)
 //! payload   = "json" JSON value | bytes ;
-//! bytes     = { hex digit, hex digit | text } ;         (* spaces between them as you like *)
+//! bytes     = { hex digit, hex digit | text } ;         (* spaces between them are optional *)
 //! pattern   = { hex digit, hex digit | "??" | text } ;  (* "??" is any one byte *)
 //! text      = '"' { character | "\r" | "\n" | "\t" | "\0" | "\\" | '\"' | "\x" hex digit hex digit } '"' ;
 //! ```
 //!
 //! A line that begins with a space or a tab continues the line before it. In the JSON of a `publish` line the string
-//! `"*"` stands for any value. What all this is for is told to users in `docs/conversations.md`.
+//! `"*"` stands for any value. `docs/conversations.md` is the users' guide.
 
 use std::time::Duration;
 
@@ -50,18 +50,18 @@ pub(crate) use folder::{FolderError, files, read_all};
 pub use pattern::Payload;
 pub(crate) use pattern::{Difference, Pattern};
 
-/// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
+/// Maximum file length in bytes. A line of text costs some eight times its length in memory.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The most lines of a file: some hundred bytes of memory each, also the empty ones.
+/// Maximum number of lines: some hundred bytes of memory each, also for empty ones.
 pub(crate) const LINES_MAX: usize = 250_000;
 
-/// The latest time stamp: a year. Keeps arithmetic on instants far from overflow.
+/// Maximum time stamp: a year. Keeps arithmetic on instants far from overflow.
 pub(crate) const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// One recorded conversation: the life of one connection.
 ///
-/// Two conversations are equal when they say the same; their names and the lines on which they say it do not matter.
+/// Equality compares the content; names and line numbers do not matter.
 #[derive(Clone, Debug)]
 pub struct Conversation {
     name: String,
@@ -69,11 +69,11 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// A conversation made of items, which get the line numbers that they have when it is printed; `name` is what messages
-    /// call it, usually the path of its file.
+    /// A conversation of these items, which get the line numbers of the printed form; `name` is used in
+    /// messages, usually the path of the file.
     ///
-    /// Nothing is checked: what [`Conversation::parse`] would refuse, for example a step after `close`, is for the caller
-    /// to avoid.
+    /// Nothing is checked: the caller avoids what [`Conversation::parse`] would refuse, for example a step after
+    /// `close`.
     pub fn new(name: impl Into<String>, mut items: Vec<Item>) -> Self {
         let mut next = 1_u32;
         for item in &mut items {
@@ -84,12 +84,12 @@ impl Conversation {
         Self { name: name.into(), items }
     }
 
-    /// What messages call it.
+    /// The name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Everything in it, in order, with the comments and blank lines.
+    /// All items, in order, with the comments and blank lines.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
@@ -102,7 +102,7 @@ impl Conversation {
         })
     }
 
-    /// The transport that it was recorded on; TCP unless it says otherwise.
+    /// The transport of the recording; TCP by default.
     pub fn transport(&self) -> SocketKind {
         let said = self.items.iter().find_map(|item| match item.content {
             Line::Transport(kind) => Some(kind),
@@ -118,18 +118,18 @@ impl PartialEq for Conversation {
     }
 }
 
-/// One line of the file, or several when they continue each other.
+/// One line of the file, with its continuations.
 ///
-/// Two items are equal when they say the same, wherever they stand.
+/// Equality compares the content; line numbers do not matter.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Its first line in the file, from 1; 0 for an item that is in no conversation yet.
+    /// Its first line in the file, from 1; 0 for an item without a conversation.
     pub line: u32,
     pub content: Line,
 }
 
 impl Item {
-    /// An item that stands in no file yet.
+    /// An item without a conversation.
     pub fn new(content: Line) -> Self {
         Self { line: 0, content }
     }
@@ -141,54 +141,54 @@ impl PartialEq for Item {
     }
 }
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Line {
-    /// Nothing.
+    /// An empty line.
     Blank,
-    /// What follows the `#`, without white space at the end.
+    /// The text after the `#`, without trailing white space.
     Comment(String),
-    /// The transport that the conversation was recorded on.
+    /// The transport of the recording.
     Transport(SocketKind),
-    /// Something that happens.
+    /// A step.
     Step(Step),
 }
 
-/// Something that happens on the connection.
+/// A step on the connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// When, since the connection's start, in whole microseconds up to [`OFFSET_MAX`]; `None` when it was not recorded.
+    /// Time since the connection's start, in whole microseconds up to [`OFFSET_MAX`]; `None` if it was not recorded.
     pub at: Option<Duration>,
-    /// What.
+    /// The action.
     pub action: Action,
 }
 
 impl Step {
-    /// A step whose time is not recorded.
+    /// A step without a recorded time.
     pub fn new(action: Action) -> Self {
         Self { at: None, action }
     }
 }
 
-/// What happens.
+/// The action of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `>`: the device sends these bytes, at least one; a datagram when the transport has datagrams.
     FromPeer(Bytes),
-    /// `<`: the device gets these bytes, at least one, cut in any way.
+    /// `<`: the device receives these bytes, at least one, split in any way.
     ToPeer(Pattern),
     /// `publish`: the handler publishes.
     Publish(Message),
     /// `deliver`: a message arrives for one of the device's subscriptions.
     Deliver(Message),
-    /// `timer`: a timer that the handler has started runs out.
+    /// `timer`: a timer of the handler expires.
     Timer(Timer),
     /// `close`: the connection ends.
     Close(ClosedBy),
 }
 
 impl Action {
-    /// Whether it comes from outside the handler: what a player does, as opposed to what it waits for.
+    /// Whether it comes from outside the handler: a player performs stimuli, and waits for the other actions.
     pub fn is_stimulus(&self) -> bool {
         match self {
             Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(ClosedBy::Peer) => true,
@@ -196,7 +196,7 @@ impl Action {
         }
     }
 
-    /// The word with which its line begins.
+    /// The first word of its line.
     pub fn word(&self) -> &'static str {
         match self {
             Self::FromPeer(_) => ">",
@@ -212,7 +212,7 @@ impl Action {
 /// A message in a conversation: topic as the handler sees it, without any mountpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Topic name; any text, what the broker makes of it is not decided here.
+    /// Topic name; any text, the broker decides about it.
     pub topic: String,
     /// Quality of service.
     pub qos: QoS,
@@ -220,14 +220,14 @@ pub struct Message {
     pub payload: Payload,
 }
 
-/// Who ends the connection.
+/// The closing side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedBy {
     /// The device.
     Peer,
     /// The handler asked for it.
     Handler,
-    /// The keepalive timer ran out.
+    /// The keepalive timer expired.
     Keepalive,
     /// The device sent nothing within the idle timeout.
     Idle,

@@ -1,4 +1,4 @@
-//! The composition root: builds everything, binds everything, runs, drains.
+//! Composition root: builds and binds everything, runs, reloads, drains.
 
 use std::fmt;
 use std::io;
@@ -35,27 +35,22 @@ mod ports;
 pub(crate) use listeners::ListenersChanged;
 use listeners::{Context, Listeners};
 
-/// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
+/// Timeout for the accept loops to stop; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
 
-/// How long answers of the admin port that are under way may take to end, such as that of a watcher who waits.
+/// Timeout for open responses of the admin port, such as a tap stream.
 const ANSWERS_END: Duration = Duration::from_secs(1);
 
-/// Why the gateway could not be started. Nothing is left running.
+/// The gateway could not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be made.
+    /// The data directory cannot be created.
     #[error("cannot use {dir:?} as the data directory")]
-    DataDir {
-        /// The directory.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The operating system gave no random numbers.
+    DataDir { dir: PathBuf, source: io::Error },
+    /// The operating system's random generator failed.
     #[error("the system's random generator failed")]
     Random(#[source] getrandom::Error),
-    /// The rules or users cannot be used.
+    /// Invalid rules or users.
     #[error(transparent)]
     Auth(#[from] auth::OptionsError),
     /// The embedded broker did not start.
@@ -70,13 +65,13 @@ pub enum StartError {
     /// A listener has no handler.
     #[error(transparent)]
     EmptyChain(#[from] EmptyChain),
-    /// A listener's address is refused.
+    /// A listener's address cannot be bound.
     #[error(transparent)]
     Listener(#[from] listener::BindError),
-    /// The adapter's address is refused.
+    /// The adapter's address cannot be bound.
     #[error(transparent)]
     Adapter(#[from] service::BindError),
-    /// The admin port's address is refused.
+    /// The admin port's address cannot be bound.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
 }
@@ -93,19 +88,19 @@ pub struct Gateway {
     bound: Bound,
     auth: Auth,
     manager: RolloutManager,
-    /// The configuration that it runs with, but for what reloads have changed.
+    /// The configuration at the start, with the reloaded changes.
     written: Mutex<ConfigDiff>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }
 
-/// Why a configuration that was read again is not followed. Everything is as it was.
+/// A configuration was not reloaded. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// A version of a handler cannot be had.
+    /// A version of a handler cannot be loaded.
     #[error(transparent)]
     Handler(#[from] rollout::Error),
-    /// A listener's address is refused.
+    /// A listener's address cannot be bound.
     #[error(transparent)]
     Listener(#[from] listener::BindError),
     /// A listener has no handler.
@@ -116,18 +111,17 @@ pub enum ReloadError {
     Auth(#[from] auth::OptionsError),
 }
 
-/// What came of a configuration that was read again.
+/// Result of a reload.
 #[derive(Clone, Debug)]
 pub struct Reloaded {
-    /// The listeners that have come, gone or moved; what else has changed of a listener holds for its new connections.
+    /// Added, removed and moved listeners; other changes of a listener apply to its new connections.
     pub listeners: ListenersChanged,
-    /// The handlers that have changed.
     pub changed: Vec<rollout::ChangeResult>,
-    /// The keys that differ from what the gateway was started with, and are followed only after a restart.
+    /// Keys that differ from the running configuration and need a restart.
     pub needs_restart: Vec<String>,
 }
 
-/// The addresses that were bound, with the ports that the system chose.
+/// Bound addresses, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
     /// The listeners, by name, in the order of the configuration.
@@ -138,12 +132,11 @@ pub struct Bound {
     pub broker: Option<SocketAddr>,
     /// All of its MQTT listeners, by name, in the order of the configuration.
     pub mqtt: Vec<(Arc<str>, SocketAddr)>,
-    /// The admin port.
     pub admin: Option<SocketAddr>,
 }
 
 impl Bound {
-    /// The address of a listener.
+    /// Bound address of a listener.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         self.listeners.iter().find(|(listener, _)| &**listener == name).map(|(_, address)| address.0)
     }
@@ -156,20 +149,20 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Builds and binds everything, then accepts devices.
+    /// Builds and binds everything, then accepts connections.
     ///
     /// # Errors
     ///
-    /// [`StartError`], with the first thing that did not work.
+    /// [`StartError`], the first error.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_with(config, Compiler::InProcess, ActivatedSockets::default()).await
     }
 
-    /// As [`start`](Self::start), with guests compiled elsewhere than in this process, and sockets that others have bound.
+    /// As [`start`](Self::start), with another compiler for guests, and with sockets from socket activation.
     ///
     /// # Errors
     ///
-    /// [`StartError`], with the first thing that did not work.
+    /// [`StartError`], the first error.
     pub async fn start_with(
         config: Config,
         compiler: Compiler,
@@ -195,7 +188,7 @@ impl Gateway {
             socket.given = activated.take(&socket.name, socket.bind).map(Arc::new);
         }
         for socket in activated.unclaimed() {
-            tracing::warn!(socket, "no listener is meant by a socket that was handed over");
+            tracing::warn!(socket, "socket activation passed a socket that no listener uses");
         }
         drop(activated);
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
@@ -265,7 +258,7 @@ impl Gateway {
             };
             Ok((opened, adapter, admin))
         };
-        // With this nothing can fail any more, so no device is let in only to be cut off.
+        // Last, because nothing can fail after it: no connection is accepted only to be closed by a failed start.
         let started = ports.await.and_then(|(opened, adapter, admin)| {
             running.follow(listeners, opened)?;
             Ok((adapter, admin))
@@ -309,7 +302,6 @@ impl Gateway {
         Bound { listeners: self.listeners.lock().bound(), ..self.bound.clone() }
     }
 
-    /// The metrics.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
@@ -324,15 +316,15 @@ impl Gateway {
         &self.manager
     }
 
-    /// Follows a configuration that was read again, as far as that is possible without a restart. Listeners that did not
-    /// change keep their sockets and connections, those that did apply to new connections, those that are gone accept no
-    /// more; a handler that it changes gets a new version; users and rules are replaced.
+    /// Applies a new configuration, as far as possible without a restart. Unchanged listeners keep their sockets and
+    /// connections, changed ones apply to new connections, removed ones stop accepting; a changed handler gets a new
+    /// version; users and rules are replaced.
     ///
     /// # Errors
     ///
-    /// All that is wrong; then everything is as it was.
+    /// All errors; then nothing has changed.
     pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<ReloadError>> {
-        let _turn = self.reloading.lock().await;
+        let _guard = self.reloading.lock().await;
         let Config { auth, broker, handlers, listeners, written, .. } = config;
         let names: Vec<Arc<str>> = handlers.iter().map(|handler| Arc::clone(handler.name())).collect();
         let one = |error: ReloadError| vec![error];
@@ -346,8 +338,8 @@ impl Gateway {
         self.auth.replace(auth).map_err(|error| one(error.into()))?;
         let changes = self.listeners.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
         let closing = self.listeners.lock().take_closing();
-        for retirement in closing {
-            retirement.closed().await;
+        for shutdown in closing {
+            shutdown.closed().await;
         }
         self.manager.retain(&names);
         if let PubSub::Embedded(running) = &self.pubsub {
@@ -365,27 +357,27 @@ impl Gateway {
         Ok(Reloaded { listeners: changes, changed, needs_restart })
     }
 
-    /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
-    /// is over. Gives the number of connections that had not ended by then.
+    /// Graceful shutdown: stops accepting, closes every connection in order, and returns when all have closed or the
+    /// drain timeout has passed. Returns the number of connections still open then.
     pub async fn stop(self) -> usize {
         tracing::info!(connections = self.registry.len(), "stopping");
         self.drain.begin();
         let mut tasks = self.listeners.into_inner().end(ACCEPT_LOOPS_END).await;
-        let asked = async {
+        let close_all = async {
             let mailboxes = self.registry.all();
-            let mut asked: FuturesUnordered<_> =
+            let mut close_all: FuturesUnordered<_> =
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
-            while asked.next().await.is_some() {}
+            while close_all.next().await.is_some() {}
         };
         let ended = async {
             for connections in &mut tasks {
                 while connections.join_next().await.is_some() {}
             }
         };
-        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(asked, ended) }).await;
-        let unclaimed = tasks.iter().map(JoinSet::len).sum();
+        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(close_all, ended) }).await;
+        let open = tasks.iter().map(JoinSet::len).sum();
         if all_ended.is_err() {
-            tracing::warn!(connections = unclaimed, "the drain timeout is over; these connections are cut off");
+            tracing::warn!(connections = open, "drain timeout passed; closing the remaining connections");
         }
         for mut connections in tasks {
             connections.shutdown().await;
@@ -395,16 +387,16 @@ impl Gateway {
         if let Some(admin) = self.admin
             && tokio::time::timeout(ANSWERS_END, admin).await.is_err()
         {
-            tracing::debug!("somebody still reads an answer of the admin port");
+            tracing::debug!("an open response of the admin port did not end in time");
         }
         tracing::info!("stopped");
-        unclaimed
+        open
     }
 }
 
-/// Two of rustls' providers are compiled in, because some dependency brings ring along, so one must be named.
+/// Two providers of rustls are compiled in, because a dependency enables ring, so one must be selected.
 fn choose_crypto_provider() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        tracing::trace!("this process has chosen its TLS provider before");
+        tracing::trace!("the TLS provider of this process is already installed");
     }
 }

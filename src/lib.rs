@@ -1,7 +1,7 @@
 //! polygate: one gate for every device protocol, in any language.
 //!
 //! A **listener** accepts a **peer**; one task owns the **connection**; the connection reports events to its **handler**;
-//! the handler acts through the **adapter**; what it publishes goes to **pubsub**.
+//! the handler acts through the **adapter**; its messages go to **pubsub**.
 //!
 //! The module map, from the top layer down. A module imports from the layers below it only.
 //!

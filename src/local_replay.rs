@@ -1,13 +1,12 @@
-//! Plays conversations against a guest in its real host: no gateway, no socket, no broker.
+//! Local replay: plays conversations against a guest in process (a dry run), without gateway, socket or broker.
 //!
-//! The guest runs as it runs in the gateway, with its limits; what it asks for is answered by the rules of a connection
-//! where everybody may do everything, and has no effect. Time is virtual: a timer that the conversation lets run out runs
-//! out at once. The guest's own clock and its random numbers are real, so what depends on them stands as `??` or `"*"` in
-//! the conversation.
+//! The guest runs with its limits as in the gateway; its commands are answered in strict mode, as by a connection
+//! without rules, and have no effect. Time is virtual: a `timer` line expires the timer at once. The guest's clock and
+//! random numbers are real, so values that depend on them are `??` or `"*"` in the conversation.
 //!
-//! A stream has no frames, so a handler must do the same however its bytes are cut. [`replay`] plays a conversation as
-//! it was recorded, and then with other cuts ([`Fragmentation`]); in each play everything must be as the conversation says. And a
-//! device may vanish after any byte: there the guest must only not fail.
+//! A stream has no frames, so a handler must behave the same for any fragmentation of its bytes. [`replay`] plays a
+//! conversation as recorded, and then with other cuts ([`Fragmentation`]); each play must match the conversation. A
+//! device may also disconnect after any byte: there the guest must only not fail.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -29,23 +28,23 @@ pub(crate) use fragmentation::Fragmentation;
 
 use player::Player;
 
-/// Places that each frame is cut at, and bytes after which the device vanishes, when nothing else is asked for: as many
-/// as nearly all frames have, and a second or so for a guest that takes 100 microseconds to start.
+/// Default number of cut positions of each frame, and of bytes before a disconnect: as many as nearly all frames have,
+/// and about a second for a guest that takes 100 microseconds to start.
 pub(crate) const PLACES_MAX: usize = 4096;
 
-/// Events of all plays of one conversation: what a guest handles in a minute or so. A conversation of very many events is
-/// played with fewer cuts.
+/// Maximum number of events of all plays of one conversation: about a minute of a guest's work. A conversation of very
+/// many events is played with fewer cuts.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// Cuts of each kind that are played however many events a conversation has.
+/// Minimum number of cuts of each kind, for any number of events.
 const PLACES_MIN: usize = 16;
 
-/// How a conversation is rehearsed.
+/// Options of a replay.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    /// At how many places each frame is cut, and after how many bytes the device vanishes; 0 plays it as recorded only.
+    /// Number of cut positions of each frame, and of disconnects; 0 plays it as recorded only.
     pub places_max: usize,
-    /// After this no more plays are begun; those that are left out are counted. What was recorded is played in any case.
+    /// No further plays start after this instant; skipped ones are counted. The play as recorded always runs.
     pub until: Option<Instant>,
 }
 
@@ -55,46 +54,45 @@ impl Default for Options {
     }
 }
 
-/// What came of one conversation.
+/// Result of one conversation.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
-    /// Why it failed: the first failure of each kind of cuts; empty when all went as it says.
+    /// The first failure of each kind of cuts; empty on success.
     pub failures: Vec<Failure>,
-    /// The cuts that it was played with, and how many plays that took.
+    /// Number of plays.
     pub plays: PlayCounts,
-    /// What each event took, as recorded.
+    /// Cost of each event in the play as recorded.
     pub cost: Cost,
 }
 
 impl Report {
-    /// Whether all went as the conversation says.
+    /// Whether all plays matched.
     pub(crate) fn is_good(&self) -> bool {
         self.failures.is_empty()
     }
 }
 
-/// How often a conversation was played.
+/// Number of plays of a conversation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PlayCounts {
-    /// In all.
     pub played: usize,
-    /// Of these with frames cut otherwise than recorded.
+    /// Those with other cuts than recorded.
     pub cut: usize,
-    /// Of these with a device that vanishes.
+    /// Those with a disconnect.
     pub vanished: usize,
-    /// Plays that there could have been more.
+    /// Skipped plays.
     pub left_out: usize,
 }
 
-/// What the guest took.
+/// Resources used by the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// How long each event took, the first with the making of the instance. Of one run on a machine that may have been
-    /// busy: an indication.
+    /// Time of each event, the first including the instantiation. From one run on a possibly busy machine: an
+    /// indication.
     pub event_times: Vec<Duration>,
-    /// What each event executed, in wasmtime's fuel, which is about an instruction; empty on a host that does not meter.
+    /// Wasmtime fuel of each event, about one per instruction; empty on a host without metering.
     pub event_fuel: Vec<u64>,
-    /// Its linear memory at the end, which is its largest.
+    /// Linear memory at the end, which is its maximum.
     pub memory_bytes: usize,
 }
 
@@ -106,18 +104,16 @@ impl Cost {
         times.get(times.len() / 2).copied().unwrap_or_default()
     }
 
-    /// The longest of the events' times, without the making of the instance.
+    /// The longest event time, without the instantiation.
     pub(crate) fn longest_time(&self) -> Duration {
         self.event_times.iter().skip(1).max().copied().unwrap_or_default()
     }
 }
 
-/// A play did not go as the conversation says.
+/// A play did not match the conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Failure {
-    /// How the device's bytes came.
     pub fragmentation: Fragmentation,
-    /// What happened.
     pub why: FailureKind,
 }
 
@@ -132,53 +128,50 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What happened instead.
+/// Kind of failure.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(crate) enum FailureKind {
-    /// Something else came.
+    /// The guest did something else.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
     /// The guest failed.
     #[error("{}: the guest failed in {event}{}: {error}{}", place(*.line), size(*.bytes), trace(.backtrace))]
     Guest {
-        /// The line whose event it failed in; 0 for the connection's beginning and its end, which no line tells.
+        /// The line of the event; 0 for the start and the end of the connection, which have no line.
         line: u32,
-        /// The event.
         event: &'static str,
-        /// How many bytes came with it.
+        /// Size of the event's bytes.
         bytes: usize,
-        /// What happened.
         error: String,
-        /// Where the guest was, a function a line, innermost first.
+        /// Stack of the guest, one function per line, innermost first.
         backtrace: Option<String>,
     },
-    /// A timer is to run out that the guest has not started.
+    /// A `timer` line expires a timer that the guest has not started.
     #[error("line {line}: expected the keepalive timer to run, the guest has not started it or has stopped it")]
     NoTimer {
         /// The `timer` line.
         line: u32,
     },
-    /// A message is to arrive that the guest has not subscribed to.
+    /// A `deliver` line has a message that the guest has not subscribed to.
     #[error("line {line}: expected a subscription that {topic:?} fits, the guest has {}", listed(.filters))]
     NotSubscribed {
         /// The `deliver` line.
         line: u32,
-        /// The message's topic.
         topic: String,
-        /// What the guest has subscribed to.
+        /// The guest's subscriptions.
         filters: Vec<String>,
     },
-    /// The guest asked for so much that it was not kept, and so cannot be compared.
+    /// The guest's output exceeds the log, and so cannot be compared.
     #[error("{}: expected at most {} MiB of answers, the guest gave more", place(*.line), device::KEPT_BYTES_MAX >> 20)]
     TooMuch {
-        /// The line that it answers; 0 as above.
+        /// The line of the event; 0 as above.
         line: u32,
     },
 }
 
 fn place(line: u32) -> String {
     match line {
-        0 => "at the connection's beginning or end".to_owned(),
+        0 => "at the start or end of the connection".to_owned(),
         line => format!("line {line}"),
     }
 }
@@ -199,10 +192,11 @@ fn listed(filters: &[String]) -> String {
     if filters.is_empty() { "none".to_owned() } else { filters.join(", ") }
 }
 
-/// Plays a conversation as recorded, then with all the cuts that its transport allows; tells the first failure of each.
+/// Plays a conversation as recorded, then with all cuts that its transport allows; reports the first failure of each
+/// kind.
 ///
-/// A datagram is not cut, since it comes whole or not at all. When the conversation does not even go as recorded, other
-/// cuts are not tried. `metered` is the same guest on a host that meters.
+/// Datagrams are not cut. If the play as recorded fails, other cuts are not tried. `metered` is the same guest on a
+/// host with fuel metering.
 pub(crate) async fn replay(
     guest: &Handler,
     metered: Option<&Handler>,
@@ -216,7 +210,7 @@ pub(crate) async fn replay(
     let mut cost = player.cost();
     if let Some(metered) = metered {
         let mut player = Player::new(metered, conversation, ids.next());
-        // Its failures are those of the play before; what it executed until then counts.
+        // Its failures equal those of the play before; its fuel until then counts.
         drop(player.play(Fragmentation::AsRecorded).with_subscriber(NoSubscriber::new()).await);
         cost.event_fuel = player.cost().event_fuel;
     }
@@ -243,7 +237,7 @@ pub(crate) async fn replay(
                 | Fragmentation::Joined => plays.cut += 1,
             }
             let mut player = Player::new(guest, conversation, ids.next());
-            // What the guest says each time again helps nobody; where it fails is told with the failure.
+            // Repeated guest logs are discarded; a failure has its own report.
             if let Err(why) = player.play(fragmentation).with_subscriber(NoSubscriber::new()).await {
                 failures.push(Failure { fragmentation, why });
                 break;
@@ -253,16 +247,16 @@ pub(crate) async fn replay(
     Report { failures, plays, cost }
 }
 
-/// Plays a conversation to learn its answers, for [`bless`](crate::conversation::bless::bless).
+/// Plays a conversation to record its answers, for [`bless`](crate::conversation::bless::bless).
 ///
 /// # Errors
 ///
-/// The guest failed, or could not be told what the conversation says.
+/// The guest failed, or a line of the conversation does not apply to it.
 pub(crate) async fn record(guest: &Handler, conversation: &Conversation) -> Result<Happened, FailureKind> {
     Player::new(guest, conversation, Ids::default().next()).record().await
 }
 
-/// How long each `>` line of a conversation is.
+/// Length of each `>` line of a conversation.
 fn frame_lengths(conversation: &Conversation) -> impl Iterator<Item = usize> {
     conversation.steps().filter_map(|(_, step)| match &step.action {
         Action::FromPeer(bytes) => Some(bytes.len()),
@@ -270,7 +264,7 @@ fn frame_lengths(conversation: &Conversation) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Each play is another connection.
+/// Connection ids, one per play.
 #[derive(Default)]
 struct Ids(u64);
 

@@ -2,23 +2,21 @@
 
 use std::fmt;
 
-/// A part of a whole, in 1/10,000.
+/// Percentage in basis points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u16);
 
 impl Percent {
-    /// A part in 1/10,000, `0..=10_000`; more is taken as all.
+    /// Basis points, `0..=10_000`; more saturates.
     pub fn new(basis_points: u16) -> Self {
         Self(basis_points.min(10_000))
     }
 
-    /// In 1/10,000.
     pub fn basis_points(self) -> u16 {
         self.0
     }
 
-    /// A part of so many percent: `"5%"` or `"0.25%"`, with at most two digits behind the point, `0%..=100%`. `None` for
-    /// any other text.
+    /// Parses `"5%"` or `"0.25%"`, with at most two decimals, `0%..=100%`. `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         let (whole, hundredths) = text.strip_suffix('%')?.split_once('.').unwrap_or((text.strip_suffix('%')?, "0"));
@@ -34,15 +32,16 @@ impl Percent {
         u16::try_from(basis_points).ok().filter(|basis_points| *basis_points <= 10_000).map(Self)
     }
 
-    /// Whether `part` of `whole` is more than this.
+    /// Whether `part` of `whole` exceeds this percentage.
     pub fn is_exceeded(self, part: u64, whole: u64) -> bool {
         u128::from(part) * 10_000 > u128::from(whole) * u128::from(self.0)
     }
 
-    /// Whether the turn with this number is among the share. Over 10,000 turns in a row it is exact, and evenly spread.
-    pub fn has(self, turn: u32) -> bool {
-        let (turn, share) = (u64::from(turn % 10_000), u64::from(self.0));
-        (turn + 1) * share / 10_000 > turn * share / 10_000
+    /// Whether item number `index` is selected. Over any 10,000 consecutive items the percentage is exact, and evenly
+    /// spread.
+    pub fn has(self, index: u32) -> bool {
+        let (index, points) = (u64::from(index % 10_000), u64::from(self.0));
+        (index + 1) * points / 10_000 > index * points / 10_000
     }
 }
 
@@ -64,35 +63,35 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Of any 10,000 connections in a row, a canary gets exactly its share; of fewer, one more or less.
+        /// Of any 10,000 consecutive connections, a canary gets exactly its percentage; of fewer, one more or less.
         #[test]
-        fn a_share_is_exact(basis_points in 0..=10_000u16, first in 0..u32::MAX / 2, count in 0..10_000u32) {
-            let share = Percent::new(basis_points);
-            let among = |turns: std::ops::Range<u32>| turns.filter(|turn| share.has(*turn)).count();
+        fn a_percentage_is_exact(basis_points in 0..=10_000u16, first in 0..u32::MAX / 2, count in 0..10_000u32) {
+            let percent = Percent::new(basis_points);
+            let among = |indices: std::ops::Range<u32>| indices.filter(|index| percent.has(*index)).count();
             prop_assert_eq!(among(first..first + 10_000), usize::from(basis_points));
             let expected = f64::from(count) * f64::from(basis_points) / 10_000.0;
             prop_assert!((among(0..count) as f64 - expected).abs() <= 1.0);
         }
 
-        /// A share is read as it is written.
+        /// A percentage round-trips through its text.
         #[test]
-        fn a_share_is_read_as_it_is_written(basis_points in 0..=10_000u16) {
-            let share = Percent::new(basis_points);
-            prop_assert_eq!(Percent::parse(&share.to_string()), Some(share));
+        fn a_percentage_round_trips(basis_points in 0..=10_000u16) {
+            let percent = Percent::new(basis_points);
+            prop_assert_eq!(Percent::parse(&percent.to_string()), Some(percent));
         }
 
-        /// What is not a percentage is none, and nothing panics.
+        /// Other texts are rejected, and nothing panics.
         #[test]
-        fn other_texts_are_no_share(text in "[0-9.%]{0,8}") {
-            if let Some(share) = Percent::parse(&text) {
+        fn other_texts_are_rejected(text in "[0-9.%]{0,8}") {
+            if let Some(percent) = Percent::parse(&text) {
                 let value: f64 = text.trim_end_matches('%').parse().unwrap();
-                prop_assert!((value * 100.0 - f64::from(share.basis_points())).abs() < 1e-6);
+                prop_assert!((value * 100.0 - f64::from(percent.basis_points())).abs() < 1e-6);
             }
         }
     }
 
     #[test]
-    fn shares_in_words() {
+    fn examples() {
         for (text, basis_points) in
             [("0%", 0), ("5%", 500), ("0.5%", 50), ("0.25%", 25), ("0.05%", 5), ("100%", 10_000)]
         {

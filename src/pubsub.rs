@@ -244,11 +244,14 @@ mod tests {
         let error = Error::PayloadTooLarge { bytes: 11, bytes_max: 10 };
         assert_eq!(Refused::from(error).to_string(), "payload: the payload has 11 bytes, and 10 are allowed");
         let error = Error::TooManySubscriptions { subscriptions_max: 3 };
-        assert_eq!(Refused::from(error).to_string(), "the client's list of subscriptions is full (3 entries)");
+        assert_eq!(
+            Refused::from(error).to_string(),
+            "the client's list of subscriptions reached the limit of 3 entries"
+        );
         assert_eq!(Refused::from(Error::Replaced), Refused::Gone);
         assert_eq!(
             Refused::from(Error::Stopped).to_string(),
-            "the broker did not take it: the broker has been stopped"
+            "the broker did not accept it: the broker has been stopped"
         );
     }
 }

@@ -1,8 +1,8 @@
-//! Watching one connection: what happens on it, as it happens, in the format of a conversation.
+//! Tap: live view of one connection in the format of a conversation.
 //!
-//! A [`Subscription`] waits for a connection and follows it to its end. The connection never waits for its watcher: what a slow
-//! one does not take is left out, counted, and said. While nobody waits for a connection, connections pay one look at a
-//! counter for each event.
+//! A [`Subscription`] waits for a connection and follows it until its close. The connection never waits for a
+//! subscriber: lines that a slow subscriber does not take are dropped, counted and reported in the stream. While no
+//! subscription waits, a connection pays one atomic load per event.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,40 +17,41 @@ use crate::adapter::LoggedCommand;
 use crate::conn::{CloseReason, Command, ConnId, ConnInfo, Event, QoS};
 use crate::conversation::{Action, ClosedBy, Line, Message, OFFSET_MAX, Pattern, Payload, Step};
 
-/// How many may wait for a connection at a time.
+/// Maximum number of subscriptions that wait for a connection.
 const WAITING_MAX: usize = 16;
 
-/// Pieces of text that a watcher may be behind. One is at most some times the read buffer of a connection, 64 KiB.
+/// Maximum number of queued chunks of a subscription. A chunk has at most a few times the size of a connection's read
+/// buffer, 64 KiB.
 const CHUNKS_MAX: usize = 256;
 
-/// Which connection is to be watched.
+/// Selector of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// This one, which is live.
+    /// A live connection.
     Conn(ConnId),
-    /// The one that authenticates, or has authenticated, as this client.
+    /// The connection that is or will be authenticated as this client.
     Client(String),
-    /// The next one that is accepted.
+    /// The next new connection.
     Next {
-        /// By this listener; by any, when absent.
+        /// Of this listener; `None`: any.
         listener: Option<String>,
-        /// From this address; from any, when absent.
+        /// From this address; `None`: any.
         peer: Option<IpAddr>,
     },
 }
 
-/// There are as many watchers as may be.
+/// Too many subscriptions wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{WAITING_MAX} watchers wait for a connection, which is as many as may")]
+#[error("{WAITING_MAX} taps already wait for a connection; expected at most that many")]
 pub struct TooMany;
 
-/// Those who wait for a connection; cheap to clone.
+/// Subscriptions that wait for a connection; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Taps(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// As many as wait.
+    /// Length of `waiting`.
     count: AtomicUsize,
     waiting: Mutex<Vec<Arc<PendingTap>>>,
 }
@@ -59,15 +60,15 @@ struct Shared {
 struct PendingTap {
     selector: Selector,
     chunks: mpsc::Sender<String>,
-    /// It has found its connection.
+    /// A connection has matched.
     found: AtomicBool,
 }
 
-/// What is watched, piece by piece; ends with the connection.
+/// Stream of a tap; ends with the connection.
 #[derive(Debug)]
 pub struct Subscription {
     chunks: mpsc::Receiver<String>,
-    /// Not owned: it holds the other end of the pieces, which end with the connection.
+    /// Weak, because it holds the sender of the chunks, which must end with the connection.
     pending: Weak<PendingTap>,
     taps: Taps,
 }
@@ -86,7 +87,7 @@ impl Drop for Subscription {
 }
 
 impl Taps {
-    /// Waits for a connection, from now on.
+    /// Subscribes to a connection.
     ///
     /// # Errors
     ///
@@ -111,16 +112,16 @@ impl Taps {
         self.0.count.store(waiting.len(), Ordering::Relaxed);
     }
 
-    /// Whether anybody waits for a connection.
+    /// Whether a subscription waits.
     pub fn are_waiting(&self) -> bool {
         self.0.count.load(Ordering::Relaxed) > 0
     }
 
-    /// The tap on a connection, if somebody waits for it. `is_new`: nothing has happened on it yet.
+    /// The tap of a connection, if a subscription waits for it. `is_new`: it has had no event yet.
     pub fn tap(&self, view: &ConnectionView<'_>, is_new: bool) -> Option<Box<Tap>> {
         let pending = {
             let waiting = self.0.waiting.lock();
-            let pending = waiting.iter().find(|pending| pending.selector.is(view, is_new))?;
+            let pending = waiting.iter().find(|pending| pending.selector.matches(view, is_new))?;
             Arc::clone(pending)
         };
         if pending.found.swap(true, Ordering::Relaxed) {
@@ -133,21 +134,18 @@ impl Taps {
     }
 }
 
-/// A connection, as those who wait may know it.
+/// Properties of a connection that a [`Selector`] can match.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionView<'a> {
-    /// Its id.
     pub conn: ConnId,
-    /// Its listener.
     pub listener: &'a str,
-    /// What is known of the peer.
     pub info: &'a ConnInfo,
-    /// Who it has proved to be.
+    /// The authenticated client id.
     pub client_id: Option<&'a str>,
 }
 
 impl Selector {
-    fn is(&self, view: &ConnectionView<'_>, is_new: bool) -> bool {
+    fn matches(&self, view: &ConnectionView<'_>, is_new: bool) -> bool {
         match self {
             Self::Conn(conn) => *conn == view.conn,
             Self::Client(client) => view.client_id == Some(client),
@@ -160,7 +158,7 @@ impl Selector {
     }
 }
 
-/// One connection's side of its watcher.
+/// Connection side of a subscription.
 #[derive(Debug)]
 pub struct Tap {
     chunks: mpsc::Sender<String>,
@@ -181,12 +179,12 @@ impl Tap {
         }
     }
 
-    /// Whether nobody watches any more.
+    /// Whether the subscriber has gone.
     pub fn is_over(&self) -> bool {
         self.chunks.is_closed()
     }
 
-    /// Something has happened on the connection.
+    /// Reports an event of the connection.
     pub fn event(&mut self, event: &Event) {
         match event {
             Event::SocketCreated(_) => {}
@@ -194,7 +192,7 @@ impl Tap {
             Event::TimerTimeout(timer) => self.step(Action::Timer(*timer)),
             Event::ReceivedMessages(messages) => {
                 for message in messages {
-                    self.step(Action::Deliver(told(&message.topic, message.qos, &message.payload)));
+                    self.step(Action::Deliver(message_of(&message.topic, message.qos, &message.payload)));
                 }
             }
             Event::SocketClosed(reason) => {
@@ -204,7 +202,7 @@ impl Tap {
         }
     }
 
-    /// The handler has asked for this.
+    /// Reports commands of the handler.
     pub fn done(&mut self, entries: &[LoggedCommand]) {
         for LoggedCommand { command, result } in entries {
             if let Err(refused) = result {
@@ -215,11 +213,11 @@ impl Tap {
                 Command::Send(bytes) if bytes.is_empty() => {}
                 Command::Send(bytes) => self.step(Action::ToPeer(Pattern::exact(bytes))),
                 Command::Publish { topic, qos, payload } => {
-                    self.step(Action::Publish(told(topic, *qos, payload)));
+                    self.step(Action::Publish(message_of(topic, *qos, payload)));
                 }
                 Command::RawPublish { topic, qos, payload } => {
                     self.comment("the next publish is a raw one: no mountpoint, no rules");
-                    self.step(Action::Publish(told(topic, *qos, payload)));
+                    self.step(Action::Publish(message_of(topic, *qos, payload)));
                 }
                 Command::Authenticate { client, .. } => self.comment(&format!(
                     "authenticated as client {:?}, user {:?}, protocol {:?} {:?}",
@@ -238,13 +236,13 @@ impl Tap {
         }
     }
 
-    /// Something is missing here.
+    /// Reports missing lines.
     pub fn gap(&mut self, why: &str) {
         self.comment(why);
     }
 
     fn step(&mut self, action: Action) {
-        // As exact as a conversation is.
+        // The precision of conversations.
         let at = Duration::from_micros(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX));
         self.write_line(&Line::Step(Step { at: Some(at.min(OFFSET_MAX)), action }));
     }
@@ -256,7 +254,7 @@ impl Tap {
     fn write_line(&mut self, what: &Line) {
         let mut text = format!("{what}\n");
         if self.omitted > 0 {
-            let gap = format!(" {} lines are left out here: the watcher was too slow", self.omitted);
+            let gap = format!(" {} lines omitted: the subscriber was too slow", self.omitted);
             text.insert_str(0, &format!("{}\n", Line::Comment(gap)));
         }
         match self.chunks.try_send(text) {
@@ -266,8 +264,8 @@ impl Tap {
     }
 }
 
-/// A message, its payload as JSON where it is some: that is how people read it, and how a player compares it best.
-fn told(topic: &str, qos: QoS, payload: &Bytes) -> Message {
+/// A message; its payload as JSON if it is an object or array, which is best to read and to compare.
+fn message_of(topic: &str, qos: QoS, payload: &Bytes) -> Message {
     let json =
         serde_json::from_slice(payload).ok().filter(|value: &serde_json::Value| value.is_object() || value.is_array());
     let payload = json.map_or_else(|| Payload::Bytes(payload.clone()), Payload::Json);
@@ -316,19 +314,19 @@ mod tests {
         LoggedCommand { command, result: Ok(()) }
     }
 
-    async fn all(mut watching: Subscription) -> String {
+    async fn all(mut subscription: Subscription) -> String {
         let mut text = String::new();
-        while let Some(piece) = watching.next().await {
-            text += &piece;
+        while let Some(chunk) = subscription.next().await {
+            text += &chunk;
         }
         text
     }
 
-    /// What is watched is a conversation: it reads as one, and says what happened.
+    /// The stream of a tap parses as a conversation with the events of the connection.
     #[tokio::test]
-    async fn what_is_watched_is_a_conversation() {
+    async fn the_stream_is_a_conversation() {
         let (taps, info) = (Taps::default(), info());
-        let watching = taps.watch(Selector::Conn(ConnId::from_u64(7))).unwrap();
+        let subscription = taps.watch(Selector::Conn(ConnId::from_u64(7))).unwrap();
         assert!(taps.are_waiting());
         let mut tap = taps.tap(&view(&info), true).unwrap();
         assert!(!taps.are_waiting(), "it has found its connection");
@@ -343,7 +341,7 @@ mod tests {
         tap.event(&Event::TimerTimeout(Timer::Keepalive));
         tap.event(&Event::SocketClosed(CloseReason::KeepaliveExpired));
         drop(tap);
-        let text = all(watching).await;
+        let text = all(subscription).await;
         let steps = "> \"HELLO\\r\\n\"\n< \"OK\\r\\n\"\npublish \"up\" qos=1 json {\"celsius\":21.5}\ntimer keepalive\nclose keepalive\n";
         let timeless = text.lines().filter(|line| !line.starts_with('#'));
         let timeless: Vec<&str> = timeless.map(|line| line.split_once(' ').unwrap().1).collect();
@@ -352,9 +350,9 @@ mod tests {
         assert_eq!(Conversation::parse("watched", &text).unwrap().steps().count(), 5);
     }
 
-    /// Each way to name a connection finds it, and no other.
+    /// Each selector matches its connection, and no other.
     #[test]
-    fn a_connection_is_found() {
+    fn selectors() {
         let info = info();
         let next = |listener: Option<&str>, peer: Option<&str>| Selector::Next {
             listener: listener.map(str::to_owned),
@@ -372,30 +370,31 @@ mod tests {
         assert!(!finds(next(Some("m"), None), true) && !finds(next(None, Some("192.0.2.8")), true));
     }
 
-    /// A watcher that does not read keeps nobody waiting; what it misses is counted where it is missing.
+    /// A slow subscriber delays no connection; omitted lines are counted in place.
     #[tokio::test]
-    async fn a_slow_watcher_misses_lines() {
+    async fn lines_for_a_slow_subscriber_are_omitted() {
         let (taps, info) = (Taps::default(), info());
-        let mut watching = taps.watch(Selector::Client("d-1".into())).unwrap();
+        let mut subscription = taps.watch(Selector::Client("d-1".into())).unwrap();
         let mut tap = taps.tap(&view(&info), false).unwrap();
         for _ in 0..CHUNKS_MAX + 9 {
             tap.event(&Event::ReceivedBytes("x".into()));
         }
         for _ in 0..CHUNKS_MAX {
-            watching.next().await.unwrap();
+            subscription.next().await.unwrap();
         }
         tap.event(&Event::ReceivedBytes("y".into()));
-        let piece = watching.next().await.unwrap();
-        assert!(piece.starts_with("# 10 lines are left out here: the watcher was too slow\n@"), "{piece}");
+        let chunk = subscription.next().await.unwrap();
+        assert!(chunk.starts_with("# 10 lines omitted: the subscriber was too slow\n@"), "{chunk}");
     }
 
-    /// Who waits is bounded, and who goes away leaves nothing behind.
+    /// Waiting subscriptions are bounded, and removed on drop.
     #[test]
-    fn watchers_are_bounded() {
+    fn subscriptions_are_bounded() {
         let taps = Taps::default();
-        let watchers: Vec<_> = (0..WAITING_MAX).map(|_| taps.watch(Selector::Client("x".into())).unwrap()).collect();
+        let subscriptions: Vec<_> =
+            (0..WAITING_MAX).map(|_| taps.watch(Selector::Client("x".into())).unwrap()).collect();
         assert_eq!(taps.watch(Selector::Client("x".into())).unwrap_err(), TooMany);
-        drop(watchers);
+        drop(subscriptions);
         assert!(!taps.are_waiting());
     }
 }

@@ -1,7 +1,7 @@
-//! Log set-up, and every metric with its name, once.
+//! Telemetry: log set-up, and every metric with its name, once.
 //!
-//! The parts of the gateway hold handles to the counters they move, resolved when a listener or a handler
-//! is built, so that no event looks up a label.
+//! Other modules hold handles to their counters, resolved when a listener or a handler is built, so that no event looks
+//! up a label.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 mod broker;
+mod line_format;
 mod log;
 mod log_limit;
 
@@ -21,8 +22,8 @@ pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics};
 pub use log::{LogFormat, start_log};
 pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
-/// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has
-/// whatever the devices send, their passwords among it.
+/// Log target of the bytes between devices and handlers, at level trace only. Payloads may contain passwords of
+/// devices.
 pub(crate) const PAYLOAD_LOG: &str = "polygate::payload";
 
 /// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
@@ -160,19 +161,23 @@ impl Telemetry {
         let accepted = Family::default();
         registry.register("accepted_connections", "Connections accepted", accepted.clone());
         let accept_errors = Family::default();
-        registry.register("accept_errors", "Accepts that failed and were tried again", accept_errors.clone());
+        registry.register("accept_errors", "Accepts that failed and were retried", accept_errors.clone());
         let rejected = Family::default();
-        registry.register("connections_rejected", "Peers that got no connection, by reason", rejected.clone());
+        registry.register(
+            "connections_rejected",
+            "Peers rejected before they got a connection, by reason",
+            rejected.clone(),
+        );
         let closes = Family::default();
-        registry.register("closes", "Connections ended, by reason", closes.clone());
+        registry.register("closes", "Connections closed, by reason", closes.clone());
         let received_bytes = Family::default();
         registry.register_with_unit("received", "Bytes from devices", Unit::Bytes, received_bytes.clone());
         let sent_bytes = Family::default();
         registry.register_with_unit("sent", "Bytes to devices", Unit::Bytes, sent_bytes.clone());
         let published = Family::default();
-        registry.register("published_messages", "Messages that devices published", published.clone());
+        registry.register("published_messages", "Messages published by devices", published.clone());
         let delivered = Family::default();
-        registry.register("delivered_messages", "Messages handed to handlers", delivered.clone());
+        registry.register("delivered_messages", "Messages delivered to handlers", delivered.clone());
         let unframed_bytes = Family::default();
         registry.register_with_unit("unframed", "Bytes from devices in no frame", Unit::Bytes, unframed_bytes.clone());
         let inbound_queue_bytes = Family::default();
@@ -192,48 +197,47 @@ impl Telemetry {
         let queued_messages = Family::default();
         registry.register("queued_messages", "Messages for devices that wait for a handler", queued_messages.clone());
         let dropped = Family::default();
-        registry.register("dropped", "What was dropped on purpose, by reason", dropped.clone());
+        registry.register("dropped", "Datagrams, flows and messages dropped, by reason", dropped.clone());
         let throttled_reads = Family::default();
         registry.register(
             "reads_throttled",
-            "Reads after which a stream had to wait for its rate",
+            "Reads after which a stream was throttled by its rate limit",
             throttled_reads.clone(),
         );
         let event_seconds = Family::new_with_constructor(EventSeconds);
-        registry.register_with_unit(
-            "event",
-            "How long a handler took for an event",
-            Unit::Seconds,
-            event_seconds.clone(),
-        );
+        registry.register_with_unit("event", "Duration of events at a handler", Unit::Seconds, event_seconds.clone());
         let failures = Family::default();
-        registry.register("handler_failures", "Events that a handler did not handle, by kind", failures.clone());
+        registry.register("handler_failures", "Events that failed at a handler, by kind", failures.clone());
         let undelivered = Family::default();
-        registry.register("undelivered_events", "Events that no handler got", undelivered.clone());
+        registry.register("undelivered_events", "Events that were delivered to no handler", undelivered.clone());
         let recoveries = Family::default();
-        registry.register("recoveries", "What was done about failures of a handler, by action", recoveries.clone());
+        registry.register("recoveries", "Recoveries from failures of a handler, by action", recoveries.clone());
         let healthy = Family::default();
         registry.register("handler_healthy", "Whether a handler gets new connections", healthy.clone());
         let breaker_opened = Family::default();
-        registry.register("handler_breaker_opened", "How often a handler was taken out", breaker_opened.clone());
+        registry.register(
+            "handler_breaker_opened",
+            "Times that the circuit breaker of a handler opened",
+            breaker_opened.clone(),
+        );
         let moved = Family::default();
-        registry.register("moved_connections", "Connections that went over to another version", moved.clone());
+        registry.register("moved_connections", "Connections migrated to another version", moved.clone());
         let pinned = Family::default();
         registry.register(
             "pinned_connections",
-            "Connections that were to go over to another version and stayed",
+            "Connections that could not migrate to another version",
             pinned.clone(),
         );
         let shadow_events = Family::default();
-        registry.register("shadow_events", "Events that a version of a handler got as a shadow", shadow_events.clone());
+        registry.register("shadow_events", "Events of a shadow version", shadow_events.clone());
         let shadow_differences = Family::default();
         registry.register(
             "shadow_differences",
-            "Events with which a shadow did something else than the active version",
+            "Events with which a shadow version failed or differed from the active version",
             shadow_differences.clone(),
         );
         let versions = Family::default();
-        registry.register("handler_versions", "Versions of a handler that hold memory", versions.clone());
+        registry.register("handler_versions", "Versions of a handler in memory", versions.clone());
         let version_connections = Family::default();
         registry.register(
             "handler_version_connections",
@@ -243,7 +247,7 @@ impl Telemetry {
         let active_version = Family::default();
         registry.register("handler_active_version", "The version that serves new connections", active_version.clone());
         let swaps = Family::default();
-        registry.register("handler_swaps", "Changes of a handler that were asked for, by result", swaps.clone());
+        registry.register("handler_swaps", "Requested changes of a handler, by result", swaps.clone());
         let instances = Family::default();
         registry.register("instances", "Live instances of a guest", instances.clone());
         let instance_memory_bytes = Family::default();
@@ -256,19 +260,19 @@ impl Telemetry {
         let memory_waits = Family::default();
         registry.register(
             "guest_memory_waits",
-            "Times that memory was waited for, since failures have used up what the handler gets while it keeps failing",
+            "Times that an event waited for memory, because its failing handler had used up its memory rate",
             memory_waits.clone(),
         );
         let suppressed_log_lines = Family::default();
         registry.register(
             "guest_log_lines_suppressed",
-            "Lines of guests that the log left out",
+            "Log lines of guests that were suppressed",
             suppressed_log_lines.clone(),
         );
         let deprioritized = Family::default();
         registry.register(
             "guest_events_deprioritized",
-            "Events of guests that went on in threads of low priority",
+            "Events of guests that continued in threads of low priority",
             deprioritized.clone(),
         );
         let adapter_calls = Family::default();
@@ -314,7 +318,7 @@ impl Telemetry {
         }
     }
 
-    /// The page that Prometheus scrapes, in the OpenMetrics text format 1.0.
+    /// Metrics in the OpenMetrics text format 1.0, as scraped by Prometheus.
     ///
     /// # Errors
     ///
@@ -336,11 +340,11 @@ impl Telemetry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
-        // A panic while the page was written leaves nothing half done: the registry is only read there.
+        // A panic while rendering leaves the registry intact: it is only read there.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters of one listener.
+    /// Metrics of one listener.
     pub fn listener(&self, name: &Arc<str>) -> ListenerMetrics {
         let label = ListenerLabel { listener: Arc::clone(name) };
         ListenerMetrics {
@@ -364,12 +368,12 @@ impl Telemetry {
         }
     }
 
-    /// Counts what a listener sheds for this reason.
+    /// Counter of items dropped by a listener for this reason.
     fn shed(&self, listener: &Arc<str>, reason: &'static str) -> Counter {
         self.dropped.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
     }
 
-    /// The counters of one handler behind one listener.
+    /// Metrics of one handler under one listener.
     pub fn handler(&self, listener: &Arc<str>, handler: &Arc<str>) -> HandlerMetrics {
         let seconds = |event| {
             self.event_seconds.get_or_create_owned(&EventLabel {
@@ -392,7 +396,7 @@ impl Telemetry {
         }
     }
 
-    /// The health of one handler.
+    /// Health metrics of one handler.
     pub fn health(&self, handler: &Arc<str>) -> HealthMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
         HealthMetrics {
@@ -405,7 +409,7 @@ impl Telemetry {
         }
     }
 
-    /// The gauges of one version of a handler.
+    /// Metrics of one version of a handler.
     pub fn version(&self, handler: &Arc<str>, version: u32) -> VersionMetrics {
         let label = VersionLabel { handler: Arc::clone(handler), version };
         VersionMetrics {
@@ -416,21 +420,21 @@ impl Telemetry {
         }
     }
 
-    /// A version is the active one from now on.
+    /// Sets the active version.
     pub fn activated(&self, handler: &Arc<str>, version: u32) {
         let label = HandlerLabel { handler: Arc::clone(handler) };
         self.active_version.get_or_create(&label).set(version.into());
     }
 
-    /// Counts a change of a handler, by what came of it.
+    /// Counts a change of a handler, by result.
     pub fn swapped(&self, handler: &Arc<str>, result: &'static str) {
         self.swaps.get_or_create(&SwapLabel { handler: Arc::clone(handler), result }).inc();
     }
 
-    /// The gauges of one guest's instances.
+    /// Metrics of one guest's instances.
     pub fn instances(&self, handler: &Arc<str>) -> InstanceMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
-        let apart = |reason| {
+        let deprioritized = |reason| {
             self.deprioritized.get_or_create_owned(&DeprioritizedLabel { handler: Arc::clone(handler), reason })
         };
         InstanceMetrics {
@@ -438,9 +442,9 @@ impl Telemetry {
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
             suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            deprioritized_by_time: apart("time"),
-            deprioritized_by_memory: apart("memory"),
-            deprioritized_by_failures: apart("suspicion"),
+            deprioritized_by_time: deprioritized("time"),
+            deprioritized_by_memory: deprioritized("memory"),
+            deprioritized_by_failures: deprioritized("suspicion"),
         }
     }
 
@@ -450,22 +454,18 @@ impl Telemetry {
     }
 }
 
-/// The counters of one listener.
+/// Metrics of one listener.
 #[derive(Clone, Debug)]
 pub struct ListenerMetrics {
-    /// Live connections.
     pub connections: Gauge,
-    /// Connections accepted.
     pub accepted: Counter,
-    /// Accepts that failed and were tried again.
+    /// Accepts that failed and were retried.
     pub accept_errors: Counter,
-    /// Bytes from devices.
     pub received_bytes: Counter,
-    /// Bytes to devices.
     pub sent_bytes: Counter,
-    /// Messages that devices published.
+    /// Messages published by devices.
     pub published: Counter,
-    /// Messages handed to handlers.
+    /// Messages delivered to handlers.
     pub delivered: Counter,
     /// Bytes from devices that are in no frame of the listener's framing.
     pub unframed_bytes: Counter,
@@ -475,9 +475,9 @@ pub struct ListenerMetrics {
     pub outbound_queue_bytes: Gauge,
     /// Messages for devices that wait for a handler.
     pub queued_messages: Gauge,
-    /// Messages for which a connection had no room.
+    /// Messages dropped because a connection's limit was reached.
     pub messages_dropped: Counter,
-    /// Reads after which a stream had to wait for its rate.
+    /// Reads after which a stream was throttled by its rate limit.
     pub throttled_reads: Counter,
     rejected: Family<ReasonLabel, Counter>,
     dropped: Family<ReasonLabel, Counter>,
@@ -486,17 +486,17 @@ pub struct ListenerMetrics {
 }
 
 impl ListenerMetrics {
-    /// Counts a peer that got no connection.
+    /// Counts a peer rejected before it got a connection.
     pub fn rejected(&self, reason: &'static str) {
         self.rejected.get_or_create(&self.reason(reason)).inc();
     }
 
-    /// Counts something of a peer or for it that was dropped on purpose, such as a datagram.
+    /// Counts one dropped item, such as a datagram.
     pub fn shed(&self, reason: &'static str) {
         self.dropped.get_or_create(&self.reason(reason)).inc();
     }
 
-    /// Counts several such things.
+    /// Counts several dropped items.
     pub fn dropped(&self, reason: &'static str, count: u64) {
         if count > 0 {
             self.dropped.get_or_create(&self.reason(reason)).inc_by(count);
@@ -507,13 +507,13 @@ impl ListenerMetrics {
         ReasonLabel { listener: Arc::clone(&self.listener), reason }
     }
 
-    /// Counts the end of a connection.
+    /// Counts a closed connection.
     pub fn closed(&self, reason: &'static str) {
         self.closes.get_or_create(&self.reason(reason)).inc();
     }
 }
 
-/// The counters of one handler behind one listener.
+/// Metrics of one handler under one listener.
 #[derive(Clone, Debug)]
 pub struct HandlerMetrics {
     created: Histogram,
@@ -540,46 +540,46 @@ impl HandlerMetrics {
         }
     }
 
-    /// Counts an event that the handler did not handle.
+    /// Counts a failed event.
     pub fn failed(&self, kind: &'static str) {
         let label = FailureLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), kind };
         self.failures.get_or_create(&label).inc();
     }
 
-    /// Counts what was done about a failure.
+    /// Counts a recovery action.
     pub fn recovered(&self, action: &'static str) {
         let label = ActionLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), action };
         self.recoveries.get_or_create(&label).inc();
     }
 
-    /// Counts an event that no handler got.
+    /// Counts an event that was delivered to no handler.
     pub fn undelivered(&self, event: &'static str) {
         let label = EventLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), event };
         self.undelivered.get_or_create(&label).inc();
     }
 }
 
-/// The health of one handler.
+/// Health metrics of one handler.
 #[derive(Clone, Debug)]
 pub struct HealthMetrics {
     /// 1 while it gets new connections, else 0.
     pub healthy: Gauge,
-    /// How often it was taken out.
+    /// Times that its circuit breaker opened.
     pub breaker_opened: Counter,
-    /// Connections that went over to another version.
+    /// Connections migrated to another version.
     pub moved: Counter,
-    /// Connections that were to go over to another version and stayed.
+    /// Connections that could not migrate.
     pub pinned: Counter,
-    /// Events that a version got as a shadow.
+    /// Events of its shadow version.
     pub shadow_events: Counter,
-    /// Those of them with which it did something else than the active version, or failed.
+    /// Those with which the shadow version failed or differed from the active version.
     pub shadow_differences: Counter,
 }
 
-/// The gauges of one version of a handler. Its own label ends with it.
+/// Metrics of one version of a handler. Its own label is removed on drop.
 #[derive(Debug)]
 pub struct VersionMetrics {
-    /// Versions of the handler that hold memory.
+    /// Versions of the handler in memory.
     pub loaded: Gauge,
     /// Live connections of this version.
     pub connections: Gauge,
@@ -593,22 +593,21 @@ impl Drop for VersionMetrics {
     }
 }
 
-/// The gauges and counters of one guest's instances.
+/// Metrics of one guest's instances.
 #[derive(Clone, Debug)]
 pub struct InstanceMetrics {
-    /// Live instances.
     pub live: Gauge,
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,
-    /// Lines that the log left out, because an instance said too many.
+    /// Log lines suppressed by the rate limit of an instance.
     pub suppressed_log_lines: Counter,
-    /// Events that went on in threads of low priority because they took long.
+    /// Events continued in threads of low priority because of their CPU time.
     pub deprioritized_by_time: Counter,
-    /// The same because they took much memory.
+    /// The same because of their memory.
     pub deprioritized_by_memory: Counter,
-    /// Events that ran there from their beginning, since the handler keeps failing.
+    /// Events that started in threads of low priority, because the handler keeps failing.
     pub deprioritized_by_failures: Counter,
-    /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
+    /// Times that such an event waited for memory, because the failing handler had used up its memory rate.
     pub memory_waits: Counter,
 }
 
@@ -616,7 +615,7 @@ pub struct InstanceMetrics {
 mod tests {
     use super::*;
 
-    /// The operator's list has every metric that there is.
+    /// docs/operations.md lists every metric.
     #[test]
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();

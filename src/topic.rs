@@ -1,8 +1,8 @@
-//! Topic names and topic filters: what is well formed, what matches, what lies within what.
+//! MQTT topic names and topic filters: well-formedness, matching, covering, overlap.
 //!
-//! Pure: no clock, no task, no lock. Names and filters are plain `&str`; whoever takes one from outside
-//! passes it through [`check_name`] or [`parse_filter`] once, and every other function here expects that
-//! this has been done. The rules are those of MQTT 3.1.1 and 5.0, section 4.7, and the limits are ours.
+//! Pure: no clock, no task, no lock. Names and filters are plain `&str`; a text from outside is checked once with
+//! [`check_name`] or [`parse_filter`], and every other function here requires that. The rules are those of MQTT 3.1.1
+//! and 5.0, section 4.7; the limits are the gateway's.
 
 use std::fmt;
 
@@ -12,41 +12,37 @@ mod template;
 pub(crate) use mountpoint::{Mount, Mountpoint, MountpointError};
 pub(crate) use template::{Identity, Placeholder, Template, TemplateError};
 
-/// The longest topic name or filter, in bytes: its length is a 16-bit number on the MQTT wire.
+/// Maximum length of a topic name or filter, in bytes: its length is a 16-bit number in MQTT packets.
 pub(crate) const TOPIC_BYTES_MAX: usize = 65_535;
 
-/// The deepest topic name or filter, in levels.
+/// Maximum number of levels of a topic name or filter.
 ///
-/// MQTT knows no such limit. Without one a single topic of slashes would make 65,536 levels, and both
-/// the broker's index and every look-up in it would pay for them.
+/// MQTT has no such limit. Without one, a single topic of slashes would have 65,536 levels, at the cost of the broker's
+/// index and of every look-up in it.
 pub(crate) const TOPIC_LEVELS_MAX: usize = 128;
 
-/// The first level of a shared subscription's filter.
+/// First level of a shared subscription.
 const SHARE: &str = "$share";
 
-/// A topic name or filter that is not well formed.
+/// Malformed topic name or filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {}: {fault}", Excerpt(text))]
 pub struct Malformed {
-    /// What it was meant to be.
     pub what: What,
-    /// What came.
     pub text: String,
-    /// What is wrong with it.
     pub fault: Fault,
 }
 
-/// What a malformed text was meant to be.
+/// Expected kind of a malformed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A topic name: one can publish to it.
+    /// A topic name, for publish.
     Name,
-    /// A topic filter: one can subscribe to it.
+    /// A topic filter, for subscribe.
     Filter,
 }
 
 impl What {
-    /// As MQTT calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Name => "topic name",
@@ -62,40 +58,30 @@ impl fmt::Display for What {
 }
 
 impl Malformed {
-    /// The error without what it was meant to be, for those who say that themselves.
+    /// The error without the expected kind, for callers that name that themselves.
     pub fn why(&self) -> String {
         format!("{}: {}", Excerpt(&self.text), self.fault)
     }
 }
 
-/// What is wrong with a topic name or filter.
+/// Fault of a topic name or filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It has no character.
     #[error("at least one character is required")]
     Empty,
-    /// It is longer than [`TOPIC_BYTES_MAX`].
     #[error("it has {bytes} bytes, and {TOPIC_BYTES_MAX} are allowed")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// It is deeper than [`TOPIC_LEVELS_MAX`].
+    TooLong { bytes: usize },
     #[error("it has {levels} levels, and {TOPIC_LEVELS_MAX} are allowed")]
-    TooDeep {
-        /// Its depth.
-        levels: usize,
-    },
-    /// It contains U+0000.
+    TooDeep { levels: usize },
     #[error("the character U+0000 is not allowed")]
     Nul,
-    /// A wildcard where only a name may stand.
+    /// A wildcard in a topic name.
     #[error("\"{wildcard}\" is allowed only in a topic filter")]
     Wildcard {
         /// `+` or `#`.
         wildcard: char,
     },
-    /// A wildcard that shares its level with other characters.
+    /// A wildcard beside other characters in its level.
     #[error("\"{wildcard}\" must stand alone in its level")]
     NotAlone {
         /// `+` or `#`.
@@ -107,15 +93,15 @@ pub enum Fault {
     /// `$share` without a group and a filter.
     #[error("\"$share\" must be followed by a group and a filter, as in $share/group/filter")]
     Share,
-    /// A wildcard in the name of a share's group.
+    /// A wildcard in the group of a shared subscription.
     #[error("the group of a shared subscription must not contain \"+\" or \"#\"")]
     ShareGroup,
-    /// A shared subscription inside of a shared subscription.
+    /// A nested shared subscription.
     #[error("a shared subscription cannot be shared again")]
     ShareNested,
 }
 
-/// A text as an error shows it: quoted, and short enough for a log line.
+/// A text for an error or a log line: quoted, and shortened.
 pub(crate) struct Excerpt<'a>(pub &'a str);
 
 impl fmt::Display for Excerpt<'_> {
@@ -128,12 +114,12 @@ impl fmt::Display for Excerpt<'_> {
     }
 }
 
-/// A subscription's filter, taken apart.
+/// Parsed filter of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filter<'a> {
-    /// The group, when it is a shared subscription (`$share/group/filter`).
+    /// The group of a shared subscription (`$share/group/filter`).
     pub group: Option<&'a str>,
-    /// The filter that topic names are matched with; never begins with `$share/`.
+    /// The filter to match topic names with; never begins with `$share/`.
     pub filter: &'a str,
 }
 
@@ -156,12 +142,12 @@ pub(crate) fn check_name(text: &str) -> Result<(), Malformed> {
     }
 }
 
-/// Checks a topic filter and takes it apart; it may be a shared subscription's.
+/// Checks and parses a topic filter, which may be a shared subscription.
 ///
 /// # Errors
 ///
-/// Those of [`check_name`], except that wildcards are allowed where MQTT allows them, and what is wrong
-/// with a `$share`.
+/// Those of [`check_name`], except that wildcards are allowed where MQTT allows them, and those of a malformed
+/// `$share`.
 pub(crate) fn parse_filter(text: &str) -> Result<Filter<'_>, Malformed> {
     let malformed = |fault| Malformed { what: What::Filter, text: text.to_owned(), fault };
     if let Some(fault) = size_fault(text) {
@@ -221,9 +207,9 @@ fn wildcard_fault(text: &str) -> Option<Fault> {
     None
 }
 
-/// Whether a subscription to `filter` gets what is published to `name`.
+/// Whether `filter` matches the topic name `name`.
 ///
-/// A wildcard in the first level does not stand for a level that begins with `$` (MQTT 5.0 §4.7.2).
+/// A wildcard in the first level does not match a level that begins with `$` (MQTT 5.0 §4.7.2).
 pub(crate) fn matches(filter: &str, name: &str) -> bool {
     if name.starts_with('$') && starts_with_wildcard(filter) {
         return false;
@@ -244,8 +230,8 @@ pub(crate) fn matches(filter: &str, name: &str) -> bool {
 
 /// Whether every topic name that `specific` matches is matched by `general` too.
 ///
-/// Here and in [`overlaps`] the empty text counts as a name, although nobody can publish to it: so "/#" and
-/// "+" overlap.
+/// Here and in [`overlaps`] the empty text counts as a name, although it cannot be published to: so "/#" and "+"
+/// overlap.
 pub(crate) fn covers(general: &str, specific: &str) -> bool {
     if specific.starts_with('$') && starts_with_wildcard(general) {
         return false;
@@ -293,7 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn errors_say_what_came_and_what_is_wrong() {
+    fn errors_name_text_and_fault() {
         let filter = |text: &str| parse_filter(text).unwrap_err().to_string();
         assert_eq!(filter("a/#/b"), r##"topic filter "a/#/b": "#" is allowed only at the end"##);
         assert_eq!(filter("a/b#"), r##"topic filter "a/b#": "#" must stand alone in its level"##);
@@ -322,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_filter_is_taken_apart() {
+    fn a_shared_filter_is_parsed() {
         assert_eq!(parse_filter("$share/g/a/+/#"), Ok(Filter { group: Some("g"), filter: "a/+/#" }));
         assert_eq!(parse_filter("$share/g//"), Ok(Filter { group: Some("g"), filter: "/" }));
         assert_eq!(parse_filter("$shared/g/a"), Ok(Filter { group: None, filter: "$shared/g/a" }));
@@ -352,8 +338,8 @@ mod tests {
         }
     }
 
-    /// Every name of up to five levels over a small alphabet: enough to tell any two filters of up to
-    /// four levels apart, because "c" occurs in no filter. The empty name is among them.
+    /// Every name of up to five levels over a small alphabet: enough to distinguish any two filters of up to four
+    /// levels, because "c" occurs in no filter. The empty name is among them.
     fn names() -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         let mut deepest = vec![String::new()];
@@ -386,7 +372,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// `covers` and `overlaps` say what comparing all names would say.
+        /// `covers` and `overlaps` agree with a comparison of all names.
         #[test]
         fn covers_and_overlaps_agree_with_matches((one, other) in (filter(), filter())) {
             let names = names();
@@ -397,7 +383,7 @@ mod tests {
             prop_assert_eq!(overlaps(&other, &one), common);
         }
 
-        /// Whatever is a topic name is a filter that matches itself, and nothing panics on any text.
+        /// Every topic name is a filter that matches itself, and no text causes a panic.
         #[test]
         fn a_name_is_a_filter_for_itself(text in "[a-c/+#$\0é]{0,12}") {
             let parsed = parse_filter(&text);

@@ -1,15 +1,14 @@
-//! The guest interface as generated from `wit/handler.wit`, and the way between it and the gateway's own
-//! words.
+//! Guest interface as generated from `wit/handler.wit`, and conversions from and to the types of [`conn`](crate::conn).
 
 use crate::conn::{self, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 
-/// What `wit/handler.wit` says, as wasmtime generates it.
+/// Code generated from `wit/handler.wit` by wasmtime.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod bindings {
     wasmtime::component::bindgen!({
         path: "wit",
         world: "connection-handler",
-        // These may wait for the broker; the others only look at or change the connection's own state.
+        // These may wait for the broker; the others only use the connection's own state.
         imports: {
             "polygate:handler/adapter.authenticate": async,
             "polygate:handler/adapter.publish": async,
@@ -73,7 +72,7 @@ impl From<&ConnInfo> for types::ConnInfo {
     }
 }
 
-/// `mountpoint` is left out: the listener's configuration decides it.
+/// `mountpoint` is ignored: the listener's configuration decides it.
 impl From<types::ClientInfo> for conn::ClientInfo {
     fn from(info: types::ClientInfo) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The parts of a gateway, put together so that a measurement can reach between them.
+//! The parts of a gateway, assembled for measurements between them.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use polygate::testing::tap::Taps;
 use polygate::testing::telemetry::Telemetry;
 use tokio::sync::watch;
 
-/// What the connections of all listeners share.
+/// State shared by the connections of all listeners.
 pub struct Parts {
     pub telemetry: Telemetry,
     pub table: Registry,
@@ -32,7 +32,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Of a configuration with one handler.
+    /// From a configuration with one handler.
     pub async fn start(config: Config) -> Self {
         let telemetry = Telemetry::new();
         let auth = Auth::new(config.auth).expect("no users");
@@ -77,7 +77,7 @@ impl Parts {
         version(&self.host, &self.telemetry, number, handler).await
     }
 
-    /// How many versions hold memory, as the gauge says it.
+    /// The gauge of versions that hold memory.
     pub fn versions_loaded(&self) -> i64 {
         self.telemetry.version(self.versions.name(), 1).loaded.get()
     }

@@ -1,5 +1,5 @@
-//! Any text as a conversation: it is read or refused, its faults lie inside of it, and what is read means the same when it is
-//! printed.
+//! Any text as a conversation: it is parsed or refused, its faults are inside of it, and the printed form has the same
+//! meaning.
 
 #![no_main]
 

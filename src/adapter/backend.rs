@@ -1,4 +1,4 @@
-//! What a handler's adapter calls act on: a live connection's [`Adapter`], or a [`DryRunAdapter`] without effects.
+//! Backend of a handler's adapter calls: a live connection's [`Adapter`], or a [`DryRunAdapter`] without effects.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -23,7 +23,7 @@ impl Backend {
         Self::DryRun(Box::new(DryRunAdapter::new(conn)))
     }
 
-    /// The connection of this call, by the id that its handler knows.
+    /// The connection of this call, by its id towards the handler.
     pub fn conn(&self) -> ConnId {
         match self {
             Self::Live(adapter) => adapter.handler_conn(),

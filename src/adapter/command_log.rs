@@ -3,19 +3,17 @@
 use super::dry_run::LOGGED_BYTES;
 use crate::conn::{Command, Refused};
 
-/// What a journal keeps between two looks at it, in bytes; more is counted and left out.
+/// Maximum bytes of logged commands; further commands are counted and dropped.
 const KEPT_BYTES_MAX: usize = 4 << 20;
 
-/// One thing that a handler asked for, and what it was told.
+/// A command and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedCommand {
-    /// What it asked for.
     pub command: Command,
-    /// What it was told.
     pub result: Result<(), Refused>,
 }
 
-/// What a handler has asked for since somebody looked last. Bounded, whatever the handler does.
+/// Commands of one handler since the last [`CommandLog::take`].
 #[derive(Debug, Default)]
 pub struct CommandLog {
     entries: Vec<LoggedCommand>,
@@ -24,7 +22,6 @@ pub struct CommandLog {
 }
 
 impl CommandLog {
-    /// Writes an operation down.
     pub fn write(&mut self, command: Command, result: Result<(), Refused>) {
         let bytes = self.kept_bytes + LOGGED_BYTES + command.weight();
         if bytes > KEPT_BYTES_MAX {
@@ -35,7 +32,7 @@ impl CommandLog {
         }
     }
 
-    /// What was written since this was called last, in order, and how many entries more did not fit (4 MiB do).
+    /// Takes the logged commands, in order, and the number of dropped ones (the log holds 4 MiB).
     pub fn take(&mut self) -> (Vec<LoggedCommand>, u64) {
         self.kept_bytes = 0;
         (std::mem::take(&mut self.entries), std::mem::take(&mut self.left_out))

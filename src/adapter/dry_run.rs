@@ -6,63 +6,62 @@ use super::{check_client, check_interval, malformed};
 use crate::conn::{Command, ConnId, Refused};
 use crate::topic::{check_name, parse_filter};
 
-/// What a rehearsal keeps between two looks at it, in bytes; more is counted and left out.
+/// Maximum bytes of logged commands; further commands are counted and dropped.
 const KEPT_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes for the peer that may wait, by the rules: a listener's `outbound_max` when nothing is configured.
+/// Size of the outbound queue in strict mode: the default of a listener's `outbound_max`.
 const OUTBOUND_BYTES_MAX: usize = 1 << 20;
 
-/// What one entry counts beside its bytes.
+/// Fixed cost of one log entry, beside its bytes.
 pub(super) const LOGGED_BYTES: usize = 64;
 
-/// An adapter without a connection: everything that is asked is written down, answered, and has no effect.
+/// An adapter without a connection: commands are logged and answered, and have no effect.
 #[derive(Debug)]
 pub struct DryRunAdapter {
     conn: ConnId,
     rules: Option<Rules>,
     answers: VecDeque<Result<(), Refused>>,
-    asked: Vec<Command>,
+    commands: Vec<Command>,
     kept_bytes: usize,
     left_out: u64,
     ended: bool,
 }
 
 impl DryRunAdapter {
-    /// For a handler that is told it serves `conn`.
+    /// For a handler that serves the imaginary connection `conn`.
     pub fn new(conn: ConnId) -> Self {
         Self {
             conn,
             rules: None,
             answers: VecDeque::new(),
-            asked: Vec::new(),
+            commands: Vec::new(),
             kept_bytes: 0,
             left_out: 0,
             ended: false,
         }
     }
 
-    /// For a handler that is to be answered as a connection without mountpoint would, where everybody may do everything:
-    /// what a connection refuses, such as a publication before `authenticate` or a malformed topic, is refused in the
-    /// same words, and not written down.
+    /// Strict mode: answers as a connection without mountpoint and without rules would. Commands that a connection
+    /// refuses, such as Publish before Authenticate or a malformed topic, get the same error, and are not logged.
     pub fn strict(conn: ConnId) -> Self {
         Self { rules: Some(Rules::default()), ..Self::new(conn) }
     }
 
-    /// Whose connection it plays.
+    /// The imaginary connection.
     pub fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// What the next questions are answered with, in order; without any left, everything is granted.
+    /// Sets the results of the next commands, in order; further commands succeed.
     pub fn answer_with(&mut self, answers: impl IntoIterator<Item = Result<(), Refused>>) {
         self.answers = answers.into_iter().collect();
     }
 
-    /// Answers as a connection would, without doing anything.
+    /// Answers a command as a connection would, without an effect.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after a Close, else what [`DryRunAdapter::answer_with`] was given.
+    /// [`Refused::Gone`] after a Close, else the result set by [`DryRunAdapter::answer_with`].
     pub fn apply(&mut self, command: Command) -> Result<(), Refused> {
         if self.ended && !matches!(command, Command::RawPublish { .. }) {
             return Err(Refused::Gone);
@@ -76,32 +75,32 @@ impl DryRunAdapter {
             self.left_out += 1;
         } else {
             self.kept_bytes = bytes;
-            self.asked.push(command.without_password());
+            self.commands.push(command.without_password());
         }
         self.answers.pop_front().unwrap_or(Ok(()))
     }
 
-    /// The connection has ended: from now on all but raw publications is refused as [`Refused::Gone`].
+    /// Ends the imaginary connection: further commands, except RawPublish, are refused as [`Refused::Gone`].
     pub fn end(&mut self) {
         self.ended = true;
     }
 
-    /// What was asked since this was called last, in order, and how much more did not fit (4 MiB do).
+    /// Takes the logged commands, in order, and the number of dropped ones (the log holds 4 MiB).
     pub fn take(&mut self) -> (Vec<Command>, u64) {
         self.kept_bytes = 0;
         if let Some(rules) = &mut self.rules {
             rules.outbound_bytes = 0;
         }
-        (std::mem::take(&mut self.asked), std::mem::take(&mut self.left_out))
+        (std::mem::take(&mut self.commands), std::mem::take(&mut self.left_out))
     }
 }
 
-/// What a connection goes by when it refuses.
+/// State of the strict mode.
 #[derive(Debug, Default)]
 struct Rules {
-    /// As whom the handler has authenticated the peer.
+    /// The client that the handler has authenticated.
     client_id: Option<String>,
-    /// Bytes for the peer since they were taken last.
+    /// Bytes sent since the last [`DryRunAdapter::take`].
     outbound_bytes: usize,
 }
 
@@ -111,7 +110,7 @@ impl Rules {
             Command::Send(bytes) => {
                 if self.outbound_bytes >= OUTBOUND_BYTES_MAX {
                     let limit = format!("{OUTBOUND_BYTES_MAX} bytes");
-                    return Err(Refused::Full { what: "the queue of bytes to the peer", limit });
+                    return Err(Refused::Full { what: "the outbound queue", limit });
                 }
                 self.outbound_bytes += bytes.len();
             }
@@ -159,23 +158,23 @@ mod tests {
         DryRunAdapter::new(ConnId::from_u64(1))
     }
 
-    /// What is asked is kept in order, and granted unless something else was agreed on.
+    /// Commands are logged in order, and succeed unless another result is set.
     #[test]
-    fn what_is_asked_is_written_down() {
+    fn commands_are_logged() {
         let mut dry_run = dry_run();
         dry_run.answer_with([Ok(()), Err(Refused::Gone)]);
         assert_eq!(dry_run.apply(Command::Send("a".into())), Ok(()));
         assert_eq!(dry_run.apply(Command::Send("b".into())), Err(Refused::Gone));
         assert_eq!(dry_run.apply(Command::Close), Ok(()));
-        assert_eq!(dry_run.apply(Command::Send("c".into())), Err(Refused::Gone), "after the end");
-        let asked = vec![Command::Send("a".into()), Command::Send("b".into()), Command::Close];
-        assert_eq!(dry_run.take(), (asked, 0));
+        assert_eq!(dry_run.apply(Command::Send("c".into())), Err(Refused::Gone), "after the close");
+        let commands = vec![Command::Send("a".into()), Command::Send("b".into()), Command::Close];
+        assert_eq!(dry_run.take(), (commands, 0));
         assert_eq!(dry_run.take(), (Vec::new(), 0));
     }
 
-    /// A guest that asks for very much is answered all the same, and what is not kept is counted.
+    /// A guest that sends without limit is answered all the same, and dropped commands are counted.
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn the_log_is_bounded() {
         let mut dry_run = dry_run();
         for _ in 0..5 {
             assert_eq!(dry_run.apply(Command::Send(vec![0; 1 << 20].into())), Ok(()));
@@ -184,7 +183,7 @@ mod tests {
         assert_eq!((kept.len(), left_out), (3, 2));
     }
 
-    /// By the rules, what a connection refuses is refused and not written down; the rest is granted.
+    /// In strict mode, commands that a connection refuses are refused and not logged; the others succeed.
     #[test]
     fn strict() {
         let mut dry_run = DryRunAdapter::strict(ConnId::from_u64(1));

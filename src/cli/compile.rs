@@ -1,4 +1,4 @@
-//! `polygate compile`: the part of the gateway that compiles guests, in a process of its own. Nobody but `serve` runs it.
+//! `polygate compile`: compiles a guest in a process of its own. Internal: started by `serve` only.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +10,9 @@ use crate::error::report;
 use crate::handler::wasm::{Options, Runtime, bound_this_process};
 use crate::telemetry::Telemetry;
 
-/// Compiles a guest into the cache of a gateway, within bounds; the gateway runs it
+/// Compiles a guest into the cache of a gateway, with resource limits; the gateway runs it
 ///
-/// Exits with 0 when the cache has it, with 1 and a reason when it is refused, and by a signal at a bound.
+/// Exits with 0 when the component is in the cache, with 1 and a reason when it is refused, and by a signal at a limit.
 #[derive(Debug, clap::Args)]
 #[command(
     hide = true,
@@ -22,25 +22,25 @@ pub(crate) struct Args {
     /// The handler's name, for errors
     #[arg(long, value_name = "NAME")]
     handler: Arc<str>,
-    /// The file
+    /// The component
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     component: PathBuf,
-    /// The file's name in errors
+    /// Its name in errors
     #[arg(long, value_name = "FILE")]
     known_as: PathBuf,
-    /// Where the compiled component goes
+    /// The cache directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: PathBuf,
-    /// Linear memory of one instance, in bytes, which decides how it is compiled
+    /// Maximum linear memory of one instance, in bytes, which decides how it is compiled
     #[arg(long, value_name = "BYTES")]
     instance_memory: usize,
-    /// Whether the gateway has an engine for small guests, which also decides that
+    /// Whether the gateway has the engine for small guests, which also decides that
     #[arg(long)]
     small_engine: bool,
-    /// Memory of this process, in bytes
+    /// Maximum memory of this process, in bytes
     #[arg(long, value_name = "BYTES")]
     memory: u64,
-    /// CPU time of this process on each core, in seconds
+    /// Maximum CPU time of this process on each core, in seconds
     #[arg(long, value_name = "SECONDS")]
     seconds: u64,
 }

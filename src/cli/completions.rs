@@ -1,4 +1,4 @@
-//! `polygate completions` and `polygate man`: the command line, for shells and for people.
+//! `polygate completions` and `polygate man`: shell completions and man pages.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate man > /usr/share/man/man1/polygate.1\n  polygate man serve | man -l -")]
 pub(crate) struct ManArgs {
-    /// A subcommand, and one of its own, whose page is printed instead
+    /// A subcommand, optionally with its own subcommand; default: the page of polygate
     #[arg(value_name = "COMMAND")]
     commands: Vec<String>,
 }
@@ -32,10 +32,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     print("completions", &script)
 }
 
-/// Writes the man page to stdout; exit code 2 when it is to be that of a subcommand that does not exist.
+/// Writes the man page to stdout; exit code 2 for an unknown subcommand.
 pub(crate) fn run_man(args: &ManArgs) -> ExitCode {
     let mut command = definition();
-    // Gives every subcommand its full name and the options that all have in common.
+    // Sets the full name and the global options of every subcommand.
     command.build();
     for name in &args.commands {
         match command.find_subcommand(name) {
@@ -61,7 +61,7 @@ pub(crate) fn run_man(args: &ManArgs) -> ExitCode {
     }
 }
 
-/// Writes all of it or says why not: a reader that has read enough and gone is no reason to panic.
+/// Writes the text, or reports why not: a closed pipe must not panic.
 fn print(what: &str, text: &[u8]) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {

@@ -1,4 +1,4 @@
-//! `polygate guest`: what the author of a handler needs, without a gateway.
+//! `polygate guest`: tools for authors of guests, without a gateway.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -18,10 +18,10 @@ pub(crate) mod test;
 
 use loading::SettingsError;
 
-/// Makes, checks, tests and measures handlers that run inside the gateway
+/// Creates, checks, tests and measures handlers that run inside the gateway
 ///
-/// A guest is a WebAssembly component that turns a device's bytes into messages. These commands run it in the gateway's own
-/// host, without a gateway: no socket is opened and no broker is needed.
+/// A guest is a WebAssembly component that turns a device's bytes into messages. These commands run it in the gateway's
+/// own host, without a gateway: they open no socket and need no broker.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate guest new meter --lang rust\n  polygate guest check meter/handler.wasm\n  polygate guest test meter/handler.wasm meter/conversations"
@@ -39,7 +39,7 @@ enum Command {
     Bench(bench::Args),
 }
 
-/// A command for guests could not do what was asked.
+/// A command for guests failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The new project.
@@ -51,7 +51,7 @@ pub(crate) enum Error {
     /// This machine.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// Files that cannot be read or are no conversations: all of them.
+    /// All files that cannot be read or parsed.
     #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// A folder without conversations.
@@ -60,7 +60,7 @@ pub(crate) enum Error {
     /// The settings of a configuration.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// A conversation that could not be recorded; its file is as it was.
+    /// A conversation could not be recorded; its file is unchanged.
     #[error("{name}: {why}")]
     Record {
         /// The file.
@@ -73,7 +73,7 @@ pub(crate) enum Error {
     Failed {
         /// The event.
         event: &'static str,
-        /// What happened.
+        /// The error.
         why: CallError,
     },
     /// A file or a folder.
@@ -84,12 +84,12 @@ pub(crate) enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Nobody takes the output.
+    /// The output cannot be written.
     #[error("cannot write the result")]
     Output(#[from] io::Error),
 }
 
-/// Runs the subcommand; results go to standard output. Exit code 1: what was asked for failed, or is not so.
+/// Runs the subcommand; results go to standard output. Exit code 1: the command failed, or its answer is no.
 ///
 /// # Errors
 ///
@@ -106,9 +106,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-/// A number of bytes for people: three digits or so.
+/// A size with about three digits.
 fn bytes_text(bytes: u64) -> String {
-    // Far below 2^53; what is lost is not shown.
+    // Far below 2^53; the lost digits are not printed.
     let number = bytes as f64;
     match bytes {
         0..1024 => format!("{bytes} B"),
@@ -117,7 +117,7 @@ fn bytes_text(bytes: u64) -> String {
     }
 }
 
-/// A time for people: three digits or so.
+/// A duration with about three digits.
 fn time_text(time: std::time::Duration) -> String {
     let micros = time.as_secs_f64() * 1e6;
     match micros {
@@ -129,7 +129,7 @@ fn time_text(time: std::time::Duration) -> String {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

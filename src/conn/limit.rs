@@ -1,4 +1,4 @@
-//! How many may be held at a time, where that may change while some are held.
+//! Connection limit: a counting semaphore that can be resized while permits are held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Room for a number of connections, or of whatever else is bounded. Clones share it.
+/// Maximum number of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit(Arc<Inner>);
 
@@ -14,11 +14,11 @@ pub struct ConnectionLimit(Arc<Inner>);
 struct Inner {
     permits: Arc<Semaphore>,
     max: Mutex<usize>,
-    /// Permits that are held and must not come back, because the room has become smaller.
+    /// Held permits that must not return to the semaphore, because the limit was lowered.
     owed: AtomicUsize,
 }
 
-/// The right to hold one.
+/// Permit for one connection.
 #[derive(Debug)]
 pub struct Permit {
     permit: Option<OwnedSemaphorePermit>,
@@ -26,7 +26,7 @@ pub struct Permit {
 }
 
 impl ConnectionLimit {
-    /// Room for `max`, `1..`; more than a semaphore can count is as much as it can.
+    /// A limit of `max`, `1..`, capped at [`Semaphore::MAX_PERMITS`].
     pub fn new(max: usize) -> Self {
         let max = max.min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
@@ -36,8 +36,8 @@ impl ConnectionLimit {
         }))
     }
 
-    /// From now on there is room for `max`. Of those who are held beyond it none is sent away; there is no room for
-    /// another one until so many have left.
+    /// Changes the limit to `max`. Connections above a lower limit stay open; new permits wait until their number is
+    /// below it.
     pub fn resize(&self, max: usize) {
         let mut now = self.0.max.lock();
         let max = max.min(Semaphore::MAX_PERMITS);
@@ -55,20 +55,20 @@ impl ConnectionLimit {
         *now = max;
     }
 
-    /// Waits until there is room.
+    /// Waits for a permit.
     pub async fn permit(&self) -> Permit {
         // The semaphore is never closed.
         let permit = Arc::clone(&self.0.permits).acquire_owned().await.ok();
         Permit { permit, limit: self.clone() }
     }
 
-    /// The right to hold one more, if there is room now.
+    /// A permit, if one is free now.
     pub fn try_permit(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.0.permits).try_acquire_owned().ok()?;
         Some(Permit { permit: Some(permit), limit: self.clone() })
     }
 
-    /// Pays off one permit that is owed; not if none is.
+    /// Reduces the debt by one; `false` if there is none.
     fn absorb_debt(&self) -> bool {
         self.0.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| owed.checked_sub(1)).is_ok()
     }
@@ -96,8 +96,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often it is resized, and whoever comes and goes meanwhile: once those who are too many have left, there is
-        /// room for exactly as many as was said last.
+        /// After any sequence of resizes, acquires and releases, once the excess permits are released, exactly the last
+        /// limit can be held.
         #[test]
         fn the_last_size_counts(start in 1..20usize, steps in proptest::collection::vec((0..3u8, 1..20usize), 0..40)) {
             let limit = ConnectionLimit::new(start);
@@ -121,9 +121,9 @@ mod tests {
         }
     }
 
-    /// Who waits gets in when the room grows.
+    /// A waiting caller gets a permit when the limit grows.
     #[tokio::test]
-    async fn who_waits_gets_in() {
+    async fn a_larger_limit_admits_a_waiting_caller() {
         let limit = ConnectionLimit::new(1);
         let _first = limit.permit().await;
         let waiting = tokio::spawn({

@@ -1,7 +1,7 @@
-//! From a [`ConnId`] to the mailbox of the task that owns the connection.
+//! Connection registry: maps a [`ConnId`] to the bounded mailbox of the connection's task.
 //!
-//! The one map that all tasks share, next to the broker's own. An entry appears when a connection is
-//! opened and disappears when its task ends.
+//! The one map shared by all tasks, besides the broker's own. An entry is added when a connection opens and removed
+//! when its task ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,32 +12,33 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{CloseReason, Command, ConnId, Message, Refused};
 
-/// Bytes of the commands that one mailbox holds; who asks for more waits until there is room. It is the largest
-/// request that the adapter takes, so any one fits.
+/// Maximum bytes of the commands in one mailbox; further callers wait for room. It equals the largest request that the
+/// adapter accepts, so any single command fits.
 const COMMAND_BYTES_MAX: usize = 16 << 20;
 
-/// What a command counts at least. It bounds their number, and covers what a small one holds beside its bytes.
+/// Minimum charge of a command. It bounds the number of commands, and covers the memory of a small one beside its
+/// bytes.
 const COMMAND_BYTES_MIN: usize = 16 << 10;
 
-/// Slots for commands, beyond those of the messages: a flood of messages cannot keep a handler from asking
-/// for something. As many as the room for commands lets in, and some for the ends that are asked for.
+/// Slots for commands, beyond those for messages, so that a flood of messages cannot block a handler's commands: the
+/// number of commands that [`COMMAND_BYTES_MAX`] admits, and some for close requests.
 const RESERVED_FOR_COMMANDS: usize = COMMAND_BYTES_MAX / COMMAND_BYTES_MIN + 16;
 
-/// What a connection finds in its mailbox.
+/// Entry of a mailbox.
 #[derive(Debug)]
 pub enum Mail {
-    /// A handler asks for something and waits for the answer. The id is the one by which it knows the connection.
+    /// A command of a handler that waits for the result. The id is the connection's id towards that handler.
     Ask(ConnId, Command, Reply),
     /// A message for one of the connection's subscriptions.
     Deliver(Message),
-    /// End the connection, in order: flush, tell the handler, close.
+    /// Close the connection in order: flush, `OnSocketClosed`, close.
     End(CloseReason),
-    /// The versions of its handler have changed: see whether to go on with another one. Held until that is done, so
-    /// that few connections move at a time.
+    /// The versions of its handler have changed: check whether to migrate. The permit is held until that is done, so
+    /// that few connections migrate at a time.
     ReconcileVersion(OwnedSemaphorePermit),
 }
 
-/// Where the answer to a command goes. The command holds its room in the mailbox until then.
+/// Receiver of a command's result. The command holds its room in the mailbox until then.
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Sender<Result<(), Refused>>,
@@ -45,17 +46,16 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Answers.
     ///
     /// # Errors
     ///
-    /// The answer, when nobody waits for it any more.
+    /// The answer, if the caller no longer waits for it.
     pub fn send(self, answer: Result<(), Refused>) -> Result<(), Result<(), Refused>> {
         self.answer.send(answer)
     }
 }
 
-/// How many messages one connection may hold, from their delivery until its handler takes them.
+/// Limits of the messages that one connection holds, from their delivery until its handler takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageBounds {
     /// Messages, `1..`.
@@ -64,7 +64,7 @@ pub struct MessageBounds {
     pub bytes_max: usize,
 }
 
-/// The messages that a connection holds, against their bounds.
+/// Counts the messages that a connection holds against their limits.
 #[derive(Debug)]
 pub struct MessageQuota {
     bounds: MessageBounds,
@@ -86,60 +86,58 @@ impl MessageQuota {
         fits.is_ok()
     }
 
-    /// The handler takes these messages, or they are dropped with their connection.
+    /// Releases messages that the handler takes, or that are dropped with their connection.
     pub fn remove(&self, messages: &[Message]) {
         self.messages.fetch_sub(messages.len(), Ordering::Relaxed);
         self.bytes.fetch_sub(messages.iter().map(Message::weight).sum(), Ordering::Relaxed);
     }
 }
 
-/// The sending side of one connection's bounded queue.
+/// Sending side of a connection's mailbox.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
     conn: ConnId,
     // Boxed: tokio allocates slots in blocks of 32, and an idle connection pays for one block.
     slots: mpsc::Sender<Box<Mail>>,
     quota: Arc<MessageQuota>,
-    /// For commands, in bytes.
+    /// Free bytes for commands.
     room: Arc<Semaphore>,
     dropped: Counter,
 }
 
-/// The receiving side; only the connection's task has it.
+/// Receiving side of a mailbox; owned by the connection's task.
 pub type MailReceiver = mpsc::Receiver<Box<Mail>>;
 
 impl Mailbox {
-    /// A mailbox for so many messages, and some commands besides.
+    /// A mailbox for the messages that `bounds` allow, and a bounded number of commands.
     ///
-    /// `dropped` counts the messages that found no room.
+    /// `dropped` counts messages dropped because a limit was reached.
     pub fn new(conn: ConnId, bounds: MessageBounds, dropped: Counter) -> (Self, MailReceiver) {
-        let (slots, mails) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
+        let (slots, receiver) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
         let quota = MessageQuota { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
         let room = Arc::new(Semaphore::new(COMMAND_BYTES_MAX));
-        (Self { conn, slots, quota: Arc::new(quota), room, dropped }, mails)
+        (Self { conn, slots, quota: Arc::new(quota), room, dropped }, receiver)
     }
 
-    /// Whose mailbox this is.
     pub fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// The messages that the connection holds; its task removes those that it hands on.
+    /// The message quota; the connection's task removes the messages it delivers.
     pub fn quota(&self) -> &Arc<MessageQuota> {
         &self.quota
     }
 
-    /// Puts a message in; sheds it and counts it when there is no room.
+    /// Adds a message; drops and counts it when a limit is reached.
     ///
-    /// A message for a connection that has ended is dropped without a count: its subscriptions are
-    /// ending with it.
+    /// A message for a closed connection is dropped without a count: its subscriptions end with it.
     pub fn deliver(&self, message: Message) {
         if self.slots.is_closed() {
             return;
         }
         if !self.quota.add(&message) {
             self.dropped.inc();
-            tracing::debug!(conn = %self.conn, topic = message.topic, "message shed: the connection holds as many as it may");
+            tracing::debug!(conn = %self.conn, topic = message.topic, "message dropped: the connection reached its message limit");
             return;
         }
         let put = self.slots.try_send(Box::new(Mail::Deliver(message)));
@@ -152,14 +150,13 @@ impl Mailbox {
         }
     }
 
-    /// Asks for something and waits until the connection has answered; before that, for room. Commands keep
-    /// the order in which they were asked. `handler_conn` is the id by which the handler knows the connection, which
-    /// may have another one when it is asked.
+    /// Sends a command and waits for its result; before that, for room. Commands keep their order. `handler_conn` is
+    /// the connection's id towards the handler; it may have changed by the time the command is executed.
     ///
     /// # Errors
     ///
-    /// [`Refused::Full`] when the mailbox is full, [`Refused::Gone`] when the connection ends first, else
-    /// what the operation itself says.
+    /// [`Refused::Full`] when the mailbox is full, [`Refused::Gone`] when the connection closes first, else the error
+    /// of the operation.
     pub async fn ask(&self, handler_conn: ConnId, command: Command) -> Result<(), Refused> {
         let weight = command.weight().clamp(COMMAND_BYTES_MIN, COMMAND_BYTES_MAX);
         // Clamped to what fits into 32 bits; the semaphore is never closed.
@@ -177,17 +174,17 @@ impl Mailbox {
         }
     }
 
-    /// Asks the connection to look at the versions of its handler; waits for room if there is none.
-    pub async fn reconcile_version(&self, turn: OwnedSemaphorePermit) {
-        if self.slots.send(Box::new(Mail::ReconcileVersion(turn))).await.is_err() {
-            tracing::trace!(conn = %self.conn, "asked to review, had ended");
+    /// Requests a check of the handler's versions; waits for room.
+    pub async fn reconcile_version(&self, permit: OwnedSemaphorePermit) {
+        if self.slots.send(Box::new(Mail::ReconcileVersion(permit))).await.is_err() {
+            tracing::trace!(conn = %self.conn, "version check requested after the close");
         }
     }
 
-    /// Asks the connection to end; waits for room if there is none. Does nothing when it has ended.
+    /// Requests the close of the connection; waits for room. No effect on a closed connection.
     pub async fn end(&self, reason: CloseReason) {
         if self.slots.send(Box::new(Mail::End(reason))).await.is_err() {
-            tracing::trace!(conn = %self.conn, "asked to end, had ended");
+            tracing::trace!(conn = %self.conn, "close requested after the close");
         }
     }
 }
@@ -202,14 +199,14 @@ struct Entry {
     id: Id,
 }
 
-/// What an id means that stands for a connection.
+/// Kind of an id in the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Id {
-    /// Its own, by which everybody knows it.
+    /// The connection's own id.
     Own,
-    /// Its own, but its handler knows it by another.
+    /// The connection's own id, while its handler uses another.
     HandlerAliased,
-    /// The one by which its handler knows it.
+    /// The id that its handler uses.
     Alias,
 }
 
@@ -220,11 +217,11 @@ impl Entry {
 }
 
 impl Registry {
-    /// Enters a connection; it leaves when the guard is dropped.
+    /// Registers a connection; it is removed when the guard is dropped.
     pub fn enter(&self, mailbox: Mailbox) -> Registration {
         let conn = mailbox.conn;
         self.0.insert(conn, Entry { mailbox, id: Id::Own });
-        Registration { table: self.clone(), conn, alias: None }
+        Registration { registry: self.clone(), conn, alias: None }
     }
 
     /// The mailbox of a live connection.
@@ -232,63 +229,60 @@ impl Registry {
         self.0.get(&conn).map(|entry| entry.mailbox.clone())
     }
 
-    /// The mailbox of a live connection, for the handler that serves it now: `None` for an id that was given to a
-    /// handler before, which has lost the connection to another.
+    /// The mailbox of a live connection, for the handler that serves it: `None` for an id of an earlier handler that
+    /// has lost the connection.
     pub fn get_for_handler(&self, conn: ConnId) -> Option<Mailbox> {
         self.0.get(&conn).filter(|entry| entry.id != Id::HandlerAliased).map(|entry| entry.mailbox.clone())
     }
 
-    /// The mailboxes of all live connections, at this moment.
+    /// The mailboxes of all live connections.
     pub fn all(&self) -> Vec<Mailbox> {
         self.0.iter().filter(|entry| !entry.is_alias()).map(|entry| entry.mailbox.clone()).collect()
     }
 
-    /// How many connections are live.
+    /// Number of live connections.
     pub fn len(&self) -> usize {
         self.0.iter().filter(|entry| !entry.is_alias()).count()
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// A connection's place in the table; dropping it takes the connection out.
+/// Registration of a connection; removed on drop.
 #[derive(Debug)]
 pub struct Registration {
-    table: Registry,
+    registry: Registry,
     conn: ConnId,
     alias: Option<ConnId>,
 }
 
 impl Registration {
-    /// Whose place this is.
     pub fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// The id by which the connection's handler knows it.
+    /// The connection's id towards its handler.
     pub fn handler_conn(&self) -> ConnId {
         self.alias.unwrap_or(self.conn)
     }
 
-    /// From now on handlers know the connection by this id and no other. A handler that has lost it may still be at
-    /// work on an old event; what it asks for then, or has asked for and not been answered, is not for this connection
-    /// any more.
+    /// Changes the connection's id towards its handler. A handler that has lost the connection may still be at work on
+    /// an old event; its further and pending commands no longer reach the connection.
     pub fn rename(&mut self, handler_conn: ConnId) {
-        let Some(mailbox) = self.table.get(self.conn) else {
+        let Some(mailbox) = self.registry.get(self.conn) else {
             return;
         };
         if let Some(last) = self.alias.take() {
-            self.table.0.remove(&last);
+            self.registry.0.remove(&last);
         }
         let is_own = handler_conn == self.conn;
-        if let Some(mut entry) = self.table.0.get_mut(&self.conn) {
+        if let Some(mut entry) = self.registry.0.get_mut(&self.conn) {
             entry.id = if is_own { Id::Own } else { Id::HandlerAliased };
         }
         if !is_own {
-            self.table.0.insert(handler_conn, Entry { mailbox, id: Id::Alias });
+            self.registry.0.insert(handler_conn, Entry { mailbox, id: Id::Alias });
             self.alias = Some(handler_conn);
         }
     }
@@ -296,9 +290,9 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.table.0.remove(&self.conn);
+        self.registry.0.remove(&self.conn);
         if let Some(alias) = self.alias {
-            self.table.0.remove(&alias);
+            self.registry.0.remove(&alias);
         }
     }
 }
@@ -314,26 +308,27 @@ mod tests {
 
     const CONN: ConnId = ConnId::from_u64(1);
 
-    /// After a new name, handlers reach the connection by it alone; the operator's id stays; nothing is left behind.
+    /// After a rename, handlers reach the connection by the new id alone; the operator's id stays; no entry is left
+    /// behind.
     #[test]
     fn a_handler_that_lost_the_connection_does_not_reach_it() {
-        let table = Registry::default();
+        let registry = Registry::default();
         let [first, second, third] = [1, 2, 3].map(ConnId::from_u64);
-        let mut entered = table.enter(mailbox().0);
-        assert!(table.get_for_handler(first).is_some());
+        let mut registration = registry.enter(mailbox().0);
+        assert!(registry.get_for_handler(first).is_some());
         for (old, new) in [(first, second), (second, third)] {
-            entered.rename(new);
-            assert!(table.get_for_handler(old).is_none());
-            assert!(table.get_for_handler(new).is_some());
-            assert!(table.get(first).is_some());
-            assert_eq!(entered.handler_conn(), new);
-            assert_eq!(table.all().len(), 1);
+            registration.rename(new);
+            assert!(registry.get_for_handler(old).is_none());
+            assert!(registry.get_for_handler(new).is_some());
+            assert!(registry.get(first).is_some());
+            assert_eq!(registration.handler_conn(), new);
+            assert_eq!(registry.all().len(), 1);
         }
-        entered.rename(first);
-        assert!(table.get_for_handler(third).is_none());
-        assert!(table.get_for_handler(first).is_some());
-        drop(entered);
-        assert!(table.is_empty());
+        registration.rename(first);
+        assert!(registry.get_for_handler(third).is_none());
+        assert!(registry.get_for_handler(first).is_some());
+        drop(registration);
+        assert!(registry.is_empty());
     }
 
     fn mailbox() -> (Mailbox, MailReceiver) {
@@ -346,10 +341,10 @@ mod tests {
         reply.send(Ok(())).unwrap();
     }
 
-    /// Commands wait outside when there is no room for their bytes, and are told when the connection has ended.
+    /// Commands wait outside when their bytes do not fit, and fail when the connection has closed.
     #[tokio::test]
     async fn commands_are_bounded_by_their_bytes() {
-        let (mailbox, mut mails) = mailbox();
+        let (mailbox, mut receiver) = mailbox();
         let large = || Command::Send(Bytes::from(vec![0; COMMAND_BYTES_MAX]));
         let (mut first, mut second, mut third) = (
             pin!(mailbox.ask(CONN, large())),
@@ -359,27 +354,27 @@ mod tests {
         assert!(poll!(&mut first).is_pending());
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
-        assert_eq!(mails.len(), 1);
+        assert_eq!(receiver.len(), 1);
 
-        answer(*mails.recv().await.unwrap());
+        answer(*receiver.recv().await.unwrap());
         assert_eq!(first.await, Ok(()));
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut third).is_pending());
-        assert_eq!(mails.len(), 1, "the last does not fit beside the one before it");
+        assert_eq!(receiver.len(), 1, "the last does not fit beside the one before it");
 
-        drop(mails);
+        drop(receiver);
         assert_eq!(second.await, Err(Refused::Gone));
         assert_eq!(third.await, Err(Refused::Gone));
     }
 
-    /// Many small commands find room at once, however many messages there are.
+    /// Many small commands fit at once, whatever the number of messages.
     #[tokio::test]
     async fn many_small_commands_fit() {
-        let (mailbox, mut mails) = mailbox();
-        let asked: Vec<_> = (0..1000).map(|_| mailbox.ask(CONN, Command::Close)).collect();
-        let (answers, ()) = tokio::join!(futures::future::join_all(asked), async {
+        let (mailbox, mut receiver) = mailbox();
+        let calls: Vec<_> = (0..1000).map(|_| mailbox.ask(CONN, Command::Close)).collect();
+        let (answers, ()) = tokio::join!(futures::future::join_all(calls), async {
             for _ in 0..1000 {
-                answer(*mails.recv().await.unwrap());
+                answer(*receiver.recv().await.unwrap());
             }
         });
         assert!(answers.iter().all(Result::is_ok));

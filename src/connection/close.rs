@@ -1,4 +1,4 @@
-//! How a connection ends, always in the same order, and who is told.
+//! Close sequence of a connection: flush, end of the output, `OnSocketClosed`, linger. The order is always the same.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use super::{Connection, Phase};
 use crate::conn::{CloseReason, Event};
 use crate::listener::{Received, Socket};
 
-/// After our side of the stream has ended, how long the peer may take to end its own. A socket that is
-/// closed with bytes unread resets the stream, and the peer would lose the last bytes that it was sent.
+/// How long the peer may take to end its side of the stream after the gateway has ended its own. Closing a socket with
+/// unread bytes resets the stream, and the peer would lose the last bytes sent to it.
 const LINGER: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Why the connection ends although its handler has not had everything: the end was asked for or forced, and what
-    /// was read before does not matter any more.
+    /// The reason to close at once, without delivering the queued events: the handler asked for the close, or the close
+    /// was forced.
     pub(super) fn closes_immediately(&mut self) -> Option<CloseReason> {
         if self.adapter.close_asked() {
             self.state.close(CloseReason::HandlerAsked);
@@ -25,22 +25,22 @@ impl Connection {
         }
     }
 
-    /// Ends our side of the stream, once.
+    /// Ends the gateway's side of the stream, once.
     pub(super) async fn end_output(&mut self, socket: &mut Socket) {
         if !self.outbound.end() {
             return;
         }
-        // A TLS peer that takes nothing any more could keep its own end from being told.
+        // A TLS peer that stops reading could delay its own close without bound.
         match tokio::time::timeout(LINGER, poll_fn(|cx| socket.poll_shutdown(cx))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::trace!(conn = %self.conn(), %error, "the peer was gone before the end of the stream");
+                tracing::trace!(conn = %self.conn(), %error, "peer disconnected before the end of the stream");
             }
-            Err(_) => tracing::trace!(conn = %self.conn(), "the peer did not take the end of the stream"),
+            Err(_) => tracing::trace!(conn = %self.conn(), "timeout while sending the end of the stream"),
         }
     }
 
-    /// Writes what waits, at most for the write timeout, and ends our side of the stream.
+    /// Flushes the outbound queue, within the write timeout, and ends the gateway's side of the stream.
     pub(super) async fn finish(&mut self, socket: &mut Socket) -> CloseReason {
         loop {
             let next_wakeup = self.next_wakeup(socket, WaitFor::Flushed).await;
@@ -56,9 +56,9 @@ impl Connection {
         reason
     }
 
-    /// The last event and the last line of the log.
+    /// Closes the mailbox, writes the last log line, and delivers the last event.
     pub(super) async fn notify_closed(&mut self, reason: CloseReason) {
-        // Whoever asks for something from now on is told that the connection is gone, at once.
+        // From now on, and for commands still queued, callers get "the connection is gone" at once.
         self.inbox.receiver.close();
         while let Ok(unanswered) = self.inbox.receiver.try_recv() {
             drop(unanswered);
@@ -90,18 +90,18 @@ impl Connection {
     }
 }
 
-/// A connection that is dropped before its end, because the drain timeout is over.
+/// Dropped before its close: the drain timeout has passed.
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.gauges.is_live {
-            tracing::info!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "cut off");
+            tracing::info!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "closed by the drain timeout");
             self.shared.metrics.closed("drain_timeout");
             self.shared.metrics.connections.dec();
         }
     }
 }
 
-/// Reads and drops what the peer still sends, until it has ended its side too.
+/// Reads and discards further bytes of the peer until it ends its side too (lingering close).
 pub(super) async fn linger(socket: &mut Socket) {
     let mut buffer = [0; 1024];
     let until_the_end = async {
@@ -118,12 +118,12 @@ pub(super) async fn linger(socket: &mut Socket) {
         }
     };
     if tokio::time::timeout(LINGER, until_the_end).await.is_err() {
-        tracing::trace!("the peer did not end its side of the stream");
+        tracing::trace!("timeout while waiting for the peer to end the stream");
     }
 }
 
-/// Whether the handler still gets what was read before the end was decided. One that asked for the end does
-/// not want it, and one that failed cannot have it.
+/// Whether the handler still gets the events queued before the close was decided. A handler that asked for the close
+/// does not want them, and a failed one cannot get them.
 pub(super) fn delivers_pending(reason: &CloseReason) -> bool {
     match reason {
         CloseReason::PeerClosed

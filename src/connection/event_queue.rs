@@ -1,6 +1,6 @@
-//! What has happened on a connection and still waits for its handler, in order. Pure.
+//! Event queue of one connection: bytes, datagrams, messages and timers that wait for the handler, in order. Pure.
 //!
-//! Bytes are bounded here; messages where they are delivered, by the mailbox.
+//! It bounds bytes; the mailbox bounds messages at their delivery.
 
 use std::collections::VecDeque;
 
@@ -8,27 +8,27 @@ use bytes::{Bytes, BytesMut};
 
 use crate::conn::{Event, Message, Timer};
 
-/// Datagrams and frames that may wait, however small they are; an empty one takes room too.
+/// Maximum number of queued datagrams and frames of any size; an empty one takes memory too.
 const DATAGRAMS_MAX: usize = 256;
 
-/// Neighbours of one kind are merged, so what waited for a busy handler reaches it as one event.
+/// Adjacent entries of one kind are merged, so a busy handler gets them as one event.
 #[derive(Debug)]
 enum Queued {
-    /// One read, as most are handed on.
+    /// One read, the common case.
     Read(Bytes),
-    /// Several.
+    /// Several reads.
     Reads(BytesMut),
-    /// A datagram, or a frame that silence has ended, which is never merged with another.
+    /// A datagram, or a frame that silence has ended; never merged.
     Datagram(Bytes),
     Messages(VecDeque<Message>),
     Timer(Timer),
 }
 
-/// The events that wait, oldest first.
+/// Oldest event first.
 #[derive(Debug)]
 pub(crate) struct EventQueue {
     bytes_max: usize,
-    /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
+    /// The oldest entry; `queue` holds the others. Mostly there is at most one, and `queue` allocates nothing.
     first: Option<Queued>,
     queue: VecDeque<Queued>,
     bytes: usize,
@@ -37,23 +37,21 @@ pub(crate) struct EventQueue {
 }
 
 impl EventQueue {
-    /// Nothing waits. At `bytes_max` bytes of the stream the socket is not to be read; the read that reaches
-    /// the bound may go over it.
+    /// At `bytes_max` queued bytes the socket must not be read; the read that reaches the limit may exceed it.
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, first: None, queue: VecDeque::new(), bytes: 0, datagrams: 0, messages: 0 }
     }
 
-    /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    /// Bytes of the stream that wait.
+    /// Queued bytes of the peer.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Messages that wait.
+    /// Number of queued messages.
     pub(crate) fn messages(&self) -> usize {
         self.messages
     }
@@ -63,12 +61,12 @@ impl EventQueue {
         self.has_room_beside(0)
     }
 
-    /// The same, when so many bytes are held elsewhere.
+    /// The same, with `held` bytes held outside of the queue.
     pub(crate) fn has_room_beside(&self, held: usize) -> bool {
         self.bytes.saturating_add(held) < self.bytes_max && self.datagrams < DATAGRAMS_MAX
     }
 
-    /// The next bytes of the stream. The caller asked [`EventQueue::has_room_for_bytes`] before it read them.
+    /// Appends bytes of the stream. The caller checked [`EventQueue::has_room_for_bytes`] before the read.
     pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len();
         match self.last() {
@@ -85,14 +83,13 @@ impl EventQueue {
         }
     }
 
-    /// The next datagram or frame: an event of its own. The caller asked [`EventQueue::has_room_for_bytes`] before.
+    /// Appends a datagram or frame, an event of its own. The caller checked [`EventQueue::has_room_for_bytes`] before.
     pub(crate) fn push_datagram(&mut self, datagram: Bytes) {
         self.bytes += datagram.len();
         self.datagrams += 1;
         self.push(Queued::Datagram(datagram));
     }
 
-    /// A message of a subscription.
     pub(crate) fn push_message(&mut self, message: Message) {
         self.messages += 1;
         match self.last() {
@@ -101,7 +98,6 @@ impl EventQueue {
         }
     }
 
-    /// A timer ran out.
     pub(crate) fn push_timer(&mut self, timer: Timer) {
         self.push(Queued::Timer(timer));
     }
@@ -118,7 +114,7 @@ impl EventQueue {
         let first = self.first.take()?;
         self.first = self.queue.pop_front();
         if self.queue.is_empty() && self.queue.capacity() > 0 {
-            // An idle connection keeps no memory for what once waited.
+            // An idle connection keeps no memory of its queue.
             self.queue = VecDeque::new();
         }
         Some(match first {
@@ -145,11 +141,11 @@ impl EventQueue {
         self.queue.back_mut().or(self.first.as_mut())
     }
 
-    fn push(&mut self, waits: Queued) {
+    fn push(&mut self, entry: Queued) {
         if self.first.is_none() {
-            self.first = Some(waits);
+            self.first = Some(entry);
         } else {
-            self.queue.push_back(waits);
+            self.queue.push_back(entry);
         }
     }
 }
@@ -175,48 +171,49 @@ mod tests {
         }
     }
 
-    /// Neighbours are merged; another kind between them keeps them apart, so the order is the order of arrival.
+    /// Adjacent bytes are merged; an event of another kind between them is not crossed, so the order of arrival is
+    /// kept.
     #[test]
     fn order_is_kept() {
-        let mut waiting = EventQueue::new(BYTES_MAX);
-        waiting.push_bytes(b"ab");
-        waiting.push_bytes(b"c");
-        waiting.push_timer(Timer::Keepalive);
-        waiting.push_bytes(b"d");
+        let mut queue = EventQueue::new(BYTES_MAX);
+        queue.push_bytes(b"ab");
+        queue.push_bytes(b"c");
+        queue.push_timer(Timer::Keepalive);
+        queue.push_bytes(b"d");
 
-        assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
-        assert!(matches!(waiting.pop(usize::MAX), Some(Event::TimerTimeout(Timer::Keepalive))));
-        assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
-        assert!(waiting.pop(usize::MAX).is_none());
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "abc"));
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::TimerTimeout(Timer::Keepalive))));
+        assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == "d"));
+        assert!(queue.pop(usize::MAX).is_none());
     }
 
-    /// Datagrams keep their borders, also the empty ones, and their number is bounded.
+    /// Datagrams keep their boundaries, empty ones included, and their number is bounded.
     #[test]
     fn datagrams_stay_whole() {
-        let mut waiting = EventQueue::new(BYTES_MAX);
+        let mut queue = EventQueue::new(BYTES_MAX);
         for datagram in ["ab", "", "c"] {
-            waiting.push_datagram(Bytes::from_static(datagram.as_bytes()));
+            queue.push_datagram(Bytes::from_static(datagram.as_bytes()));
         }
         for datagram in ["ab", "", "c"] {
-            assert!(matches!(waiting.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
+            assert!(matches!(queue.pop(usize::MAX), Some(Event::ReceivedBytes(bytes)) if bytes == datagram));
         }
-        assert!(waiting.pop(usize::MAX).is_none());
+        assert!(queue.pop(usize::MAX).is_none());
 
         for _ in 0..DATAGRAMS_MAX {
-            assert!(waiting.has_room_for_bytes());
-            waiting.push_datagram(Bytes::new());
+            assert!(queue.has_room_for_bytes());
+            queue.push_datagram(Bytes::new());
         }
-        assert!(!waiting.has_room_for_bytes());
-        assert!(waiting.pop(usize::MAX).is_some());
-        assert!(waiting.has_room_for_bytes());
+        assert!(!queue.has_room_for_bytes());
+        assert!(queue.pop(usize::MAX).is_some());
+        assert!(queue.has_room_for_bytes());
     }
 
     proptest! {
-        /// Whatever arrives in whatever order: every byte and every message comes out once, in order, the bytes
-        /// never go over their bound by more than one read, and the counts end at zero.
+        /// For any sequence of events, every byte and every message comes out once, in order, the bytes exceed their
+        /// limit by at most one read, and the counts end at zero.
         #[test]
         fn nothing_is_lost_or_doubled(steps in proptest::collection::vec((0..3u8, 0..40usize), 0..60)) {
-            let mut waiting = EventQueue::new(BYTES_MAX);
+            let mut queue = EventQueue::new(BYTES_MAX);
             let (mut sent, mut taken) = (Vec::new(), Vec::new());
             let (mut sent_messages, mut taken_messages) = (Vec::new(), Vec::new());
             let mut take = |event: Option<Event>| match event {
@@ -226,25 +223,25 @@ mod tests {
             };
             for (number, (kind, size)) in steps.into_iter().enumerate() {
                 match kind {
-                    0 if waiting.has_room_for_bytes() => {
+                    0 if queue.has_room_for_bytes() => {
                         let bytes = vec![number as u8; size];
-                        waiting.push_bytes(&bytes);
+                        queue.push_bytes(&bytes);
                         sent.extend_from_slice(&bytes);
                     }
                     1 => {
-                        waiting.push_message(message(number));
+                        queue.push_message(message(number));
                         sent_messages.push(number.to_string());
                     }
-                    _ => take(waiting.pop(usize::MAX)),
+                    _ => take(queue.pop(usize::MAX)),
                 }
-                prop_assert!(waiting.bytes() < BYTES_MAX + 40);
+                prop_assert!(queue.bytes() < BYTES_MAX + 40);
             }
-            while !waiting.is_empty() {
-                take(waiting.pop(usize::MAX));
+            while !queue.is_empty() {
+                take(queue.pop(usize::MAX));
             }
             prop_assert_eq!(sent, taken);
             prop_assert_eq!(sent_messages, taken_messages);
-            prop_assert_eq!((waiting.bytes(), waiting.messages()), (0, 0));
+            prop_assert_eq!((queue.bytes(), queue.messages()), (0, 0));
         }
     }
 }

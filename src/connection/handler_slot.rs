@@ -1,7 +1,7 @@
 //! Handler of a connection: its position in the listener's chain, its version, the attachment to it, and a shadow version beside it.
 //!
-//! Fallback and migration replace what is in the slot, always between two events. What the handler knows the connection by,
-//! and what it may do, is the adapter's.
+//! Fallback and migration replace the content of the slot, always between two events. The adapter owns the id and the
+//! permissions that the handler has.
 
 use std::sync::Arc;
 
@@ -95,7 +95,7 @@ impl HandlerSlot {
         true
     }
 
-    /// Replaces version and attachment together; returns the old attachment, which must be told of its end.
+    /// Replaces version and attachment together; returns the old attachment, which must get `OnSocketClosed` or leave.
     pub(super) fn replace(&mut self, membership: Membership, attachment: Attachment) -> Attachment {
         self.membership = membership;
         std::mem::replace(&mut self.attachment, attachment)

@@ -105,17 +105,17 @@ impl Inbound {
         }
     }
 
-    /// Whether no event can come without another read.
+    /// Whether no event can follow without another read.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.framer.as_ref().is_none_or(|framer| framer.arrived() == 0)
     }
 
-    /// Bytes of the peer that are held, those of an unfinished frame included.
+    /// Bytes held, those of an unfinished frame included.
     pub(super) fn bytes(&self) -> usize {
         self.queue.bytes() + self.framer.as_ref().map_or(0, |framer| framer.arrived() + framer.unfinished())
     }
 
-    /// Messages that are held.
+    /// Number of messages held.
     pub(super) fn messages(&self) -> usize {
         self.queue.messages()
     }
@@ -198,8 +198,8 @@ impl Inbound {
         self.framer.as_mut().map_or(0, |framer| framer.take_skipped())
     }
 
-    /// Drops everything that is held, at the end of the connection. Returns the bytes of a frame that the peer had begun and
-    /// not finished when it ended its stream.
+    /// Discards everything held, at the close. Returns the bytes of a frame that the peer had not finished when it
+    /// ended its stream.
     pub(super) fn clear(&mut self) -> u64 {
         self.queue = EventQueue::new(0);
         let unfinished = self.framer.take().map_or(0, |framer| framer.unfinished());
@@ -286,7 +286,7 @@ mod tests {
         assert!(inbound.may_read() && inbound.poll_timeout().is_none());
     }
 
-    /// After a reset, what was sent before is still read, and the reset is the reason.
+    /// After a reset, bytes sent before it are still read, and the reset is the close reason.
     #[test]
     fn a_reset_ends_the_input_last() {
         let now = Instant::now();
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(inbound.ended(), Some(&CloseReason::SocketError("econnreset")));
     }
 
-    /// A line that is longer than a frame may be ends the framing once; messages behind it still arrive.
+    /// A line longer than the frame limit breaks the framing once; messages behind it still arrive.
     #[test]
     fn broken_framing_is_reported_once() {
         let now = Instant::now();

@@ -1,20 +1,17 @@
-//! How fast one device may send. Pure: `now` is an argument.
+//! Ingress rate limit of one device, in bytes and in packets (token buckets). Pure: `now` is an argument.
 
 use std::time::Instant;
 
 use crate::rate::{Rate, TokenBucket};
 
-/// What a device is held to, by the bytes and by the packets that it sends. A packet is a datagram, or a piece that a stream
-/// is read in.
+/// Ingress rates of a device. A packet is a datagram, or one read of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
-    /// Bytes.
     pub bytes: Option<Rate>,
-    /// Packets.
     pub packets: Option<Rate>,
 }
 
-/// Which of the two a device is over.
+/// The rate that a device exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exceeded {
     Bytes,
@@ -22,7 +19,7 @@ pub(super) enum Exceeded {
 }
 
 impl Exceeded {
-    /// Its name in metrics, which is that of the key.
+    /// Reason in metrics: the configuration key.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Bytes => "bytes_rate",
@@ -31,7 +28,6 @@ impl Exceeded {
     }
 }
 
-/// What one device has left.
 #[derive(Debug)]
 pub(super) struct IngressLimiter {
     bytes: TokenBucket,
@@ -43,7 +39,7 @@ impl IngressLimiter {
         Self { bytes: TokenBucket::full(now), packets: TokenBucket::full(now) }
     }
 
-    /// Whether the device may not send now; then until when, and over what it is.
+    /// The rate that is exceeded now, and until when; of two, the one that lasts longer.
     pub(super) fn exceeded(&self, rates: &Rates, now: Instant) -> Option<(Instant, Exceeded)> {
         let ready = |rate: &Option<Rate>, bucket: &TokenBucket| rate.as_ref().map(|rate| bucket.ready_at(rate));
         let bytes = ready(&rates.bytes, &self.bytes).map(|ready| (ready, Exceeded::Bytes));
@@ -51,7 +47,7 @@ impl IngressLimiter {
         bytes.into_iter().chain(packets).max_by_key(|(ready, _)| *ready).filter(|(ready, _)| *ready > now)
     }
 
-    /// One packet of so many bytes has come.
+    /// Charges one packet of `bytes` bytes.
     pub(super) fn charge(&mut self, rates: &Rates, now: Instant, bytes: usize) {
         if let Some(rate) = &rates.bytes {
             self.bytes.charge(rate, now, bytes as u64);
@@ -63,8 +59,8 @@ impl IngressLimiter {
 }
 
 impl Rates {
-    /// The largest piece to read of a stream, up to `most`: one that takes little more than may pass at once, so that a slow
-    /// rate is not a long silence after a large read. A KiB in any case, which is more than a frame of most devices.
+    /// Maximum size of one read, up to `most`: little more than the burst of the byte rate, so that a slow rate does
+    /// not cause a long pause after a large read. At least 1 KiB, which is more than a frame of most devices.
     pub(super) fn read_size(&self, most: usize) -> usize {
         const LEAST: usize = 1024;
         let burst = self.bytes.map_or(usize::MAX, |rate| usize::try_from(rate.burst()).unwrap_or(usize::MAX));
@@ -85,26 +81,26 @@ mod tests {
         Rate::smooth(NonZeroU64::new(amount).unwrap(), SECOND)
     }
 
-    /// The one of the two that lasts longer decides, and is told.
+    /// Of two exceeded rates, the one that lasts longer decides, and is the reported one.
     #[test]
     fn the_stricter_rate_decides() {
         let (start, rates) = (Instant::now(), Rates { bytes: Some(rate(1000)), packets: Some(rate(10)) });
-        let mut meter = IngressLimiter::new(start);
-        assert_eq!(meter.exceeded(&rates, start), None);
-        meter.charge(&rates, start, 10);
-        assert_eq!(meter.exceeded(&rates, start), Some((start + SECOND / 10, Exceeded::Packets)));
-        assert_eq!(meter.exceeded(&rates, start + SECOND / 10), None);
-        meter.charge(&rates, start + SECOND / 10, 1100);
+        let mut limiter = IngressLimiter::new(start);
+        assert_eq!(limiter.exceeded(&rates, start), None);
+        limiter.charge(&rates, start, 10);
+        assert_eq!(limiter.exceeded(&rates, start), Some((start + SECOND / 10, Exceeded::Packets)));
+        assert_eq!(limiter.exceeded(&rates, start + SECOND / 10), None);
+        limiter.charge(&rates, start + SECOND / 10, 1100);
         assert_eq!(
-            meter.exceeded(&rates, start + SECOND / 10),
+            limiter.exceeded(&rates, start + SECOND / 10),
             Some((start + Duration::from_millis(1101), Exceeded::Bytes))
         );
-        assert_eq!(meter.exceeded(&Rates::default(), start), None);
+        assert_eq!(limiter.exceeded(&Rates::default(), start), None);
     }
 
-    /// A read takes what may pass at once, within bounds.
+    /// The size of a read follows the burst, within bounds.
     #[test]
-    fn pieces_have_bounds() {
+    fn read_sizes_have_bounds() {
         for (bytes, read_size) in [(1, 1024), (100_000, 10_000), (1 << 30, 65_536)] {
             assert_eq!(Rates { bytes: Some(rate(bytes)), packets: None }.read_size(65_536), read_size);
         }

@@ -1,4 +1,4 @@
-//! What wakes a connection's task: its socket, its mailbox, its alarm.
+//! Wakeups of a connection task: socket, mailbox, deadline timer.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,19 +14,19 @@ use crate::conn::CloseReason;
 use crate::conn::registry::Mail;
 use crate::listener::{Received, Socket};
 
-/// One read takes at most this many bytes; each worker thread has one buffer of that size for all its
-/// connections, so an idle connection holds none.
+/// Maximum size of one read. Each worker thread has one buffer of that size for all its connections, so an idle
+/// connection holds none.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
-/// Wakes the task for its next deadline. Deadlines move with every read, so the alarm is let ring early
-/// and set again rather than moved each time.
+/// Wakes the task at its next deadline. Deadlines move with every read, so the timer may fire early and is then set
+/// again, which is cheaper than moving it each time.
 #[derive(Debug)]
 pub(super) struct DeadlineTimer {
     sleep: Pin<Box<Sleep>>,
     fires_at: Instant,
 }
 
-/// What the gauges have been told of this connection's queues; taken back when it ends, however it does.
+/// This connection's share of the queue gauges; subtracted when it is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionGauges {
     shared: Arc<Shared>,
@@ -38,7 +38,6 @@ pub(super) struct ConnectionGauges {
 }
 
 impl ConnectionGauges {
-    /// Nothing yet.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, is_live: false, inbound: 0, outbound: 0, messages: 0 }
     }
@@ -50,10 +49,10 @@ impl ConnectionGauges {
             (&metrics.outbound_queue_bytes, &mut self.outbound, outbound),
             (&metrics.queued_messages, &mut self.messages, messages),
         ];
-        for (gauge, gauges, now) in gauges {
-            if *gauges != now {
-                gauge.inc_by(as_gauge(now) - as_gauge(*gauges));
-                *gauges = now;
+        for (gauge, last, now) in gauges {
+            if *last != now {
+                gauge.inc_by(as_gauge(now) - as_gauge(*last));
+                *last = now;
             }
         }
     }
@@ -65,21 +64,21 @@ impl Drop for ConnectionGauges {
     }
 }
 
-/// What the task is woken for.
+/// Reason of a wakeup.
 pub(super) enum Wakeup {
     Mail(Option<Box<Mail>>),
-    /// Bytes have been read and wait; or the input has ended.
+    /// Bytes were read and queued, or the input has ended.
     Read,
     WriteFailed(io::Error),
-    /// The queue to the peer is full no more.
+    /// The outbound queue has room again.
     OutboundWritable,
-    /// What waited for the socket has been written.
+    /// The outbound queue is empty and flushed.
     Flushed,
-    /// The alarm has rung.
+    /// The deadline timer fired.
     Deadline,
 }
 
-/// When [`Connection::next_wakeup`] may return for a flush alone.
+/// Whether [`Connection::next_wakeup`] also returns when the output is flushed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WaitFor {
     Anything,
@@ -87,7 +86,7 @@ pub(super) enum WaitFor {
 }
 
 impl Connection {
-    /// Waits for the next thing that concerns this connection. Can be dropped and called again.
+    /// Waits for the next wakeup. Cancel-safe.
     pub(super) async fn next_wakeup(&mut self, socket: &mut Socket, until: WaitFor) -> Wakeup {
         poll_fn(|cx| self.poll_wakeup(socket, until, cx)).await
     }
@@ -98,17 +97,18 @@ impl Connection {
             return Poll::Ready(Wakeup::WriteFailed(error));
         }
         if was_full && !self.adapter.outbound().is_full() {
-            // An event may have waited for nothing else.
+            // The next event may have waited for this room alone.
             return Poll::Ready(Wakeup::OutboundWritable);
         }
         if until == WaitFor::Flushed && self.outbound.is_flushed(self.adapter.outbound()) {
             return Poll::Ready(Wakeup::Flushed);
         }
-        // After a mail it is the socket's turn: a flood of messages must not keep the device from being heard.
+        // Alternates between mail and socket: a flood of messages must not starve the device's bytes.
         if std::mem::take(&mut self.inbox.served_last) && self.may_read() && self.poll_read(socket, cx).is_ready() {
             return Poll::Ready(Wakeup::Read);
         }
-        // While the peer's queue is full its handler waits with the next command, instead of being refused.
+        // Back-pressure: while the outbound queue is full, the handler's next command waits in the mailbox instead of
+        // being refused.
         if !self.adapter.outbound().is_full()
             && let Poll::Ready(mail) = self.inbox.receiver.poll_recv(cx)
         {
@@ -119,7 +119,7 @@ impl Connection {
             return Poll::Ready(Wakeup::Read);
         }
         self.update_gauges();
-        // Last, because what could not be written a moment ago has a deadline since then.
+        // Last, because a write that stalled above has set its deadline.
         self.arm_deadline_timer();
         match &mut self.deadline_timer {
             Some(deadline_timer) => deadline_timer.sleep.as_mut().poll(cx).map(|()| Wakeup::Deadline),
@@ -127,8 +127,8 @@ impl Connection {
         }
     }
 
-    /// Brings the gauges up to date when the task comes to rest: what passes through the queues at once is
-    /// not worth their cost.
+    /// Updates the gauges before the task sleeps: updating them for every byte that passes through the queues would
+    /// cost too much.
     pub(super) fn update_gauges(&mut self) {
         let outbound = self.adapter.outbound().bytes();
         self.gauges.update(self.inbound.bytes(), outbound, self.inbound.messages());
@@ -138,7 +138,7 @@ impl Connection {
         *self.state.phase() == Phase::Open && self.inbound.may_read()
     }
 
-    /// One read, through a buffer that all connections of this thread share.
+    /// One read, through the buffer shared by all connections of this thread.
     fn poll_read(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<()> {
         thread_local! {
             static BUFFER: std::cell::RefCell<Box<[u8]>> = std::cell::RefCell::new(vec![0; READ_BYTES_MAX].into());
@@ -193,7 +193,7 @@ impl Connection {
             return;
         };
         match &mut self.deadline_timer {
-            // It rings early and is set again: cheaper than moving it with every read.
+            // It fires early and is set again: cheaper than moving it with every read.
             Some(deadline_timer) if deadline_timer.fires_at <= deadline => {}
             Some(deadline_timer) => {
                 deadline_timer.fires_at = deadline;
@@ -209,13 +209,13 @@ impl Connection {
     }
 }
 
-/// Whether a failed write tells that the stream is over both ways, so that reading comes to its end too.
+/// Whether a failed write means that the stream is broken in both directions, so that reads end too.
 pub(super) fn is_reset(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
-/// A socket's error in the words of errno(3), which ExProto handlers know.
+/// Close reason of a socket error, with the errno(3) name that ExProto handlers know.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the operating system's errors have no end")]
 pub(super) fn socket_error(error: &io::Error) -> CloseReason {
     use io::ErrorKind::{

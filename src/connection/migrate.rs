@@ -1,4 +1,5 @@
-//! How a connection goes on with another version of its handler, between two events.
+//! Migration of a connection to another version of its handler, and to a fresh instance of the same version
+//! (recycling). Always between two events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,11 @@ use crate::dispatch::{Membership, Placement};
 use crate::handler::{Attachment, CallError, Handler, wasm};
 use crate::listener::Socket;
 
-/// How long a server that loses the connection to another version may take to hear of it; the device waits meanwhile.
+/// How long the old server may take for `OnSocketClosed` during a migration; the device waits meanwhile.
 const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Connection {
-    /// Looks at the versions of the handler, and does what they ask for.
+    /// Applies the handler's current versions to this connection: keep, migrate or close.
     pub(super) async fn reconcile_version(&mut self, socket: &mut Socket) {
         if self.handler.has_stale_shadow(&self.shared.chain) {
             self.end_shadow().await;
@@ -31,7 +32,7 @@ impl Connection {
                 match moved {
                     Ok(()) => {
                         versions.moved();
-                        tracing::debug!(conn = %self.conn(), handler = %versions.name(), from, version, "moved to another version");
+                        tracing::debug!(conn = %self.conn(), handler = %versions.name(), from, version, "migrated to another version");
                     }
                     Err(error) => {
                         versions.pinned();
@@ -40,7 +41,7 @@ impl Connection {
                             handler = %versions.name(),
                             from,
                             version,
-                            "the connection stays with its version: {error}"
+                            "not migrated, the connection keeps its version: {error}"
                         );
                     }
                 }
@@ -48,7 +49,7 @@ impl Connection {
         }
     }
 
-    /// Goes over to another version; on an error the connection stays where it was.
+    /// Migrates to another version. On an error the connection keeps its version.
     async fn migrate_to(&mut self, socket: &mut Socket, to: Membership) -> Result<(), CallError> {
         let version = Arc::clone(to.version());
         let moved = match (&self.handler.attachment, self.handler.version().handler(), version.handler()) {
@@ -69,16 +70,16 @@ impl Connection {
             Attachment::Grpc(remote) => {
                 let detach = remote.call(&Event::SocketClosed(CloseReason::Draining));
                 if let Err(error) = self.while_calling(socket, detach, DETACH_TIMEOUT).await {
-                    tracing::debug!(conn = %self.conn(), "the server was not told that another one has taken over: {error}");
+                    tracing::debug!(conn = %self.conn(), "the old server did not get OnSocketClosed after the migration: {error}");
                 }
             }
         }
         Ok(())
     }
 
-    /// Gives the connection a fresh instance of the same version, with its state, before the old one has no memory left:
-    /// many interpreters and some guests give back less than they take. A guest without `migrate`, or one that does not take
-    /// its state back, goes on until it fails, and then starts anew.
+    /// Replaces an instance that is nearly out of memory by a fresh one of the same version, with its state: many
+    /// interpreters and some guests free less than they allocate. A guest without `migrate`, or one that fails to
+    /// restore its state, runs on until it fails, and then starts anew.
     pub(super) async fn recycle_instance(&mut self) {
         let Attachment::Wasm(guest) = &self.handler.attachment else {
             return;
@@ -97,10 +98,10 @@ impl Connection {
             Ok(fresh) => {
                 self.handler.attachment = fresh;
                 self.link().metrics.recovered("replace");
-                tracing::debug!(conn = %self.conn(), handler = %handler.name(), "a fresh instance goes on: the last had little memory left");
+                tracing::debug!(conn = %self.conn(), handler = %handler.name(), "instance recycled: the old one had little memory left");
             }
             Err(error) => {
-                tracing::warn!(conn = %self.conn(), handler = %handler.name(), "an instance with little memory left could not be replaced: {error}");
+                tracing::warn!(conn = %self.conn(), handler = %handler.name(), "cannot recycle an instance with little memory left: {error}");
                 if let Attachment::Wasm(guest) = &mut self.handler.attachment {
                     guest.keep();
                 }
@@ -109,7 +110,7 @@ impl Connection {
         self.follow_adapter();
     }
 
-    /// Carries the connection's state from its guest to the next version of it.
+    /// Carries the guest's state over with `snapshot` and `restore`.
     async fn migrate_guest(&mut self, handler: &wasm::Handler) -> Result<Attachment, CallError> {
         let Attachment::Wasm(old) = &mut self.handler.attachment else {
             return Err(CallError::Unfit("the handler is not a guest".to_owned()));
@@ -121,7 +122,7 @@ impl Connection {
         let (backend, result) = match snapshot {
             Ok(state) => new.restore(backend, &self.info, state.as_ref()).await,
             Err(error) => {
-                // The old instance is lost with its state, so there is nothing to stay with.
+                // The old instance is lost with its state, so there is none to keep.
                 tracing::warn!(conn = %self.conn(), handler = %handler.name(), "the guest lost its state in a snapshot: {error}");
                 new.call(backend, &Event::SocketCreated(Arc::clone(&self.info))).await
             }
@@ -133,8 +134,8 @@ impl Connection {
         result.map(|()| Attachment::Wasm(new))
     }
 
-    /// Tells a handler that has no state of this connection that it exists. ExProto has no way to carry state over, so
-    /// where a server is on either side, the new one gets what it gets after a fall back.
+    /// Attaches a handler that has no state of this connection, with `OnSocketCreated` as after a fallback. ExProto has
+    /// no way to carry state over, so this is the path where a gRPC server is on either side.
     async fn reattach(&mut self, socket: &mut Socket, handler: &Handler) -> Result<Attachment, CallError> {
         let last = self.registration.handler_conn();
         self.forget_remote();
@@ -158,7 +159,7 @@ impl Connection {
             }
         };
         if result.is_err() {
-            // The last server was told nothing; it goes on under the id that it knows.
+            // The old server noticed nothing; it keeps the id that it knows.
             self.registration.rename(last);
             self.adapter.set_handler_conn(last);
         }

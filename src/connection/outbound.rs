@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use crate::adapter::Outbound;
 use crate::listener::Socket;
 
-/// Whether the peer can still be sent bytes.
+/// State of the gateway's side of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
     Open,
@@ -19,14 +19,14 @@ pub(super) enum Output {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Written {
     pub(super) bytes: usize,
-    /// Bytes are left, in the queue or in the socket's own buffer.
+    /// Bytes remain in the queue or in the socket's own buffer.
     pub(super) is_pending: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct SocketWriter {
     output: Output,
-    /// The socket itself (TLS) may hold bytes that it accepted.
+    /// The socket (TLS) may hold bytes that it accepted.
     unflushed: bool,
     sent_bytes: u64,
 }
@@ -40,7 +40,7 @@ impl SocketWriter {
         self.output
     }
 
-    /// Marks the gateway's side of the stream as ended; `false` when it was before.
+    /// Marks the gateway's side of the stream as ended; `false` if it was ended or broken before.
     pub(super) fn end(&mut self) -> bool {
         std::mem::replace(&mut self.output, Output::Ended) == Output::Open
     }
@@ -49,7 +49,7 @@ impl SocketWriter {
         self.output = Output::Broken;
     }
 
-    /// Whether everything in `queue` has left for the network.
+    /// Whether all bytes of `queue` are written to the network.
     pub(super) fn is_flushed(&self, queue: &Outbound) -> bool {
         queue.is_empty() && !self.unflushed
     }
@@ -63,7 +63,7 @@ impl SocketWriter {
     ///
     /// # Errors
     ///
-    /// The socket's, after which nothing more can be written.
+    /// The socket's error, after which no more can be written.
     pub(super) fn poll_write(
         &mut self,
         queue: &mut Outbound,

@@ -1,5 +1,5 @@
-//! A version of the handler that is tried without effects: it gets what the active one got, and what it would have done
-//! is compared with what was done.
+//! Shadow version of a handler: it gets the events of the active version in a dry run, without effects, and its
+//! commands are compared with the executed ones.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::dispatch::{Membership, TrialKind, Versions};
 use crate::handler::wasm::Guest;
 use crate::handler::{CallError, Handler};
 
-/// One connection's instance of the version that is tried.
+/// One connection's instance of the shadow version.
 #[derive(Debug)]
 pub(super) struct Shadow {
     guest: Guest,
@@ -19,20 +19,19 @@ pub(super) struct Shadow {
     dry_run: Option<Box<DryRunAdapter>>,
 }
 
-/// What the tried version did with an event.
+/// Result of one event in the shadow version.
 #[derive(Debug)]
 pub(super) enum Compared {
-    /// The same.
     Same,
-    /// Something else; the text names the first thing.
+    /// Other commands; the text names the first difference.
     Different(String),
-    /// It failed, and is not asked any more.
+    /// It failed, and gets no more events.
     Failed(CallError),
 }
 
 impl Shadow {
-    /// The shadow of a new connection, if one of the handler's versions is tried so. A server cannot be: its calls come from
-    /// outside, and would have effects.
+    /// The shadow of a new connection, if the handler has a shadow version. A gRPC server cannot be one: its calls come
+    /// from outside, and would have effects.
     pub(super) fn of(versions: &Versions, conn: ConnId, info: &Arc<crate::conn::ConnInfo>) -> Option<Box<Self>> {
         let plan = versions.plan();
         let trial = plan.trial.as_ref().filter(|trial| trial.how == TrialKind::Shadow)?;
@@ -46,19 +45,20 @@ impl Shadow {
         }))
     }
 
-    /// Whether its version is still the one that is tried.
+    /// Whether its version is still the shadow version.
     pub(super) fn is_wanted(&self, versions: &Versions) -> bool {
         let plan = versions.plan();
         let version = self.membership.version();
         plan.trial.as_ref().is_some_and(|trial| trial.how == TrialKind::Shadow && Arc::ptr_eq(&trial.version, version))
     }
 
-    /// The connection has ended, or the version is tried on it no more: an instance that serves others too forgets it.
+    /// Detaches from the instance, which may serve other connections too: the connection has closed, or the trial is
+    /// over.
     pub(super) async fn leave(self) {
         self.guest.leave().await;
     }
 
-    /// Gives it the event that the active version has handled, with the answers that were given then.
+    /// Runs an event that the active version has handled, with the results that its commands got.
     pub(super) async fn follow(&mut self, event: &Event, done: &[LoggedCommand]) -> Compared {
         let Some(mut dry_run) = self.dry_run.take() else {
             return Compared::Failed(CallError::Unavailable("the shadow has failed before".to_owned()));
@@ -70,7 +70,7 @@ impl Shadow {
         let (backend, result) = self.guest.call(Backend::DryRun(dry_run), event).await;
         self.membership.version().count(result.is_ok());
         let Backend::DryRun(mut dry_run) = backend else {
-            return Compared::Failed(CallError::Unavailable("the shadow has lost its desk".to_owned()));
+            return Compared::Failed(CallError::Unavailable("the shadow has lost its adapter".to_owned()));
         };
         if let Err(error) = result {
             return Compared::Failed(error);
@@ -81,12 +81,13 @@ impl Shadow {
     }
 }
 
-/// What counts of what was done. What was asked for after the end was nothing, and a rehearsal does not write it down either.
+/// The commands to compare. Commands after the close had no effect, and a dry run does not log them either.
 fn counted(done: &[LoggedCommand]) -> impl Iterator<Item = &LoggedCommand> {
     done.iter().filter(|entry| entry.result != Err(Refused::Gone))
 }
 
-/// Compares what two versions did. How bytes for the peer are cut into sends makes no difference: the peer cannot see it.
+/// Compares the commands of two versions. How outbound bytes are cut into sends makes no difference: the peer cannot
+/// see it.
 fn compare<'a>(done: impl Iterator<Item = &'a Command>, would: &'a [Command]) -> Compared {
     let (done, would) = (joined(done), joined(would.iter()));
     let first = done.iter().zip(&would).position(|(done, would)| done != would);
@@ -125,9 +126,9 @@ mod tests {
         Command::Send(text.into())
     }
 
-    /// A handler that goes on after a Close does the same as one that goes on after a Close.
+    /// Commands after a Close are ignored for both versions.
     #[test]
-    fn nothing_after_the_end_counts() {
+    fn commands_after_the_close_do_not_count() {
         let message = || Bytes::from_static(b"bye");
         let raw = || Command::RawPublish { topic: "t".to_owned(), qos: QoS::AtMostOnce, payload: message() };
         let done = [
@@ -144,21 +145,21 @@ mod tests {
         assert!(matches!(compare(counted(&done).map(|entry| &entry.command), &operations), Compared::Same));
     }
 
-    /// What the peer sees is what counts, and the first thing that differs is named.
+    /// Only effects that the peer can see count, and the first difference is named.
     #[test]
-    fn what_differs_is_named() {
-        let told = |done: &[Command], would: &[Command]| match compare(done.iter(), would) {
+    fn the_first_difference_is_named() {
+        let difference = |done: &[Command], would: &[Command]| match compare(done.iter(), would) {
             Compared::Same => String::new(),
             Compared::Different(what) => what,
             Compared::Failed(error) => error.to_string(),
         };
-        assert_eq!(told(&[send("ab"), send("c")], &[send("a"), send("bc")]), "");
-        assert_eq!(told(&[], &[]), "");
-        assert_eq!(told(&[send("a")], &[]), "operation 1: send was done, nothing would be");
+        assert_eq!(difference(&[send("ab"), send("c")], &[send("a"), send("bc")]), "");
+        assert_eq!(difference(&[], &[]), "");
+        assert_eq!(difference(&[send("a")], &[]), "operation 1: send was done, nothing would be");
         assert_eq!(
-            told(&[send("a"), Command::Close], &[send("a"), Command::Unsubscribe { filter: "f".into() }]),
+            difference(&[send("a"), Command::Close], &[send("a"), Command::Unsubscribe { filter: "f".into() }]),
             "operation 2: close was done, unsubscribe would be"
         );
-        assert_eq!(told(&[send("a")], &[send("b")]), "operation 1: send was done, send would be");
+        assert_eq!(difference(&[send("a")], &[send("b")]), "operation 1: send was done, send would be");
     }
 }

@@ -1,16 +1,17 @@
-//! The phases and deadlines of one connection. Pure: no socket, no clock, `now` is an argument.
+//! Phases and deadlines of one connection: idle timeout, keepalive, write timeout. Pure: no socket, no clock, `now` is
+//! an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::adapter::TimerChange;
 use crate::conn::CloseReason;
 
-/// Where a connection is in its life. It only ever moves down this list.
+/// Phase of a connection. It only moves down this list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The handler knows the peer; bytes flow.
     Open,
-    /// It is decided that the connection ends: nothing new is read, what is queued is still written.
+    /// The close is decided: reads stop, queued bytes are still written.
     Closing(CloseReason),
 }
 
@@ -27,36 +28,34 @@ pub struct Timeouts {
     pub write: Duration,
 }
 
-/// What has become due.
+/// A deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// The keepalive interval ran out; the handler is to be told before the connection ends.
+    /// Keepalive expired; the handler gets `OnTimerTimeout` before the close.
     Keepalive,
-    /// The peer was silent for too long.
+    /// Idle timeout.
     Idle,
     /// The peer has not authenticated in time.
     Login,
-    /// The peer does not take what is sent to it; there is no use in offering it more.
+    /// Write timeout: the peer accepts no bytes, so no more are offered.
     Write,
 }
 
-/// Phases and deadlines.
 #[derive(Debug)]
 pub(crate) struct State {
     phase: Phase,
     timeouts: Timeouts,
     opened: Instant,
-    /// When the peer was last heard; `None` before its first byte.
+    /// Time of the last received bytes; `None` before the first.
     received: Option<Instant>,
     is_authenticated: bool,
-    /// The silence after which keepalive expires, and since when it may count.
+    /// The silence after which keepalive expires, and the start of the timer.
     keepalive: Option<(Duration, Instant)>,
-    /// Since when bytes have waited without the peer taking any.
+    /// Since when queued bytes have waited while the peer accepted none.
     stalled: Option<Instant>,
 }
 
 impl State {
-    /// A connection that was opened now.
     pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
         Self {
             phase: Phase::Open,
@@ -69,24 +68,22 @@ impl State {
         }
     }
 
-    /// The phase.
     pub(crate) fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// How long the connection has lived.
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened)
     }
 
-    /// Decides that the connection ends. The first reason stays.
+    /// Closes the connection. The first reason is kept.
     pub(crate) fn close(&mut self, reason: CloseReason) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing(reason);
         }
     }
 
-    /// Bytes or a datagram came from the peer.
+    /// Bytes or a datagram arrived.
     pub(crate) fn handle_received(&mut self, now: Instant) {
         self.received = Some(now);
     }
@@ -96,7 +93,7 @@ impl State {
         self.is_authenticated = true;
     }
 
-    /// The socket was offered bytes: whether it took some, and whether others still wait.
+    /// After a write: whether the socket accepted bytes, and whether others are still queued.
     pub(crate) fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
         if !some_wait {
             self.stalled = None;
@@ -107,8 +104,8 @@ impl State {
 
     /// The handler started or stopped a timer.
     ///
-    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). The peer's bytes start it
-    /// anew and ours do not, so our own traffic cannot keep a dead peer alive.
+    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). Received bytes restart it and sent bytes
+    /// do not, so the gateway's own traffic cannot keep a dead peer alive.
     pub(crate) fn handle_timer(&mut self, now: Instant, change: TimerChange) {
         self.keepalive = match change {
             TimerChange::Start(interval) => Some((interval.saturating_add(interval / 2), now)),
@@ -116,7 +113,7 @@ impl State {
         };
     }
 
-    /// When [`State::handle_timeout`] is to be called next; `None` when nothing can become due.
+    /// Time of the next [`State::handle_timeout`] call; `None` when no deadline is set.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         [self.idle_deadline(), self.login_deadline(), self.keepalive_deadline(), self.write_deadline()]
             .into_iter()
@@ -124,11 +121,11 @@ impl State {
             .min()
     }
 
-    /// Finds what has become due. The phase moves with it, so the same thing is due once.
+    /// Returns a deadline that has passed. The phase changes with it, so each is returned once.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if due(self.write_deadline()) {
-            // Also while closing: the peer does not take the last bytes either.
+            // Also while closing: the last bytes have the same deadline.
             self.close(CloseReason::WriteTimedOut);
             self.stalled = None;
             return Some(Due::Write);
@@ -185,7 +182,7 @@ mod tests {
         (now, State::new(now, Timeouts { idle, login: None, silence: None, write: 1000 * MS }))
     }
 
-    /// A peer that has spoken is ended after the silence limit, unless a keepalive timer decides instead.
+    /// After the first bytes, a silence longer than its limit closes the connection, until a keepalive timer replaces it.
     #[test]
     fn silence_after_the_first_byte() {
         let start = Instant::now();
@@ -196,7 +193,7 @@ mod tests {
         assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
 
         state.handle_timer(start + 300 * MS, TimerChange::Start(4000 * MS));
-        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce that it speaks rarely");
+        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce long intervals");
         state.handle_timer(start + 300 * MS, TimerChange::Stop);
 
         assert_eq!(state.handle_timeout(start + 799 * MS), None);
@@ -204,7 +201,7 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
     }
 
-    /// A peer that sends bytes and never authenticates is ended; one that has authenticated is not.
+    /// A peer that sends bytes and never authenticates is closed; an authenticated one is not.
     #[test]
     fn login_deadline() {
         let start = Instant::now();
@@ -222,7 +219,7 @@ mod tests {
         assert_eq!(device.handle_timeout(start + 5000 * MS), None);
     }
 
-    /// A peer that never speaks is ended at 500 ms, and not at 499.
+    /// A peer that sends nothing is closed at 500 ms, and not at 499.
     #[test]
     fn idle_deadline() {
         let (start, mut state) = opened(500 * MS);
@@ -245,7 +242,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 5000 * MS), None);
     }
 
-    /// Keepalive runs out after one and a half intervals of silence, counted from the last byte received.
+    /// Keepalive expires after one and a half intervals of silence, counted from the last received byte.
     #[test]
     fn keepalive_counts_silence() {
         let (start, mut state) = opened(500 * MS);
@@ -261,9 +258,9 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 900 * MS), None, "it is due once");
     }
 
-    /// What we write does not keep a silent peer alive.
+    /// Sent bytes do not keep a silent peer alive.
     #[test]
-    fn our_bytes_do_not_count() {
+    fn sent_bytes_do_not_count() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_timer(start, TimerChange::Start(200 * MS));
@@ -271,7 +268,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 300 * MS), Some(Due::Keepalive));
     }
 
-    /// A second start replaces the first; a stop leaves nothing due.
+    /// A second start replaces the first; a stop clears the deadline.
     #[test]
     fn timers_are_replaced_and_stopped() {
         let (start, mut state) = opened(500 * MS);
@@ -283,9 +280,9 @@ mod tests {
         assert_eq!(state.poll_timeout(), None);
     }
 
-    /// A peer that takes nothing is ended after the write timeout; every byte it takes starts it anew.
+    /// A peer that accepts nothing is closed after the write timeout; every accepted byte restarts it.
     #[test]
-    fn a_stalled_peer_is_ended() {
+    fn a_stalled_peer_is_closed() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_written(start, false, true);
@@ -296,7 +293,7 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::WriteTimedOut));
     }
 
-    /// The first reason to end is the one that is told.
+    /// The first close reason is the reported one.
     #[test]
     fn the_first_reason_stays() {
         let (start, mut state) = opened(500 * MS);

@@ -1,23 +1,23 @@
-//! Writes what really happened into a conversation, keeping what the person wrote around it.
+//! Records the observed responses in a conversation, and keeps the manual edits around them.
 //!
-//! Pure. Stimuli (`>`, `deliver`, `timer`, `close peer`), comments, blank lines and `transport` stay; the lines that tell the
-//! answers are replaced where they no longer fit. A line that still fits stays as it is, so its `??` and `"*"` survive.
+//! Pure. Stimuli (`>`, `deliver`, `timer`, `close peer`), comments, blank lines and `transport` stay; the lines of
+//! responses are replaced where they no longer match. A line that still matches is kept, so its `??` and `"*"` survive.
 
 use bytes::Bytes;
 
 use super::run::Published;
 use super::{Action, ClosedBy, Conversation, Item, Line, Message, Pattern, Payload, Step};
 
-/// What happened during a run, cut at its stimuli.
+/// The observed effects of a run, grouped by stimulus.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Happened {
     /// Before the first stimulus.
     pub greeting: Vec<Effect>,
-    /// After each stimulus, in their order; shorter than their number when the connection ended early.
+    /// After each stimulus, in order; fewer than the stimuli if the connection ended early.
     pub answers: Vec<Vec<Effect>>,
 }
 
-/// One thing that the gateway did.
+/// One effect of the gateway or its handler.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// It sent these bytes to the device.
@@ -28,19 +28,19 @@ pub enum Effect {
     Closed(ClosedBy),
 }
 
-/// The connection ended although the conversation goes on.
+/// The connection ended before the last stimulus of the conversation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected the connection to stay open until line {line} ({word:?}), it was closed before: cut the conversation there"
 )]
 pub struct EndedEarly {
-    /// The first stimulus that nobody was left to hear.
+    /// The first stimulus after the end.
     pub line: u32,
-    /// The word with which its line begins.
+    /// The first word of its line.
     pub word: &'static str,
 }
 
-/// The conversation with the answers that really came.
+/// The conversation with the observed responses.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Convers
     for group in groups {
         if closed {
             let Some((line, word)) = group.first().filter(|first| !is_close(first)).and_then(stimulus) else {
-                // The gateway was faster than the device's `close peer`; what the person wrote around it stays.
+                // The gateway closed before the device's `close peer`; manual edits around it are kept.
                 blessed.extend(group.iter().filter(|item| !matches!(item.content, Line::Step(_))).cloned());
                 continue;
             };
@@ -68,7 +68,7 @@ pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Convers
     Ok(Conversation::new(conversation.name(), blessed))
 }
 
-/// Cuts the items before each stimulus.
+/// Splits the items before each stimulus.
 fn groups(items: &[Item]) -> (&[Item], Vec<&[Item]>) {
     let mut starts: Vec<usize> = (0..items.len()).filter(|at| stimulus(&items[*at]).is_some()).collect();
     let preamble = &items[..starts.first().copied().unwrap_or(items.len())];
@@ -91,7 +91,7 @@ fn is_answer(item: &Item) -> bool {
     matches!(&item.content, Line::Step(step) if !step.action.is_stimulus())
 }
 
-/// Where a first greeting goes: below the heading, above the comment that belongs to the first stimulus.
+/// Where a new greeting is inserted: below the heading, above the comment of the first stimulus.
 fn preamble_end(preamble: &[Item]) -> usize {
     preamble
         .iter()
@@ -99,8 +99,8 @@ fn preamble_end(preamble: &[Item]) -> usize {
         .map_or(preamble.len(), |at| at + 1)
 }
 
-/// Adds one group with its new answers: each in the place of an old one, the rest after the last old one, or at
-/// `insert_at` when there was none. Tells whether the gateway ended the connection.
+/// Adds one group with its new responses: each in the place of an old one, the rest after the last old one, or at
+/// `insert_at` if there was none. Returns whether the gateway ended the connection.
 fn bless_group(blessed: &mut Vec<Item>, group: &[Item], insert_at: usize, effects: &[Effect]) -> bool {
     let old: Vec<&Item> = group.iter().filter(|item| is_answer(item)).collect();
     let new = answers(&old, effects);
@@ -125,7 +125,7 @@ fn bless_group(blessed: &mut Vec<Item>, group: &[Item], insert_at: usize, effect
     closed
 }
 
-/// The answers as items: old ones that still fit, new ones for the rest.
+/// The responses as items: old ones that still match, new ones for the rest.
 fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
     if fits(old, effects) {
         return old.iter().map(|item| (*item).clone()).collect();
@@ -134,9 +134,9 @@ fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
         old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::Publish(_), .. })));
     let mut old_bytes =
         old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::ToPeer(_), .. })));
-    // An empty send is nothing on a stream, and no `<` line can tell it.
-    let told = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
-    told.map(|effect| match effect {
+    // An empty send has no effect on a stream, and no `<` line can express it.
+    let sent = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
+    sent.map(|effect| match effect {
             Effect::Sent(bytes) => {
                 let fitting = old_bytes.next().filter(|item| {
                     matches!(&item.content, Line::Step(Step { action: Action::ToPeer(pattern), .. })
@@ -168,7 +168,7 @@ fn is_fit(expected: &Message, published: &Published) -> bool {
         && expected.payload.difference(&published.payload).is_none()
 }
 
-/// Whether the old answers tell what happened, whatever the cuts between their `<` lines.
+/// Whether the old responses match the effects, however the bytes are split over `<` lines.
 fn fits(old: &[&Item], effects: &[Effect]) -> bool {
     let (mut cells, mut messages, mut closers) = (Vec::new(), Vec::new(), Vec::new());
     for item in old {

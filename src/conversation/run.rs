@@ -1,10 +1,10 @@
-//! One run of a conversation: what is to be done next, and whether what happens is what it says.
+//! One run of a conversation: the next step, and the comparison with the observed effects.
 //!
-//! Pure: no socket, no clock, no task. A driver asks [`Run::poll`] what comes next, does it, and tells the run what it
-//! sees with the `handle_` functions; the driver over the network is [`super::play`], and a test that calls a handler in
-//! its own process drives the same run. Bytes to the device, published messages and the end of the connection are three
-//! streams: each is compared in its own order, and no order between them is asked for, since none can be observed from
-//! outside. A run holds what came and was not yet expected; the driver bounds it by [`Run::waiting_bytes`].
+//! Pure: no socket, no clock, no task. A driver asks [`Run::poll`] for the next step, performs it, and reports effects
+//! with the `handle_` functions; the driver over the network is [`super::play`], and a test that calls a handler in
+//! process drives the same run. Bytes to the device, published messages and the end of the connection are three
+//! streams: each is compared in order. The order between them is not compared, since it cannot be observed from
+//! outside. A run holds received data that is not expected yet; the driver bounds it by [`Run::waiting_bytes`].
 
 use std::collections::VecDeque;
 
@@ -17,28 +17,28 @@ mod mismatch;
 
 pub(crate) use mismatch::Mismatch;
 
-/// How bytes to the device are compared.
+/// The comparison of bytes to the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replies {
-    /// Every byte that comes is expected by a `<` line, and fits it.
+    /// Every byte must be expected by a `<` line, and match it.
     #[default]
     Exact,
-    /// A `<` line is met by as many bytes as it has, whatever they are, and further bytes are let pass: for load against a
-    /// gateway that answers in other words.
+    /// A `<` line matches any bytes of its length, and further bytes are ignored: for load on a gateway with other
+    /// responses.
     Counted,
 }
 
-/// Whether published messages can be seen.
+/// Whether published messages are observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Publishes {
-    /// Every message is told to the run, and each must be expected.
+    /// All are reported to the run, and each must be expected.
     #[default]
     Observed,
-    /// None is; `publish` lines are skipped.
+    /// None are; `publish` lines are skipped.
     Unobserved,
 }
 
-/// A message that was published, as the driver saw it; the topic without mountpoint.
+/// A published message as the driver observed it; the topic without mountpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// Topic name.
@@ -49,18 +49,18 @@ pub struct Published {
     pub payload: Bytes,
 }
 
-/// What comes next.
+/// The next step of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Next<'c> {
-    /// The driver does this, a stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
+    /// The driver performs this stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
     Do(LocatedStep<'c>),
-    /// This was expected, and it came.
+    /// This was expected, and it happened.
     Met(LocatedStep<'c>),
-    /// This cannot be seen and was passed over.
+    /// This cannot be observed and was skipped.
     Skipped(LocatedStep<'c>),
-    /// This is expected and has not come; poll again after the next `handle_` call.
+    /// This is expected and has not happened; poll again after the next `handle_` call.
     Await(LocatedStep<'c>),
-    /// Everything was done and met.
+    /// All steps are finished.
     End,
 }
 
@@ -80,16 +80,16 @@ pub(crate) struct Run<'c> {
     next: usize,
     replies: Replies,
     publishes: Publishes,
-    /// Bytes to the device that no `<` line has taken yet.
+    /// Bytes to the device that no `<` line has matched yet.
     received: BytesMut,
-    /// How many of them are known to fit the `<` line that is next.
+    /// The number of them that match the next `<` line.
     fitting: usize,
     published: VecDeque<Published>,
     closed: Option<ClosedBy>,
 }
 
 impl<'c> Run<'c> {
-    /// A run at its beginning.
+    /// A run before its first step.
     pub(crate) fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
         Self {
             stops: conversation.steps().map(|(line, step)| LocatedStep { line, step }).collect(),
@@ -103,36 +103,36 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// The device got these bytes.
+    /// The device has received these bytes.
     pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
 
-    /// The handler published this.
+    /// The handler has published this.
     pub(crate) fn handle_published(&mut self, published: Published) {
         self.published.push_back(published);
     }
 
-    /// The connection was ended by another than the device; [`ClosedBy::Gateway`] when it is not known by whom.
+    /// Another side than the device closed; [`ClosedBy::Gateway`] if the reason is unknown.
     pub(crate) fn handle_closed(&mut self, by: ClosedBy) {
         self.closed = Some(by);
     }
 
-    /// How many bytes have come that no line has taken yet.
+    /// The number of received bytes that no line has matched yet.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.received.len()
     }
 
-    /// The [`Next::Do`] of the last poll is done.
+    /// The [`Next::Do`] of the last poll is performed.
     pub(crate) fn done(&mut self) {
         self.next += 1;
     }
 
-    /// What comes next.
+    /// The next step.
     ///
     /// # Errors
     ///
-    /// What came is not what the conversation says.
+    /// The observed effects differ from the conversation.
     pub(crate) fn poll(&mut self) -> Result<Next<'c>, Mismatch> {
         let Some(stop) = self.stops.get(self.next).copied() else {
             return Ok(Next::End);
@@ -191,7 +191,7 @@ impl<'c> Run<'c> {
             self.next += 1;
             return Ok(Next::Skipped(stop));
         }
-        // A message may come after the end of the connection: the broker takes its own time.
+        // A message may arrive after the end of the connection, delayed by the broker.
         let Some(received) = self.published.pop_front() else {
             return Ok(Next::Await(stop));
         };
@@ -208,13 +208,13 @@ impl<'c> Run<'c> {
         })
     }
 
-    /// Nothing more will come before the next stimulus: a `<`, `publish` or `close` line that is awaited is in vain.
+    /// No effect will arrive before the next stimulus: an awaited `<`, `publish` or `close` line has failed.
     ///
-    /// For a driver that knows that the handler has answered; one that does not, calls it when its patience ends.
+    /// For a driver that knows that the handler has finished; another one calls it at its timeout.
     ///
     /// # Errors
     ///
-    /// Something is awaited.
+    /// A line is awaited.
     pub(crate) fn handle_silence(&mut self) -> Result<(), Mismatch> {
         match self.poll()? {
             Next::Await(stop) => Err(self.missing(stop, Ended::Silent)),
@@ -240,14 +240,14 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// Everything that has come was expected by the lines so far.
+    /// Checks that all received data was expected by the lines so far.
     ///
-    /// For the end of the connection, and for a driver that knows, before a stimulus, that the handler has answered all
-    /// that went before.
+    /// For the end of the connection, and for a driver that knows, before a stimulus, that the handler has finished all
+    /// previous events.
     ///
     /// # Errors
     ///
-    /// Bytes or a message came that no line expects.
+    /// Bytes or a message that no line expects.
     pub(crate) fn settle(&mut self) -> Result<(), Mismatch> {
         let after = self.next.checked_sub(1).and_then(|last| self.stops.get(last)).map_or(0, |stop| stop.line);
         if self.replies == Replies::Exact && !self.received.is_empty() {
@@ -263,7 +263,7 @@ impl<'c> Run<'c> {
     }
 }
 
-/// How it became certain that nothing more comes.
+/// Why no further effect will arrive.
 #[derive(Clone, Copy)]
 enum Ended {
     Closed,

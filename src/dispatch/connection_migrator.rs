@@ -1,4 +1,4 @@
-//! Asks connections to review their handler's versions, few at a time.
+//! Connection migrator: asks connections to check their handler's versions, few at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,63 +9,62 @@ use tokio::sync::Semaphore;
 use super::{Placement, Versions};
 use crate::conn::registry::Registry;
 
-/// Connections that may be on their way from one version to another at once, for each thread that serves them. A move
-/// takes some hundred microseconds of CPU; all connections at once would keep each other waiting for the sum of it, and the
-/// devices with them.
-const MOVES_PER_WORKER: usize = 2;
+/// Maximum number of concurrent migrations per worker thread. A migration takes some hundred microseconds of CPU; all
+/// connections at once would delay each other, and their devices, by the sum of it.
+const MIGRATIONS_PER_WORKER: usize = 2;
 
-/// After so many moves the others get their turn: what moves take is some tenth of each thread, and ten thousand
-/// connections on two threads have moved within five seconds.
+/// Pause after each batch of migrations, for other work: migrations take about a tenth of each thread, and ten thousand
+/// connections on two threads have migrated within five seconds.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long the next connection waits for those on their way; one that is in a long call reviews when it returns, and is
-/// not waited for.
+/// How long to wait for a running migration; a connection in a long call checks its version when the call returns, and
+/// is not waited for.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Moves connections between versions.
+/// Migrates connections between versions.
 #[derive(Clone, Debug)]
 pub struct ConnectionMigrator {
-    table: Registry,
+    registry: Registry,
 }
 
 impl ConnectionMigrator {
-    /// Reaches the connections of this table.
-    pub fn new(table: Registry) -> Self {
-        Self { table }
+    /// Migrates connections of this registry.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry }
     }
 
-    /// Asks every connection of the handler's versions that is not where it belongs to look for itself, and returns when
-    /// all have, or when those that have not are in a call for longer than a second.
+    /// Asks every misplaced connection of the handler to check its version. Returns when all have done so, except those
+    /// that are in a call for longer than a second.
     pub async fn reconcile(&self, versions: &Versions) {
-        let moves_at_once = MOVES_PER_WORKER * Handle::current().metrics().num_workers();
-        let turns = Arc::new(Semaphore::new(moves_at_once));
+        let concurrency = MIGRATIONS_PER_WORKER * Handle::current().metrics().num_workers();
+        let permits = Arc::new(Semaphore::new(concurrency));
         for version in versions.loaded() {
             if versions.placement(&version) == Placement::Keep {
                 continue;
             }
             let members = version.members();
-            // Held only by its connections from here on: the last one that leaves takes it along.
+            // Held only by its connections from here on, so that the last one that leaves frees it.
             drop(version);
             for (index, conn) in members.into_iter().enumerate() {
-                if index % moves_at_once == moves_at_once - 1 {
+                if index % concurrency == concurrency - 1 {
                     tokio::time::sleep(PAUSE).await;
                 }
-                let turn = loop {
-                    match tokio::time::timeout(WAIT_MAX, Arc::clone(&turns).acquire_owned()).await {
-                        Ok(Ok(turn)) => break turn,
+                let permit = loop {
+                    match tokio::time::timeout(WAIT_MAX, Arc::clone(&permits).acquire_owned()).await {
+                        Ok(Ok(permit)) => break permit,
                         // The semaphore is never closed.
                         Ok(Err(_)) => return,
-                        Err(_) => turns.add_permits(1),
+                        Err(_) => permits.add_permits(1),
                     }
                 };
-                if let Some(mailbox) = self.table.get(conn) {
-                    mailbox.reconcile_version(turn).await;
+                if let Some(mailbox) = self.registry.get(conn) {
+                    mailbox.reconcile_version(permit).await;
                 }
             }
         }
-        let all = tokio::time::timeout(WAIT_MAX, turns.acquire_many(moves_at_once as u32)).await;
+        let all = tokio::time::timeout(WAIT_MAX, permits.acquire_many(concurrency as u32)).await;
         if all.is_err() {
-            tracing::debug!(handler = %versions.name(), "some connections will review when their call returns");
+            tracing::debug!(handler = %versions.name(), "some connections will check their version when their call returns");
         }
     }
 }

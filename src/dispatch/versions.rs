@@ -1,4 +1,4 @@
-//! The versions of one configured handler: which of them serves whom.
+//! Versions of one configured handler: the active one, the one on trial, the old ones, and the connections of each.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::handler::{CallError, Handler};
 use crate::percent::Percent;
 use crate::telemetry::{HealthMetrics, VersionMetrics};
 
-/// One loaded build of a handler, with the connections that it serves.
+/// One loaded build of a handler, and its connections.
 #[derive(Debug)]
 pub struct Version {
     number: u32,
@@ -24,13 +24,13 @@ pub struct Version {
     members: Mutex<HashSet<ConnId>>,
     events: AtomicU64,
     failures: AtomicU64,
-    /// Wakes who waits for the next failure.
+    /// Notified at each failure.
     failed: Notify,
     metrics: VersionMetrics,
 }
 
 impl Version {
-    /// A version that serves nobody yet. Numbers start at 1 and grow.
+    /// A version without connections. Numbers start at 1 and grow.
     pub fn new(number: u32, handler: Handler, policy: Policy, metrics: VersionMetrics) -> Arc<Self> {
         metrics.loaded.inc();
         Arc::new(Self {
@@ -45,51 +45,48 @@ impl Version {
         })
     }
 
-    /// Its number.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// The program.
     pub fn handler(&self) -> &Handler {
         &self.handler
     }
 
-    /// How its failures are met.
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// How many connections it serves.
+    /// Number of its connections.
     pub fn connections(&self) -> usize {
         self.members.lock().len()
     }
 
-    /// The connections that it serves, at this moment.
+    /// Its connections.
     pub fn members(&self) -> Vec<ConnId> {
         self.members.lock().iter().copied().collect()
     }
 
-    /// Counts an event that was handled or not.
-    pub fn count(&self, report_success: bool) {
+    /// Counts an event.
+    pub fn count(&self, succeeded: bool) {
         self.events.fetch_add(1, Ordering::Relaxed);
-        if !report_success {
+        if !succeeded {
             self.failures.fetch_add(1, Ordering::Relaxed);
             self.failed.notify_one();
         }
     }
 
-    /// Returns at the next failure, or at once when there was one since it last returned. For one waiter at a time.
+    /// Waits for the next failure since the last return. One waiter at a time.
     pub async fn failure(&self) {
         self.failed.notified().await;
     }
 
-    /// Events that it was given, and those of them that failed.
+    /// Number of events, and of failed ones.
     pub fn outcomes(&self) -> (u64, u64) {
         (self.events.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
 
-    /// A connection comes; it leaves when the membership is dropped.
+    /// Adds a connection; it is removed when the membership is dropped.
     pub fn enter(self: &Arc<Self>, conn: ConnId) -> Membership {
         self.members.lock().insert(conn);
         self.metrics.connections.inc();
@@ -100,11 +97,11 @@ impl Version {
 impl Drop for Version {
     fn drop(&mut self) {
         self.metrics.loaded.dec();
-        tracing::debug!(handler = %self.handler.name(), version = self.number, "the version is gone, with its memory");
+        tracing::debug!(handler = %self.handler.name(), version = self.number, "version unloaded");
     }
 }
 
-/// A connection's place at a version.
+/// Membership of a connection in a version.
 #[derive(Debug)]
 pub struct Membership {
     version: Arc<Version>,
@@ -112,7 +109,6 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The version.
     pub fn version(&self) -> &Arc<Version> {
         &self.version
     }
@@ -125,25 +121,25 @@ impl Drop for Membership {
     }
 }
 
-/// What the connections of a version that is not active any more are to do.
+/// Action for the connections of an inactive version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldConnections {
-    /// Stay until they end by themselves.
+    /// Keep their version until they close.
     Keep,
-    /// Go over to the active version, if its state can be carried over; else stay.
+    /// Migrate to the active version if their state can be carried over; else keep their version.
     Move,
-    /// End: their time is over.
+    /// Close.
     End,
 }
 
-/// What one connection is to do.
+/// Action for one connection.
 #[derive(Clone, Debug)]
 pub enum Placement {
-    /// Stay with its version.
+    /// Keep its version.
     Keep,
-    /// Go over to this one.
+    /// Migrate to this version.
     Move(Arc<Version>),
-    /// End, so that the device connects again.
+    /// Close, so that the device reconnects.
     End,
 }
 
@@ -157,44 +153,39 @@ impl PartialEq for Placement {
     }
 }
 
-/// A version that is tried on some connections before it becomes the active one.
+/// A version on trial, before it becomes active.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The version.
     pub version: Arc<Version>,
-    /// How it is tried.
     pub how: TrialKind,
 }
 
-/// How a version is tried.
+/// Kind of trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialKind {
-    /// It serves this part of the new connections.
+    /// It serves this percentage of the new connections.
     Canary(Percent),
-    /// It gets the events of new connections beside the active version, without any effect; differences are counted.
+    /// It gets the events of new connections beside the active version, without effects; differences are counted.
     Shadow,
 }
 
-/// Which versions serve whom.
+/// Assignment of connections to versions.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Serves new connections.
     pub active: Arc<Version>,
-    /// What the connections of other versions are to do.
+    /// Action for the connections of other versions.
     pub others: OldConnections,
-    /// Is tried beside it.
     pub trial: Option<Trial>,
 }
 
-/// One configured handler over time.
 #[derive(Debug)]
 pub struct Versions {
     name: Arc<str>,
     plan: ArcSwap<Plan>,
-    /// All that may still be loaded.
+    /// Versions that may still be loaded.
     loaded: Mutex<Vec<Weak<Version>>>,
-    /// Numbers the new connections, for a canary's share.
-    turns: AtomicU32,
+    /// Counts new connections, for the canary percentage.
+    counter: AtomicU32,
     health: Health,
     metrics: HealthMetrics,
 }
@@ -205,15 +196,13 @@ impl Versions {
         let name = Arc::clone(first.handler().name());
         let loaded = Mutex::new(vec![Arc::downgrade(&first)]);
         let plan = ArcSwap::from_pointee(Plan { active: first, others: OldConnections::Keep, trial: None });
-        Arc::new(Self { name, plan, loaded, turns: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
+        Arc::new(Self { name, plan, loaded, counter: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
     }
 
-    /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Which versions serve whom.
     pub fn plan(&self) -> Arc<Plan> {
         self.plan.load_full()
     }
@@ -223,8 +212,8 @@ impl Versions {
         Arc::clone(&self.plan.load().active)
     }
 
-    /// Changes who serves whom. Connections learn of it when they are asked to review it (see [`ConnectionMigrator`](super::Mover)); new ones
-    /// follow at once.
+    /// Sets the plan. New connections follow it at once, existing ones when
+    /// [`ConnectionMigrator`](super::ConnectionMigrator) asks them to.
     pub fn follow(&self, plan: Plan) {
         {
             let mut loaded = self.loaded.lock();
@@ -239,33 +228,33 @@ impl Versions {
         self.plan.store(Arc::new(plan));
     }
 
-    /// All versions that hold memory, oldest first.
+    /// All versions in memory, oldest first.
     pub fn loaded(&self) -> Vec<Arc<Version>> {
         self.loaded.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// A new connection comes: its version.
+    /// Assigns a new connection to a version.
     pub fn enter(&self, conn: ConnId) -> Membership {
         loop {
             let plan = self.plan.load();
             let version = match &plan.trial {
-                Some(Trial { version, how: TrialKind::Canary(share) })
-                    if share.has(self.turns.fetch_add(1, Ordering::Relaxed)) =>
+                Some(Trial { version, how: TrialKind::Canary(percent) })
+                    if percent.has(self.counter.fetch_add(1, Ordering::Relaxed)) =>
                 {
                     version
                 }
                 Some(_) | None => &plan.active,
             };
             let membership = version.enter(conn);
-            // Whoever changes the plan asks the members of each version afterwards. One that was not yet among them when
-            // they were asked sees the change here.
+            // After a change of the plan, the members of each version are asked to migrate. A connection that was not
+            // yet a member at that moment sees the change here.
             if Arc::ptr_eq(&plan, &self.plan.load()) {
                 return membership;
             }
         }
     }
 
-    /// What a connection of this version is to do.
+    /// The action for a connection of this version.
     pub fn placement(&self, current: &Arc<Version>) -> Placement {
         let plan = self.plan.load();
         let is_tried = plan.trial.as_ref().is_some_and(|trial| Arc::ptr_eq(&trial.version, current));
@@ -279,12 +268,12 @@ impl Versions {
         }
     }
 
-    /// How many connections of this version are not where they belong.
+    /// Number of connections of this version that must migrate or close.
     pub fn misplaced(&self, version: &Arc<Version>) -> usize {
         if self.placement(version) == Placement::Keep { 0 } else { version.connections() }
     }
 
-    /// Whether it works well enough for new connections.
+    /// Whether new connections may use it.
     pub fn is_healthy(&self) -> bool {
         self.health.is_good()
     }
@@ -293,12 +282,12 @@ impl Versions {
         &self.health
     }
 
-    /// A connection has gone over to another version.
+    /// Counts a migrated connection.
     pub fn moved(&self) {
         self.metrics.moved.inc();
     }
 
-    /// A version that is tried as a shadow did the same as the active one, or something else.
+    /// Counts an event of a shadow version, and whether its commands were the same.
     pub fn compared(&self, same: bool) {
         self.metrics.shadow_events.inc();
         if !same {
@@ -306,15 +295,15 @@ impl Versions {
         }
     }
 
-    /// A connection was to go over to another version and could not.
+    /// Counts a connection that could not migrate.
     pub fn pinned(&self) {
         self.metrics.pinned.inc();
     }
 
-    /// What came of an event at one of the versions.
+    /// Reports the result of an event at one of the versions.
     ///
-    /// That a handler takes the beginning or the end of a connection shows no more than a probe does. One that fails
-    /// with everything in between would else never count as failing: each new connection begins well.
+    /// Success of the first and the last event of a connection counts no more than a probe. Otherwise a handler that
+    /// fails on every event in between would never open the breaker, because each new connection starts well.
     pub fn report(self: &Arc<Self>, version: &Version, event: &Event, result: &Result<(), CallError>) {
         version.count(result.is_ok());
         match (result, event) {

@@ -1,4 +1,4 @@
-//! The listeners of a running gateway, and what a configuration that was read again makes of them.
+//! Listeners of a running gateway, and the changes that a reload makes to them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::rollout::RolloutManager;
 use crate::serve::{ListenerShutdown, serve};
 use crate::telemetry::Telemetry;
 
-/// What every listener needs of the gateway.
+/// Dependencies of every listener.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     pub(super) common: Common,
@@ -46,50 +46,48 @@ impl Context {
     }
 }
 
-/// A listener that accepts.
 #[derive(Debug)]
 struct RunningListener {
     name: Arc<str>,
     bound: ListenAddr,
     handle: Handle,
-    /// What a peer that is accepted now gets.
+    /// Options, services and handlers for new connections.
     connections: watch::Sender<Connections>,
-    retirement: ListenerShutdown,
+    shutdown: ListenerShutdown,
     task: JoinHandle<JoinSet<()>>,
 }
 
-/// All of them.
 #[derive(Debug)]
 pub(super) struct Listeners {
     context: Context,
     /// In the order of the configuration.
     accepting: Vec<RunningListener>,
-    /// Those that accept no more and have connections left.
+    /// Stopped listeners with open connections.
     draining: Vec<DrainingListener>,
-    /// Those of them whose sockets may still be open.
+    /// Stopped listeners whose sockets may still be open.
     closing: Vec<ListenerShutdown>,
 }
 
-/// A listener that accepts no more.
+/// A stopped listener.
 #[derive(Debug)]
 struct DrainingListener {
-    /// Where its connections keep the address bound: who has that address later takes it over.
+    /// Set if its connections keep the address bound; a later listener on that address takes the socket over.
     kept: Option<(Handle, ListenAddr)>,
     task: JoinHandle<JoinSet<()>>,
 }
 
-/// Sockets that are bound and not yet accepted from, each with the place of its listener in the configuration.
+/// Bound sockets that do not accept yet, each with the index of its listener in the configuration.
 #[derive(Debug)]
 pub(super) struct BoundListeners(Vec<(usize, Listener)>);
 
-/// What a configuration has changed.
+/// Changed listeners after a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenersChanged {
-    /// Listeners that accept and did not before.
+    /// Added listeners.
     pub added: Vec<Arc<str>>,
-    /// Listeners that accept no more; their connections live on.
+    /// Stopped listeners; their connections stay open.
     pub removed: Vec<Arc<str>>,
-    /// Listeners that accept on another address than before, or in another transport.
+    /// Listeners with another address or transport.
     pub moved: Vec<Arc<str>>,
 }
 
@@ -103,14 +101,15 @@ impl Listeners {
         self.accepting.iter().map(|listening| (Arc::clone(&listening.name), listening.bound)).collect()
     }
 
-    /// Binds what the configuration has and does not run yet. Peers can connect from here on, and are not accepted.
+    /// Binds the listeners of the configuration that do not run yet. Peers can connect from here on, but are not
+    /// accepted.
     ///
     /// # Errors
     ///
-    /// The first address that is refused; then none is bound.
+    /// The first address that cannot be bound; then none is bound.
     pub(super) fn open(&self, listeners: &[config::Listener]) -> Result<BoundListeners, BindError> {
         let mut opened = Vec::new();
-        // One of these keeps its address, also where the system chose it.
+        // A listener of these keeps its address, even one that the system chose.
         let stays = |running: &RunningListener| {
             let is_asked =
                 |socket: &crate::listener::Options| socket.name == running.name && socket.bind == running.handle.bind();
@@ -123,7 +122,7 @@ impl Listeners {
             if self.accepting.iter().any(|running| same(&running)) {
                 continue;
             }
-            // A listener that has the address and will not have it any more: it was renamed, or speaks another transport.
+            // A listener that gives this address up: it was renamed, or changes its transport.
             let accepting = self.accepting.iter().filter(|running| !stays(running));
             let accepting = accepting.map(|running| (&running.handle, running.bound));
             let draining = self.draining.iter().filter_map(|draining| draining.kept.as_ref());
@@ -139,12 +138,12 @@ impl Listeners {
         Ok(BoundListeners(opened))
     }
 
-    /// Does what the configuration says, for the peers that come from now on. `opened` is of the same configuration, and
-    /// its handlers are loaded.
+    /// Applies the configuration to new connections. `opened` belongs to the same configuration, whose handlers are
+    /// loaded.
     ///
     /// # Errors
     ///
-    /// [`EmptyChain`], when a listener's handlers are not there; then nothing has changed.
+    /// [`EmptyChain`] for a listener without loaded handlers; then nothing has changed.
     pub(super) fn follow(
         &mut self,
         listeners: Vec<config::Listener>,
@@ -165,12 +164,12 @@ impl Listeners {
                 (Some(socket), running) => {
                     let known = if running.is_some() { &mut changed.moved } else { &mut changed.added };
                     known.push(Arc::clone(&options.socket.name));
-                    // First, so that sockets which stay are never without an owner.
+                    // First, so that a shared socket is never without an owner.
                     let next = self.accept(socket, options, chain);
                     self.retire(running);
                     next
                 }
-                // What is not bound runs already: `open` has seen the same configuration.
+                // Not reachable: `open` has bound every listener that does not run.
                 (None, None) => continue,
             };
             self.accepting.push(next);
@@ -183,12 +182,12 @@ impl Listeners {
         Ok(changed)
     }
 
-    /// The listeners that were asked to accept no more, to wait for.
+    /// Takes the stopped listeners, to wait for their sockets to close.
     pub(super) fn take_closing(&mut self) -> Vec<ListenerShutdown> {
         std::mem::take(&mut self.closing)
     }
 
-    /// Starts to accept.
+    /// Starts a listener.
     fn accept(&self, mut socket: Listener, options: config::Listener, chain: Chain) -> RunningListener {
         socket.begin();
         let bound = socket.local_addr();
@@ -203,24 +202,24 @@ impl Listeners {
         let services = context.services(&options);
         let metrics = services.metrics.clone();
         let common = match options.socket.bind.transport.has_datagrams() {
-            // They take no descriptor.
+            // They use no descriptor.
             true => Common { limit: None, ..context.common.clone() },
             false => context.common.clone(),
         };
         let connections = Connections::new(options.connection, common, services, chain, metrics);
         let (connections, current) = watch::channel(connections);
-        let (handle, retirement) = (socket.handle(), ListenerShutdown::default());
-        let task = tokio::spawn(serve(socket, current, context.drain.clone(), retirement.clone()));
-        RunningListener { name: options.socket.name, bound, handle, connections, retirement, task }
+        let (handle, shutdown) = (socket.handle(), ListenerShutdown::default());
+        let task = tokio::spawn(serve(socket, current, context.drain.clone(), shutdown.clone()));
+        RunningListener { name: options.socket.name, bound, handle, connections, shutdown, task }
     }
 
-    /// Gives a listener that goes on accepting what it is to have for the peers that come from now on.
+    /// Applies changed options, services and handlers to a running listener, for new connections.
     fn revise(&self, running: &RunningListener, options: &config::Listener, chain: Chain) {
         let services = self.context.services(options);
         if let Err(error) = running.handle.follow(&options.socket) {
-            tracing::error!(listener = %running.name, %error, "the socket does not take its new options");
+            tracing::error!(listener = %running.name, %error, "cannot apply the new options to the socket");
         }
-        // Last: with this the accept loop looks at all of it anew.
+        // Last, because it wakes the accept loop, which reads all of them.
         let next = running.connections.borrow().revised(options.connection.clone(), services, chain);
         running.connections.send_replace(next);
     }
@@ -228,16 +227,16 @@ impl Listeners {
     fn retire(&mut self, running: Option<RunningListener>) {
         let Some(running) = running else { return };
         tracing::info!(listener = %running.name, address = %running.bound, "listener stopped");
-        running.retirement.ask();
+        running.shutdown.ask();
         let kept = running.handle.outlives_accepting().then_some((running.handle, running.bound));
         self.draining.push(DrainingListener { kept, task: running.task });
-        self.closing.push(running.retirement);
+        self.closing.push(running.shutdown);
     }
 
-    /// Waits until nothing is accepted any more, after the drain was signalled; gives the connections that are left. After
-    /// this, every accepted connection is in the table or about to end by itself.
+    /// Waits for the accept loops after the drain was signalled; returns the tasks of open connections. After this,
+    /// every accepted connection is in the registry or about to close by itself.
     pub(super) async fn end(self, within: Duration) -> Vec<JoinSet<()>> {
-        let mut unclaimed = Vec::new();
+        let mut open = Vec::new();
         for task in self
             .accepting
             .into_iter()
@@ -245,11 +244,11 @@ impl Listeners {
             .chain(self.draining.into_iter().map(|draining| draining.task))
         {
             match tokio::time::timeout(within, task).await {
-                Ok(Ok(connections)) => unclaimed.push(connections),
+                Ok(Ok(connections)) => open.push(connections),
                 Ok(Err(error)) => tracing::error!(%error, "an accept loop has panicked"),
                 Err(_) => tracing::error!("an accept loop did not end"),
             }
         }
-        unclaimed
+        open
     }
 }

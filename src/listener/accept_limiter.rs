@@ -17,7 +17,7 @@ impl Default for AcceptLimiter {
 }
 
 impl AcceptLimiter {
-    /// Waits until one more may be accepted. To be called again when the listener has another rate.
+    /// Waits until the rate allows one accept. Must be called again when the rate has changed.
     pub(crate) async fn wait(&mut self, listener: &Listener) {
         while let Some(rate) = self.rate(listener) {
             let ready = self.0.ready_at(&rate);
@@ -28,7 +28,7 @@ impl AcceptLimiter {
         }
     }
 
-    /// The rate that holds now. One at a time is accepted, so there are no debts but those of another rate.
+    /// The current rate. Accepts are charged one at a time, so a debt can only come from an earlier rate.
     fn rate(&mut self, listener: &Listener) -> Option<Rate> {
         let rate = listener.admission().connection_rate;
         if let Some(rate) = &rate {
@@ -37,14 +37,14 @@ impl AcceptLimiter {
         rate
     }
 
-    /// One was accepted.
+    /// Charges one accept.
     pub(crate) fn count(&mut self, listener: &Listener) {
         if let Some(rate) = self.rate(listener) {
             self.0.charge(&rate, Instant::now(), 1);
         }
     }
 
-    /// Whether one more may be accepted, which counts then.
+    /// Whether the rate allows one accept; charges it.
     pub(crate) fn take(&mut self, listener: &Listener) -> bool {
         self.rate(listener).is_none_or(|rate| self.0.take(&rate, Instant::now(), 1).is_ok())
     }

@@ -1,7 +1,8 @@
-//! From a socket that was accepted to a peer that may have a connection.
+//! Connection establishment: from an accepted socket to a peer that gets a connection (PROXY header, access control,
+//! limits for each address, TLS or DTLS handshake).
 //!
-//! All of it happens in the peer's own task, with its permit held: a peer that is slow, or never finishes, delays
-//! only itself, and gives its permit back.
+//! All of it runs in the peer's own task, with its permit held: a peer that is slow, or never finishes, delays
+//! only itself, and returns its permit at the deadline.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,27 +19,27 @@ use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::rate::Rate;
 use crate::telemetry::ListenerMetrics;
 
-/// What a peer has to pass before it has a connection. A reload replaces it as a whole, for the peers that come then.
+/// The checks before a peer gets a connection. A reload replaces it as a whole, for new peers.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    /// How long everything before the connection may take: the handshake above all.
+    /// Deadline of everything before the connection: the handshake above all.
     pub handshake_timeout: Duration,
-    /// Which addresses may connect.
+    /// Access control by address.
     pub access: Access,
-    /// How fast peers are accepted; without it, as fast as they come.
+    /// Accepts per time; `None` is unlimited.
     pub connection_rate: Option<Rate>,
-    /// What each address is held to.
+    /// Limits of each address.
     pub addresses: Limits,
-    /// Whether a connection begins with a PROXY header, and whose is believed.
+    /// Whether a connection begins with a PROXY header, and the trusted senders.
     pub proxy: Option<proxy::Options>,
-    /// What makes TLS of its stream, on a listener that speaks it.
+    /// TLS, on a listener with TLS.
     pub tls: Option<tls::Acceptor>,
-    /// What makes DTLS of its datagrams, on a listener that speaks it.
+    /// DTLS, on a listener with DTLS.
     pub dtls: Option<dtls::Context>,
 }
 
 impl Default for Admission {
-    /// Everybody, at once.
+    /// No checks.
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(10),
@@ -53,13 +54,13 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// The one that goes on when this one is to take over from `last`.
+    /// These checks as the successor of `last`.
     pub(super) fn after(&self, last: &Self) -> Self {
         Self { tls: self.tls.clone().map(|tls| tls.after(last.tls.as_ref())), ..self.clone() }
     }
 }
 
-/// A peer that was accepted and has passed nothing yet.
+/// An accepted peer before any check.
 #[derive(Debug)]
 pub struct Pending {
     pub(super) listener: Arc<str>,
@@ -70,47 +71,47 @@ pub struct Pending {
     pub(super) admission: Arc<Admission>,
     pub(super) sources: Arc<SharedAddressLimits>,
     pub(super) metrics: ListenerMetrics,
-    /// The right to be one of those that have not passed; given back once it has.
+    /// The permit of a handshake in progress; returned when it is over.
     pub(super) _turn: Option<Permit>,
 }
 
-/// A socket as it was accepted.
+/// An accepted socket.
 #[derive(Debug)]
 pub(super) enum RawSocket {
     Tcp(TcpStream),
     Udp(Flow),
 }
 
-/// A peer that has passed everything.
+/// A peer that has passed all checks.
 #[derive(Debug)]
 pub struct Accepted {
-    /// What is known of it.
+    /// The information about the connection.
     pub info: ConnInfo,
-    /// Its socket.
+    /// Its established socket.
     pub socket: Socket,
-    /// That it counts for its address; to be dropped when it has ended.
+    /// Its registration for the limits of its address; to be dropped when it has ended.
     pub entered: Option<Entered>,
 }
 
-/// Why a peer gets no connection.
+/// Why a peer is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum RejectReason {
-    /// Its address may not connect.
-    #[error("its address may not connect")]
+    /// Access control denies its address.
+    #[error("access rules deny its address")]
     Denied,
-    /// Its address has too many connections, or makes them too fast.
+    /// Its address has too many connections, or opens them too fast.
     #[error(transparent)]
     Address(Refusal),
-    /// PROXY headers are not taken from its address.
+    /// Its address is not trusted to send PROXY headers.
     #[error("PROXY headers of its address are not trusted")]
     Untrusted,
-    /// It has sent no PROXY header, or a wrong one.
+    /// The PROXY header is missing or malformed.
     #[error(transparent)]
     Proxy(proxy::ReadError),
-    /// Its PROXY header has not come in time.
+    /// The PROXY header has not arrived in time.
     #[error("expected a PROXY header, found none within {} ms", .0.as_millis())]
     ProxyTimeout(Duration),
-    /// It has not passed in time.
+    /// The handshake has not finished in time.
     #[error("did not finish the handshake within {} ms", .0.as_millis())]
     Timeout(Duration),
     /// The handshake has failed.
@@ -119,7 +120,7 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
-    /// The reason's name in metrics.
+    /// The reason label in metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Denied => "access",
@@ -135,7 +136,7 @@ impl RejectReason {
 }
 
 impl Admission {
-    /// Whether a peer with this address may connect now; it counts for its address as long as what is given back lives.
+    /// Checks the address of a new peer; it counts for its address until the returned registration is dropped.
     ///
     /// # Errors
     ///
@@ -153,7 +154,7 @@ impl Admission {
     }
 }
 
-/// The addresses in the PROXY header of a connection from this peer; `None` when the socket's own stay.
+/// The addresses in the PROXY header of this peer's connection; `None` keeps those of the socket.
 async fn carried(
     proxy: &proxy::Options,
     peer: PeerAddr,
@@ -167,13 +168,13 @@ async fn carried(
             Ok(header) => header.map_err(RejectReason::Proxy),
             Err(_) => Err(RejectReason::ProxyTimeout(proxy.timeout)),
         },
-        // The configuration does not ask for one there.
+        // The configuration refuses `proxy_protocol` there.
         RawSocket::Udp(_) => Ok(None),
     }
 }
 
 impl Pending {
-    /// Lets the peer pass, or tells the log and the metrics why not.
+    /// Runs all checks; logs and counts a rejection.
     pub async fn establish(self) -> Option<Accepted> {
         let (listener, mut peer, metrics) = (Arc::clone(&self.listener), self.peer, self.metrics.clone());
         let timeout = self.admission.handshake_timeout;
@@ -183,16 +184,16 @@ impl Pending {
             Err(why) => {
                 metrics.rejected(why.name());
                 if let RejectReason::Handshake(HandshakeError::Ours(_)) = why {
-                    tracing::error!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                    tracing::error!(%listener, %peer, reason = why.name(), "connection rejected: {why}");
                 } else {
-                    tracing::debug!(%listener, %peer, reason = why.name(), "turned away: {why}");
+                    tracing::debug!(%listener, %peer, reason = why.name(), "connection rejected: {why}");
                 }
                 None
             }
         }
     }
 
-    /// Everything in its order. `peer` is left as the address of whom a PROXY header names, once there is one.
+    /// All checks in order. `peer` becomes the address in the PROXY header, once it is read.
     async fn establish_inner(self, peer: &mut PeerAddr) -> Result<Accepted, RejectReason> {
         let Self { kind, mut local, mut socket, admission, sources, .. } = self;
         if let Some(proxy) = &admission.proxy
@@ -223,9 +224,9 @@ impl Pending {
         Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })
     }
 
-    /// Lets go of a peer that cannot be held now, and counts it.
+    /// Rejects a peer before any check, and counts it.
     pub fn shed(self, reason: &'static str) {
         self.metrics.rejected(reason);
-        tracing::debug!(listener = %self.listener, peer = %self.peer, reason, "turned away");
+        tracing::debug!(listener = %self.listener, peer = %self.peer, reason, "connection rejected");
     }
 }

@@ -1,41 +1,42 @@
-//! Who gets a flow: what stands between the first datagram of a peer and everything that is kept for it.
+//! Flow admission of a datagram socket: whether the first datagram of a peer opens a flow, with or without the DTLS
+//! cookie exchange (RFC 6347 section 4.2.1).
 
 use std::time::Instant;
 
 use super::dtls;
 use crate::conn::{ListenAddr, PeerAddr};
 
-/// What a datagram of a peer without a flow comes to; each socket has one.
+/// The admission of one socket.
 #[derive(Debug)]
 pub(crate) enum FlowGate {
     /// Every peer gets a flow at once.
     Open,
-    /// Peers get one that have shown with a cookie that they receive at their address.
+    /// A peer gets a flow once its cookie has proved that it receives at its source address.
     Dtls(Box<dtls::CookieVerifier>),
-    /// A test decides.
+    /// For tests.
     #[cfg(test)]
     Scripted(Scripted),
 }
 
-/// What the door says to a datagram.
+/// The decision about a datagram.
 #[derive(Debug)]
 pub(crate) enum GateDecision {
-    /// The peer gets a flow, with this. If it has one, the new one takes its place.
+    /// Open a flow with this. It replaces an existing flow of the peer.
     Enter(FlowStart),
-    /// The peer is sent this, and nothing is kept of it.
+    /// Send this response, and keep no state.
     Answer(Vec<u8>),
-    /// Nothing happens; the datagram is counted.
+    /// Drop and count the datagram.
     Ignore,
 }
 
-/// What a flow begins with.
+/// The start of a flow.
 #[derive(Debug)]
 pub enum FlowStart {
-    /// The datagram that opened it is its first.
+    /// The datagram that opened the flow is its first.
     Datagram,
-    /// So it is here, and it is a hello of this attempt at a handshake.
+    /// The same, and it is a ClientHello of this handshake.
     Hello(dtls::HandshakeId),
-    /// The door kept the datagram to itself.
+    /// The gate consumed the datagram.
     #[cfg(test)]
     Scripted(u64),
 }
@@ -50,7 +51,7 @@ impl FlowStart {
         }
     }
 
-    /// By what [`FlowGate::is_restart`] tells the flow's own datagrams.
+    /// The number by which [`FlowGate::is_restart`] recognizes the flow's own datagrams.
     pub fn epoch(&self) -> u64 {
         match self {
             Self::Datagram => 0,
@@ -62,7 +63,7 @@ impl FlowStart {
 }
 
 impl FlowGate {
-    /// What becomes of a datagram of a peer that has no flow, or that begins anew.
+    /// Decides about a datagram of a peer that has no flow, or that restarts.
     pub(crate) fn decide(&mut self, peer: PeerAddr, local: ListenAddr, datagram: &[u8]) -> GateDecision {
         match self {
             Self::Open => {
@@ -79,7 +80,7 @@ impl FlowGate {
         }
     }
 
-    /// Whether a datagram of a known peer is none of its flow's, which has this mark, and goes to the door instead.
+    /// Whether a datagram of a peer with a flow of this epoch starts a new handshake, and so goes to the gate.
     pub(crate) fn is_restart(&self, epoch: u64, datagram: &[u8]) -> bool {
         match self {
             Self::Open => {
@@ -93,7 +94,7 @@ impl FlowGate {
     }
 }
 
-/// Answers `hello` with a number, and lets in who says `hello` with a number.
+/// Answers `hello` with a number, and admits `hello` with a number.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Scripted;

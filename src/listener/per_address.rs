@@ -1,10 +1,11 @@
-//! How many connections one address may have, and how fast it may make them.
+//! Limits for each address: number of connections, and rate of new connections (token bucket).
 //!
-//! An IPv6 user is given a whole /64 by its provider and has 2^64 addresses to come from, so IPv6 addresses count by their first
-//! 64 bits. What is known of an address is forgotten when it has no connection and its allowance is whole again:
-//! an address that was forgotten and one that was never seen are treated alike.
+//! An IPv6 user gets a whole /64 from its provider and has 2^64 addresses, so IPv6 addresses count by their first 64
+//! bits. An entry is removed when its address has no connection and its bucket is full again: a removed entry and a new
+//! one are equivalent.
 //!
-//! [`AddressLimits`] is pure and takes `now`; [`SharedAddressLimits`] is the lock around it, which is never held across an await.
+//! [`AddressLimits`] is pure and takes `now`; [`SharedAddressLimits`] is the lock around it, which is never held across
+//! an await.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -16,21 +17,21 @@ use parking_lot::Mutex;
 use crate::rate::{Rate, TokenBucket};
 use crate::telemetry::ListenerMetrics;
 
-/// Addresses without a connection whose allowance is not whole yet are remembered up to this many. Each takes about 100
-/// bytes. Beyond, the one that was looked at longest ago is forgotten early and counted: whoever
-/// comes from more addresses than this is not held back by a rate for each of them anyway.
+/// The maximum number of entries without a connection whose bucket is not full yet. Each takes about 100 bytes. Beyond,
+/// the least recently checked entry is removed early and counted: a limit for each address does not restrain an
+/// attacker with more addresses than this anyway.
 pub(crate) const IDLE_MAX: usize = 65_536;
 
-/// What addresses are held to.
+/// The limits of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one address at a time, `1..`; without it, any number.
+    /// Connections of one address at a time, `1..`; `None` is unlimited.
     pub connections_max: Option<u32>,
-    /// New connections of one address; without it, any number.
+    /// New connections of one address; `None` is unlimited.
     pub rate: Option<Rate>,
 }
 
-/// What counts as one address.
+/// The unit that the limits count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
     /// One IPv4 address.
@@ -49,30 +50,30 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// Why an address may not have another connection now.
+/// Why an address may not open another connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It has as many as it may.
+    /// It has the maximum number of connections.
     #[error("its address has {connections_max} connections already")]
     Connections {
         /// The bound.
         connections_max: u32,
     },
-    /// It has made as many as it may for the time being.
-    #[error("its address makes connections faster than {rate}")]
+    /// It opens connections too fast.
+    #[error("its address opens connections faster than {rate}")]
     Rate {
         /// The bound.
         rate: Rate,
     },
 }
 
-/// What is known of the addresses of a listener's peers.
+/// The entries of a listener.
 #[derive(Debug)]
 pub(crate) struct AddressLimits {
     idle_max: usize,
     entries: HashMap<Source, Entry>,
-    /// Those that are to be looked at again, each once: they had no connection when they got here, and their allowance
-    /// was not whole.
+    /// Entries to be checked again, each once: they had no connection when they were added, and their bucket was not
+    /// full.
     idle: VecDeque<Source>,
 }
 
@@ -85,12 +86,12 @@ struct Entry {
 }
 
 impl AddressLimits {
-    /// Knows nobody. At most `idle_max` addresses without a connection are remembered.
+    /// An empty table with at most `idle_max` entries without a connection.
     pub(crate) fn new(idle_max: usize) -> Self {
         Self { idle_max, entries: HashMap::new(), idle: VecDeque::new() }
     }
 
-    /// One more connection of this address; it counts until [`leave`](Self::leave). The limits may be others each time.
+    /// Counts a connection of this address until [`leave`](Self::leave). The limits may differ each time.
     ///
     /// # Errors
     ///
@@ -98,7 +99,7 @@ impl AddressLimits {
     pub(crate) fn enter(&mut self, limits: &Limits, now: Instant, source: Source) -> Result<(), Refusal> {
         self.sweep(now);
         let entry = self.entries.entry(source);
-        // Nobody is refused who is not known, so no entry is made for nothing.
+        // A new entry is never refused, so no entry is made in vain.
         let entry = entry.or_insert(Entry { held: 0, is_idle: false, bucket: TokenBucket::full(now) });
         if let Some(connections_max) = limits.connections_max
             && entry.held >= connections_max
@@ -113,7 +114,7 @@ impl AddressLimits {
         Ok(())
     }
 
-    /// A connection that had entered has ended. Gives how many addresses were forgotten before their time: 0 or 1.
+    /// Counts the end of a connection. Returns how many entries were removed early: 0 or 1.
     pub(crate) fn leave(&mut self, now: Instant, source: Source) -> u64 {
         self.sweep(now);
         let Some(entry) = self.entries.get_mut(&source) else {
@@ -146,13 +147,13 @@ impl AddressLimits {
         }
     }
 
-    /// Addresses that are remembered.
+    /// The number of entries.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Looks at those that have waited longest. There are two looks for each address that begins to wait, so the queue is gone through
-    /// as fast as it grows.
+    /// Checks the entries that have waited longest: two for each one that is added, so the queue is swept as fast as it
+    /// grows.
     fn sweep(&mut self, now: Instant) {
         const LOOKS: usize = 2;
         for _ in 0..LOOKS {
@@ -171,7 +172,7 @@ impl AddressLimits {
     fn forget(&mut self, source: Source) {
         const KEPT: usize = 1024;
         self.entries.remove(&source);
-        // After a storm its memory is given back; by halves, so that doing so stays cheap.
+        // Memory is released after a storm; by halves, so that it stays cheap.
         if self.entries.capacity() > KEPT && self.entries.len() < self.entries.capacity() / 8 {
             self.entries.shrink_to(self.entries.capacity() / 2);
         }
@@ -181,7 +182,7 @@ impl AddressLimits {
     }
 }
 
-/// The ledger of a listener, for all of its peers.
+/// The limits of a listener, shared by all of its peers.
 #[derive(Debug)]
 pub struct SharedAddressLimits {
     address_limits: Mutex<AddressLimits>,
@@ -189,13 +190,12 @@ pub struct SharedAddressLimits {
 }
 
 impl SharedAddressLimits {
-    /// Knows nobody.
+    /// An empty table.
     pub fn new(metrics: ListenerMetrics) -> Arc<Self> {
         Arc::new(Self { address_limits: Mutex::new(AddressLimits::new(IDLE_MAX)), metrics })
     }
 
-    /// Counts a connection of this address for as long as what is given back lives; where there are no limits, nothing is
-    /// counted.
+    /// Counts a connection of this address until the returned guard is dropped; without limits, nothing is counted.
     ///
     /// # Errors
     ///
@@ -209,13 +209,13 @@ impl SharedAddressLimits {
         Ok(Some(Entered { sources: Arc::clone(self), source }))
     }
 
-    /// Addresses that are remembered.
+    /// The number of entries.
     pub fn remembered(&self) -> usize {
         self.address_limits.lock().len()
     }
 }
 
-/// A connection that counts for its address.
+/// Guard of a connection that counts for its address.
 #[derive(Debug)]
 pub struct Entered {
     sources: Arc<SharedAddressLimits>,
@@ -252,7 +252,7 @@ mod tests {
         address.parse::<IpAddr>().unwrap().into()
     }
 
-    /// The third connection of an address waits for one of the others to end; another address is another matter.
+    /// The third connection of an address is refused until one of the others ends; other addresses are independent.
     #[test]
     fn connections_of_an_address_are_counted() {
         let now = Instant::now();
@@ -287,12 +287,12 @@ mod tests {
         assert!(!connect(&mut address_limits, start + 5 * SECOND));
         assert!(connect(&mut address_limits, start + 6 * SECOND) && !connect(&mut address_limits, start + 6 * SECOND));
         assert_eq!(address_limits.len(), 1);
-        // Anybody's coming or going makes it forget who can be forgotten.
+        // Any change sweeps the entries that can be removed.
         address_limits.enter(&limits, start + 66 * SECOND, source("10.0.0.2")).unwrap();
         assert_eq!(address_limits.len(), 1, "the other one");
     }
 
-    /// One user of IPv6 is one source, whichever of its addresses it comes from; a mapped address is the IPv4 one.
+    /// An IPv6 /64 is one source; a mapped address is the IPv4 one.
     #[test]
     fn ipv6_counts_by_its_first_half() {
         assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff:ffff:ffff:ffff"));
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(size_of::<(Source, Entry)>(), 40);
     }
 
-    /// More addresses than are remembered: the oldest is forgotten early, and said to be.
+    /// Beyond the maximum number of entries, the oldest is removed early, and counted.
     #[test]
     fn memory_has_a_bound() {
         let now = Instant::now();
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(refused.count(), 100, "those that are remembered");
     }
 
-    /// The memory of a storm is given back.
+    /// The memory of a storm is released.
     #[test]
     fn a_storm_leaves_nothing() {
         let now = Instant::now();
@@ -336,7 +336,7 @@ mod tests {
         assert!(address_limits.entries.capacity() < 4096 && address_limits.idle.capacity() < 4096);
     }
 
-    /// What enters is let go by its guard, also when its task panics or is thrown away.
+    /// The guard releases its connection also when its task panics or is aborted.
     #[test]
     fn a_guard_lets_go() {
         let sources = SharedAddressLimits::new(Telemetry::new().listener(&"l".into()));
@@ -366,7 +366,8 @@ mod tests {
     }
 
     proptest! {
-        /// A ledger that forgets nobody early decides as one that never forgets; and none remembers more than it may.
+        /// Without early removals the limits agree with a table that removes nothing; and the number of entries stays
+        /// bounded.
         #[test]
         fn forgetting_changes_nothing(
             connections_max in prop::option::of(1u32..4),
@@ -414,7 +415,7 @@ mod tests {
                 let held = held_by_forgetful.values().filter(|held| **held > 0).count();
                 prop_assert!(forgetful.len() <= held + idle_max, "{} for {held}", forgetful.len());
             }
-            // Everybody goes; after a while nobody is remembered.
+            // All connections end; after a while no entry remains.
             for (from, (held, _)) in model {
                 for _ in 0..held {
                     address_limits.leave(now, Source::V4(from));

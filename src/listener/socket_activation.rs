@@ -10,14 +10,14 @@ use socket2::{SockRef, Type};
 
 use super::Bind;
 
-/// Sockets that were handed over and that no listener has taken yet.
+/// Passed sockets that no listener has taken yet.
 #[derive(Debug, Default)]
 pub struct ActivatedSockets(Vec<ActivatedSocket>);
 
 #[derive(Debug)]
 struct ActivatedSocket {
     name: String,
-    /// Where it is bound; `None` for a socket that no listener could use, such as one of a path.
+    /// The bound address; `None` for a socket that no listener can use, such as a Unix socket.
     address: Option<SocketAddr>,
     has_datagrams: bool,
     socket: OwnedFd,
@@ -30,7 +30,7 @@ impl ActivatedSockets {
     ///
     /// # Errors
     ///
-    /// A passed descriptor is no open socket, or `LISTEN_FDNAMES` does not name each.
+    /// A passed descriptor is not an open socket, or `LISTEN_FDNAMES` does not name each.
     pub fn from_environment() -> io::Result<Self> {
         sd_notify::listen_fds_with_names()?
             .map(|(fd, name)| activated_socket(fd, &name))
@@ -38,7 +38,7 @@ impl ActivatedSockets {
             .map(Self)
     }
 
-    /// The socket for a listener: the one with its name, or else the one that is bound where it would be.
+    /// The socket for a listener: the one with its name, or else the one bound to its address.
     pub fn take(&mut self, listener: &str, bind: Bind) -> Option<OwnedFd> {
         let is_named = |activated_socket: &ActivatedSocket| activated_socket.name == listener;
         let is_there = |activated_socket: &ActivatedSocket| {
@@ -54,7 +54,7 @@ impl ActivatedSockets {
         Some(self.0.remove(at).socket)
     }
 
-    /// What was not taken, as names or addresses.
+    /// The remaining sockets, as names or addresses.
     pub fn unclaimed(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|activated_socket| match activated_socket.address {
             Some(address) => format!("{} at {address}", activated_socket.name),
@@ -71,13 +71,13 @@ fn activated_socket(fd: RawFd, name: &str) -> io::Result<ActivatedSocket> {
     let has_datagrams = seen.r#type()? == Type::DGRAM;
     let address = seen.local_addr().ok().and_then(|address| address.as_socket());
     #[expect(unsafe_code, reason = "a number in the environment is all there is of the descriptor")]
-    // SAFETY: it is an open socket, as was just seen. sd_listen_fds(3) gives it to this process, whose id has been compared,
-    // and nothing else has been opened yet, so nobody else here owns it.
+    // SAFETY: it is an open socket, as was just checked. sd_listen_fds(3) passes it to this process, whose id has been
+    // compared, and nothing else has been opened yet, so it has no other owner here.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket })
 }
 
-/// Another descriptor of a socket that was handed over.
+/// Duplicates the descriptor of a passed socket.
 pub(super) fn duplicate(socket: &OwnedFd) -> io::Result<OwnedFd> {
     socket.as_fd().try_clone_to_owned()
 }
@@ -95,9 +95,9 @@ mod tests {
         ActivatedSocket { name: name.to_owned(), address, has_datagrams, socket }
     }
 
-    /// A name decides before an address, and the kind of socket must fit.
+    /// A name precedes an address, and the kind of socket must match.
     #[test]
-    fn a_listener_takes_what_is_meant_for_it() {
+    fn a_name_precedes_an_address() {
         let tcp = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let second = tcp[1].local_addr().unwrap();

@@ -1,3 +1,5 @@
+//! Socket options of listeners: buffers, `TCP_NODELAY`, TCP keepalive, `SO_REUSEPORT`, `SO_BINDTODEVICE`, `IPV6_V6ONLY`.
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -5,38 +7,38 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
-/// What the operating system is told about the sockets of a listener.
+/// Options of a listener's sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// What the kernel keeps of what a peer has sent, in bytes; its own choice without. `net.core.rmem_max` bounds it.
+    /// `SO_RCVBUF` in bytes; the kernel's default if `None`. `net.core.rmem_max` bounds it.
     pub receive_buffer_bytes: Option<usize>,
-    /// What the kernel keeps of what is sent to a peer, in bytes; its own choice without. `net.core.wmem_max` bounds it.
+    /// `SO_SNDBUF` in bytes; the kernel's default if `None`. `net.core.wmem_max` bounds it.
     pub send_buffer_bytes: Option<usize>,
-    /// The network device whose peers are served; all without.
+    /// The network device to accept from (`SO_BINDTODEVICE`); all if `None`.
     pub device: Option<String>,
-    /// Whether other processes of the same user may bind the same address, and share the peers.
+    /// `SO_REUSEPORT`: whether other processes of the same user may bind the same address, and share the peers.
     pub reuse_port: bool,
-    /// Whether an IPv6 wildcard leaves the IPv4 peers to others.
+    /// `IPV6_V6ONLY`: whether an IPv6 wildcard excludes IPv4 peers.
     pub ipv6_only: bool,
-    /// Streams: whether small pieces are sent at once, without waiting for more.
+    /// Streams: `TCP_NODELAY`.
     pub nodelay: bool,
-    /// Streams: whether the kernel asks silent peers for a sign of life.
+    /// Streams: `SO_KEEPALIVE`.
     pub keepalive: Option<Keepalive>,
 }
 
-/// How the kernel asks a silent peer for a sign of life (RFC 9293, section 3.8.4).
+/// TCP keepalive probes of the kernel (RFC 9293 section 3.8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
-    /// The silence before it asks, from a second.
+    /// `TCP_KEEPIDLE`: the silence before the first probe, from a second.
     pub idle: Duration,
-    /// How long it waits for an answer before it asks again, from a second.
+    /// `TCP_KEEPINTVL`: between two probes, from a second.
     pub interval: Duration,
-    /// How often it asks before the connection is taken for dead, `1..=127`.
+    /// `TCP_KEEPCNT`: unanswered probes that end the connection, `1..=127`.
     pub probes: u32,
 }
 
 impl Default for SocketOptions {
-    /// The kernel's own choices, and no waiting for more.
+    /// The kernel's defaults, with `TCP_NODELAY`.
     fn default() -> Self {
         Self {
             receive_buffer_bytes: None,
@@ -51,7 +53,7 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// A socket that is not bound yet.
+    /// An unbound socket.
     pub(super) fn open(&self, address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
         socket.set_nonblocking(true)?;
@@ -64,7 +66,7 @@ impl SocketOptions {
         Ok(socket)
     }
 
-    /// Sets the buffers; sockets that a listening one accepts have its own from their beginning.
+    /// Sets the buffers; accepted sockets inherit those of the listening one.
     pub(super) fn size(&self, socket: SockRef<'_>) -> io::Result<()> {
         if let Some(bytes) = self.receive_buffer_bytes {
             socket.set_recv_buffer_size(bytes)?;
@@ -75,7 +77,7 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Prepares the socket of a peer that was accepted.
+    /// Sets the options of an accepted socket.
     pub(super) fn prepare(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(self.nodelay)?;
         if let Some(Keepalive { idle, interval, probes }) = self.keepalive {
@@ -85,11 +87,11 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Whether a socket that was made with this can be what is asked for now.
+    /// Whether a socket that was made with these options can get the new ones.
     ///
     /// # Errors
     ///
-    /// The first key that only another socket could follow.
+    /// The first option that needs another socket.
     pub(super) fn followed_by(&self, asked: &Self) -> io::Result<()> {
         let unlike = [
             ("device", self.device != asked.device),
@@ -97,7 +99,7 @@ impl SocketOptions {
             ("ipv6_only", self.ipv6_only != asked.ipv6_only),
         ];
         match unlike.into_iter().find(|(_, differs)| *differs) {
-            Some((key, _)) => Err(io::Error::other(format!("{key} takes a restart, or another address"))),
+            Some((key, _)) => Err(io::Error::other(format!("{key} needs a restart, or another address"))),
             None => Ok(()),
         }
     }
@@ -107,9 +109,9 @@ impl SocketOptions {
 mod tests {
     use super::*;
 
-    /// What is asked for is what the kernel has, before and after a peer is there.
+    /// The kernel reports the requested options, before and after an accept.
     #[tokio::test]
-    async fn the_kernel_is_told() {
+    async fn options_reach_the_kernel() {
         let keepalive = Keepalive { idle: Duration::from_secs(300), interval: Duration::from_secs(20), probes: 3 };
         let socket_options = SocketOptions {
             receive_buffer_bytes: Some(16 << 10),
@@ -140,7 +142,7 @@ mod tests {
         assert_eq!(seen.recv_buffer_size().unwrap(), 32 << 10);
     }
 
-    /// A device that is not there is refused, in the operating system's words.
+    /// An unknown device is refused, with the error of the operating system.
     #[test]
     fn an_unknown_device_is_refused() {
         let socket_options = SocketOptions { device: Some("no-such-device".to_owned()), ..SocketOptions::default() };
@@ -148,16 +150,16 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NODEV.raw_os_error()), "{error}");
     }
 
-    /// Only what another socket would have to follow is told.
+    /// Only options that need another socket are reported.
     #[test]
-    fn what_a_socket_cannot_follow() {
+    fn options_that_need_another_socket() {
         let plain = SocketOptions::default();
         let followed = |asked: SocketOptions| plain.followed_by(&asked).map_err(|error| error.to_string());
         assert_eq!(
             followed(SocketOptions { nodelay: false, send_buffer_bytes: Some(1), ..SocketOptions::default() }),
             Ok(())
         );
-        let error = "reuse_port takes a restart, or another address".to_owned();
+        let error = "reuse_port needs a restart, or another address".to_owned();
         assert_eq!(followed(SocketOptions { reuse_port: true, ..SocketOptions::default() }), Err(error));
     }
 }

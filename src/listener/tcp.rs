@@ -1,3 +1,5 @@
+//! TCP listener: accepts connections, retries when descriptors run out, and hands its socket over at a reload.
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -16,13 +18,13 @@ use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
-/// How long an accept that failed for the machine's sake waits: descriptors come back when connections end.
+/// Pause after an accept that failed for lack of resources: descriptors are freed when connections end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After this long without a failed accept, the next one is told again.
+/// After this long without a failed accept, the next one is logged again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
-/// Accepts the peers of a TCP socket, whatever they speak over it.
+/// Accepts TCP connections, plain or for TLS.
 #[derive(Debug)]
 pub struct TcpListener {
     name: Arc<str>,
@@ -30,36 +32,36 @@ pub struct TcpListener {
     settings: Arc<Settings>,
     local: ListenAddr,
     metrics: ListenerMetrics,
-    /// When an accept failed last.
+    /// The time of the last failed accept.
     failed: Option<Instant>,
 }
 
-/// What a reload may change of a listener that goes on accepting, and its socket, which another one may take over.
+/// The part of an accepting listener that a reload may change, and its socket, which another listener may take over.
 #[derive(Debug)]
 pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
     socket_options: ArcSwap<SocketOptions>,
-    /// What the socket was made with.
+    /// The options that the socket was made with.
     made: SocketOptions,
     sources: Arc<SharedAddressLimits>,
-    /// The peers that may be about their handshake.
+    /// Limits the handshakes in progress.
     handshakes: ConnectionLimit,
 }
 
 impl Settings {
-    /// Follows other options, for the peers that come from now on.
+    /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
         self.socket_options.store(Arc::new(options.socket_options.clone()));
         options.socket_options.size(SockRef::from(&self.socket))?;
-        // To listen once more changes the bound of the backlog, and keeps those who wait in it.
+        // A second listen(2) changes the bound of the backlog, and keeps the connections in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         self.made.followed_by(&options.socket_options)
     }
 
-    /// The same socket once more, with the peers that wait in its backlog, for another listener.
+    /// A duplicate of the socket, with the connections in its backlog, for another listener.
     pub(super) fn hand_over(&self, options: &Options, metrics: ListenerMetrics) -> io::Result<TcpListener> {
         if let Err(error) = self.made.followed_by(&options.socket_options) {
             tracing::warn!(listener = %options.name, %error, "listener took over existing socket");
@@ -70,7 +72,7 @@ impl Settings {
 }
 
 impl TcpListener {
-    /// A socket that was bound and listens already.
+    /// A socket that is bound and listens already.
     fn adopt(
         options: &Options,
         socket: std::net::TcpListener,
@@ -89,7 +91,7 @@ impl TcpListener {
         }
         let address = options.bind.address;
         let socket = options.socket_options.open(address, Type::STREAM, Protocol::TCP)?;
-        // A restarted gateway binds at once, although connections of its former life linger in TIME_WAIT.
+        // A restarted gateway binds at once, although connections of the former process linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
@@ -148,7 +150,7 @@ impl TcpListener {
                 }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
-                    // While descriptors come back one by one, some accepts succeed and others fail: told once.
+                    // While descriptors are freed one by one, some accepts succeed and others fail: logged once.
                     if self.failed.replace(Instant::now()).is_none_or(|failed| failed.elapsed() > RECOVERED_AFTER) {
                         tracing::error!(listener = %self.name, %error, "cannot accept peers; trying again");
                     }
@@ -158,7 +160,7 @@ impl TcpListener {
         }
     }
 
-    /// Sets the options of an accepted socket; not if its peer is gone.
+    /// Sets the options of an accepted socket; `false` if its peer is gone.
     fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
         if let Err(error) = self.settings.socket_options.load().prepare(stream) {
             tracing::debug!(listener = %self.name, %peer, %error, "a peer was gone when it was accepted");
@@ -172,7 +174,7 @@ impl TcpListener {
             listener: Arc::clone(&self.name),
             kind: self.bind.transport,
             peer,
-            // The address that this peer used: the listener may be bound to a wildcard.
+            // The address that this peer connected to: the listener may be bound to a wildcard.
             local: stream.local_addr().map_or(self.local, ListenAddr),
             socket: RawSocket::Tcp(stream),
             admission: self.admission(),
@@ -183,7 +185,7 @@ impl TcpListener {
     }
 }
 
-/// Errors of accept(2) that tell of one peer and not of the listener.
+/// Errors of accept(2) that concern one peer and not the listener.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable,

@@ -1,4 +1,4 @@
-//! One connection of a guest that has no socket: what happens to it, and what the guest does.
+//! Simulated connection of a guest: delivers events and collects the effects of its commands.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,23 +15,23 @@ use crate::topic::matches;
 
 use super::{Cost, FailureKind};
 
-/// All answers of a guest in one play, in bytes. A conversation cannot expect more than its file has.
+/// Maximum bytes of a guest's output in one play. A conversation cannot expect more than its file has.
 pub(super) const KEPT_BYTES_MAX: usize = 4 * FILE_BYTES_MAX as usize;
 
-/// What an answer counts beside its bytes.
+/// Fixed cost of one effect, beside its bytes.
 const ANSWER_BYTES: usize = 64;
 
-/// Where the device is said to be: a port that nobody has.
+/// Address of the simulated device.
 const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 50_000);
 
-/// Where the gateway is said to listen.
+/// Address of the simulated listener.
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7993);
 
-/// A guest's connection.
+/// Simulated connection.
 pub(super) struct Device {
     guest: Guest,
     info: Arc<ConnInfo>,
-    /// Where it asks; the engine has it for the length of a call.
+    /// The guest's adapter; the engine owns it during a call.
     dry_run: Option<Box<DryRunAdapter>>,
     keepalive: bool,
     filters: BTreeSet<String>,
@@ -57,7 +57,6 @@ impl Device {
         }
     }
 
-    /// Whether the connection has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
@@ -67,17 +66,17 @@ impl Device {
         self.keepalive
     }
 
-    /// What it has subscribed to that this topic fits.
+    /// Whether a subscription of the guest matches this topic.
     pub(super) fn is_subscribed(&self, topic: &str) -> bool {
         self.filters.iter().any(|filter| matches(plain(filter), topic))
     }
 
-    /// What it has subscribed to.
+    /// Subscriptions of the guest.
     pub(super) fn filters(&self) -> Vec<String> {
         self.filters.iter().cloned().collect()
     }
 
-    /// What it took so far.
+    /// Resources used so far.
     pub(super) fn cost(&self) -> Cost {
         Cost {
             event_times: self.times.clone(),
@@ -86,14 +85,14 @@ impl Device {
         }
     }
 
-    /// The connection begins; gives what the guest does.
+    /// Opens the connection; returns the guest's effects.
     pub(super) async fn open(&mut self) -> Result<Vec<Effect>, FailureKind> {
         let created = Event::SocketCreated(Arc::clone(&self.info));
-        self.tell(0, &created).await
+        self.deliver(0, &created).await
     }
 
-    /// Something happens; gives what the guest does. When it asks for the end, it is told of that too.
-    pub(super) async fn tell(&mut self, line: u32, event: &Event) -> Result<Vec<Effect>, FailureKind> {
+    /// Delivers an event; returns the guest's effects. If the guest calls Close, `SocketClosed` follows.
+    pub(super) async fn deliver(&mut self, line: u32, event: &Event) -> Result<Vec<Effect>, FailureKind> {
         let mut effects = self.call(line, event).await?;
         if effects.contains(&Effect::Closed(ClosedBy::Handler)) {
             effects.extend(self.end(line, CloseReason::HandlerAsked).await?);
@@ -101,7 +100,7 @@ impl Device {
         Ok(effects)
     }
 
-    /// The connection ends, for a reason that is not the guest's; gives what the guest does then.
+    /// Closes the connection, for a reason that is not the guest's; returns its effects.
     pub(super) async fn end(&mut self, line: u32, reason: CloseReason) -> Result<Vec<Effect>, FailureKind> {
         self.ended = true;
         if let Some(dry_run) = &mut self.dry_run {
@@ -111,17 +110,17 @@ impl Device {
     }
 
     async fn call(&mut self, line: u32, event: &Event) -> Result<Vec<Effect>, FailureKind> {
-        // It is back after each call, below.
+        // Restored after each call, below.
         let Some(dry_run) = self.dry_run.take() else { return Ok(Vec::new()) };
         let fuel_before = self.guest.usage().fuel;
-        let begun = Instant::now();
+        let started = Instant::now();
         let (backend, result) = self.guest.call(Backend::DryRun(dry_run), event).await;
-        self.times.push(begun.elapsed());
+        self.times.push(started.elapsed());
         if let (Some(before), Some(after)) = (fuel_before, self.guest.usage().fuel) {
             self.fuel.push(after.saturating_sub(before));
         }
         let Backend::DryRun(mut dry_run) = backend else { return Ok(Vec::new()) };
-        let (asked, left_out) = dry_run.take();
+        let (commands, left_out) = dry_run.take();
         self.dry_run = Some(dry_run);
         result.map_err(|error| FailureKind::Guest {
             line,
@@ -130,14 +129,14 @@ impl Device {
             error: error.to_string(),
             backtrace: self.guest.backtrace(),
         })?;
-        let effects: Vec<Effect> = asked.into_iter().filter_map(|operation| self.effect(operation)).collect();
+        let effects: Vec<Effect> = commands.into_iter().filter_map(|operation| self.effect(operation)).collect();
         if left_out > 0 || self.kept_bytes > KEPT_BYTES_MAX {
             return Err(FailureKind::TooMuch { line });
         }
         Ok(effects)
     }
 
-    /// What an operation is for the device and the broker; what is neither's is remembered.
+    /// Converts a command to its effect on device or broker; other commands change the simulated state.
     fn effect(&mut self, operation: Command) -> Option<Effect> {
         self.kept_bytes += ANSWER_BYTES;
         match operation {

@@ -1,22 +1,22 @@
-//! How the device's bytes are cut into events. Pure.
+//! Fragmentation of the device's bytes into events. Pure.
 
 use std::fmt;
 
 use super::frame_lengths;
 use crate::conversation::Conversation;
 
-/// How the device's bytes come to the guest.
+/// Fragmentation of one play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fragmentation {
     /// Each `>` line is one event.
     AsRecorded,
-    /// Each `>` line that is longer than this is two events, the first so many bytes long.
+    /// Each longer `>` line is two events, the first with this many bytes.
     After(usize),
     /// Each byte is an event.
     EveryByte,
-    /// All `>` lines between two other things that happen are one event.
+    /// Consecutive `>` lines are one event.
     Joined,
-    /// As recorded, but after so many bytes in all the device is gone. Nothing is compared then.
+    /// As recorded, but the device disconnects after this many bytes in total. Nothing is compared then.
     Vanishing(usize),
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Fragmentation {
 }
 
 impl Fragmentation {
-    /// The events that one `>` line becomes.
+    /// The events of one `>` line.
     pub(super) fn chunks(self, len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
         let first = match self {
             Self::After(bytes) => bytes.min(len),
@@ -52,10 +52,10 @@ impl Fragmentation {
     }
 }
 
-/// A kind of cuts, made of the index of one of its places.
+/// Constructor of a kind of cuts, from the index of a position.
 type Kind = fn(usize) -> Fragmentation;
 
-/// The kinds of cuts that a conversation allows, beside those that it was recorded with, and at how many places each.
+/// Kinds of cuts that a conversation allows, besides the recorded ones, and the number of positions of each.
 pub(super) fn kinds(conversation: &Conversation) -> Vec<(Kind, usize)> {
     if conversation.transport().has_datagrams() {
         return Vec::new();
@@ -69,16 +69,17 @@ pub(super) fn kinds(conversation: &Conversation) -> Vec<(Kind, usize)> {
         (after, longest.saturating_sub(1)),
         (every_byte, usize::from(longest > 2)),
         (joined, usize::from(frame_lengths(conversation).count() > 1)),
-        // After all bytes it hangs up, as it did when it was recorded; or it closes in another way, which is not its doing.
+        // After all bytes the device disconnects, as recorded; or the close has another cause, which is not the
+        // device's.
         (Fragmentation::Vanishing, total),
     ]
 }
 
-/// At most `max` of the places `0..places`, the first and the last among them, spread evenly.
+/// At most `max` of the positions `0..places`, evenly spread, the first and the last included.
 pub(super) fn spread(places: usize, max: usize) -> impl Iterator<Item = usize> {
     let count = places.min(max);
     let last = places.saturating_sub(1);
-    // The product of two lengths of a file of 16 MiB fits.
+    // The product of two lengths in a file of at most 16 MiB does not overflow.
     (0..count).map(move |index| if count < 2 { index } else { index * last / (count - 1) })
 }
 
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(chunks(Fragmentation::EveryByte, 3), [(0, 1), (1, 2), (2, 3)]);
     }
 
-    /// Every byte between two others is a place to cut at; a datagram has none.
+    /// Every inner byte is a position to cut at; a datagram has none.
     #[test]
     fn the_places_of_a_conversation() {
         let places = |text: &str| {

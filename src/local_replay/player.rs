@@ -1,4 +1,4 @@
-//! Plays one conversation once.
+//! Player: one play of one conversation.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,16 +26,16 @@ impl<'c> Player<'c> {
         Self { conversation, device: Device::new(guest, conversation.transport(), conn), delivered: 0 }
     }
 
-    /// What the guest took so far.
+    /// Resources used so far.
     pub(super) fn cost(&self) -> Cost {
         self.device.cost()
     }
 
-    /// Plays it and compares.
+    /// Plays the conversation and compares.
     ///
     /// # Errors
     ///
-    /// It did not go as the conversation says; the first deviation is the last.
+    /// The first deviation; the play stops there.
     pub(super) async fn play(&mut self, fragmentation: Fragmentation) -> Result<(), FailureKind> {
         if let Fragmentation::Vanishing(bytes) = fragmentation {
             return self.vanish(bytes).await;
@@ -77,7 +77,7 @@ impl<'c> Player<'c> {
         Ok(scripted_run.run.settle()?)
     }
 
-    /// Bytes come, unless the guest has already ended the connection.
+    /// Delivers bytes, unless the guest has closed the connection.
     async fn receive(
         &mut self,
         line: u32,
@@ -87,15 +87,15 @@ impl<'c> Player<'c> {
         if self.device.has_ended() {
             return Ok(());
         }
-        let effects = self.device.tell(line, &Event::ReceivedBytes(bytes)).await?;
+        let effects = self.device.deliver(line, &Event::ReceivedBytes(bytes)).await?;
         scripted_run.handle(line, effects)
     }
 
-    /// Does what a line says comes from outside.
+    /// Executes a line with a stimulus from outside.
     async fn act(&mut self, stop: LocatedStep<'_>) -> Result<Vec<Effect>, FailureKind> {
         let line = stop.line;
         match &stop.step.action {
-            Action::FromPeer(bytes) => self.device.tell(line, &Event::ReceivedBytes(bytes.clone())).await,
+            Action::FromPeer(bytes) => self.device.deliver(line, &Event::ReceivedBytes(bytes.clone())).await,
             Action::Deliver(message) => self.deliver(line, message).await,
             Action::Timer(_) if !self.device.has_keepalive() => Err(FailureKind::NoTimer { line }),
             Action::Timer(_) => self.run_out(line).await,
@@ -124,12 +124,12 @@ impl<'c> Player<'c> {
             payload: message.payload.to_bytes(),
             timestamp_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         };
-        self.device.tell(line, &Event::ReceivedMessages(vec![message])).await
+        self.device.deliver(line, &Event::ReceivedMessages(vec![message])).await
     }
 
-    /// The keepalive timer runs out, which ends the connection.
+    /// Expires the keepalive timer, which closes the connection.
     async fn run_out(&mut self, line: u32) -> Result<Vec<Effect>, FailureKind> {
-        let mut effects = self.device.tell(line, &Event::TimerTimeout(Timer::Keepalive)).await?;
+        let mut effects = self.device.deliver(line, &Event::TimerTimeout(Timer::Keepalive)).await?;
         if !self.device.has_ended() {
             effects.push(Effect::Closed(ClosedBy::Keepalive));
             effects.extend(self.device.end(line, CloseReason::KeepaliveExpired).await?);
@@ -137,14 +137,14 @@ impl<'c> Player<'c> {
         Ok(effects)
     }
 
-    /// Something is awaited, and the guest has answered all there was: it is only time that could bring it.
+    /// An expectation is open and the guest is idle: only time could fulfil it.
     async fn wait(&mut self, stop: LocatedStep<'_>, scripted_run: &mut ScriptedRun<'_>) -> Result<(), FailureKind> {
         let line = stop.line;
         let effects = match &stop.step.action {
             Action::Close(by) if ends_by_keepalive(*by) && self.device.has_keepalive() => self.run_out(line).await?,
             Action::Close(by) if ends_idle(*by) && !self.device.has_ended() => self.end_idle(line).await?,
-            // What the guest publishes when the connection has ended stands before the `close peer` line, since nothing
-            // can stand after it.
+            // Publications of the guest after the close stand before the `close peer` line, since no line can follow
+            // it.
             Action::Publish(_) if !self.device.has_ended() && self.hangs_up_after(line) => {
                 self.device.end(line, CloseReason::PeerClosed).await?
             }
@@ -167,13 +167,13 @@ impl<'c> Player<'c> {
         Ok(effects)
     }
 
-    /// Whether all that comes from outside after this line is the end of the device.
+    /// Whether the only stimulus after this line is the disconnect of the device.
     fn hangs_up_after(&self, line: u32) -> bool {
         let mut rest = self.conversation.steps().filter(|(at, _)| *at > line).map(|(_, step)| &step.action);
         rest.all(|action| matches!(action, Action::ToPeer(_) | Action::Publish(_) | Action::Close(ClosedBy::Peer)))
     }
 
-    /// Plays it as recorded until so many bytes have come; nothing is compared.
+    /// Plays it as recorded until `after` bytes; nothing is compared.
     async fn vanish(&mut self, after: usize) -> Result<(), FailureKind> {
         self.device.open().await?;
         let mut left = after;
@@ -184,7 +184,7 @@ impl<'c> Player<'c> {
             match &step.action {
                 Action::FromPeer(bytes) if bytes.len() > left => {
                     if left > 0 {
-                        self.device.tell(line, &Event::ReceivedBytes(bytes.slice(..left))).await?;
+                        self.device.deliver(line, &Event::ReceivedBytes(bytes.slice(..left))).await?;
                     }
                     if !self.device.has_ended() {
                         self.device.end(line, CloseReason::PeerClosed).await?;
@@ -199,7 +199,7 @@ impl<'c> Player<'c> {
         Ok(())
     }
 
-    /// Plays it and writes down what the guest does.
+    /// Plays it and records the guest's effects.
     pub(super) async fn record(&mut self) -> Result<Happened, FailureKind> {
         let mut happened = Happened { greeting: merged(self.device.open().await?), answers: Vec::new() };
         for (line, step) in self.conversation.steps().filter(|(_, step)| step.action.is_stimulus()) {
@@ -208,7 +208,7 @@ impl<'c> Player<'c> {
             }
             let effects = self.act(LocatedStep { line, step }).await?;
             if step.action == Action::Close(ClosedBy::Peer) {
-                // Nothing can stand after a `close` line.
+                // No line can follow a `close` line.
                 add(&mut happened, effects);
                 happened.answers.push(Vec::new());
             } else {
@@ -230,10 +230,11 @@ impl<'c> Player<'c> {
     }
 }
 
-/// The run of a conversation, and the end of the connection that it is not told yet.
+/// The run of a conversation, with a close that is held back from it.
 struct ScriptedRun<'c> {
     run: Run<'c>,
-    /// Lines that came in one event are not done yet: a guest that ends the connection in it has heard them all.
+    /// Lines delivered in one event are not done yet: a guest that closes the connection in that event has received all
+    /// of them.
     holds_end: bool,
     held_end: Option<ClosedBy>,
     published_bytes: usize,
@@ -270,19 +271,19 @@ impl<'c> ScriptedRun<'c> {
     }
 }
 
-/// What a `>` line does when lines are joined.
+/// Role of a `>` line when lines are joined.
 enum Group {
-    /// It is for itself.
+    /// Not joined.
     Line,
-    /// It brings its bytes and those of the lines that are joined to it.
+    /// Delivers its bytes and those of the lines joined to it.
     First(Bytes),
-    /// Its bytes have come already, and there are more such lines.
+    /// Already delivered; more joined lines follow.
     Further,
-    /// Its bytes have come already, and those of the next have not.
+    /// Already delivered; the last joined line.
     Last,
 }
 
-/// What each `>` line does, in their order.
+/// Role of each `>` line, in order.
 fn groups(conversation: &Conversation, fragmentation: Fragmentation) -> Vec<Group> {
     if fragmentation != Fragmentation::Joined {
         return Vec::new();
@@ -310,24 +311,25 @@ fn groups(conversation: &Conversation, fragmentation: Fragmentation) -> Vec<Grou
     groups
 }
 
-/// Whether the keepalive timer may be what ends the connection.
+/// Whether the keepalive timer may cause this close.
 fn ends_by_keepalive(by: ClosedBy) -> bool {
     matches!(by, ClosedBy::Keepalive | ClosedBy::Gateway)
 }
 
-/// Whether silence may be what ends the connection.
+/// Whether silence may cause this close.
 fn ends_idle(by: ClosedBy) -> bool {
     matches!(by, ClosedBy::Idle | ClosedBy::Gateway)
 }
 
-/// What the guest did after the last stimulus is more.
+/// Appends effects to the last answer.
 fn add(happened: &mut Happened, effects: Vec<Effect>) {
     let last = happened.answers.last_mut().unwrap_or(&mut happened.greeting);
     last.extend(effects);
     *last = merged(std::mem::take(last));
 }
 
-/// A stream has no borders: bytes that follow one another are one line. The end stands last, whatever the guest published when it was told.
+/// Merges adjacent bytes, since a stream has no boundaries. The close comes last, after publications made when it was
+/// reported.
 fn merged(effects: Vec<Effect>) -> Vec<Effect> {
     let mut merged: Vec<Effect> = Vec::new();
     let (ends, effects): (Vec<_>, Vec<_>) = effects.into_iter().partition(|effect| matches!(effect, Effect::Closed(_)));

@@ -1,4 +1,4 @@
-//! The change itself: what was loaded is written down, and the connections follow the new plan.
+//! Commit step of a rollout: writes the index and publishes the new plan.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,32 +11,32 @@ use super::watch_change::{Watched, migrate_and_watch};
 use super::{Error, Initiator, Program, Swap, VersionState};
 use crate::dispatch::{OldConnections, Plan, Trial, TrialKind, Version};
 
-/// What becomes of a version that is loaded.
+/// Commit mode of a loaded version.
 #[derive(Clone, Copy)]
 pub(super) enum CommitMode {
     Keep,
     Swap(Swap),
-    /// The last one comes back: as `Live`, and not watched, because there is nothing to go back to but what has failed.
+    /// Rollback: as `Live`, but not watched, because the version to go back to has failed.
     Return,
 }
 
 impl RolloutManager {
-    /// Makes a loaded version what it is to be. Whoever calls this has the handler's turn.
+    /// Commits a loaded version. The caller holds the handler's [`ChangeGuard`](super::managed_handler::ChangeGuard).
     pub(super) async fn commit(
         &self,
         handler: &Arc<ManagedHandler>,
         prepared: Prepared,
-        fate: CommitMode,
+        mode: CommitMode,
         initiator: Initiator,
     ) -> Result<ChangeResult, Error> {
         let Prepared { record, is_new, program, policy, version } = prepared;
         let number = version.number();
         let plan = handler.versions.plan();
         let before = plan.active.number();
-        if matches!(fate, CommitMode::Swap(_) | CommitMode::Return) && before == number {
+        if matches!(mode, CommitMode::Swap(_) | CommitMode::Return) && before == number {
             return Err(Error::IsActive { handler: Arc::clone(handler.name()), number });
         }
-        if matches!((&fate, &program), (CommitMode::Swap(Swap::Shadow), Program::Grpc(_))) {
+        if matches!((&mode, &program), (CommitMode::Swap(Swap::Shadow), Program::Grpc(_))) {
             return Err(Error::NoShadow);
         }
         if self.0.services.drain.is_signalled() {
@@ -46,7 +46,7 @@ impl RolloutManager {
         if is_new {
             index.add(record);
         }
-        if matches!(fate, CommitMode::Return | CommitMode::Swap(Swap::Live | Swap::NewConnections)) {
+        if matches!(mode, CommitMode::Return | CommitMode::Swap(Swap::Live | Swap::NewConnections)) {
             index.activate(number);
         }
         let mut in_use = handler.in_use();
@@ -54,9 +54,9 @@ impl RolloutManager {
         index.prune(&in_use);
         if let Err(error) = handler.store.write_aside(&index).await {
             match initiator {
-                // Devices are failing: that it would not outlive a restart is the smaller evil.
+                // Devices are failing: a change that does not outlive a restart is the smaller evil.
                 Initiator::HealthWindow => {
-                    tracing::error!(handler = %handler.name(), "a restart will not know of the change: {error}")
+                    tracing::error!(handler = %handler.name(), "cannot store the change; a restart will not know it: {error}")
                 }
                 Initiator::Start | Initiator::Reload | Initiator::Admin(_) => return Err(error.into()),
             }
@@ -69,18 +69,18 @@ impl RolloutManager {
         }
         handler.forget_components().await;
 
-        let state = match fate {
+        let state = match mode {
             CommitMode::Keep => VersionState::Kept,
             CommitMode::Swap(Swap::Canary(_) | Swap::Shadow) => VersionState::Trial,
             CommitMode::Swap(Swap::Live | Swap::NewConnections) | CommitMode::Return => VersionState::Active,
         };
-        // What was tried until now is not tried any more, so its connections go back.
+        // A trial in progress ends, so its connections migrate back.
         let others = if plan.trial.is_some() { OldConnections::Move } else { plan.others };
         let try_out = |how| {
             let trial = Trial { version: Arc::clone(&version), how };
             Plan { active: Arc::clone(&plan.active), others, trial: Some(trial) }
         };
-        let next = match fate {
+        let next = match mode {
             CommitMode::Keep => None,
             CommitMode::Return | CommitMode::Swap(Swap::Live) => {
                 Some(Plan { active: Arc::clone(&version), others: OldConnections::Move, trial: None })
@@ -88,12 +88,12 @@ impl RolloutManager {
             CommitMode::Swap(Swap::NewConnections) => {
                 Some(Plan { active: Arc::clone(&version), others: OldConnections::Keep, trial: None })
             }
-            CommitMode::Swap(Swap::Canary(share)) => Some(try_out(TrialKind::Canary(share))),
+            CommitMode::Swap(Swap::Canary(percent)) => Some(try_out(TrialKind::Canary(percent))),
             CommitMode::Swap(Swap::Shadow) => Some(try_out(TrialKind::Shadow)),
         };
         if let Some(next) = next {
             drop(plan);
-            let watched = match fate {
+            let watched = match mode {
                 CommitMode::Swap(_) => Some((version, state == VersionState::Trial)),
                 CommitMode::Keep | CommitMode::Return => None,
             };
@@ -102,7 +102,7 @@ impl RolloutManager {
         Ok(ChangeResult { handler: handler.name().to_string(), version: number, state, before })
     }
 
-    /// Ends a trial. Whoever calls this has the handler's turn.
+    /// Ends a trial. The caller holds the handler's [`ChangeGuard`](super::managed_handler::ChangeGuard).
     pub(super) fn end_trial(&self, handler: &Arc<ManagedHandler>, version: u32) -> ChangeResult {
         let active = handler.versions.active();
         let before = active.number();
@@ -110,11 +110,12 @@ impl RolloutManager {
         ChangeResult { handler: handler.name().to_string(), version, state: VersionState::Kept, before }
     }
 
-    /// Follows a plan from now on, and sees to what comes of it; what came of the last one gives way.
+    /// Publishes a plan and starts the task that migrates connections and watches the new version; aborts the task of
+    /// the last change.
     fn follow(&self, handler: &Arc<ManagedHandler>, plan: Plan, watched: Option<(Arc<Version>, bool)>) {
         let services = &self.0.services;
         let mut state = handler.state.lock();
-        if let Some(last) = state.settling.take() {
+        if let Some(last) = state.migration.take() {
             last.abort();
         }
         let watched = watched.map(|(version, is_tried)| {
@@ -123,7 +124,7 @@ impl RolloutManager {
         });
         services.telemetry.activated(handler.name(), plan.active.number());
         handler.versions.follow(plan);
-        let settling = migrate_and_watch(
+        let migration = migrate_and_watch(
             self.clone(),
             Arc::clone(handler),
             services.migrator.clone(),
@@ -133,10 +134,10 @@ impl RolloutManager {
         let drain = services.drain.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = settling => {}
+                () = migration => {}
                 () = drain.signalled() => {}
             }
         });
-        state.settling = Some(task.abort_handle());
+        state.migration = Some(task.abort_handle());
     }
 }

@@ -1,51 +1,52 @@
-//! Whether a new version fails too often. Pure: no clock, `now` is an argument.
+//! Health window of a new version: decides on automatic rollback from event and failure counts. Pure: no clock, `now`
+//! is an argument.
 
 use std::time::Instant;
 
 use super::Rollback;
 
-/// Failures that it takes at least: one hiccup among the first ten events says nothing of the version.
+/// Minimum number of failures for a rollback: one failure among the first ten events says nothing of the version.
 pub const FAILURES_MIN: u64 = 5;
 
-/// Watches one version from the moment it gets connections.
+/// Health window of one version, from its first connection on.
 #[derive(Debug)]
 pub(super) struct HealthWindow {
     rollback: Rollback,
-    /// The version's counts when it began.
+    /// The version's counts at the start of the window.
     events: u64,
     failures: u64,
     ends: Option<Instant>,
 }
 
-/// What is to be done.
+/// Verdict on a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing yet.
+    /// Keep watching.
     GoOn,
-    /// It has lasted its time.
+    /// The window has passed.
     Over,
-    /// The last version is to come back.
+    /// Roll back to the previous version.
     RollBack {
-        /// Events since the beginning.
+        /// Events in the window.
         events: u64,
-        /// Those of them that failed.
+        /// Failed events in the window.
         failures: u64,
     },
 }
 
 impl HealthWindow {
-    /// Begins with a version that has had so many events and failures. One that is tried is watched without an end.
+    /// Starts a window at the version's counts. A version on trial is watched without an end.
     pub(super) fn new(now: Instant, rollback: Rollback, is_tried: bool, (events, failures): (u64, u64)) -> Self {
         let ends = if is_tried { None } else { Some(now + rollback.window) };
         Self { rollback, events, failures, ends }
     }
 
-    /// When it is over.
+    /// End of the window.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.ends
     }
 
-    /// The version's counts, after a failure or at the end.
+    /// Checks the version's counts, after a failure or at the end.
     pub(super) fn handle_outcomes(&self, now: Instant, (events, failures): (u64, u64)) -> Verdict {
         let (events, failures) = (events.saturating_sub(self.events), failures.saturating_sub(self.failures));
         if self.ends.is_some_and(|ends| now >= ends) {
@@ -73,9 +74,9 @@ mod tests {
         Rollback { threshold: Percent::new(basis_points), window: WINDOW }
     }
 
-    /// One hiccup in ten events is 10 %, and no reason.
+    /// One failure in ten events is 10 %, and no reason for a rollback.
     #[test]
-    fn a_hiccup_is_no_reason() {
+    fn one_failure_does_not_roll_back() {
         let now = Instant::now();
         let watch = HealthWindow::new(now, rollback(500), false, (0, 0));
         assert_eq!(watch.handle_outcomes(now, (10, 1)), Verdict::GoOn);
@@ -85,9 +86,9 @@ mod tests {
         assert_eq!(watch.handle_outcomes(now, (99, 5)), Verdict::RollBack { events: 99, failures: 5 });
     }
 
-    /// What failed when the version was active before does not count against it.
+    /// Failures of an earlier activation do not count.
     #[test]
-    fn an_old_version_begins_anew() {
+    fn counts_start_at_the_activation() {
         let now = Instant::now();
         let watch = HealthWindow::new(now, rollback(500), false, (1000, 900));
         assert_eq!(watch.handle_outcomes(now, (1010, 904)), Verdict::GoOn);
@@ -95,7 +96,7 @@ mod tests {
     }
 
     proptest! {
-        /// The last version comes back exactly when the counts ask for it, and never after the window.
+        /// A rollback happens exactly when the counts exceed the threshold, and never after the window.
         #[test]
         fn the_threshold_decides(
             basis_points in 1..=10_000u16,

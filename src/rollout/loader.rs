@@ -1,4 +1,4 @@
-//! Loads programs, off the data path.
+//! Loader of handler programs, off the data path: compiles, instantiates, replays conversations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,12 +23,13 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Keeps compiled components in `cache_dir`.
+    /// Caches compiled components in `cache_dir`.
     pub fn new(compiler: Compiler, cache_dir: PathBuf, telemetry: Telemetry) -> Self {
         Self { compiler, cache_dir, host: OnceCell::new(), telemetry }
     }
 
-    /// Loads a program and, of a guest, makes one instance. A guest may take seconds to compile; nothing else waits for it. Errors name its file as `known_as`.
+    /// Loads a program; makes a trial instance of a guest. Compilation may take seconds; nothing else waits for it.
+    /// Errors name the file as `known_as`.
     ///
     /// # Errors
     ///
@@ -48,8 +49,8 @@ impl Loader {
         }
     }
 
-    /// Plays the handler's conversations against a guest, off the data path and beside the instances of devices; a server has
-    /// none.
+    /// Replays the handler's conversations against a guest, off the data path and separate from the instances of devices.
+    /// No effect for a gRPC handler.
     ///
     /// # Errors
     ///
@@ -65,7 +66,7 @@ impl Loader {
         };
         let host = self.host.get_or_try_init(|| self.start()).await?.clone();
         let handler = Arc::clone(&options.name);
-        // One device at a time, in an instance of its own; counted among nobody's.
+        // One device at a time, in its own instance; counted in a throwaway registry.
         let options = wasm::Options { isolation: Isolation::Connection, ..options.clone() };
         let metrics = Telemetry::new().instances(&handler);
         let paths = conversations.to_vec();
@@ -79,7 +80,7 @@ impl Loader {
             path: known_as.to_owned(),
             source,
         })?;
-        tracing::info!(%handler, path = ?known_as, conversations, plays, left_out, "all conversations went as recorded");
+        tracing::info!(%handler, path = ?known_as, conversations, plays, left_out, "all conversations passed");
         Ok(())
     }
 

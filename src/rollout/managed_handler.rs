@@ -1,4 +1,4 @@
-//! One handler's handler of versions: what runs, what is kept, and whose turn it is to change it.
+//! State of one handler's rollouts: running versions, index, store, and the lock that serializes changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,13 +15,12 @@ use super::{Error, LoadError, Options, Program};
 use crate::dispatch::{Policy, Version, Versions};
 use crate::handler::{grpc, wasm};
 
-/// Changes of one handler that may wait for the one under way. Each can hold an uploaded component.
+/// Maximum number of changes queued behind the running one. Each can hold an uploaded component.
 pub(super) const WAITING_MAX: usize = 4;
 
 /// Largest component, in bytes: those of interpreted languages have some tens of MiB.
 pub(crate) const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 
-/// One handler over time.
 #[derive(Debug)]
 pub(super) struct ManagedHandler {
     pub(super) versions: Arc<Versions>,
@@ -31,19 +30,19 @@ pub(super) struct ManagedHandler {
     waiting: AtomicUsize,
 }
 
-/// What changes with its versions.
+/// Mutable state.
 #[derive(Debug)]
 pub(super) struct State {
-    /// What the configuration says now.
+    /// Current configuration.
     pub(super) options: Options,
     pub(super) index: Index,
-    /// The versions that this process has loaded at some time.
+    /// Builds that this process has loaded.
     pub(super) builds: BTreeMap<u32, Build>,
-    /// The task that moves connections to where they belong and watches the new version.
-    pub(super) settling: Option<AbortHandle>,
+    /// The task that migrates connections and watches the new version.
+    pub(super) migration: Option<AbortHandle>,
 }
 
-/// What a version was loaded from, and the version, as long as somebody needs it.
+/// Program and policy of a loaded version; the version itself while in use.
 #[derive(Clone, Debug)]
 pub(super) struct Build {
     pub(super) program: Program,
@@ -51,11 +50,11 @@ pub(super) struct Build {
     pub(super) version: Weak<Version>,
 }
 
-/// The right to change a handler.
+/// Lock guard of a change of one handler.
 #[derive(Debug)]
 pub(super) struct ChangeGuard<'a>(#[expect(dead_code, reason = "held, never read")] tokio::sync::MutexGuard<'a, ()>);
 
-/// One of those that wait; leaves with them also when it is dropped.
+/// Counts a queued change; uncounted on drop.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -74,7 +73,7 @@ impl ManagedHandler {
         self.versions.name()
     }
 
-    /// Waits for the change under way, behind those that wait already.
+    /// Waits for the running change, behind those queued before.
     pub(super) async fn begin_change(&self) -> Result<ChangeGuard<'_>, Error> {
         if let Ok(begin_change) = self.begin_change.try_lock() {
             return Ok(ChangeGuard(begin_change));
@@ -87,12 +86,11 @@ impl ManagedHandler {
         Ok(ChangeGuard(self.begin_change.lock().await))
     }
 
-    /// Whether a change is under way.
+    /// Whether a change is running.
     pub(super) fn is_busy(&self) -> bool {
         self.begin_change.try_lock().is_err()
     }
 
-    /// The record of a version.
     pub(super) fn record(&self, number: u32) -> Result<Record, Error> {
         let state = self.state.lock();
         state.index.record(number).cloned().ok_or_else(|| Error::NoSuchVersion {
@@ -102,12 +100,12 @@ impl ManagedHandler {
         })
     }
 
-    /// The versions that hold memory.
+    /// Versions in memory.
     pub(super) fn in_use(&self) -> BTreeSet<u32> {
         self.versions.loaded().iter().map(|version| version.number()).collect()
     }
 
-    /// Removes the components that no version needs.
+    /// Removes components that no version needs.
     pub(super) async fn forget_components(&self) {
         let (store, index) = (self.store.clone(), self.state.lock().index.clone());
         let pruning = tokio::task::spawn_blocking(move || {
@@ -121,7 +119,7 @@ impl ManagedHandler {
     }
 }
 
-/// What a version is, loaded with the options of the configuration: they belong to the handler, not to the version.
+/// The program of an artifact with the configured options, which belong to the handler, not to the version.
 pub(super) fn program(configured: &Program, what: &Artifact, store: &Store) -> Program {
     let name = Arc::clone(configured.name());
     match (what, configured) {
@@ -142,8 +140,8 @@ pub(super) fn program(configured: &Program, what: &Artifact, store: &Store) -> P
     }
 }
 
-/// What the configuration names; a component is read and kept, so that it is what was looked at, whatever happens to
-/// its file. Reads and writes files, so it belongs on a blocking thread.
+/// The configured artifact. A component is read and stored once, so later changes of its file do not matter. Blocking:
+/// reads and writes files.
 pub(super) fn configured(program: &Program, store: &Store) -> Result<Artifact, LoadError> {
     match program {
         Program::Grpc(options) => Ok(Artifact::Grpc { urls: options.urls.iter().map(ToString::to_string).collect() }),

@@ -1,4 +1,4 @@
-//! All handlers and their changes.
+//! Rollout manager: all handlers, and every change of them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,20 +19,18 @@ use crate::drain::Drain;
 use crate::error::report;
 use crate::telemetry::Telemetry;
 
-/// What changes of handlers need of the gateway.
+/// Dependencies of the rollout manager.
 #[derive(Debug)]
 pub struct Services {
-    /// Where the versions are kept, a directory for each handler.
+    /// Directory of the version stores, one subdirectory per handler.
     pub versions_dir: PathBuf,
-    /// How long connections that cannot go over to a new version may stay with the old one.
+    /// How long connections that cannot migrate may keep an old version.
     pub drain_timeout: Duration,
-    /// Whether gRPC handlers can call back.
+    /// Whether the adapter service runs, so that gRPC handlers can call back.
     pub has_adapter: bool,
-    /// Asks connections over.
     pub migrator: ConnectionMigrator,
-    /// Counts.
     pub telemetry: Telemetry,
-    /// Nothing is changed any more from its beginning on.
+    /// Once signalled, no change is made.
     pub drain: Drain,
 }
 
@@ -40,53 +38,50 @@ pub struct Services {
 #[derive(Clone, Debug)]
 pub struct RolloutManager(pub(super) Arc<Shared>);
 
-/// What all clones of [`RolloutManager`] have.
+/// Shared by all clones of [`RolloutManager`].
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// In the order of the configuration; those that a reload has added come last.
-    lines: ArcSwap<Vec<Arc<ManagedHandler>>>,
+    /// In the order of the configuration; handlers added by a reload come last.
+    handlers: ArcSwap<Vec<Arc<ManagedHandler>>>,
     pub(super) loader: Loader,
     pub(super) services: Services,
 }
 
-/// What a version is to be made of.
+/// Uploaded candidate for a new version.
 #[derive(Clone, Debug)]
 pub enum Candidate {
-    /// A component.
     Component(Bytes),
-    /// A component whose conversations are not played: the operator knows better.
+    /// A component whose conversations are not replayed, at the operator's request.
     Unchecked(Bytes),
-    /// A gRPC server.
     Server(Uri),
 }
 
-/// A change that was made.
+/// Result of a change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChangeResult {
-    /// The handler.
     pub handler: String,
-    /// The version that was activated, tried, kept or abandoned.
+    /// The version that was activated, put on trial, kept or abandoned.
     pub version: u32,
-    /// Where that version is now.
+    /// Its state now.
     pub state: VersionState,
     /// The version that was active before.
     pub before: u32,
 }
 
 impl RolloutManager {
-    /// Loads the version of each handler that was active when the gateway last ran; where the configuration names
-    /// something else since, that.
+    /// Loads the version of each handler that was active when the gateway last ran; if the configuration names another
+    /// artifact since, that one.
     ///
     /// # Errors
     ///
-    /// [`LoadError`], of what the configuration names. A version that was made active since and cannot be loaded any more
-    /// is told, and the configuration's takes its place.
+    /// [`LoadError`] of a configured artifact. If a version activated since cannot be loaded, that is logged, and the
+    /// configured one is used.
     pub async fn open(options: Vec<Options>, loader: Loader, services: Services) -> Result<Self, LoadError> {
-        let mut lines = Vec::with_capacity(options.len());
+        let mut handlers = Vec::with_capacity(options.len());
         for options in options {
-            lines.push(start::open_line(options, &loader, &services).await?);
+            handlers.push(start::open_handler(options, &loader, &services).await?);
         }
-        Ok(Self(Arc::new(Shared { lines: ArcSwap::from_pointee(lines), loader, services })))
+        Ok(Self(Arc::new(Shared { handlers: ArcSwap::from_pointee(handlers), loader, services })))
     }
 
     /// The versions of a handler, for the connections.
@@ -96,15 +91,15 @@ impl RolloutManager {
 
     /// The names of the handlers.
     pub fn names(&self) -> Vec<Arc<str>> {
-        self.0.lines.load().iter().map(|handler| Arc::clone(handler.name())).collect()
+        self.0.handlers.load().iter().map(|handler| Arc::clone(handler.name())).collect()
     }
 
-    /// What the operator is told of all handlers.
+    /// Status of all handlers.
     pub fn list(&self) -> Vec<HandlerStatus> {
-        self.0.lines.load().iter().map(|handler| HandlerStatus::of(handler)).collect()
+        self.0.handlers.load().iter().map(|handler| HandlerStatus::of(handler)).collect()
     }
 
-    /// What the operator is told of the versions of one, newest first.
+    /// Status of the versions of one handler, newest first.
     ///
     /// # Errors
     ///
@@ -113,13 +108,13 @@ impl RolloutManager {
         Ok(VersionStatus::all_of(self.handler(handler)?.as_ref()))
     }
 
-    /// Loads a new version, looks whether it works, and activates or tries it as `swap` says, or as the configuration
-    /// does without; without `activates` it is only kept. A change of this handler that is under way comes first; what
-    /// that change has set in motion, such as a canary, gives way to this one.
+    /// Loads and checks a new version, and activates or tries it as `swap` says, by default as configured; if not
+    /// `activates`, it is only kept. A running change of this handler comes first; the migration or trial that it
+    /// started is replaced by this one.
     ///
     /// # Errors
     ///
-    /// [`Error`]; then everything is as it was.
+    /// [`Error`]; then nothing has changed.
     pub async fn swap(
         &self,
         handler: &str,
@@ -139,7 +134,7 @@ impl RolloutManager {
         self.log_change(handler, initiator, "swap", result.await)
     }
 
-    /// Makes one of the last versions active, loading it again if need be.
+    /// Activates a kept version, loading it again if necessary.
     ///
     /// # Errors
     ///
@@ -160,7 +155,7 @@ impl RolloutManager {
         self.log_change(handler, initiator, "activate", result.await)
     }
 
-    /// Makes the version active that was active before; a trial under way is abandoned by it.
+    /// Activates the previous version; a trial in progress is abandoned.
     ///
     /// # Errors
     ///
@@ -177,7 +172,7 @@ impl RolloutManager {
         self.log_change(handler, initiator, "rollback", result.await)
     }
 
-    /// Makes the version active that is tried.
+    /// Activates the version on trial.
     ///
     /// # Errors
     ///
@@ -186,14 +181,14 @@ impl RolloutManager {
         let handler = &self.handler(handler)?;
         let result = async {
             let _guard = handler.begin_change().await?;
-            let number = tried(handler)?.number();
+            let number = trial_of(handler)?.number();
             let prepared = self.prepare_kept(handler, number).await?;
             self.commit(handler, prepared, CommitMode::Swap(Swap::Live), initiator).await
         };
         self.log_change(handler, initiator, "promote", result.await)
     }
 
-    /// Ends a trial; the connections of a canary go back to the active version.
+    /// Ends a trial; the connections of a canary migrate back to the active version.
     ///
     /// # Errors
     ///
@@ -202,37 +197,37 @@ impl RolloutManager {
         let handler = &self.handler(handler)?;
         let result = async {
             let _guard = handler.begin_change().await?;
-            let version = tried(handler)?.number();
+            let version = trial_of(handler)?.number();
             Ok(self.end_trial(handler, version))
         };
         self.log_change(handler, initiator, "abandon", result.await)
     }
 
-    /// Follows a configuration that was read again: a handler whose program or policy it changes gets a new version, and one
-    /// that is new in it is loaded. Gives what was changed.
+    /// Applies a reloaded configuration: a handler whose program or policy it changes gets a new version, and a new
+    /// handler is loaded. Returns the changes.
     ///
-    /// Handlers that are missing in it stay until [`retain`](Self::retain): listeners may still send them connections. One
-    /// reload at a time.
+    /// Removed handlers stay until [`retain`](Self::retain): listeners may still send them connections. One reload at a
+    /// time.
     ///
     /// # Errors
     ///
-    /// All that is wrong. If a version cannot be loaded, no handler is changed.
+    /// All errors. If a version cannot be loaded, no handler is changed.
     pub async fn reload(&self, options: Vec<Options>, initiator: Initiator) -> Result<Vec<ChangeResult>, Vec<Error>> {
         let mut options: BTreeMap<Arc<str>, Options> =
             options.into_iter().map(|options| (Arc::clone(options.name()), options)).collect();
-        // In the order of their names, so that two who want several turns cannot wait for each other.
-        let known = self.0.lines.load_full();
-        let mut lines: Vec<&Arc<ManagedHandler>> = known.iter().collect();
-        lines.sort_by_key(|handler| Arc::clone(handler.name()));
-        let mut turns = Vec::new();
+        // Locked in the order of names, so that two callers with several locks cannot deadlock.
+        let known = self.0.handlers.load_full();
+        let mut handlers: Vec<&Arc<ManagedHandler>> = known.iter().collect();
+        handlers.sort_by_key(|handler| Arc::clone(handler.name()));
+        let mut guards = Vec::new();
         let mut changes = Vec::new();
         let mut errors = Vec::new();
-        for handler in lines {
+        for handler in handlers {
             let Some(options) = options.remove(handler.name()) else {
                 continue;
             };
             match handler.begin_change().await {
-                Ok(turn) => turns.push(turn),
+                Ok(guard) => guards.push(guard),
                 Err(error) => {
                     errors.push(error);
                     continue;
@@ -278,36 +273,36 @@ impl RolloutManager {
             return Err(errors);
         }
         if !added.is_empty() {
-            self.0.lines.store(Arc::new(known.iter().cloned().chain(added).collect()));
+            self.0.handlers.store(Arc::new(known.iter().cloned().chain(added).collect()));
         }
         Ok(done)
     }
 
-    /// Lets go of the handlers that are not among these. What their last connections use of them is freed when they end.
+    /// Removes the handlers that are not among `names`. Their memory is freed when their last connections close.
     pub fn retain(&self, names: &[Arc<str>]) {
         let (kept, gone): (Vec<_>, Vec<_>) =
-            self.0.lines.load().iter().cloned().partition(|handler| names.contains(handler.name()));
+            self.0.handlers.load().iter().cloned().partition(|handler| names.contains(handler.name()));
         for handler in &gone {
-            if let Some(settling) = handler.state.lock().settling.take() {
-                settling.abort();
+            if let Some(migration) = handler.state.lock().migration.take() {
+                migration.abort();
             }
             tracing::info!(handler = %handler.name(), "handler removed");
         }
         if !gone.is_empty() {
-            self.0.lines.store(Arc::new(kept));
+            self.0.handlers.store(Arc::new(kept));
         }
     }
 
-    /// Loads a handler that was not there before.
+    /// Loads a handler that a reload has added.
     async fn open_new(&self, options: Options) -> Result<Arc<ManagedHandler>, Error> {
         let services = &self.0.services;
         if !services.has_adapter && matches!(options.program, Program::Grpc(_)) {
             return Err(Error::NoAdapter);
         }
-        Ok(start::open_line(options, &self.0.loader, services).await?)
+        Ok(start::open_handler(options, &self.0.loader, services).await?)
     }
 
-    /// Too much of a version has failed: the last one comes back, unless something else has happened meanwhile.
+    /// Automatic rollback of a failing version, unless another change has replaced it meanwhile.
     pub(super) async fn roll_back_failing(self, handler: Arc<ManagedHandler>, number: u32, events: u64, failures: u64) {
         let result = async {
             let _guard = handler.begin_change().await?;
@@ -325,9 +320,9 @@ impl RolloutManager {
         };
         let managed = &handler;
         let handler = managed.name();
-        tracing::error!(%handler, version = number, events, failures, "too much of the new version fails; taking it back");
+        tracing::error!(%handler, version = number, events, failures, "the new version exceeds the rollback threshold; rolling back");
         match result.await {
-            Ok(None) => tracing::info!(%handler, version = number, "the version is not in use any more"),
+            Ok(None) => tracing::info!(%handler, version = number, "the failing version is no longer in use"),
             Ok(Some(done)) => {
                 self.0.services.telemetry.swapped(handler, "rolled_back");
                 drop(self.log_change(managed, Initiator::HealthWindow, "rollback", Ok(done)));
@@ -337,14 +332,14 @@ impl RolloutManager {
     }
 
     fn handler(&self, handler: &str) -> Result<Arc<ManagedHandler>, Error> {
-        let lines = self.0.lines.load();
-        lines.iter().find(|managed| **managed.name() == *handler).cloned().ok_or_else(|| Error::NoSuchHandler {
+        let handlers = self.0.handlers.load();
+        handlers.iter().find(|managed| **managed.name() == *handler).cloned().ok_or_else(|| Error::NoSuchHandler {
             name: handler.chars().take(80).collect(),
             known: self.names().iter().map(ToString::to_string).collect(),
         })
     }
 
-    /// Every change is in the log with who asked for it, and is counted.
+    /// Logs a change with its initiator, and counts it.
     fn log_change(
         &self,
         handler: &ManagedHandler,
@@ -362,14 +357,14 @@ impl RolloutManager {
             Err(error) => {
                 self.0.services.telemetry.swapped(handler, "refused");
                 let why = report(error);
-                tracing::warn!(%handler, operation, by = %initiator, "the handler stays as it is: {why}");
+                tracing::warn!(%handler, operation, by = %initiator, "handler change refused: {why}");
             }
         }
         result
     }
 }
 
-fn tried(handler: &ManagedHandler) -> Result<Arc<Version>, Error> {
+fn trial_of(handler: &ManagedHandler) -> Result<Arc<Version>, Error> {
     let plan = handler.versions.plan();
     let trial = plan.trial.as_ref().map(|trial| Arc::clone(&trial.version));
     trial.ok_or_else(|| Error::NoTrial { handler: Arc::clone(handler.name()) })

@@ -1,4 +1,4 @@
-//! Before a change: a version is loaded beside what runs, and looked at.
+//! Prepare step of a rollout: loads and checks a version beside the running ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{Error, Initiator, LoadError, Options, Program};
 use crate::dispatch::{Policy, Version};
 use crate::handler::Handler;
 
-/// A version that is loaded and not yet used.
+/// A loaded version, not yet in use.
 pub(super) struct Prepared {
     pub(super) record: Record,
     pub(super) is_new: bool,
@@ -21,7 +21,7 @@ pub(super) struct Prepared {
 }
 
 impl RolloutManager {
-    /// Loads what somebody has brought.
+    /// Loads an uploaded candidate.
     pub(super) async fn prepare_candidate(
         &self,
         handler: &ManagedHandler,
@@ -32,7 +32,7 @@ impl RolloutManager {
             Candidate::Component(_) => handler.state.lock().options.conversations.clone(),
             Candidate::Unchecked(_) => {
                 let handler = handler.name();
-                tracing::warn!(%handler, by = %initiator, "the new version is unchecked: no conversation is played");
+                tracing::warn!(%handler, by = %initiator, "new version without checks: conversations are not replayed");
                 Vec::new()
             }
             Candidate::Server(_) => Vec::new(),
@@ -62,7 +62,7 @@ impl RolloutManager {
         prepared
     }
 
-    /// Loads what the configuration names, if that is not what is active.
+    /// Loads the configured artifact, if it differs from the active one.
     pub(super) async fn prepare_configured(
         &self,
         handler: &ManagedHandler,
@@ -78,7 +78,8 @@ impl RolloutManager {
             let build = state.builds.get(&state.index.active).map(|build| (build.program.clone(), build.policy));
             (build, active, what.clone(), state.index.configured.clone())
         };
-        // As long as the configuration names the same, it is the operator's active version that gets the new options.
+        // While the configuration names the same artifact, the version that the operator has activated gets the new
+        // options.
         let (origin, next) = match active {
             Some(record) if what == last_configured => (record.origin, record.what),
             Some(_) | None => (Origin::Configuration, active_what),
@@ -117,7 +118,7 @@ impl RolloutManager {
         Ok(Prepared { record, is_new: true, program, policy, version })
     }
 
-    /// One of the last versions, which still holds memory or is loaded again.
+    /// A kept version: the one in memory, or loaded again.
     pub(super) async fn prepare_kept(&self, handler: &ManagedHandler, number: u32) -> Result<Prepared, Error> {
         let record = handler.record(number)?;
         let (options, build) = {
@@ -126,7 +127,7 @@ impl RolloutManager {
         };
         let (program, policy, version) = match build {
             Some(Build { program, policy, version }) => (program, policy, version.upgrade()),
-            // It is from before the last start: its options are those of the configuration.
+            // Loaded before the last start: its options are those of the configuration.
             None => (managed_handler::program(&options.program, &record.what, &handler.store), options.policy, None),
         };
         let version = match version {
@@ -139,7 +140,7 @@ impl RolloutManager {
         Ok(Prepared { record, is_new: false, program, policy, version })
     }
 
-    /// Loads a program and looks whether it works.
+    /// Loads a program and checks that it works.
     async fn load(
         &self,
         handler: &ManagedHandler,

@@ -1,4 +1,4 @@
-//! The start of the gateway: each handler goes on with the version that was active when it last ran.
+//! Start of a handler with the version that was active when the gateway last ran.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,8 +11,7 @@ use super::{Initiator, LoadError, Loader, Options, Program, Services};
 use crate::dispatch::{Version, Versions};
 use crate::error::report;
 
-/// One handler at the start.
-pub(super) async fn open_line(
+pub(super) async fn open_handler(
     options: Options,
     loader: &Loader,
     services: &Services,
@@ -20,16 +19,16 @@ pub(super) async fn open_line(
     let name = Arc::clone(options.name());
     let dir = services.versions_dir.join(&*name);
     let (program, handler) = (options.program.clone(), Arc::clone(&name));
-    let looking = tokio::task::spawn_blocking(move || {
+    let reading = tokio::task::spawn_blocking(move || {
         let failed = |source| LoadError::Store { dir: dir.clone(), source };
         let store = Store::open(dir.clone()).map_err(failed)?;
         let index = store.read(&handler).map_err(failed)?;
         let what = managed_handler::configured(&program, &store)?;
         Ok::<_, LoadError>((store, index, what))
     });
-    let (store, index, what) = looking.await??;
+    let (store, index, what) = reading.await??;
 
-    // What the operator has made active since, if the configuration still names what it did then.
+    // The version that the operator has activated since, if the configuration still names the same artifact.
     let last = index.as_ref().filter(|index| index.configured == what);
     let mut started = None;
     if let Some(index) = last
@@ -39,13 +38,13 @@ pub(super) async fn open_line(
         let program = managed_handler::program(&options.program, &record.what, &store);
         let known_as = PathBuf::from(format!("version {}", record.number));
         if !services.has_adapter && matches!(program, Program::Grpc(_)) {
-            tracing::error!(handler = %name, version = record.number, "the last active version is a gRPC handler, and there is no [adapter]; starting with what the configuration names");
+            tracing::error!(handler = %name, version = record.number, "the last active version is a gRPC handler, and there is no [adapter]; starting with the configured version");
         } else {
             match loader.load(program.clone(), &known_as, options.compile).await {
                 Ok(handler) => started = Some((index.clone(), record.number, program, handler)),
                 Err(error) => {
                     let why = report(&error);
-                    tracing::error!(handler = %name, version = record.number, "cannot load the last active version; starting with what the configuration names: {why}");
+                    tracing::error!(handler = %name, version = record.number, "cannot load the last active version; starting with the configured version: {why}");
                 }
             }
         }
@@ -72,13 +71,13 @@ pub(super) async fn open_line(
     let versions = Versions::new(version, services.telemetry.health(&name));
     store.write_aside(&index).await?;
     tracing::info!(handler = %name, version = number, "handler ready");
-    let state = State { options, index, builds: [(number, build)].into(), settling: None };
+    let state = State { options, index, builds: [(number, build)].into(), migration: None };
     let handler = ManagedHandler::new(versions, store, state);
     handler.forget_components().await;
     Ok(handler)
 }
 
-/// The index after a start with what the configuration names.
+/// The index after a start with the configured artifact.
 fn with_configured(index: Option<Index>, what: Artifact) -> Index {
     let record = |number| {
         let by = Initiator::Start.to_string();
@@ -87,8 +86,8 @@ fn with_configured(index: Option<Index>, what: Artifact) -> Index {
     let Some(mut index) = index else {
         return Index::new(record(1));
     };
-    let active_is_it = index.record(index.active).is_some_and(|active| active.what == what);
-    if !active_is_it {
+    let is_active = index.record(index.active).is_some_and(|active| active.what == what);
+    if !is_active {
         let number = index.next;
         index.add(record(number));
         index.activate(number);

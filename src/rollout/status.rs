@@ -1,4 +1,4 @@
-//! What the operator is told of handlers and versions.
+//! Status of handlers and versions, for the admin API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,24 +12,23 @@ use super::managed_handler::ManagedHandler;
 use crate::dispatch::{TrialKind, Version};
 use crate::handler::Handler;
 
-/// One handler.
+/// Status of one handler.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandlerStatus {
-    /// Its name.
     pub name: String,
     /// `wasm` or `grpc`, of the active version.
     pub kind: String,
-    /// The version that serves.
+    /// The active version.
     pub active: u32,
-    /// The one that `rollback` goes back to.
+    /// Target of `rollback`.
     pub previous: Option<u32>,
-    /// The one that is tried.
+    /// The version on trial.
     pub trial: Option<TrialStatus>,
     /// Whether it gets new connections.
     pub healthy: bool,
-    /// Whether a change is under way.
+    /// Whether a change is running.
     pub busy: bool,
-    /// Versions that hold memory.
+    /// Number of versions in memory.
     pub loaded: usize,
     /// Live connections of all versions.
     pub connections: usize,
@@ -65,31 +64,29 @@ impl HandlerStatus {
     }
 }
 
-/// A version that is tried.
+/// A version on trial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrialStatus {
-    /// Its number.
     pub version: u32,
     /// `canary:SHARE` or `shadow`.
     pub how: String,
 }
 
-/// Where a version is in its life.
+/// State of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VersionState {
     /// Serves new connections.
     Active,
-    /// Is tried.
+    /// On trial.
     Trial,
-    /// Holds memory for the connections that are still with it.
+    /// In memory for its remaining connections.
     Leaving,
-    /// Is on the disk.
+    /// On disk only.
     Kept,
 }
 
 impl VersionState {
-    /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -100,27 +97,22 @@ impl VersionState {
     }
 }
 
-/// One version.
+/// Status of one version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VersionStatus {
-    /// Its number.
     pub number: u32,
-    /// Where it is in its life.
     pub state: VersionState,
-    /// Where it came from.
     pub origin: Origin,
-    /// Who brought it.
+    /// Initiator.
     pub by: String,
-    /// When, as RFC 3339 has it.
+    /// Creation time (RFC 3339).
     pub at: String,
-    /// What it is.
     #[serde(flatten)]
     pub what: Artifact,
-    /// Live connections.
     pub connections: usize,
-    /// Events that it was given since it was loaded.
+    /// Events since it was loaded.
     pub events: u64,
-    /// Those of them that failed.
+    /// Failed events.
     pub failures: u64,
 }
 

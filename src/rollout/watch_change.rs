@@ -1,4 +1,4 @@
-//! What follows a change: connections go where they belong, and the new version is watched.
+//! Watch step of a rollout: migrates connections to the new plan and watches the health of the new version.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use super::managed_handler::ManagedHandler;
 use super::manager::RolloutManager;
 use crate::dispatch::{ConnectionMigrator, OldConnections, Plan, Version};
 
-/// A version that is watched.
+/// A version and its health window.
 pub(super) struct Watched {
     pub(super) version: Arc<Version>,
     pub(super) watch: HealthWindow,
 }
 
-/// Ends when all connections are where they belong and the new version has lasted its time, or with the version's rollback.
-/// Aborted by the next change, which has its own.
+/// Returns when all connections have migrated and the health window has passed, or at a rollback. Aborted by the next
+/// change, which starts its own.
 pub(super) async fn migrate_and_watch(
     manager: RolloutManager,
     handler: Arc<ManagedHandler>,
@@ -34,7 +34,7 @@ pub(super) async fn migrate_and_watch(
             verdict = &mut watching, if !is_over => {
                 is_over = true;
                 if let (Verdict::RollBack { events, failures }, Some(number)) = (verdict, number) {
-                    // Not in this task, which the change aborts.
+                    // In a task of its own, because the change aborts this one.
                     tokio::spawn(manager.roll_back_failing(Arc::clone(&handler), number, events, failures));
                     return;
                 }
@@ -43,7 +43,7 @@ pub(super) async fn migrate_and_watch(
     }
 }
 
-/// Asks the connections over; those that could not go are ended when the drain timeout is over.
+/// Migrates the connections; those that could not migrate are closed after the drain timeout.
 async fn move_all(handler: &ManagedHandler, migrator: &ConnectionMigrator, drain_timeout: Duration) {
     migrator.reconcile(&handler.versions).await;
     if handler.versions.plan().others != OldConnections::Move {
@@ -55,14 +55,14 @@ async fn move_all(handler: &ManagedHandler, migrator: &ConnectionMigrator, drain
     };
     let connections = pinned(handler);
     if connections > 0 {
-        tracing::info!(handler = %handler.name(), connections, "the drain timeout is over; connections of old versions end");
+        tracing::info!(handler = %handler.name(), connections, "drain timeout passed; closing the connections of old versions");
     }
     let plan = handler.versions.plan();
     handler.versions.follow(Plan { others: OldConnections::End, ..(*plan).clone() });
     migrator.reconcile(&handler.versions).await;
 }
 
-/// Woken by failures and by the end of the window.
+/// Waits for failures and for the end of the window.
 async fn watch(watched: Option<Watched>) -> Verdict {
     let Some(Watched { version, watch }) = watched else {
         return Verdict::Over;

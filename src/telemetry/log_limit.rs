@@ -1,7 +1,7 @@
-//! How many lines somebody may add to the log.
+//! Log rate limiter (token bucket) with a count of suppressed lines.
 //!
-//! A log that is written to a terminal or a pipe is slow and its space is finite: what comes with every event of every device is
-//! bounded, and what was left out is told with the next line.
+//! A log to a terminal or a pipe is slow and its space is finite: lines that every event of every device can cause are
+//! bounded, and the next line reports the number suppressed before it.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use parking_lot::Mutex;
 
 use crate::rate::{Rate, TokenBucket};
 
-/// So many lines in this time, all at once if need be.
+/// A rate of `count` lines per `per`, with a full burst.
 pub(crate) fn lines_in(count: u64, per: Duration) -> Rate {
     Rate::smooth(NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN), per).with_full_burst()
 }
 
-/// Whether a line may be said.
+/// Decision on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogDecision {
-    /// Yes.
+    /// Write it.
     Yes,
-    /// Yes, and before it so many were left out.
+    /// Write it, after a report of this many suppressed lines.
     After(u64),
-    /// No; it is left out.
+    /// Suppress it.
     No,
 }
 
-/// How many lines may still be said. Pure: `now` is an argument.
+/// Log budget of one source. Pure: `now` is an argument.
 #[derive(Debug)]
 pub(crate) struct LogBudget {
     rate: &'static Rate,
@@ -36,12 +36,11 @@ pub(crate) struct LogBudget {
 }
 
 impl LogBudget {
-    /// Nothing is said yet.
     pub(crate) fn new(rate: &'static Rate, now: Instant) -> Self {
         Self { rate, lines: TokenBucket::full(now), suppressed: 0 }
     }
 
-    /// Takes one more line, or leaves it out.
+    /// Takes one line from the budget, or suppresses it.
     pub(crate) fn handle_line(&mut self, now: Instant) -> LogDecision {
         if self.lines.take(self.rate, now, 1).is_err() {
             self.suppress();
@@ -53,28 +52,27 @@ impl LogBudget {
         }
     }
 
-    /// A line is left out for another reason.
+    /// Counts a line suppressed for another reason.
     pub(crate) fn suppress(&mut self) {
         self.suppressed += 1;
     }
 
-    /// Lines that were left out and not told of.
+    /// Suppressed lines that were not reported yet.
     pub(crate) fn suppressed(&self) -> u64 {
         self.suppressed
     }
 }
 
-/// The same for all who speak of one thing.
+/// Log budget shared by all sources of one kind of line.
 #[derive(Clone, Debug)]
 pub struct LogLimiter(Arc<Mutex<LogBudget>>);
 
 impl LogLimiter {
-    /// Nothing is said yet.
     pub fn new(rate: &'static Rate) -> Self {
         Self(Arc::new(Mutex::new(LogBudget::new(rate, Instant::now()))))
     }
 
-    /// Takes one more line, or leaves it out.
+    /// Takes one line from the budget, or suppresses it.
     pub fn handle_line(&self) -> LogDecision {
         self.0.lock().handle_line(Instant::now())
     }
@@ -90,7 +88,7 @@ mod tests {
 
     const LINE_INTERVAL: Duration = Duration::from_millis(50);
 
-    /// So many lines at once, then one an interval; what was left out is told with the next line, once.
+    /// The burst passes at once, then one line per interval; suppressed lines are reported once, with the next line.
     #[test]
     fn lines_are_bounded() {
         let start = Instant::now();
@@ -107,7 +105,7 @@ mod tests {
         assert_eq!(budget.handle_line(start + 3 * LINE_INTERVAL), LogDecision::No);
     }
 
-    /// A long silence earns no more than may be said at once.
+    /// A long silence earns no more than the burst.
     #[test]
     fn silence_is_not_saved_up() {
         let start = Instant::now();
@@ -117,7 +115,7 @@ mod tests {
         assert_eq!(said, 200);
     }
 
-    /// Who speaks of the same thing is bounded together.
+    /// Clones share one budget.
     #[test]
     fn all_are_bounded_together() {
         let lines = LogLimiter::new(&RATE);

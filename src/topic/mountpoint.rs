@@ -1,4 +1,4 @@
-//! Mountpoints: the part of the topic tree that a device lives in and cannot leave.
+//! Mountpoint: the topic prefix that confines a device to its part of the topic tree.
 
 use std::borrow::Cow;
 
@@ -7,43 +7,35 @@ use super::{Malformed, SHARE, check_name, parse_filter};
 
 const PLACEHOLDERS: &[Placeholder] = &[Placeholder::ClientId, Placeholder::Username, Placeholder::PeerHost];
 
-/// A listener's mountpoint as it is configured, with placeholders.
+/// Mountpoint of a listener as configured, with placeholders.
 ///
-/// It is put in front of every topic of a device. It ends with `/`: otherwise the device `a` with the
-/// mountpoint `m-${clientid}` could publish to `b/x` and speak in the name of the device `ab`.
+/// The prefix of every topic of a device. It ends with `/`: otherwise the device `a` with the mountpoint
+/// `m-${clientid}` could publish to `b/x` in the name of the device `ab`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mountpoint(Template);
 
-/// Why a text is not a mountpoint.
+/// Invalid mountpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MountpointError {
-    /// Its placeholders are wrong.
+    /// Invalid placeholders.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// It does not end with a slash.
     #[error("{text:?} must end with \"/\"")]
-    Open {
-        /// The mountpoint.
-        text: String,
-    },
-    /// It begins with `$`, where topics of the broker's own and shared subscriptions live.
+    Open { text: String },
+    /// It begins with `$`, the prefix of the broker's own topics and of shared subscriptions.
     #[error("{text:?} must not begin with \"$\"")]
-    Dollar {
-        /// The mountpoint.
-        text: String,
-    },
-    /// It cannot stand in front of a topic name.
+    Dollar { text: String },
+    /// It is not a prefix of topic names.
     #[error(transparent)]
     Malformed(#[from] Malformed),
 }
 
 impl Mountpoint {
-    /// Reads a mountpoint; empty means none. It may use `${clientid}`, `${username}` and `${peerhost}`.
+    /// Parses a mountpoint; empty means none. It may use `${clientid}`, `${username}` and `${peerhost}`.
     ///
     /// # Errors
     ///
-    /// Unknown placeholders, two of them in one level, a wildcard or U+0000, a `$` at its beginning,
-    /// no `/` at its end.
+    /// Unknown placeholders, two of them in one level, a wildcard or U+0000, a leading `$`, no trailing `/`.
     pub fn parse(text: &str) -> Result<Self, MountpointError> {
         let template = Template::parse(text, PLACEHOLDERS)?;
         let shape = template.shape();
@@ -63,23 +55,23 @@ impl Mountpoint {
     ///
     /// # Errors
     ///
-    /// A value that could lead out of the mountpoint: empty, with `/`, `+`, `#` or U+0000 in it, or with
-    /// a `$` where it begins the topic. Such a device must not be let in; there is no safe place for it.
+    /// A value that could escape the mountpoint: empty, with `/`, `+`, `#` or U+0000, or with a leading `$` at the
+    /// start of the topic. Such a device must be rejected; no mountpoint is safe for it.
     pub fn fill(&self, identity: &Identity<'_>) -> Result<Mount, Unfit> {
         Ok(Mount(self.0.fill(identity)?.into()))
     }
 }
 
-/// The mountpoint of one device: a prefix that ends with `/`, or nothing.
+/// The mountpoint of one device: a prefix that ends with `/`, or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mount(Box<str>);
 
 impl Mount {
-    /// The broker's name of the device's topic `name`.
+    /// The broker's topic name of the device's topic `name`.
     ///
     /// # Errors
     ///
-    /// `name` is malformed, or becomes too long or too deep by the mountpoint.
+    /// `name` is malformed, or too long or too deep with the mountpoint.
     pub fn name<'a>(&self, name: &'a str) -> Result<Cow<'a, str>, Malformed> {
         check_name(name)?;
         if self.0.is_empty() {
@@ -90,11 +82,11 @@ impl Mount {
         Ok(mounted.into())
     }
 
-    /// The broker's form of the device's topic filter `text`; a share's group stays in front.
+    /// The broker's topic filter of the device's filter `text`; the group of a shared subscription stays in front.
     ///
     /// # Errors
     ///
-    /// `text` is malformed, or becomes too long or too deep by the mountpoint.
+    /// `text` is malformed, or too long or too deep with the mountpoint.
     pub fn filter<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Malformed> {
         let parsed = parse_filter(text)?;
         if self.0.is_empty() {
@@ -108,7 +100,7 @@ impl Mount {
         Ok(mounted.into())
     }
 
-    /// The device's name of the broker's topic `name`; unchanged when it lies outside of the mountpoint.
+    /// The device's topic of the broker's topic `name`; unchanged outside of the mountpoint.
     pub fn unmount<'a>(&self, name: &'a str) -> &'a str {
         name.strip_prefix(&*self.0).unwrap_or(name)
     }
@@ -145,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mountpoint_that_could_be_left_is_refused() {
+    fn an_escapable_mountpoint_is_rejected() {
         let error = |text: &str| Mountpoint::parse(text).unwrap_err().to_string();
         assert_eq!(error("m-${clientid}"), r#""m-${clientid}" must end with "/""#);
         assert_eq!(error("$SYS/"), r#""$SYS/" must not begin with "$""#);
@@ -165,7 +157,7 @@ mod tests {
     }
 
     proptest! {
-        /// A device reaches topics under its own mountpoint only, whatever it calls itself and asks for.
+        /// With any client id and any topic, a device reaches topics under its own mountpoint only.
         #[test]
         fn a_device_stays_in_its_mountpoint(client_id in "[ab/+#$\0]{0,3}", text in "[ab/+#$]{1,6}") {
             if let Ok(mount) = mount("t/${clientid}/", &client_id) {

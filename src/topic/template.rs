@@ -1,12 +1,12 @@
-//! Texts with placeholders that a client's identity is put into: mountpoints and the topics of rules.
+//! Topic templates: texts with placeholders for a client's identity, in mountpoints and rules.
 //!
-//! A value that would change the shape of the topic never gets in. Were a client allowed to call itself
-//! `a/b`, `+` or `$SYS`, it would reach another client's topics, every client's topics, or the broker's.
+//! A value that would change the structure of the topic is rejected. A client with the name `a/b`, `+` or `$SYS` would
+//! otherwise reach another client's topics, every client's topics, or the broker's.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// What may stand in a template.
+/// Placeholder of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placeholder {
     /// `${clientid}`
@@ -33,18 +33,17 @@ impl fmt::Display for Placeholder {
     }
 }
 
-/// What placeholders stand for.
+/// Values of the placeholders.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'a> {
-    /// The client id.
     pub client_id: &'a str,
-    /// The user name; empty when there is none.
+    /// Empty if there is none.
     pub username: &'a str,
-    /// The peer's address; absent where a template does not use it.
+    /// The peer's address; `None` where a template does not use it.
     pub peer_host: Option<IpAddr>,
 }
 
-/// A text with placeholders, taken apart once.
+/// A parsed text with placeholders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
 
@@ -54,29 +53,26 @@ enum Part {
     Value(Placeholder),
 }
 
-/// Why a text is not a template.
+/// Invalid template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// A placeholder that is not known here.
+    /// An unknown placeholder.
     #[error("{found:?} is not known here; there are {}", List(allowed))]
     Unknown {
-        /// The placeholder, as it was written.
+        /// The placeholder as written.
         found: String,
-        /// The known ones.
+        /// Known placeholders.
         allowed: &'static [Placeholder],
     },
     /// `${` without its `}`.
     #[error("\"${{\" at byte {at} has no \"}}\"")]
     Unclosed {
-        /// Where it begins.
+        /// Byte offset.
         at: usize,
     },
-    /// Two placeholders in one level: two clients could fill it with one and the same text.
+    /// Two placeholders in one level: two clients could fill it with the same text.
     #[error("the level {level:?} has two placeholders, and one is allowed")]
-    Ambiguous {
-        /// The level.
-        level: String,
-    },
+    Ambiguous { level: String },
 }
 
 struct List<'a>(&'a [Placeholder]);
@@ -95,20 +91,18 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// A value that must not stand in a topic.
+/// A value that is not allowed in a topic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{placeholder} is {value:?}, and in a topic it must {must}")]
 pub struct Unfit {
-    /// What it was to stand for.
     pub placeholder: Placeholder,
-    /// The value.
     pub value: String,
-    /// What is asked of it.
+    /// The violated requirement.
     pub must: &'static str,
 }
 
 impl Template {
-    /// Takes a text apart; `allowed` are the placeholders it may use.
+    /// Parses a text with the `allowed` placeholders.
     ///
     /// # Errors
     ///
@@ -141,14 +135,14 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// Puts the values in.
+    /// Fills in the values.
     ///
-    /// A value must not be empty, must not contain `/`, `+`, `#` or U+0000, and must not begin with `$`
-    /// where it begins the text: it fills one level or a part of one, and never becomes more than that.
+    /// A value must not be empty, must not contain `/`, `+`, `#` or U+0000, and must not begin with `$` at the start of
+    /// the text: it fills one level or a part of one, and never more.
     ///
     /// # Errors
     ///
-    /// The first value that does not keep to this.
+    /// The first value that violates this.
     pub(crate) fn fill(&self, identity: &Identity<'_>) -> Result<String, Unfit> {
         let mut filled = String::new();
         for part in &self.0 {
@@ -166,9 +160,9 @@ impl Template {
         Ok(filled)
     }
 
-    /// Puts the values in, and where one does not fit, gives a filter for everything that it could mean.
+    /// Fills in the values; where one is not allowed, returns a filter that covers every topic it could mean.
     ///
-    /// For rules that deny: a client whose name cannot be put in must not slip past the rule.
+    /// For deny rules: a client with an invalid name must not bypass the rule.
     pub(crate) fn fill_widened(&self, identity: &Identity<'_>) -> String {
         let mut filled = String::new();
         for part in &self.0 {
@@ -182,7 +176,7 @@ impl Template {
                     }
                     filled.truncate(filled.rfind('/').map_or(0, |slash| slash + 1));
                     if filled.is_empty() && value.starts_with('$') {
-                        // "#" would not match what begins with "$".
+                        // "#" would not match a level that begins with "$".
                         filled.push_str(value.split('/').next().unwrap_or_default());
                         filled.push('/');
                     }
@@ -194,8 +188,8 @@ impl Template {
         filled
     }
 
-    /// The text with each placeholder replaced by the same harmless word: the shape of what
-    /// [`fill`](Self::fill) gives.
+    /// The text with each placeholder replaced by the same plain word: the structure of the results of
+    /// [`fill`](Self::fill).
     pub(crate) fn shape(&self) -> String {
         self.0
             .iter()
@@ -236,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn values_take_the_places_of_their_placeholders() {
+    fn placeholders_are_replaced_by_values() {
         let template = Template::parse("v1/${username}/d-${clientid}/${peerhost}/", ALL).unwrap();
         assert_eq!(template.fill(&identity("a", "u")), Ok("v1/u/d-a/192.0.2.7/".to_owned()));
         assert_eq!(template.shape(), "v1/x/d-x/x/");
     }
 
     #[test]
-    fn faults_are_found_when_the_template_is_read() {
+    fn faults_are_found_when_parsing() {
         let error = |text| Template::parse(text, ALL).unwrap_err().to_string();
         assert_eq!(
             error("a/${client}/"),
@@ -258,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_denies_gets_wider_rather_than_narrower() {
+    fn a_deny_filter_is_widened() {
         let first = Template::parse("${clientid}/x", ALL).unwrap();
         let inner = Template::parse("a/d-${clientid}/x", ALL).unwrap();
         for (value, from_first, from_inner) in [
@@ -274,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_never_changes_the_shape_of_the_topic() {
+    fn a_value_never_changes_the_structure_of_the_topic() {
         let first = Template::parse("${clientid}/x", ALL).unwrap();
         let inner = Template::parse("a/${clientid}/x", ALL).unwrap();
         for value in ["", "a/b", "/", "+", "#", "a+", "a#", "a\0"] {

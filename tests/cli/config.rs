@@ -1,4 +1,4 @@
-//! The configuration: what is accepted and what it becomes, what is refused and in which words.
+//! Configuration files: accepted ones and their settings, refused ones and their messages.
 
 use std::ffi::OsString;
 use std::fs;
@@ -20,10 +20,10 @@ use polygate::testing::rollout::Swap;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
-/// "secret", with parameters that cost next to nothing.
+/// "secret", with cheap parameters.
 const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$3+oP1qKlyJ4YtBGvnjCIBA0OdNqSpNyvOpZGE0rShXQ";
 
-/// Each file in tests/fixtures/bad has exactly the faults that are written beside it, and no secret in them.
+/// Each file in tests/fixtures/bad has exactly the faults in the file beside it, and no secret in them.
 #[test]
 fn faults_are_told_in_these_words() {
     let dir = root().join("tests/fixtures/bad");
@@ -131,7 +131,7 @@ fn a_listener_gets_what_the_file_says() {
     let proxy = admission.proxy.as_ref().unwrap();
     assert_eq!(proxy.timeout, Duration::from_secs(3));
     assert!(proxy.trusts("127.9.9.9".parse().unwrap()) && !proxy.trusts("10.0.0.1".parse().unwrap()));
-    // Who is refused may use the number at once, who waits a tenth of a second's worth.
+    // The burst of a rejecting limit is the number, that of a delaying limit a tenth of a second.
     let burst = |rate: Option<Rate>| rate.map(|rate| (rate.amount(), rate.burst()));
     assert_eq!(burst(admission.connection_rate), Some((5, 1)));
     assert_eq!(burst(admission.addresses.rate), Some((10, 10)));
@@ -304,7 +304,7 @@ fn a_guest_gets_what_the_file_says_and_needs_no_adapter() {
     assert_eq!(advice(&warnings), [Advice::NoListener, Advice::HandlerUnused, Advice::HandlerUnused]);
 }
 
-/// How a new version of a handler takes over, and when the last one comes back.
+/// How a new version takes over, and when it is rolled back.
 #[test]
 fn a_handler_has_its_way_to_swap() {
     let dir = tempfile::tempdir().unwrap();
@@ -343,7 +343,7 @@ fn a_handler_has_its_way_to_swap() {
     assert_eq!(several.conversations, [dir.path().join("tour.conversation"), dir.path().join(".")]);
 }
 
-/// With users, nobody else gets in unless the file says so.
+/// With users, anonymous access is off unless the file enables it.
 #[test]
 fn users_end_anonymity() {
     let user = format!("[[auth.users]]\nusername = \"u\"\npassword_hash = \"{HASH}\"\n");
@@ -424,11 +424,11 @@ fn a_warning_says_where() {
     let text = "[handlers.spare]\nkind = 'grpc'\nurl = 'http://h:1'\n[handlers.used]\nkind = 'grpc'\nurl = 'http://h:2'\n\
                 [listeners.l]\nbind = 'tcp://127.0.0.1:1'\nhandlers = ['used', 'spare']\n\
                 [handlers.idle]\nkind = 'grpc'\nurl = 'http://h:3'\n";
-    let told: Vec<String> = good(text).1.iter().map(ToString::to_string).collect();
-    assert_eq!(told, ["line 10, handlers.idle: no listener uses this handler"]);
+    let reported: Vec<String> = good(text).1.iter().map(ToString::to_string).collect();
+    assert_eq!(reported, ["line 10, handlers.idle: no listener uses this handler"]);
 }
 
-/// The examples are valid, whoever has built the guests or not.
+/// The examples are valid, whether or not the guests are built.
 #[test]
 fn the_examples_are_valid() {
     let dir = tempfile::tempdir().unwrap();
@@ -507,7 +507,7 @@ fn the_lines_of_the_sample_are_true() {
 
 type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
 
-/// A certificate that is its own authority and is valid until a year begins, with its key.
+/// A self-signed certificate that is valid until this year, with its key.
 fn self_signed(until: i32) -> (Authority, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["gw.example".to_owned()]).unwrap();
@@ -518,7 +518,7 @@ fn self_signed(until: i32) -> (Authority, String) {
     (Authority::self_signed(params, key).unwrap(), key_pem)
 }
 
-/// An empty revocation list of this authority, which is to be replaced when a year begins.
+/// An empty revocation list of this authority, valid until this year.
 fn revoked(authority: &Authority, next: i32) -> String {
     let list = rcgen::CertificateRevocationListParams {
         this_update: rcgen::date_time_ymd(2000, 1, 1),
@@ -557,7 +557,7 @@ fn with_tls(keys: &str) -> (String, tempfile::TempDir) {
     (text, dir)
 }
 
-/// Certificates and keys are read and tried; what is wrong with them is told by key and file, and shows nothing of a key.
+/// Certificates and keys are loaded and checked; faults have key and file, and show nothing of a key.
 #[test]
 fn certificates_and_keys_are_checked() {
     const PAIR: &str = "cert_file = 'gw.pem'\nkey_file = 'gw.key'";
@@ -628,7 +628,7 @@ fn certificates_and_keys_are_checked() {
     );
 }
 
-/// What works and will not for long, or is weak, is said.
+/// Expiring and weak credentials are warned of.
 #[test]
 fn certificates_and_keys_that_are_not_what_they_should_be() {
     let (text, dir) = with_tls(
@@ -659,28 +659,28 @@ fn the_reference_is_true() {
 #[test]
 fn a_file_that_cannot_be_read_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    let told = |name: &str| Config::load(&dir.path().join(name)).unwrap_err().to_string();
-    assert!(told("none.toml").ends_with("none.toml cannot be read: no such file"));
+    let reported = |name: &str| Config::load(&dir.path().join(name)).unwrap_err().to_string();
+    assert!(reported("none.toml").ends_with("none.toml cannot be read: no such file"));
     fs::write(dir.path().join("latin1.toml"), b"node = \"\xe9\"").unwrap();
-    assert!(told("latin1.toml").ends_with("latin1.toml cannot be read: is not text in UTF-8"));
+    assert!(reported("latin1.toml").ends_with("latin1.toml cannot be read: is not text in UTF-8"));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Whatever the text is, there is a configuration or a report with at least one line.
+    /// Any text gives a configuration or a report with at least one line.
     #[test]
     fn no_text_panics(text in any::<String>()) {
         verdict(&text);
     }
 
-    /// TOML of the right words in the wrong places.
+    /// TOML of valid words in random places.
     #[test]
     fn no_table_panics(lines in prop::collection::vec(line(), 0..20)) {
         verdict(&lines.join("\n"));
     }
 
-    /// The sample with a piece cut out, doubled or written over.
+    /// The sample with a part removed, duplicated or overwritten.
     #[test]
     fn no_mutation_panics(at in any::<prop::sample::Index>(), length in 0usize..40, put in ".{0,8}", twice in any::<bool>()) {
         let sample = fs::read_to_string(root().join("examples/polygate.toml")).unwrap();

@@ -1,4 +1,4 @@
-//! Conversations on real sockets: the player against a scripted gateway, many of them at once, and with a broker.
+//! `polygate replay` on real sockets: against a scripted gateway, many connections at once, and with a broker.
 
 mod bad_files;
 mod broker;

@@ -21,7 +21,7 @@ use crate::harness::{GatewayUnderTest, Setup, within};
 /// The most that one record carries.
 const RECORD_BYTES_MAX: usize = 16_384;
 
-/// The handler is told DTLS, and the names in the device's certificate.
+/// The handler gets the transport DTLS, and the names in the device's certificate.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_handler_learns_who_the_device_is() {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
@@ -37,7 +37,7 @@ async fn the_handler_learns_who_the_device_is() {
     assert_eq!(local.port, u32::from(gateway.listener().port()));
 }
 
-/// Who closes is believed: the handler is told of the device's close in EMQX's words, and the device of ours.
+/// A close of the device reaches the handler with EMQX's reason, and a close of the gateway reaches the device.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_can_close() {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
@@ -175,7 +175,7 @@ async fn unfinished_handshakes() {
     }
     is_served(&mut DtlsSocket::connect(gateway.listener(), &client).await.unwrap()).await;
 
-    // One more takes the last place, and who comes then is told nothing until there is room again.
+    // One more takes the last place, and a further device gets no answer until there is room again.
     peers.push(unfinished(&gateway, &client).await);
     is_served(&mut DtlsSocket::connect(gateway.listener(), &client).await.unwrap()).await;
     assert!(gateway.metric(&rejected("handshakes_max")) > 0.0);
@@ -226,7 +226,7 @@ async fn who_is_refused() {
         (keyed("device", &[7; 16]), "wrong_key", 1.0),
         (keyed("stranger", &key), "wrong_key", 2.0),
     ] {
-        // Who has a wrong key is not told so, and goes on trying.
+        // A device with a wrong key gets no alert, and retransmits.
         let (address, client) = (gateway.listener(), client.clone());
         let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
         gateway.metric_reaches(&rejected(reason), count).await;
@@ -235,8 +235,8 @@ async fn who_is_refused() {
     gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 2.0).await;
 }
 
-/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that are
-/// there live on.
+/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that
+/// are there live on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_brings_other_certificates() {
     let certificates = Certificates::new();

@@ -12,7 +12,8 @@ use crate::interop::Program;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 
-/// A gateway that gives every byte back, with an ECDSA and an RSA certificate and a pre-shared key; it asks for certificates.
+/// A gateway that gives every byte back, with an ECDSA and an RSA certificate and a pre-shared key; it asks for
+/// certificates.
 struct Stage {
     certificates: Certificates,
     device: (PathBuf, PathBuf),

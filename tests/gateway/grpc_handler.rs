@@ -217,7 +217,7 @@ async fn result_codes() {
 /// Calls from inside of the last callback are answered at once: the connection is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_from_the_last_callback() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let (tell, mut reported) = tokio::sync::mpsc::channel(1);
     let handler = ScriptedHandler::start(Serves::Unary, move |callback, calls| {
         let tell = tell.clone();
         async move {
@@ -232,7 +232,7 @@ async fn calls_from_the_last_callback() {
     let gateway = Setup::grpc(&handler).start().await;
     handler.use_adapter(gateway.adapter());
     drop(gateway.connect().await);
-    assert_eq!(within("the answer", told.recv()).await, Some(ResultCode::ConnProcessNotAlive));
+    assert_eq!(within("the answer", reported.recv()).await, Some(ResultCode::ConnProcessNotAlive));
 }
 
 /// What a device sent before it went is handled before the handler hears of the end, however slow it is.
@@ -419,7 +419,7 @@ async fn failures_are_told_apart() {
     }
 }
 
-/// A server that dies while it handles an event was cut off and has not failed: the two are told apart.
+/// A server that dies while it handles an event is unavailable, which is not a fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_dies_in_a_call_is_unavailable() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |callback, _| async move {

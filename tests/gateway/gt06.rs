@@ -84,7 +84,7 @@ struct Position {
     course: u16,
 }
 
-/// The frames in what a terminal has sent: every stretch of bytes whose length, end and checksum fit.
+/// The frames in the bytes of a terminal: every sequence with valid length, end and checksum.
 fn frames(bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     let mut at = 0;

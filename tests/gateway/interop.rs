@@ -11,8 +11,8 @@ use crate::harness::{GatewayUnderTest, Setup, within};
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 
-/// A gateway that gives every byte back, which has a certificate for localhost, demands one of its authority, and knows a
-/// pre-shared key.
+/// A gateway that gives every byte back, which has a certificate for localhost, demands one of its authority, and knows
+/// a pre-shared key.
 struct Stage {
     certificates: Certificates,
     device: (PathBuf, PathBuf),
@@ -210,7 +210,8 @@ async fn gnutls() {
         let arguments = [&trust[..], &own, &["--priority", version, "-p", &port, "127.0.0.1"]].concat();
         Program::start("gnutls-cli", "gnutls-bin", &arguments).is_served().await;
     }
-    // Its ECDHE-PSK of TLS 1.2 is not among them: the handshake is good, and then gnutls-cli 3.7.9 crashes over its report.
+    // Its ECDHE-PSK of TLS 1.2 is not among them: the handshake is good, and then gnutls-cli 3.7.9 crashes over its
+    // report.
     for priority in
         ["NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+PSK", "NORMAL:-VERS-ALL:+VERS-TLS1.3:+PSK:+ECDHE-PSK:+DHE-PSK"]
     {

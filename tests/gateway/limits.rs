@@ -1,5 +1,6 @@
-//! How fast devices may come and send. The rates are one in an hour: what is over them comes after every test has ended, and
-//! what comes within them does so at once, so no clock is looked at. When exactly is proved where time is an argument.
+//! How fast devices may come and send. The rates are one in an hour: what is over them comes after every test has
+//! ended, and what comes within them does so at once, so no clock is looked at. When exactly is proved where time is an
+//! argument.
 
 use std::net::Ipv4Addr;
 
@@ -27,7 +28,7 @@ async fn expect_served(peer: &mut RawPeer) {
     peer.expect("served?").await;
 }
 
-/// Whether it is connected and served, and not turned away.
+/// Whether it is connected and served, and not rejected.
 async fn is_served(peer: &mut RawPeer) -> bool {
     peer.send("served?").await;
     // Turned away, it sees the end or, because of the bytes that nobody has read, a reset.
@@ -96,8 +97,8 @@ async fn packets_rate() {
     assert_eq!(gateway.metric(RECEIVED), 14.0);
 }
 
-/// Keepalive does not count the silence that the gateway itself makes: of two devices with the same timer the later one, which is
-/// heard and says nothing, is ended, and the one that is not read stays.
+/// Keepalive does not count the silence that the gateway itself makes: of two devices with the same timer the later
+/// one, which is heard and says nothing, is ended, and the one that is not read stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_back_device_is_not_silent() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
@@ -169,8 +170,8 @@ async fn connection_rate_per_address() {
     expect_served(&mut from(2, &gateway).await).await;
 }
 
-/// Five thousand peers at once, from fifty addresses of which each may have ten: five hundred are served, the rest are refused, and
-/// nothing is left of any.
+/// Five thousand peers at once, from fifty addresses of which each may have ten: five hundred are served, the rest are
+/// refused, and nothing is left of any.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_connects() {
     let gateway = raw_echo().listener("connections_per_address_max = 10\nbacklog = 65535").start().await;

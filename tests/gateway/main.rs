@@ -1,4 +1,4 @@
-//! The gateway as a whole: real devices, real handlers of both kinds, a real broker. One module a promise.
+//! The gateway in process: real devices, real handlers of both kinds, a real broker. One module for each feature.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +16,7 @@ mod echo;
 mod example_handlers;
 mod external_broker;
 mod fallback;
+mod foreign_handlers;
 mod framing;
 mod grpc_handler;
 mod gt06;

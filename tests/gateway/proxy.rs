@@ -25,7 +25,7 @@ fn rejected(reason: &str) -> String {
     format!("polygate_connections_rejected_total{{listener=\"l\",reason={reason:?}}}")
 }
 
-/// A gateway behind which a handler sees what it is told; it sends every byte back.
+/// A gateway whose handler records its events; it echoes every byte.
 async fn behind_balancer(keys: &str) -> (ScriptedHandler, GatewayUnderTest) {
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
         if let Event::Bytes(bytes) = callback.event {
@@ -39,7 +39,7 @@ async fn behind_balancer(keys: &str) -> (ScriptedHandler, GatewayUnderTest) {
     (handler, gateway)
 }
 
-/// Peer and local address, as the handler was told of the next connection.
+/// Peer and local address in the handler's event of the next connection.
 async fn next_addresses(handler: &mut ScriptedHandler) -> (String, String) {
     loop {
         if let Callback { event: Event::Created(info), .. } = handler.next().await {
@@ -74,8 +74,8 @@ async fn headers_without_addresses_leave_the_sockets_own() {
         let mut device = gateway.connect().await;
         device.send([header, b"hello"].concat()).await;
         device.expect("hello").await;
-        let told = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
-        let expected = (told(device.local_addr()), told(gateway.listener()));
+        let reported = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+        let expected = (reported(device.local_addr()), reported(gateway.listener()));
         assert_eq!(next_addresses(&mut handler).await, expected);
     }
 }
@@ -148,8 +148,8 @@ async fn behind_haproxy() {
         let mut device = RawPeer::connect(balancer.address).await;
         device.send("hello").await;
         device.expect("hello").await;
-        let told = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
-        let expected = (told(device.local_addr()), told(balancer.address));
+        let reported = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+        let expected = (reported(device.local_addr()), reported(balancer.address));
         assert_eq!(next_addresses(&mut handler).await, expected, "{version}");
         balancer.stop().await;
         device.expect_closed().await;

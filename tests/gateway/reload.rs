@@ -112,8 +112,8 @@ async fn a_renamed_listener_keeps_its_socket() {
     assert_eq!(gateway.listener_named("other"), address);
 }
 
-/// The same for datagrams: a listener with another name takes the sockets over, and one that is gone and comes back finds
-/// the peers that it had; they keep their connections all the time.
+/// The same for datagrams: a listener with another name takes the sockets over, and one that is gone and comes back
+/// finds the peers that it had; they keep their connections all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_udp_listener_keeps_its_sockets() {
     let gateway = Setup::guest("echo")

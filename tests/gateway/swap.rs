@@ -140,8 +140,8 @@ async fn a_canary_that_fails_is_abandoned() {
     assert_eq!(gateway.metric("polygate_handler_active_version{handler=\"h\"}"), 1.0);
 }
 
-/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get everything
-/// once.
+/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get
+/// everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_that_does_the_same() {
     let gateway = Setup::guest("echo").start().await;
@@ -496,8 +496,8 @@ async fn a_bad_component_is_refused() {
     assert_eq!(gateway.metric(&swaps("refused")), 5.0);
 }
 
-/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old version
-/// goes on; the operator can insist.
+/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old
+/// version goes on; the operator can insist.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_come_first() {
     let (_dir, conversations) = conversations(&[("a", COUNTED), ("b", COUNTED)]);
@@ -507,10 +507,7 @@ async fn conversations_come_first() {
 
     let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
     let told = told_of(error);
-    assert!(
-        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
-        "{told}"
-    );
+    assert!(told.starts_with("handler \"h\": \"") && told.contains("failed its conversations: "), "{told}");
     assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
     assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
     asks(&mut device, "1:2").await;
@@ -522,7 +519,7 @@ async fn conversations_come_first() {
     let trap = std::fs::read(guest("trap")).unwrap();
     let answer = put(&gateway, "", &[], &trap).await;
     assert_eq!(answer.status, 422);
-    assert!(answer.error().contains("\"the upload\" has not gone through its conversations: "), "{answer:?}");
+    assert!(answer.error().contains("\"the upload\" failed its conversations: "), "{answer:?}");
     assert!(answer.error().contains("a.conversation: line 2: "), "{answer:?}");
     assert_eq!(
         put(&gateway, "?activate=false", &[], &trap).await.status,
@@ -540,7 +537,8 @@ async fn conversations_come_first() {
     assert_eq!(gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap().version, 3);
 }
 
-/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations cannot be read.
+/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations
+/// cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_at_the_start() {
     for (text, told) in [
@@ -588,7 +586,7 @@ async fn a_reload_is_whole() {
     assert_eq!((reloaded.changed.len(), reloaded.needs_restart), (0, vec!["gateway.node".to_owned()]));
 }
 
-/// The whole of the REST API, and what it says to whom asks wrongly.
+/// The whole REST API, with its errors for invalid requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn rest() {
     let gateway = Setup::guest("counter").start().await;
@@ -628,8 +626,12 @@ async fn rest() {
         ("/api/v1/handlers/x/rollback", 404, "no handler is named \"x\"; expected one of h"),
         ("/api/v1/handlers/h/versions/9/activate", 404, "handler \"h\" has no version 9; expected one of 1, 2, 3, 4"),
         ("/api/v1/handlers/h/versions/two/activate", 400, "expected the number of a version"),
-        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is no way to swap; expected live"),
-        ("/api/v1/handlers/h/promote", 409, "handler \"h\" tries no version; expected a canary or a shadow under way"),
+        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is not a swap mode; expected live"),
+        (
+            "/api/v1/handlers/h/promote",
+            409,
+            "handler \"h\" has no version on trial; expected a canary or a shadow in progress",
+        ),
         ("/api/v1/handlers/h/versions/2/activate", 409, "version 2 of handler \"h\" is active already"),
     ] {
         let answer = post(path).await;
@@ -672,8 +674,8 @@ async fn only_the_operator_changes_handlers() {
     assert_eq!(ask(gateway.admin(), "POST", path, &[&own], b"").await.status, 409);
 }
 
-/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes on
-/// where it was.
+/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes
+/// on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
     let gateway = Setup::guest("counter").handler(ONE).start().await;
@@ -751,7 +753,7 @@ async fn trap(gateway: &GatewayUnderTest) {
     device.expect_closed().await;
 }
 
-/// Forty devices, of whom every fourth is served by a canary.
+/// Forty devices, every fourth of which is served by a canary.
 async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     let gateway = Setup::guest("counter").handler("swap = { canary = \"25%\" }").handler(ONE).start().await;
     gateway.reload(ONE, TWO).await.unwrap();

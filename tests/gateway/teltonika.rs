@@ -104,7 +104,7 @@ async fn what_is_no_login() {
     }
 }
 
-/// A tracker that the gateway does not let in is told so.
+/// A tracker whose authentication is refused gets an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login() {
     let gateway = Setup::guest("large/teltonika").auth("allow_anonymous = false\n").start().await;

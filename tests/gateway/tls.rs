@@ -147,8 +147,8 @@ async fn an_optional_certificate() {
     is_refused(&gateway, &stranger).await;
 }
 
-/// A device gets the certificate with the name it asks for, its own before a wildcard's, of a kind that it knows; and the
-/// first one for any other name.
+/// A device gets the certificate with the name it asks for, its own before a wildcard's, of a kind that it knows; and
+/// the first one for any other name.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_chosen_by_name_and_kind() {
     let certificates = Certificates::new();
@@ -237,7 +237,8 @@ async fn handshakes_that_never_finish_free_their_places() {
     is_served(&mut gateway.connect().await).await;
 }
 
-/// One that speaks something else, or a version that is not spoken here, or leaves in the middle, is counted as what it is.
+/// One that speaks something else, or a version that is not spoken here, or leaves in the middle, is counted as what it
+/// is.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_fail_are_counted_by_reason() {
     let certificates = Certificates::new();
@@ -288,8 +289,8 @@ async fn a_proxy_header_before_the_handshake() {
     assert_eq!((info.socktype, peer.host.as_str(), peer.port), (1, "192.0.2.7", 4711));
 }
 
-/// A device that ends its side still gets the answer to its last bytes, then the gateway's own end. Its handler is told in
-/// the words for TLS, also when the device just closes its socket.
+/// A device that ends its side still gets the answer to its last bytes, then the gateway's own end. Its handler is told
+/// in the words for TLS, also when the device just closes its socket.
 async fn both_ends_are_told(transport: Transport) {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
     let gateway = Setup::grpc(&handler).over(transport).start().await;
@@ -339,7 +340,8 @@ async fn back_pressure(transport: Transport) {
     drop(writing.await.unwrap());
 }
 
-/// A burst in answer to one small frame arrives whole, though the device sends nothing more that would wake the gateway.
+/// A burst in answer to one small frame arrives whole, though the device sends nothing more that would wake the
+/// gateway.
 async fn a_burst_is_flushed(transport: Transport) {
     const BYTES: usize = 900_000;
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {

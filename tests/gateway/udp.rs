@@ -92,10 +92,7 @@ async fn the_longest_datagram() {
                 let send = proto::SendBytesRequest { conn: callback.conn.clone(), bytes: longer.into() };
                 let answer = calls.send(send).await;
                 assert_eq!(answer.code, i32::from(ResultCode::ParamsTypeError));
-                assert_eq!(
-                    answer.message,
-                    "bytes: one Send is one datagram, of at most 65507 bytes, and came with 65508"
-                );
+                assert_eq!(answer.message, "bytes: one Send is one datagram: expected at most 65507 bytes, got 65508");
             }
             calls.send_ok(&callback.conn, bytes).await;
         }
@@ -145,7 +142,7 @@ async fn ipv6() {
     assert_eq!(device.receive().await, (b"six".to_vec(), gateway.listener()));
 }
 
-/// At the bound a new peer is turned away and counted, not kept waiting; it is let in when another one has gone.
+/// At the limit a new peer is rejected and counted; it is accepted once another one has gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_max() {
     let gateway = raw_echo().listener("connections_max = 1\nflow_timeout = \"300ms\"").start().await;
@@ -251,7 +248,7 @@ async fn bytes_are_bounded_too() {
     gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", 0.0).await;
 }
 
-/// A flow ends after some silence, at any time; its handler is told why, and the next datagram is a new connection.
+/// A flow ends after some silence, at any time; its handler gets the reason, and the next datagram is a new connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_ends_a_flow() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |_, _| async { Ok(()) }).await;
@@ -380,7 +377,7 @@ async fn drain() {
 
     let telemetry = gateway.telemetry();
     let stopping = tokio::spawn(gateway.stop());
-    within("a new peer to be turned away", async {
+    within("a new peer to be rejected", async {
         let line = "polygate_connections_rejected_total{listener=\"l\",reason=\"draining\"}";
         while !telemetry.render().unwrap().contains(line) {
             stranger.send(to, "too late").await;

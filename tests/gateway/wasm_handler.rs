@@ -101,7 +101,7 @@ async fn an_endless_recursion() {
     failed(&gateway, "fault").await;
 }
 
-/// A guest that logs without end fills the log only so far, and is told and counted.
+/// A guest that logs without end is rate-limited in the log, with a log line and a count.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_log_lines() {
     #[derive(Clone, Default)]

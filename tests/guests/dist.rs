@@ -1,7 +1,8 @@
-//! The components under guests/dist are the ones that the sources beside them make, and ask for nothing but the adapter.
+//! The components under guests/dist are the ones that the sources beside them make, and ask for nothing but the
+//! adapter.
 //!
-//! What a digest covers is written at the head of guests/pack/src/sources.rs; here it is computed a second time, since that
-//! crate belongs to another workspace.
+//! What a digest covers is written at the head of guests/pack/src/sources.rs; here it is computed a second time, since
+//! that crate belongs to another workspace.
 
 use std::fs;
 use std::path::{Path, PathBuf};

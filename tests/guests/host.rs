@@ -1,4 +1,4 @@
-//! A host that lets everything succeed and writes down what is asked of it.
+//! A host in which every operation succeeds and is recorded.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,10 @@ pub use migrating::exports::polygate::handler::migrate::State;
 /// The connection of every test.
 const CONN: u64 = 7;
 
-/// What `now-ms` says: 2026-11-23T12:00:00Z.
+/// The time of `now-ms`: 2026-11-23T12:00:00Z.
 const NOW_MS: u64 = 1_795_348_800_000;
 
-/// What a guest may have; the largest of them needs some.
+/// Limits of a guest; the largest guests need some.
 const MEMORY_BYTES_MAX: usize = 16 << 20;
 
 /// A guest, ready for instances.
@@ -69,7 +69,7 @@ impl Guest {
     }
 }
 
-/// The file of a guest, as it was built.
+/// The file of a built guest.
 pub fn file(name: &str) -> Vec<u8> {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm");
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}; run guests/build"))
@@ -112,13 +112,13 @@ impl Running {
         handler.call_on_socket_closed(&mut self.store, CONN, &CloseReason::Error("test".to_owned())).unwrap();
     }
 
-    /// What the connection's state is, for another version.
+    /// A snapshot of the connection's state, for another version.
     pub fn snapshot(&mut self) -> Option<State> {
         let exports = migrating::MigratingConnectionHandler::new(&mut self.store, &self.instance).unwrap();
         exports.polygate_handler_migrate().call_snapshot(&mut self.store, CONN).unwrap()
     }
 
-    /// Takes the connection over.
+    /// Restores the connection's state.
     pub fn restore(&mut self, state: Option<&State>) -> Result<(), String> {
         use migrating::polygate::handler::types::{Address, ConnInfo, SocketKind};
 
@@ -132,7 +132,7 @@ impl Running {
         &self.store.data().seen
     }
 
-    /// What was seen until now; it is forgotten here.
+    /// Takes the recorded operations.
     pub fn take_seen(&mut self) -> Seen {
         std::mem::take(&mut self.store.data_mut().seen)
     }
@@ -143,7 +143,7 @@ fn info() -> ConnInfo {
     ConnInfo { kind: SocketKind::Tcp, peer: address(1), local: address(2), peer_cert: None }
 }
 
-/// What a guest has asked for.
+/// A recorded operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub sent: Vec<u8>,

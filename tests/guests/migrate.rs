@@ -1,5 +1,5 @@
-//! The components of guests/dist that export `migrate` carry a connection over: what one instance has written, another goes on
-//! with. Here the host is as small as can be, so that it is the components that are seen.
+//! The components of guests/dist that export `migrate` carry a connection over: what one instance has written, another
+//! goes on with. Here the host is as small as can be, so that it is the components that are seen.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -54,7 +54,8 @@ fn in_the_middle_of_an_object() {
     assert_eq!(after.gets(br#"\"}"}"#), br#"{"type":8,"code":0}"#);
 }
 
-/// A terminal in the middle of a frame stays known, and its answers go on counting. The settings are those of the new version.
+/// A terminal in the middle of a frame stays known, and its answers go on counting. The settings are those of the new
+/// version.
 #[test]
 fn in_the_middle_of_a_frame() {
     let heartbeat = |serial: u8| frame(&[0, 2, 0, 0, 1, 0x38, 0, 0x13, 0x80, 0, 0, serial]);

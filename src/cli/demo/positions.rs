@@ -1,4 +1,4 @@
-//! The MQTT client of the tour: gets positions as any MQTT client would.
+//! MQTT client of the demo: receives positions like any MQTT client.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use crate::mqtt::packet::{Connect, Publish, SubscribeFilter, SubscriptionOptions
 use crate::mqtt::{Reason, Version};
 use crate::mqtt_client::{self, Budget, ConnectError, Requests, Session};
 
-/// Where the guest publishes positions.
+/// The topics of positions.
 const FILTER: &str = "jt808/+/location";
 
-/// What the tour shows of a position.
+/// The printed fields of a position.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Position {
     phone: String,
@@ -53,7 +53,7 @@ const KEEPALIVE_S: u16 = 30;
 /// The largest packet that is taken.
 const PACKET_BYTES_MAX: u32 = 1024 * 1024;
 
-/// The tour's MQTT client was not let in.
+/// The MQTT client could not subscribe.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SubscribeError {
     #[error("cannot subscribe to {FILTER}")]

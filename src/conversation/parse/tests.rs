@@ -12,7 +12,7 @@ fn actions(text: &str) -> Vec<Action> {
     parse(text).steps().map(|(_, step)| step.action.clone()).collect()
 }
 
-/// Every kind of line, read into what it means.
+/// Every kind of line is parsed.
 #[test]
 fn every_kind_of_line() {
     let text = "\u{feff}# heading \r\n\r\ntransport udp\r\n@0.5s >7e 0aFF \"GET\\r\\n\" 00\n@1.000250s < 7e ?? \"A\\x7e\\\"\"\n\
@@ -38,7 +38,8 @@ fn every_kind_of_line() {
     assert_eq!(conversation.transport(), SocketKind::Udp);
 }
 
-/// The printer's choices: text where it can be read, hex where not, long lines continued, JSON laid out when it is long.
+/// The printed form: text where it is readable, hex where not, long lines continued, JSON pretty-printed when it is
+/// long.
 #[test]
 fn the_canonical_form() {
     let long = "ab".repeat(45);
@@ -82,12 +83,12 @@ fn made_items_are_numbered_as_printed() {
     assert_eq!(actions(&made.to_string()), [Action::FromPeer(vec![0; 50].into())]);
 }
 
-/// A file with more faults than anyone reads tells a hundred and counts the rest.
+/// At most a hundred faults of a file are reported; the others are counted.
 #[test]
 fn faults_are_bounded() {
-    let told = Conversation::parse("test", &"what\n".repeat(250)).unwrap_err();
-    assert_eq!(told.faults().len(), 100);
-    let text = told.to_string();
+    let faults = Conversation::parse("test", &"what\n".repeat(250)).unwrap_err();
+    assert_eq!(faults.faults().len(), 100);
+    let text = faults.to_string();
     assert!(text.starts_with("test has 250 faults:\n  line 1 column 1     expected "), "{text}");
     assert!(text.ends_with("\n  and 150 more"), "{text}");
 }
@@ -95,9 +96,9 @@ fn faults_are_bounded() {
 #[test]
 fn lines_are_bounded() {
     assert_eq!(parse(&format!("> 00\n{}", "\n".repeat(LINES_MAX - 1))).items().len(), LINES_MAX);
-    let told = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
+    let faults = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
     assert_eq!(
-        told.to_string(),
+        faults.to_string(),
         "test has 1 fault:\n  line 250001 column 1   expected at most 250000 lines, found more"
     );
 }
@@ -105,8 +106,8 @@ fn lines_are_bounded() {
 #[test]
 fn deep_json_is_refused_and_not_followed() {
     let text = format!("publish \"t\" json {}", "[".repeat(100_000));
-    let told = Conversation::parse("test", &text).unwrap_err().to_string();
-    assert!(told.contains("recursion limit exceeded"), "{told}");
+    let faults = Conversation::parse("test", &text).unwrap_err().to_string();
+    assert!(faults.contains("recursion limit exceeded"), "{faults}");
 }
 
 fn bytes(min: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -191,7 +192,7 @@ fn any_conversation() -> impl Strategy<Value = Conversation> {
     })
 }
 
-/// Something like a line of a conversation, and seldom a right one.
+/// A random line, seldom a valid one.
 fn scrap() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         ">",
@@ -233,7 +234,7 @@ fn scrap() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// What is printed is read back as the same, line numbers included, and printed the same again.
+    /// The printed form is parsed back to the same conversation, with its line numbers, and printed the same again.
     #[test]
     fn printed_is_read_back(conversation in any_conversation()) {
         let printed = conversation.to_string();
@@ -245,7 +246,7 @@ proptest! {
         prop_assert_eq!(read.to_string(), printed);
     }
 
-    /// No text is too strange; its faults lie inside it, and what is accepted keeps its meaning when printed.
+    /// No text panics; faults are inside the text, and an accepted text keeps its meaning when printed.
     #[test]
     fn any_text_is_answered(text in prop_oneof![any::<String>(), scrap()]) {
         match Conversation::parse("test", &text) {

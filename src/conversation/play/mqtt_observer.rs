@@ -1,8 +1,9 @@
-//! An MQTT client at the broker behind the gateway: sees what handlers publish, and publishes what is delivered to devices.
+//! MQTT observer: a client of the broker behind the gateway that receives the messages of handlers, and publishes the
+//! ones for devices.
 //!
-//! One client for all conversations of a run, over MQTT 5, which lets it ask not to get its own messages back and no
-//! retained ones. A task of its own drives the client and ends with [`MqttObserver::close`], with the last `MqttObserver`, or with
-//! the connection to the broker, which is never made anew: a message that was published meanwhile would be missing.
+//! One client for all conversations of a run, over MQTT 5, which supports subscriptions without own and retained
+//! messages. A task of its own drives the client and ends with [`MqttObserver::close`], with the last `MqttObserver`,
+//! or with the connection to the broker. It never reconnects: a message that was published meanwhile would be missing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +23,10 @@ use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{Connect, Publish, RetainHandling, SubscribeFilter, SubscriptionOptions};
 use crate::mqtt_client::{self, Budget, Requests, Session};
 
-/// Messages that wait for one conversation to look at them.
+/// Maximum number of messages queued for one conversation.
 const INBOX_MAX: usize = 1024;
 
-/// Requests that wait for the client's task.
+/// Maximum number of requests queued for the client's task.
 const REQUESTS_MAX: usize = 64;
 
 /// Topics in one SUBSCRIBE packet; brokers limit the packet's size.
@@ -40,10 +41,10 @@ const PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// What may wait for the broker's acknowledgement.
 const BOUNDS: Bounds = Bounds { messages_max: REQUESTS_MAX, bytes_max: 64 * 1024 * 1024, inflight_max: 64 };
 
-/// The broker's side of a run failed.
+/// The broker, or the connection to it, failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ObserverError {
-    /// No connection to the broker, or not in time.
+    /// The connect failed or timed out.
     #[error("cannot connect to the broker at {broker}: {why}")]
     Connect {
         /// The broker, without its login.
@@ -51,7 +52,7 @@ pub enum ObserverError {
         /// Why.
         why: String,
     },
-    /// The broker does not let it subscribe.
+    /// The broker denied a subscription.
     #[error("expected the broker to grant a subscription to {topic:?}, it answered {code}")]
     Subscribe {
         /// Topic name or filter.
@@ -62,29 +63,29 @@ pub enum ObserverError {
     /// The connection to the broker ended.
     #[error("lost the broker: {0}")]
     Lost(String),
-    /// More messages came for a conversation than it could look at.
+    /// Too many messages were queued for a conversation.
     #[error("expected at most {INBOX_MAX} messages to wait for one conversation, more came")]
     Flooded,
-    /// The broker did not take a message in time.
+    /// The broker did not accept a message in time.
     #[error("expected the broker to take a message on {topic:?} within {}, it did not", humantime::format_duration(*.timeout))]
     NotTaken {
         /// Topic name.
         topic: String,
-        /// The time it had.
+        /// The timeout.
         timeout: Duration,
     },
 }
 
-/// What the witness is told to look at.
+/// The observed topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// These topic names, as the handler says them.
+    /// These topic names, as the handler sees them.
     Topics(BTreeSet<String>),
-    /// Everything below the mountpoint: to record what nobody knows yet.
+    /// Everything below the mountpoint: to record unknown messages.
     Everything,
 }
 
-/// The topics whose messages the conversations expect, as handlers say them.
+/// The topics of the expected messages, as handlers see them.
 pub fn topics<'c>(conversations: impl IntoIterator<Item = &'c Conversation>) -> BTreeSet<String> {
     let expected =
         |conversation: &'c Conversation| conversation.steps().filter_map(|(_, step)| published_topic(&step.action));
@@ -98,7 +99,7 @@ fn published_topic(action: &Action) -> Option<&str> {
     }
 }
 
-/// An MQTT client beside the devices.
+/// The MQTT client.
 #[derive(Debug)]
 pub struct MqttObserver {
     requests: Requests,
@@ -108,13 +109,13 @@ pub struct MqttObserver {
 }
 
 impl MqttObserver {
-    /// Connects, subscribes, and returns when the broker has granted all.
+    /// Connects, subscribes, and returns when the broker has granted all subscriptions.
     ///
-    /// `mountpoint` is what the gateway puts in front of each topic of these devices, already filled in; empty for none.
+    /// `mountpoint` is the mountpoint of these devices, already expanded; empty for none.
     ///
     /// # Errors
     ///
-    /// No connection within `timeout`, or a subscription was not granted.
+    /// No connection within `timeout`, or a denied subscription.
     pub async fn connect(
         broker: &BrokerUrl,
         mountpoint: &str,
@@ -171,7 +172,7 @@ impl MqttObserver {
         Ok(observer)
     }
 
-    /// A place where the messages for one conversation arrive, from now on.
+    /// The queue of messages for one conversation, from now on.
     pub(super) fn inbox(&self, conversation: &Conversation) -> Inbox {
         let topics = match &self.watch {
             Watch::Topics(_) => topics([conversation]).into_iter().collect(),
@@ -194,10 +195,10 @@ impl MqttObserver {
         }
     }
 
-    /// Says goodbye to the broker; waits at most `timeout` for the words to leave.
+    /// Disconnects; waits at most `timeout` for the DISCONNECT packet to be sent.
     pub async fn close(mut self, timeout: Duration) {
         if self.requests.disconnect().await {
-            // Whoever closes a witness has no more use for how its task ended.
+            // The caller has no use for the result of the task.
             drop(tokio::time::timeout(timeout, &mut self.task).await);
         }
     }
@@ -233,10 +234,10 @@ async fn subscribe(requests: &Requests, dispatcher: &Dispatcher, filters: &[Stri
     Ok(())
 }
 
-/// Under which [`Watch::Everything`] sits; no topic name has a wildcard.
+/// The key of [`Watch::Everything`]; no topic name has a wildcard.
 const EVERY_TOPIC: &str = "#";
 
-/// Hands messages out to the conversations that expect them. The lock is never held across an await.
+/// Dispatches messages to the conversations that expect them. The lock is never held across an await.
 #[derive(Debug)]
 struct Dispatcher {
     mountpoint: String,
@@ -247,13 +248,13 @@ struct Dispatcher {
 struct Subscribers {
     by_topic: HashMap<String, Vec<(u64, Sender<Published>)>>,
     next: u64,
-    /// Why no more messages come.
+    /// Why the client has ended.
     lost: Option<String>,
 }
 
 impl Dispatcher {
     fn subscribers(&self) -> MutexGuard<'_, Subscribers> {
-        // The table is whole between any two statements, also after a panic elsewhere.
+        // The table is consistent between any two statements, also after a panic elsewhere.
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -289,7 +290,7 @@ impl Dispatcher {
         let mut subscribers = self.subscribers();
         for key in [topic, EVERY_TOPIC] {
             if let Some(senders) = subscribers.by_topic.get_mut(key) {
-                // Who is full loses its seat, and finds out from its closed channel.
+                // A full subscriber is removed; its closed channel reports it.
                 senders.retain(|(_, sender)| !matches!(sender.try_send(published.clone()), Err(TrySendError::Full(_))));
             }
         }
@@ -306,7 +307,7 @@ impl Dispatcher {
     }
 }
 
-/// Where the messages for one conversation arrive.
+/// The messages for one conversation.
 #[derive(Debug)]
 pub(super) struct Inbox {
     receiver: Receiver<Published>,
@@ -316,7 +317,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// The next message. Nothing is lost when it is cancelled.
+    /// The next message. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Published, ObserverError> {
         match self.receiver.recv().await {
             Some(published) => Ok(published),
@@ -324,7 +325,7 @@ impl Inbox {
         }
     }
 
-    /// The next message that is already here.
+    /// The next queued message.
     pub(super) fn try_next(&mut self) -> Result<Option<Published>, ObserverError> {
         match self.receiver.try_recv() {
             Ok(published) => Ok(Some(published)),

@@ -1,4 +1,4 @@
-//! Plays a conversation to learn its answers: does what the device does, and writes down what comes.
+//! Recording: performs the stimuli of a conversation, and records the responses.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::conn::SocketKind;
 use crate::conversation::bless::{Effect, Happened};
 use crate::conversation::{Action, ClosedBy, Conversation};
 
-/// How many pieces of bytes and messages one answer may have: a gateway that never stops is not recorded for ever.
+/// Maximum number of effects in one response: the recording of a gateway that never stops has to end.
 pub(crate) const RECORDED_MAX: usize = 4096;
 
-/// Plays the stimuli of a conversation and collects what the gateway does after each, for [`super::super::bless::bless`].
+/// Plays the stimuli of a conversation and collects the effects of each, for [`super::super::bless::bless`].
 ///
-/// The answer to a stimulus is over when nothing has come for `quiet`, or when it has gone on for [`Options::timeout`]; what
-/// comes later counts for the next one. So a recording takes at least `quiet` for each stimulus, and wants a gateway that
-/// has nothing else to do. Messages are
-/// recorded when there is a `mqtt_observer`, which must watch everything ([`super::mqtt_observer::Watch::Everything`]).
+/// The response to a stimulus is complete when nothing has arrived for `quiet`, or after [`Options::timeout`]; later
+/// effects count for the next one. So a recording takes at least `quiet` for each stimulus, and needs an otherwise idle
+/// gateway. Messages are recorded if there is a `mqtt_observer`, which must observe everything
+/// ([`super::mqtt_observer::Watch::Everything`]).
 ///
 /// # Errors
 ///
-/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a `mqtt_observer`. More
-/// than [`RECORDED_MAX`] things came after one stimulus.
+/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a
+/// `mqtt_observer`. More than [`RECORDED_MAX`] effects after one stimulus.
 pub async fn record(
     conversation: &Conversation,
     to: &GatewayAddr,
@@ -60,7 +60,7 @@ pub async fn record(
         let mut effects = collect(&mut wire, line, patience, quiet, options).await?;
         effects.splice(0..0, before);
         if matches!(step.action, Action::Close(ClosedBy::Peer)) {
-            // Both sides have ended it then; the conversation tells who was first.
+            // Both sides have closed then; the conversation records which one was first.
             effects.retain(|effect| !matches!(effect, Effect::Closed(_)));
         }
         happened.answers.push(merged(effects));
@@ -89,7 +89,7 @@ fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Ve
     needs
 }
 
-/// Writes a line; gives back what came meanwhile.
+/// Writes a line; returns the effects that arrived meanwhile.
 async fn write(wire: &mut Wire, line: u32, bytes: &[u8], options: &Options) -> Result<Vec<Effect>, PlayError> {
     let deadline = Instant::now() + options.timeout;
     let (mut rest, mut effects) = (bytes, Vec::new());
@@ -102,7 +102,7 @@ async fn write(wire: &mut Wire, line: u32, bytes: &[u8], options: &Options) -> R
     Ok(effects)
 }
 
-/// What comes until it is quiet, or the connection has ended.
+/// The effects until silence, or the end of the connection.
 async fn collect(
     wire: &mut Wire,
     line: u32,
@@ -131,7 +131,7 @@ fn effect(seen: WireEvent) -> Effect {
     }
 }
 
-/// A stream has no borders: bytes that follow one another are one line.
+/// A stream has no boundaries: consecutive bytes are one line.
 fn merged(effects: Vec<Effect>) -> Vec<Effect> {
     let mut merged: Vec<Effect> = Vec::new();
     for effect in effects {

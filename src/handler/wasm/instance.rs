@@ -469,7 +469,7 @@ impl LiveInstance {
         // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
         // makes its guest fail again and again is told of only so often.
         if state.config.failures.should_log() {
-            tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
+            tracing::warn!(%conn, handler = %options.name, call, bytes, report = %format_args!("{error:?}"), "the guest failed");
         } else {
             state.config.metrics.suppressed_log_lines.inc();
         }

@@ -72,7 +72,7 @@ impl BudgetUsed {
         let publishes_max = budget.publishes_max;
         if self.publishes >= publishes_max {
             return Err(Refused::Full {
-                what: "what one event may publish",
+                what: "the number of messages published in one event",
                 limit: format!("{publishes_max} messages"),
             });
         }
@@ -89,7 +89,7 @@ impl BudgetUsed {
         let sent_bytes = self.sent_bytes.saturating_add(bytes);
         if sent_bytes > budget.sent_bytes_max {
             let limit = format!("{} bytes", budget.sent_bytes_max);
-            return Err(Refused::Full { what: "what one event may send", limit });
+            return Err(Refused::Full { what: "the number of bytes sent in one event", limit });
         }
         self.sent_bytes = sent_bytes;
         Ok(())

@@ -1,4 +1,5 @@
-//! Stateless cookies: nothing is kept of a peer until it has shown that it receives at its address.
+//! DTLS stateless cookie exchange (RFC 6347 section 4.2.1): no state for a peer before it has proved that it receives
+//! at its address.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,56 +11,56 @@ use sha2::Sha256;
 use super::hello::{self, Hello, MESSAGE_HEADER, RECORD_HEADER};
 use super::prf;
 
-/// How long a key makes cookies; it verifies them for as long again.
+/// How long a key issues cookies; it verifies them for as long again.
 ///
-/// Between the two flights of a device there may lie the retransmissions of a bad radio link: a cookie is good for
+/// The retransmissions of a bad radio link may lie between the two flights of a device: a cookie is valid for
 /// at least this long.
 const KEY_INTERVAL: Duration = Duration::from_secs(120);
 
-/// Bytes of a cookie: as many as cannot be guessed.
+/// Length of a cookie in bytes: too many to guess.
 const COOKIE: usize = 16;
 
-/// What makes cookies.
+/// The MAC of cookies.
 type Key = Hmac<Sha256>;
 
-/// Bytes of a HelloVerifyRequest with a cookie of ours; fewer than those of any ClientHello, so nobody can use
-/// the door to send a third party more than they send themselves.
+/// Length of a HelloVerifyRequest in bytes; less than any ClientHello, so the exchange cannot be used for amplification
+/// attacks.
 pub(crate) const ANSWER_BYTES: usize = RECORD_HEADER + MESSAGE_HEADER + 3 + COOKIE;
 
-/// Decides about datagrams that begin with a ClientHello, without keeping anything of them.
+/// Decides about datagrams that begin with a ClientHello, without keeping any state for them.
 ///
-/// A cookie is a keyed digest of both addresses; the key is random at start and changes every two minutes. The hello is
-/// no part of it: a device that was rebooted may hear the answer to its last hello of before, and take the cookie for
-/// its own. openssl does not get out of that if the cookie is wrong then.
+/// A cookie is a MAC over both addresses; the key is random at start and is rotated every two minutes. The ClientHello
+/// is not part of it: a rebooted device may receive the response to the last ClientHello before its reboot, and return
+/// that cookie. OpenSSL's client does not recover from a wrong cookie in this state.
 pub(crate) struct CookieVerifier {
     secret: Key,
     since: Instant,
-    /// The interval that `current` belongs to.
+    /// The interval of `current`.
     interval: u64,
     current: Key,
     previous: Key,
 }
 
-/// What becomes of a datagram at the door.
+/// The decision about a datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum CookieCheck {
-    /// It is no ClientHello.
+    /// Not a ClientHello.
     NotClientHello,
-    /// It is one without a valid cookie: this HelloVerifyRequest is to be sent back, and nothing to be kept.
+    /// A ClientHello without a valid cookie: send this HelloVerifyRequest, and keep no state.
     Answer([u8; ANSWER_BYTES]),
-    /// It is one with a valid cookie: its sender receives at its address, and a handshake may begin with it.
+    /// A ClientHello with a valid cookie: its sender receives at its address, and a handshake may begin.
     Enter(HandshakeId),
 }
 
-/// Tells one handshake of a peer from its next one: the same in every retransmission of a hello.
+/// Distinguishes successive handshakes of a peer: the same in every retransmission of a ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandshakeId(u64);
 
-/// What the doors of a listener make their keys from; random, and kept by nobody.
+/// Random secret from which the verifiers of a listener derive their keys.
 pub(crate) struct Secret(Key);
 
 impl Secret {
-    /// Draws one.
+    /// A new one.
     ///
     /// # Errors
     ///
@@ -78,7 +79,7 @@ impl fmt::Debug for Secret {
 }
 
 impl CookieVerifier {
-    /// A door whose first key begins `now`. Doors of one secret and one beginning accept each other's cookies.
+    /// A verifier whose first key begins `now`. Verifiers with the same secret and start accept each other's cookies.
     pub(crate) fn new(secret: &Secret, now: Instant) -> Self {
         let secret = secret.0.clone();
         Self { since: now, interval: 0, current: of_interval(&secret, 0), previous: of_interval(&secret, 0), secret }
@@ -89,13 +90,13 @@ impl CookieVerifier {
         let Some(hello) = hello::read(datagram) else { return CookieCheck::NotClientHello };
         self.rotate_keys(now);
         let cookie = cookie(&self.current, peer, local);
-        // Message 1 is the only one that openssl can go on from; a cookie in another one is worth nothing.
+        // OpenSSL can continue from message 1 only; a cookie in another one is invalid.
         let valid = hello.message_sequence == 1
             && (same(&cookie, hello.cookie) || same(&self::cookie(&self.previous, peer, local), hello.cookie));
         if valid { CookieCheck::Enter(HandshakeId::of(&hello)) } else { CookieCheck::Answer(answer(&hello, &cookie)) }
     }
 
-    /// Changes the keys when their interval is over.
+    /// Rotates the keys at the end of their interval.
     fn rotate_keys(&mut self, now: Instant) {
         let interval = now.saturating_duration_since(self.since).as_secs() / KEY_INTERVAL.as_secs();
         if interval != self.interval {
@@ -108,12 +109,12 @@ impl CookieVerifier {
 
 impl fmt::Debug for CookieVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").field("interval", &self.interval).finish_non_exhaustive()
+        f.debug_struct("CookieVerifier").field("interval", &self.interval).finish_non_exhaustive()
     }
 }
 
 impl HandshakeId {
-    /// The attempt that a datagram belongs to, if it begins with a ClientHello.
+    /// The handshake of a datagram that begins with a ClientHello.
     pub fn of_datagram(datagram: &[u8]) -> Option<Self> {
         hello::read(datagram).map(|hello| Self::of(&hello))
     }
@@ -124,7 +125,7 @@ impl HandshakeId {
     }
 
     fn of(hello: &Hello<'_>) -> Self {
-        // The end of the random: some devices put their clock at its beginning.
+        // The end of the random: some devices begin it with their clock.
         let [.., a, b, c, d, e, f, g, h] = hello.random.0;
         Self(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
@@ -150,7 +151,7 @@ fn cookie(key: &Key, peer: SocketAddr, local: SocketAddr) -> [u8; COOKIE] {
     cookie
 }
 
-/// An address in a fixed number of bytes, so that no two pairs of addresses look alike.
+/// A fixed-length encoding of an address, so that no two pairs of addresses have the same bytes.
 fn bytes_of(address: SocketAddr) -> ([u8; 16], [u8; 2]) {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -159,12 +160,12 @@ fn bytes_of(address: SocketAddr) -> ([u8; 16], [u8; 2]) {
     (ip.octets(), address.port().to_be_bytes())
 }
 
-/// Compares without telling by the time it takes how much was right.
+/// Compares in constant time.
 fn same(cookie: &[u8; COOKIE], presented: &[u8]) -> bool {
     presented.len() == COOKIE && openssl::memcmp::eq(cookie, presented)
 }
 
-/// A HelloVerifyRequest (RFC 6347 section 4.2.1), in DTLS 1.0 as the RFC asks.
+/// A HelloVerifyRequest (RFC 6347 section 4.2.1), in DTLS 1.0 as the RFC requires.
 fn answer(hello: &Hello<'_>, cookie: &[u8; COOKIE]) -> [u8; ANSWER_BYTES] {
     const BODY: u8 = 3 + COOKIE as u8;
     let mut answer = [0; ANSWER_BYTES];
@@ -174,11 +175,11 @@ fn answer(hello: &Hello<'_>, cookie: &[u8; COOKIE]) -> [u8; ANSWER_BYTES] {
         place.copy_from_slice(bytes);
         rest = behind;
     };
-    // The record: epoch 0, and the sequence number of the hello, for we keep none of our own.
+    // The record: epoch 0, and the sequence number of the ClientHello, because there is no state for an own one.
     put(&[hello::HANDSHAKE, 0xfe, 0xff, 0, 0]);
     put(&hello.record_sequence);
     put(&[0, MESSAGE_HEADER as u8 + BODY]);
-    // The message: of type 3, the first of its handshake, in one fragment.
+    // The message: type 3, the first of its handshake, in one fragment.
     put(&[3, 0, 0, BODY, 0, 0, 0, 0, 0, 0, 0, BODY]);
     put(&[0xfe, 0xff, COOKIE as u8]);
     put(cookie);

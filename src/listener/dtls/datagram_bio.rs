@@ -1,15 +1,15 @@
-//! What lies between openssl and the flow: whole datagrams in both directions.
+//! Datagram BIO: whole datagrams between OpenSSL and the flow, in both directions.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
-/// Datagrams that may wait for the socket. A flight of a handshake with a long chain and a small MTU is shorter;
-/// the rest is lost as a network would lose it, and retransmitted.
+/// The maximum number of outbound datagrams. A flight with a long chain and a small MTU is shorter; further datagrams
+/// are lost as in a network, and retransmitted.
 const OUTBOUND_MAX: usize = 64;
 
-/// The datagrams on their way into and out of openssl.
+/// The inbound and outbound datagrams of one `SSL`.
 #[derive(Debug, Default)]
 pub(super) struct DatagramBio {
     inbound: Option<Bytes>,
@@ -17,24 +17,24 @@ pub(super) struct DatagramBio {
 }
 
 impl DatagramBio {
-    /// The next datagram that openssl reads; it is lost if openssl has not read the one before.
+    /// Sets the next datagram that OpenSSL reads; an unread one is lost.
     pub(super) fn put(&mut self, datagram: Bytes) {
         self.inbound = Some(datagram);
     }
 
-    /// Whether openssl has read what there was.
+    /// Whether OpenSSL has read the inbound datagram.
     pub(super) fn is_drained(&self) -> bool {
         self.inbound.is_none()
     }
 
-    /// The oldest datagram that is to be sent.
+    /// The outbound datagrams, oldest first.
     pub(super) fn outbound(&mut self) -> &mut VecDeque<Bytes> {
         &mut self.outbound
     }
 }
 
 impl Read for DatagramBio {
-    /// One datagram a call; what does not fit is cut off, as recv(2) does.
+    /// One datagram a call; a longer one is truncated, as by recv(2).
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let datagram = self.inbound.take().ok_or(io::ErrorKind::WouldBlock)?;
         let count = datagram.len().min(buffer.len());

@@ -1,9 +1,8 @@
-//! What keeps strangers' records from a session that openssl goes on with.
+//! Encrypt-then-MAC filter (RFC 7366): drops records with a wrong MAC before OpenSSL reads them.
 //!
-//! Of a suite whose MAC stands behind the ciphertext (RFC 7366), openssl 3.0 takes a record with a wrong MAC for the end
-//! of the session, where RFC 6347 section 4.1.2.7 has it dropped: one datagram of somebody who knows the peer's address, or
-//! one that was damaged on its way, would end it. So its MACs are looked at here first. The older order, in which the MAC
-//! is encrypted too, needs no guard: there openssl drops such records.
+//! With an encrypt-then-MAC suite, OpenSSL 3.0 ends the session at a record with a wrong MAC, where RFC 6347 section
+//! 4.1.2.7 has it dropped: one spoofed datagram, or one that was damaged in transit, would end it. So the MACs are
+//! verified here first. MAC-then-encrypt suites need no filter: there OpenSSL drops such records.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,15 +17,15 @@ use secrecy::zeroize::Zeroizing;
 
 use super::record_layer::{EPOCH, Record, VERSION, aad, expand_keys, numbered, records};
 
-/// Lets records with the peer's MAC through.
+/// Passes records with a valid MAC of the peer.
 pub(super) struct EtmFilter {
     key: PKey<Private>,
     digest: MessageDigest,
 }
 
 impl EtmFilter {
-    /// One for a handshake that is over; `None` when its suite has no MAC behind the ciphertext. openssl does not tell, but
-    /// the last flight does, which is among the datagrams that came `early` and has been verified.
+    /// The filter of a finished handshake; `None` for suites without encrypt-then-MAC. OpenSSL does not report it, but
+    /// it follows from the last flight, which is among the `early` datagrams and has been verified.
     pub(super) fn of(ssl: &SslRef, early: &VecDeque<Bytes>) -> Option<Self> {
         let name = ssl.current_cipher()?.name();
         let digest = match name.rsplit('-').next()? {
@@ -35,7 +34,7 @@ impl EtmFilter {
             "SHA384" => MessageDigest::sha384(),
             _ => return None,
         };
-        // RFC 5246 section 6.3: the MAC key of the client is the first of all.
+        // RFC 5246 section 6.3: the MAC key of the client is the first.
         let mut key = Zeroizing::new([0; 48]);
         let key = key.get_mut(..digest.size())?;
         expand_keys(ssl, key)?;
@@ -45,8 +44,8 @@ impl EtmFilter {
         has_finished.then_some(etm_filter)
     }
 
-    /// What of a datagram may be read, and how many records may not.
-    pub(super) fn establish_inner(&self, datagram: &Bytes) -> (Bytes, u64) {
+    /// The records of a datagram with a valid MAC, and the number of the others.
+    pub(super) fn filter(&self, datagram: &Bytes) -> (Bytes, u64) {
         let (mut passed, mut dropped, mut at) = (Vec::new(), 0, 0);
         for record in records(datagram) {
             let end = at + record.len;

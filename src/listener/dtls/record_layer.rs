@@ -1,8 +1,8 @@
-//! The records of an established session, sealed and opened with keys that were taken out of openssl.
+//! DTLS 1.2 record layer of an established session, with keys exported from OpenSSL.
 //!
-//! An `SSL` keeps some 40 KiB for the next handshake that never comes. What a session needs of it are two keys, two
-//! salts, a counter and a window; so for the suites with authenticated encryption (AEAD) they are taken out when
-//! the handshake is over, and the `SSL` is given back. The cipher itself stays openssl's.
+//! An `SSL` keeps some 40 KiB for a next handshake that does not come. A session needs two keys, two salts, a counter
+//! and a replay window; so for AEAD suites the keys are exported when the handshake is over, and the `SSL` is freed.
+//! The ciphers are OpenSSL's.
 
 use std::fmt;
 
@@ -19,24 +19,24 @@ use sha2::{Sha256, Sha384};
 use super::hello::RECORD_HEADER;
 use super::prf;
 
-/// The most plaintext that a record may carry (RFC 5246 section 6.2.1).
+/// The maximum plaintext of a record (RFC 5246 section 6.2.1).
 pub(super) const PLAINTEXT_MAX: usize = 1 << 14;
 
-/// DTLS 1.2, as a record tells it.
+/// DTLS 1.2 in the header of a record.
 pub(super) const VERSION: [u8; 2] = [0xfe, 0xfd];
 
-/// The epoch of everything behind the one handshake of a session.
+/// The epoch after the one handshake of a session.
 pub(super) const EPOCH: u16 = 1;
 
-/// Bytes of the longest key block: two keys of 32 bytes and two salts of 12.
+/// Length of the longest key block: two keys of 32 bytes and two salts of 12.
 const KEY_BLOCK_MAX: usize = 2 * (32 + NONCE);
 
-/// How a suite seals.
+/// The AEAD of a suite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Suite {
-    /// Galois counter mode, with 128 bits of key or 256.
+    /// Galois counter mode, with a key of 128 or 256 bits.
     Gcm(Bits),
-    /// Counter with CBC-MAC; its tag has 16 bytes, or 8.
+    /// Counter with CBC-MAC; with a tag of 16 or 8 bytes.
     Ccm(Bits, Tag),
     ChaCha,
 }
@@ -54,7 +54,7 @@ enum Tag {
 }
 
 impl Suite {
-    /// The one that was negotiated; `None` when it is no AEAD.
+    /// The negotiated suite; `None` if it is no AEAD.
     fn of(ssl: &SslRef) -> Option<Self> {
         let cipher = ssl.current_cipher()?;
         let tag = if cipher.name().ends_with("CCM8") { Tag::Half } else { Tag::Whole };
@@ -85,7 +85,7 @@ impl Suite {
         }
     }
 
-    /// Bytes of the nonce that come from the handshake.
+    /// Bytes of the nonce from the handshake (salt).
     fn salt_len(self) -> usize {
         match self {
             Self::Gcm(_) | Self::Ccm(..) => 4,
@@ -93,7 +93,7 @@ impl Suite {
         }
     }
 
-    /// Bytes of the nonce that a record carries.
+    /// Bytes of the nonce in each record.
     fn explicit_len(self) -> usize {
         match self {
             Self::Gcm(_) | Self::Ccm(..) => 8,
@@ -110,7 +110,7 @@ impl Suite {
 }
 
 impl Suite {
-    /// Appends the sealed plaintext and its tag.
+    /// Appends the ciphertext and its tag.
     fn seal(
         self,
         key: &Key,
@@ -121,7 +121,7 @@ impl Suite {
     ) -> Result<(), ErrorStack> {
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(self.cipher()), None, None)?;
-        // Of CCM the length of the tag is a part of what is computed, so it has to be known before the key.
+        // CCM computes with the length of the tag, so it has to be set before the key.
         if let Self::Ccm(..) = self {
             context.set_iv_length(NONCE)?;
             context.set_tag_length(self.tag_len())?;
@@ -140,7 +140,7 @@ impl Suite {
         Ok(())
     }
 
-    /// The plaintext, if the tag is right.
+    /// The plaintext, if the tag is valid.
     fn open(self, key: &Key, explicit: [u8; 8], aad: &[u8], sealed: &[u8], tag: &[u8]) -> Result<Vec<u8>, ErrorStack> {
         let mut context = CipherCtx::new()?;
         context.decrypt_init(Some(self.cipher()), None, None)?;
@@ -155,7 +155,7 @@ impl Suite {
         context.cipher_update(aad, None)?;
         let mut plaintext = Vec::with_capacity(sealed.len());
         context.cipher_update_vec(sealed, &mut plaintext)?;
-        // CCM has looked at the tag already, and has nothing to finish.
+        // CCM has verified the tag already, and has no final step.
         match self {
             Self::Ccm(..) => {}
             Self::Gcm(_) | Self::ChaCha => {
@@ -166,10 +166,10 @@ impl Suite {
     }
 }
 
-/// Bytes of a nonce.
+/// Length of a nonce.
 const NONCE: usize = 12;
 
-/// The key and the salt of one direction; their lengths are the suite's. Its memory is overwritten when it goes.
+/// The key and the salt of one direction; their lengths are the suite's. Zeroed on drop.
 #[derive(Clone)]
 struct Key {
     key: [u8; 32],
@@ -177,8 +177,8 @@ struct Key {
 }
 
 impl Key {
-    /// RFC 5288 section 3, RFC 6655 section 3: the salt, then what the record carries. RFC 7905 section 2: the salt
-    /// with the record's number added.
+    /// RFC 5288 section 3, RFC 6655 section 3: the salt, then the explicit part of the record. RFC 7905 section 2: the
+    /// salt XOR the record's number.
     fn nonce(&self, suite: Suite, explicit: [u8; 8]) -> [u8; NONCE] {
         let mut nonce = self.salt;
         match suite {
@@ -200,7 +200,7 @@ impl Drop for Key {
     }
 }
 
-/// The two directions of an established session.
+/// Both directions of an established session.
 pub(super) struct RecordLayer {
     suite: Suite,
     ours: Key,
@@ -210,22 +210,22 @@ pub(super) struct RecordLayer {
     window: ReplayWindow,
 }
 
-/// A record of the peer, opened.
+/// A decrypted record of the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Opened {
-    /// Its content type, in the numbers of RFC 5246 section 6.2.1.
+    /// Its content type (RFC 5246 section 6.2.1).
     pub(super) content: u8,
     pub(super) plaintext: Bytes,
 }
 
-/// There is no record: our numbers are used up (after 2^48 records, 300 years at 30,000 a second), or openssl has no
-/// memory.
+/// No record can be made: the sequence numbers are used up (after 2^48 records, 300 years at 30,000 a second), or
+/// OpenSSL has no memory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OpenError;
 
 impl RecordLayer {
-    /// Takes the keys out of a handshake that is over; `None` when its suite is no AEAD. `flight` are the datagrams
-    /// with which the handshake ended: our records are numbered on from theirs.
+    /// Exports the keys of a finished handshake; `None` if its suite is no AEAD. `flight` are the last datagrams of the
+    /// handshake: the sequence numbers continue from theirs.
     pub(super) fn take_out(ssl: &SslRef, flight: &[Bytes]) -> Option<Self> {
         let suite = Suite::of(ssl)?;
         let mut block = Zeroizing::new([0; KEY_BLOCK_MAX]);
@@ -251,7 +251,7 @@ impl RecordLayer {
         Self { suite, ours, theirs, next, window: ReplayWindow::default() }
     }
 
-    /// One datagram with one record of ours.
+    /// Encrypts one record, in one datagram.
     pub(super) fn seal(&mut self, content: u8, plaintext: &[u8]) -> Result<Bytes, OpenError> {
         if self.next >> 48 != 0 {
             return Err(OpenError);
@@ -270,7 +270,7 @@ impl RecordLayer {
         Ok(datagram.into())
     }
 
-    /// Opens a record of the peer; `None` when it is not authentic, or not new.
+    /// Decrypts a record of the peer; `None` if it is not authentic, or replayed.
     pub(super) fn open(&mut self, record: &Record<'_>) -> Option<Opened> {
         let suite = self.suite;
         if record.version != VERSION || record.epoch != EPOCH || !self.window.is_new(record.number) {
@@ -280,7 +280,7 @@ impl RecordLayer {
         let (explicit, sealed) = record.fragment.split_at_checked(suite.explicit_len())?;
         let explicit = explicit.try_into().unwrap_or(number);
         let (sealed, tag) = sealed.split_at_checked(sealed.len().checked_sub(suite.tag_len())?)?;
-        // An empty record means nothing, as it does to openssl's own sessions.
+        // An empty record is ignored, as in OpenSSL's own sessions.
         if !(1..=PLAINTEXT_MAX).contains(&sealed.len()) {
             return None;
         }
@@ -293,11 +293,11 @@ impl RecordLayer {
 
 impl fmt::Debug for RecordLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sealed").field("suite", &self.suite).field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("RecordLayer").field("suite", &self.suite).field("next", &self.next).finish_non_exhaustive()
     }
 }
 
-/// Fills `block` with the keys of a handshake that is over (RFC 5246 section 6.3); `None` when they cannot be had.
+/// Fills `block` with the key block of a finished handshake (RFC 5246 section 6.3); `None` if it is not available.
 pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
     let mut master = Zeroizing::new([0; 48]);
     let master_len = ssl.session()?.master_key(&mut master[..]);
@@ -308,7 +308,7 @@ pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
     }
     let seed: [&[u8]; 3] = [b"key expansion", &server, &client];
     match ssl.current_cipher()?.handshake_digest()?.type_() {
-        // openssl names the digest of earlier versions for suites that were there before 1.2, where it is SHA-256 too.
+        // OpenSSL names the digest of earlier versions for suites older than 1.2, where it is SHA-256 too.
         Nid::SHA256 | Nid::MD5_SHA1 => prf::expand::<Hmac<Sha256>>(master, &seed, block),
         Nid::SHA384 => prf::expand::<Hmac<Sha384>>(master, &seed, block),
         _ => return None,
@@ -316,12 +316,12 @@ pub(super) fn expand_keys(ssl: &SslRef, block: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// Epoch and number as a record has them: two bytes and six.
+/// Epoch and sequence number as in a record: two bytes and six.
 pub(super) fn numbered(epoch: u16, number: u64) -> [u8; 8] {
     (u64::from(epoch) << 48 | number).to_be_bytes()
 }
 
-/// What is authenticated beside the plaintext (RFC 5246 section 6.2.3.3).
+/// The additional data (AAD) of the AEAD (RFC 5246 section 6.2.3.3).
 pub(super) fn aad(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
     let mut aad = [0; 13];
     aad[..8].copy_from_slice(&number);
@@ -332,7 +332,7 @@ pub(super) fn aad(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
     aad
 }
 
-/// A record as it lies in a datagram.
+/// A record in a datagram.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
     pub(super) content: u8,
@@ -340,12 +340,12 @@ pub(super) struct Record<'a> {
     pub(super) epoch: u16,
     pub(super) number: u64,
     pub(super) fragment: &'a [u8],
-    /// All its bytes, with the header.
+    /// Its length, with the header.
     pub(super) len: usize,
 }
 
 impl<'a> Record<'a> {
-    /// The record at the beginning of `bytes`, if there is a whole one.
+    /// The record at the beginning of `bytes`, if it is complete.
     pub(super) fn first(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_first_chunk::<RECORD_HEADER>()?;
         let [content, v0, v1, e0, e1, n0, n1, n2, n3, n4, n5, l0, l1] = *header;
@@ -371,17 +371,17 @@ pub(super) fn records(datagram: &Bytes) -> impl Iterator<Item = Record<'_>> {
     })
 }
 
-/// Whether a datagram has a record of an epoch behind the handshake.
+/// Whether a datagram has a record of an epoch after the handshake.
 pub(super) fn has_sealed_record(datagram: &Bytes) -> bool {
     records(datagram).any(|record| record.epoch == EPOCH)
 }
 
-/// Which of the last 64 records have come (RFC 6347 section 4.1.2.6).
+/// Replay window over the last 64 sequence numbers (RFC 6347 section 4.1.2.6).
 #[derive(Debug, Default)]
 struct ReplayWindow {
-    /// One behind the highest number that has come.
+    /// One more than the highest received number.
     end: u64,
-    /// Those below `end`, the highest in the lowest bit.
+    /// The received numbers below `end`, the highest in the lowest bit.
     seen: u64,
 }
 
@@ -394,7 +394,7 @@ impl ReplayWindow {
         }
     }
 
-    /// Marks one that is new.
+    /// Marks a new number.
     fn take(&mut self, number: u64) {
         match self.end.checked_sub(number) {
             None | Some(0) => {
@@ -425,7 +425,7 @@ mod tests {
         Suite::ChaCha,
     ];
 
-    /// Our records, and those that somebody with the same keys on the other side would make.
+    /// Our side, and the peer's side with the same keys.
     fn both(suite: Suite, next: u64) -> (RecordLayer, RecordLayer) {
         let block: Vec<u8> = (0..2 * (suite.key_len() + suite.salt_len())).map(|byte| byte as u8).collect();
         let ours = RecordLayer::new(suite, &block, next);
@@ -438,7 +438,7 @@ mod tests {
         (ours, theirs)
     }
 
-    /// A record that carries nothing is nothing, whether its tag is right or forged.
+    /// An empty record is dropped, with a valid tag or a forged one.
     #[test]
     fn empty_records_are_refused() {
         for suite in SUITES {
@@ -452,7 +452,7 @@ mod tests {
         }
     }
 
-    /// After the last number there is no record, instead of one with a nonce that was used before.
+    /// After the last sequence number there is no record, because its nonce would be reused.
     #[test]
     fn numbers_come_to_an_end() {
         for suite in SUITES {
@@ -464,7 +464,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is sealed is opened, as what it was.
+        /// Encrypted records are decrypted to the same content.
         #[test]
         fn records_come_through(suite in 0..SUITES.len(), data in proptest::collection::vec(any::<u8>(), 1..2000), content: u8) {
             let (mut ours, mut theirs) = both(SUITES[suite], 1);
@@ -474,7 +474,7 @@ mod tests {
             prop_assert_eq!(ours.open(&Record::first(&datagram).unwrap()), None, "twice");
         }
 
-        /// The window lets each number pass once, and none that is 64 or more behind the highest.
+        /// The window accepts each number once, and none that is 64 or more below the highest.
         #[test]
         fn each_number_passes_once(numbers in proptest::collection::vec(prop_oneof![0..200u64, (1u64 << 48) - 70..1 << 48], 0..300)) {
             let (mut window, mut passed) = (ReplayWindow::default(), HashSet::new());

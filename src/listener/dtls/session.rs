@@ -1,4 +1,4 @@
-//! An established session: what its records mean.
+//! Established DTLS session: the meaning of its records.
 
 use std::collections::VecDeque;
 
@@ -15,9 +15,9 @@ use super::record_layer::{OpenError, Opened, PLAINTEXT_MAX, Record, RecordLayer}
 const ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
 
-/// The handshake message that ends a flight; from a peer that has a session it means that our last flight was lost.
+/// The handshake message that ends a flight; from a peer with a session it means that our last flight was lost.
 const FINISHED: u8 = 20;
-/// The handshake message that would begin a new negotiation.
+/// The handshake message of a renegotiation.
 const CLIENT_HELLO: u8 = 1;
 
 /// Levels and descriptions of alerts (RFC 5246 section 7.2).
@@ -26,7 +26,7 @@ const FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const NO_RENEGOTIATION: u8 = 100;
 
-/// What comes from a peer.
+/// An event from the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The data of one record.
@@ -40,12 +40,12 @@ pub(crate) enum Event {
 /// Why a datagram was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
-    /// It does not fit into a record.
+    /// It is larger than a record may be.
     #[error("a datagram of {bytes} bytes does not fit into a record of {bytes_max}")]
     TooLong {
-        /// Its bytes.
+        /// Its length.
         bytes: usize,
-        /// What a record carries: 16,384 bytes, or what the peer has asked for.
+        /// The record limit: 16,384 bytes, or the negotiated one.
         bytes_max: usize,
     },
     /// The session has ended.
@@ -53,45 +53,46 @@ pub(crate) enum SendError {
     Ended,
 }
 
-/// An established session: datagrams and data go in and come out.
+/// An established session: datagrams in and out, data in and out.
 #[derive(Debug)]
 pub(crate) struct Session {
     layer: RecordBackend,
-    /// What came during the handshake and belongs behind it.
+    /// Events received during the handshake.
     early: VecDeque<Event>,
-    /// What is to be sent.
+    /// Outbound datagrams.
     outbound: VecDeque<Bytes>,
-    /// The most that a record may carry.
+    /// The maximum plaintext of a record.
     plaintext_max: usize,
     /// The peer has ended the session.
     ended: bool,
-    /// We have told the peer that we close.
+    /// `close_notify` was sent.
     closed: bool,
-    /// Records that were dropped, and nobody has asked about yet.
+    /// Dropped records since the last [`Session::take_dropped`].
     dropped: u64,
 }
 
-/// Who seals and opens the records.
+/// The record layer of the session.
 #[derive(Debug)]
 enum RecordBackend {
-    /// We do.
+    /// Our own.
     Native(Box<Native>),
-    /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session. It reads what the guard lets
-    /// through.
+    /// OpenSSL's, for suites without authenticated encryption. Costs 40 KiB a session. It reads the records that pass
+    /// the filter.
     OpenSsl(Box<SslStream<DatagramBio>>, Option<EtmFilter>),
 }
 
 #[derive(Debug)]
 struct Native {
     sealed: RecordLayer,
-    /// The datagrams with which our side of the handshake ended.
+    /// The last flight of our side of the handshake.
     flight: Vec<Bytes>,
-    /// What is left of the datagram that is being read.
+    /// The unread rest of the current datagram.
     rest: Bytes,
 }
 
 impl Session {
-    /// Goes on where a handshake has ended: with `flight`; `early` are datagrams that have come too soon.
+    /// Continues after a handshake that ended with `flight`; `early` are datagrams of the session that came before its
+    /// end.
     pub(super) fn new(mut stream: SslStream<DatagramBio>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
         let plaintext_max = ffi::max_fragment(stream.ssl()).unwrap_or(PLAINTEXT_MAX);
         let outbound = std::mem::take(stream.get_mut().outbound());
@@ -105,7 +106,8 @@ impl Session {
         let mut session =
             Self { layer, outbound, early: VecDeque::new(), plaintext_max, ended: false, closed: false, dropped: 0 };
         if matches!(session.layer, RecordBackend::Native(_)) {
-            // openssl has read them too; here they are read again, for their data and so that none is read a third time.
+            // OpenSSL has read them too; here they are read again, for their data and so that the replay window knows
+            // them.
             for datagram in early {
                 session.handle_datagram(datagram);
                 while let Some(event) = session.next_event() {
@@ -114,19 +116,19 @@ impl Session {
             }
             session.dropped = 0;
         }
-        // Only now, because the peer's last flight was among them and has had its answer.
+        // Only now, because the peer's last flight was among them and has been answered.
         if let RecordBackend::Native(ours) = &mut session.layer {
             ours.flight = flight;
         }
         session
     }
 
-    /// Takes in a datagram; [`Session::poll_event`] then says what is in it, until it says nothing more.
+    /// Takes in a datagram; [`Session::poll_event`] then returns its events, until `None`.
     pub(crate) fn handle_datagram(&mut self, datagram: Bytes) {
         match &mut self.layer {
             RecordBackend::Native(ours) => ours.rest = datagram,
             RecordBackend::OpenSsl(stream, Some(etm_filter)) => {
-                let (passed, dropped) = etm_filter.establish_inner(&datagram);
+                let (passed, dropped) = etm_filter.filter(&datagram);
                 self.dropped += dropped;
                 if !passed.is_empty() {
                     stream.get_mut().put(passed);
@@ -136,7 +138,7 @@ impl Session {
         }
     }
 
-    /// What is next in what has come; nothing more behind the end.
+    /// The next event of the received datagrams; `None` after the end.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         if self.ended {
             return None;
@@ -153,7 +155,7 @@ impl Session {
         loop {
             let RecordBackend::Native(ours) = &mut self.layer else { return self.read() };
             let Some(record) = Record::first(&ours.rest) else {
-                // Nothing more, or bytes that are no record.
+                // No more records, or malformed bytes.
                 self.dropped += u64::from(!ours.rest.is_empty());
                 ours.rest = Bytes::new();
                 return None;
@@ -171,11 +173,11 @@ impl Session {
         }
     }
 
-    /// Seals data as one datagram.
+    /// Encrypts data as one datagram.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; after `TooLong` the session goes on.
+    /// [`SendError`]; after `TooLong` the session continues.
     pub(crate) fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
         if data.len() > self.plaintext_max {
             return Err(SendError::TooLong { bytes: data.len(), bytes_max: self.plaintext_max });
@@ -194,27 +196,27 @@ impl Session {
         }
     }
 
-    /// The next datagram that is to be sent.
+    /// The next outbound datagram.
     pub(crate) fn transmit(&self) -> Option<&Bytes> {
         self.outbound.front()
     }
 
-    /// It has been sent.
+    /// Removes the sent datagram.
     pub(crate) fn handle_transmitted(&mut self) {
         self.outbound.pop_front();
         if self.outbound.is_empty() {
-            // An idle session keeps no room for a queue.
+            // An idle session keeps no memory of its queue.
             self.outbound = VecDeque::new();
         }
     }
 
-    /// Tells the peer that nothing more is sent to it.
+    /// Sends `close_notify`.
     pub(crate) fn close(&mut self) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
         match &mut self.layer {
-            // Without memory for it the peer is not told; it finds out, as it would if the datagram were lost.
+            // Without memory for it the peer gets no alert, as if the datagram were lost.
             RecordBackend::Native(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
             RecordBackend::OpenSsl(stream, _) => {
                 if ffi::alloc_buffers(stream).is_ok() {
@@ -225,8 +227,7 @@ impl Session {
         }
     }
 
-    /// How many records were dropped since this was last asked: they were no records, not authentic, not new, or of
-    /// a kind that means nothing here.
+    /// Dropped records since the last call: malformed, not authentic, replayed, or of an unexpected type.
     pub(crate) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
@@ -238,7 +239,7 @@ impl Session {
         Ok(())
     }
 
-    /// What an authentic record means.
+    /// The event of an authentic record.
     fn handle_record(&mut self, opened: &Opened) -> Option<Event> {
         match (opened.content, &opened.plaintext[..]) {
             (APPLICATION_DATA, _) => return Some(Event::Data(opened.plaintext.clone())),
@@ -246,14 +247,14 @@ impl Session {
             (ALERT, [FATAL, _]) => return Some(Event::Aborted),
             (ALERT, [WARNING, _]) => {}
             (HANDSHAKE, [FINISHED, ..]) => {
-                // Once is enough for what comes in one datagram.
+                // Once for each datagram is enough.
                 if let RecordBackend::Native(ours) = &self.layer
                     && self.outbound.is_empty()
                 {
                     self.outbound.extend(ours.flight.iter().cloned());
                 }
             }
-            // Here too: a datagram has room for hundreds of these, and each would wait for the socket.
+            // Once here too: a datagram has room for hundreds of these, and each response would wait for the socket.
             (HANDSHAKE, [CLIENT_HELLO, ..]) => {
                 if self.outbound.is_empty() {
                     drop(self.push(ALERT, &[WARNING, NO_RENEGOTIATION]));
@@ -264,7 +265,7 @@ impl Session {
         None
     }
 
-    /// What openssl makes of what has come.
+    /// Reads with OpenSSL.
     fn read(&mut self) -> Option<Event> {
         let RecordBackend::OpenSsl(stream, _) = &mut self.layer else { return None };
         let came = !stream.get_ref().is_drained();

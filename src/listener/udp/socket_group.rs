@@ -1,3 +1,5 @@
+//! Sockets of one address with their receiving tasks, shared by a listener, its successor and its flows.
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use crate::listener::flow_gate::FlowGate;
 use crate::listener::{Admission, Options, SocketOptions};
 use crate::telemetry::ListenerMetrics;
 
-/// Makes a door for each socket.
+/// Creates the gate of each socket.
 #[derive(Clone)]
 pub(super) struct GateFactory(Arc<dyn Fn() -> FlowGate + Send + Sync>);
 
@@ -39,14 +41,14 @@ impl fmt::Debug for GateFactory {
     }
 }
 
-/// A listener as the log and the metrics know it.
+/// The listener in logs and metrics.
 #[derive(Debug)]
 pub(super) struct ListenerLabels {
     pub(super) name: Arc<str>,
     pub(super) metrics: ListenerMetrics,
 }
 
-/// What the receiving tasks go by: whose the new peers are. Replaced as a whole.
+/// Configuration of the receiving tasks: the owner of new peers. Replaced as a whole.
 #[derive(Clone, Debug)]
 pub(super) struct ReceiverConfig {
     pub(super) labels: Arc<ListenerLabels>,
@@ -56,15 +58,15 @@ pub(super) struct ReceiverConfig {
     pub(super) arrivals: mpsc::Sender<Flow>,
 }
 
-/// The sockets of an address, with the tasks that receive from them, which end when it is dropped.
+/// The sockets of an address, with their receiving tasks, which end when it is dropped.
 ///
-/// Listeners and flows share it: the sockets stay as long as one of them is there, all of them, because the kernel would
-/// spread the peers anew over what is left.
+/// Shared by listeners and flows: all sockets stay as long as one of them is alive, because the kernel would spread the
+/// peers anew over the remaining sockets.
 #[derive(Debug)]
 pub(super) struct SocketGroup {
     sockets: Vec<Arc<Socket>>,
     local: ListenAddr,
-    /// What the sockets were made with.
+    /// The options that the sockets were made with.
     made: SocketOptions,
     config: Arc<ArcSwap<ReceiverConfig>>,
     _tasks: DropGuard,
@@ -77,7 +79,7 @@ impl SocketGroup {
         let mut address = options.bind.address;
         for _ in 0..options.datagrams.sockets {
             let socket = Socket::bind(address, options)?;
-            // When the system chose the port, the others follow.
+            // When the system chose the port, the others get the same.
             address = socket.local;
             sockets.push(Arc::new(socket));
         }
@@ -101,16 +103,16 @@ impl SocketGroup {
         self.local
     }
 
-    /// Whose new peers are from now on.
+    /// Changes the owner of new peers.
     pub(super) fn set_config(&self, config: ReceiverConfig) {
         self.config.store(Arc::new(config));
     }
 
-    /// Follows other options, for the peers that come from now on.
+    /// Applies other options to new peers.
     ///
     /// # Errors
     ///
-    /// What only other sockets could follow, such as their number: with another one, the kernel would spread the peers anew.
+    /// Options that need other sockets, such as their number: the kernel would spread the peers anew.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         let datagrams = &options.datagrams;
         self.config.rcu(|config| ReceiverConfig { queue: datagrams.queue, ..ReceiverConfig::clone(config) });
@@ -125,6 +127,6 @@ impl SocketGroup {
             return Ok(());
         }
         let (now, asked) = (self.sockets.len(), datagrams.sockets);
-        Err(io::Error::other(format!("it keeps its {now} sockets; {asked} take a restart, or another address")))
+        Err(io::Error::other(format!("it keeps its {now} sockets; {asked} need a restart, or another address")))
     }
 }

@@ -32,7 +32,7 @@ fn options(address: &str) -> Options {
     }
 }
 
-/// The options with others for datagrams.
+/// The default options with these for datagrams.
 fn with(address: &str, change: impl FnOnce(&mut Datagrams)) -> Options {
     let mut options = options(address);
     change(&mut options.datagrams);
@@ -115,7 +115,7 @@ impl Peer {
     }
 }
 
-/// Each datagram is one, whatever its size, and each answer too.
+/// Each datagram is one event, whatever its size, and each response one datagram.
 #[tokio::test]
 async fn datagrams_keep_their_borders() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -136,9 +136,9 @@ async fn datagrams_keep_their_borders() {
     }
 }
 
-/// What the kernel hands over as one buffer are the datagrams that were sent.
+/// A buffer of coalesced datagrams is split into the sent ones.
 #[tokio::test]
-async fn what_was_put_together_is_taken_apart() {
+async fn coalesced_datagrams_are_split() {
     let options = with("127.0.0.1:0", |datagrams| datagrams.queue = Bounds { datagrams_max: 64, bytes_max: 200_000 });
     let mut bound = open(&options);
     let peer = Peer::bind("127.0.0.1:0").await;
@@ -158,7 +158,7 @@ async fn what_was_put_together_is_taken_apart() {
     }
 }
 
-/// A device that asks one of many addresses is answered from that one; asking another is another flow.
+/// A response leaves from the local address that the device has sent to; another local address is another flow.
 #[tokio::test]
 async fn the_asked_address_answers() {
     for (wildcard, asked) in [("0.0.0.0:0", ["127.0.0.2", "127.0.0.3"]), ("[::]:0", ["127.0.0.2", "127.0.0.3"])] {
@@ -171,7 +171,7 @@ async fn the_asked_address_answers() {
             send(&mut flow, &datagram).await;
             let from = SocketAddr::new(asked.parse().unwrap(), bound.port());
             assert_eq!(peer.receive().await, (asked.into(), from));
-            assert_eq!(flow.local().0, from, "told as IPv4, also by a socket that speaks both");
+            assert_eq!(flow.local().0, from, "an IPv4 address, also on a dual-stack socket");
         }
     }
 }
@@ -190,7 +190,7 @@ async fn ipv6() {
     }
 }
 
-/// A full queue sheds the newest, for each of its two bounds.
+/// A full queue drops the newest datagram, for each of its two bounds.
 #[tokio::test]
 async fn a_full_queue_sheds() {
     let queue = Bounds { datagrams_max: 4, bytes_max: 1000 };
@@ -213,7 +213,7 @@ async fn a_full_queue_sheds() {
     }
 }
 
-/// Over the bound a peer is turned away, and let in when another one has gone.
+/// Beyond the limit a new peer is rejected, and accepted once another one has gone.
 #[tokio::test]
 async fn flows_are_bounded() {
     let mut bound = open(&with("127.0.0.1:0", |datagrams| datagrams.flows_max = 1));
@@ -232,7 +232,7 @@ async fn flows_are_bounded() {
     bound.shed("flow_ended", 1).await;
 }
 
-/// When nobody accepts, the peers that wait are bounded too.
+/// Flows that wait for the accept loop are bounded too.
 #[tokio::test]
 async fn waiting_flows_are_bounded() {
     let mut bound = open(&with("127.0.0.1:0", |datagrams| datagrams.flows_max = usize::MAX));
@@ -241,7 +241,7 @@ async fn waiting_flows_are_bounded() {
         let peer = Peer::bind("127.0.0.1:0").await;
         peer.send("127.0.0.1", bound.port(), &number.to_be_bytes()).await;
         peers.push(peer);
-        // The kernel's own queue is not what is tested.
+        // The kernel's own queue is not under test.
         tokio::task::yield_now().await;
     }
     bound.shed("accept_queue_full", 3).await;
@@ -253,13 +253,13 @@ async fn waiting_flows_are_bounded() {
     assert_eq!(bound.accept().await.peer().0, peers[0].0.local_addr().unwrap());
 }
 
-/// What the kernel drops while nobody reads is counted too: nothing is lost without a number.
+/// Datagrams that the kernel drops at a full buffer are counted too.
 #[tokio::test]
-async fn what_the_kernel_drops_is_counted() {
+async fn kernel_drops_are_counted() {
     const SENT: u64 = 50_000;
     let bound = open(&options("127.0.0.1:0"));
     let peer = StdUdpSocket::bind("127.0.0.1:0").unwrap();
-    // The receiving task has no turn meanwhile.
+    // The receiving task does not run meanwhile.
     for _ in 0..SENT {
         peer.send_to(b"x", bound.listener.local_addr().0).unwrap();
     }
@@ -274,7 +274,7 @@ async fn what_the_kernel_drops_is_counted() {
     assert!(count(&bound.telemetry, "dropped", "kernel_full") > 0);
 }
 
-/// What did not fit into the buffer is not taken for a datagram.
+/// A truncated datagram is dropped.
 #[tokio::test]
 async fn a_cut_datagram_is_shed() {
     let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Open, 100);
@@ -298,7 +298,7 @@ async fn a_datagram_that_is_too_large() {
     assert_eq!(peer.receive().await.0, b"answer");
 }
 
-/// A peer without a listener at its port is no concern of the others.
+/// An ICMP error about one peer does not affect the others.
 #[tokio::test]
 async fn a_peer_that_is_gone_ends_nothing() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -337,7 +337,7 @@ async fn several_sockets() {
     }
 }
 
-/// Two flows of one socket that cannot be written to are both woken.
+/// Two flows that wait for the same socket are both woken.
 #[tokio::test]
 async fn every_waiting_sender_is_woken() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -361,7 +361,7 @@ async fn every_waiting_sender_is_woken() {
     for (_, _, send) in &mut sends {
         assert!(futures_poll(send.as_mut()).await.is_pending());
     }
-    // The next event of the socket: the kernel has sent something and tells of room.
+    // The next event of the socket: the kernel has sent something and is writable again.
     let (peer, socket, _) = &sends[0];
     socket.send_unasked(b"x", peer.local_addr().unwrap());
     for (peer, _, send) in sends {
@@ -374,7 +374,7 @@ async fn futures_poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A flow that is closed hears nothing more and can still speak; the same peer may have another one meanwhile.
+/// A closed flow receives nothing more and can still send; the same peer may have another one meanwhile.
 #[tokio::test]
 async fn a_closed_flow_leaves_its_place() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -394,10 +394,10 @@ async fn a_closed_flow_leaves_its_place() {
     assert_eq!(receive(&mut second).await.unwrap(), "third");
 }
 
-/// The door answers strangers, keeps nothing of them, and lets in who knows the word; whoever begins anew replaces
-/// the flow it had.
+/// The gate answers new peers, keeps no state for them, and admits valid ones; a restarted peer replaces
+/// its flow.
 #[tokio::test]
-async fn the_door_decides() {
+async fn the_gate_decides() {
     let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Scripted(Scripted), BUFFER_BYTES);
     let peer = Peer::bind("127.0.0.1:0").await;
     let port = bound.port();
@@ -410,7 +410,7 @@ async fn the_door_decides() {
     let mut first = bound.accept().await;
     assert!(matches!(first.entry_mut(), FlowStart::Scripted(7)));
     peer.send("127.0.0.1", port, b"data").await;
-    assert_eq!(receive(&mut first).await.unwrap(), "data", "the door has kept its own datagram");
+    assert_eq!(receive(&mut first).await.unwrap(), "data", "the gate has consumed its own datagram");
     peer.send("127.0.0.1", port, b"hello 7").await;
     assert_eq!(receive(&mut first).await.unwrap(), "hello 7", "sent again, it is the flow's own");
 
@@ -424,7 +424,7 @@ async fn the_door_decides() {
     assert_eq!(receive(&mut second).await.unwrap(), "more", "the end of the first flow does not end the second");
 }
 
-/// Another listener takes the sockets over when it begins, and not before; the flows stay.
+/// Another listener takes over the sockets when it begins, and not before; the flows stay.
 #[tokio::test]
 async fn another_listener_takes_over() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -447,7 +447,7 @@ async fn another_listener_takes_over() {
     let third = Peer::bind("127.0.0.1:0").await;
     third.send("127.0.0.1", address.port(), b"hello 3").await;
     let mut flow_of_next = within(next.flow()).await;
-    assert!(matches!(flow_of_next.entry_mut(), FlowStart::Scripted(3)), "at the new door");
+    assert!(matches!(flow_of_next.entry_mut(), FlowStart::Scripted(3)), "at the new gate");
     peer.send("127.0.0.1", address.port(), b"again").await;
     assert_eq!(receive(&mut flow).await.unwrap(), "first");
     assert_eq!(receive(&mut flow).await.unwrap(), "again");

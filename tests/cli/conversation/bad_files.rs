@@ -11,9 +11,9 @@ fn bad_files_are_refused_in_these_words() {
     for entry in std::fs::read_dir("tests/fixtures/bad").unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "conversation") {
-            let told = Conversation::read(&path).unwrap_err().to_string();
+            let reported = Conversation::read(&path).unwrap_err().to_string();
             let expected = std::fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
-            assert_eq!(format!("{told}\n"), expected, "{}", path.display());
+            assert_eq!(format!("{reported}\n"), expected, "{}", path.display());
             seen += 1;
         }
     }
@@ -34,6 +34,6 @@ fn a_file_that_is_too_long() {
     let path = directory.path().join("long.conversation");
     let limit = polygate::testing::conversation::FILE_BYTES_MAX;
     std::fs::File::create(&path).unwrap().set_len(limit + 1).unwrap();
-    let told = Conversation::read(&path).unwrap_err().to_string();
-    assert!(told.ends_with("expected a conversation of at most 16777216 bytes, found a longer file"), "{told}");
+    let reported = Conversation::read(&path).unwrap_err().to_string();
+    assert!(reported.ends_with("expected a conversation of at most 16777216 bytes, found a longer file"), "{reported}");
 }

@@ -1,4 +1,4 @@
-//! As much of an MQTT 5 broker as one client needs: grants what is asked, tells what it gets, publishes what it is told.
+//! A minimal MQTT 5 broker for one client: grants subscriptions, reports packets, publishes on request.
 
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{

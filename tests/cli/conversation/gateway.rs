@@ -1,4 +1,4 @@
-//! A gateway that does what a test tells it.
+//! A scripted gateway.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use polygate::testing::conversation::play::GatewayAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Longer than anything here takes, so that a test that hangs ends.
+/// Timeout of every wait.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves every connection with `serve`, on a free port, as long as the test's runtime lives.

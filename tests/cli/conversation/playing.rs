@@ -36,7 +36,7 @@ async fn good(mut peer: Peer) {
     assert_eq!(peer.until_end().await, b"");
 }
 
-/// The observer is told each step in order, with a latency where a `<` line answers a `>` line.
+/// The observer gets each step in order, with a latency where a `<` line answers a `>` line.
 #[tokio::test]
 async fn as_recorded() {
     let to = gateway(good).await;
@@ -93,8 +93,8 @@ async fn wrong_bytes() {
         peer.until_end().await;
     })
     .await;
-    let told = failure(TALK, &to, &Options::default()).await;
-    assert_eq!(told, "line 2: the bytes to the device differ at byte 2 of 2\n  expected  8182\n  received  819900");
+    let reported = failure(TALK, &to, &Options::default()).await;
+    assert_eq!(reported, "line 2: the bytes to the device differ at byte 2 of 2\n  expected  8182\n  received  819900");
 }
 
 #[tokio::test]
@@ -104,9 +104,9 @@ async fn early_close() {
         peer.send(&[0x81]).await;
     })
     .await;
-    let told = failure(TALK, &to, &Options::default()).await;
+    let reported = failure(TALK, &to, &Options::default()).await;
     let text = "line 2: expected 2 bytes to the device, received 1 and then the end of the connection\n  expected  8182\n  received  81";
-    assert_eq!(told, text);
+    assert_eq!(reported, text);
 }
 
 /// A missing answer is waited for as long as was said and no longer.
@@ -114,10 +114,10 @@ async fn early_close() {
 async fn timeout() {
     let to = gateway(|peer| async move { drop(peer.until_end().await) }).await;
     let begun = Instant::now();
-    let told = failure(TALK, &to, &short()).await;
+    let reported = failure(TALK, &to, &short()).await;
     assert!(begun.elapsed() >= Duration::from_millis(200));
     assert_eq!(
-        told,
+        reported,
         "line 2: expected 2 bytes to the device, received 0 in time\n  expected  8182\n  received  nothing"
     );
 }
@@ -131,14 +131,14 @@ async fn more_than_expected() {
         peer.send(b"late").await;
     })
     .await;
-    let told = failure("> 01\n", &to, &Options::default()).await;
-    assert_eq!(told, "after line 1: expected no more bytes to the device, received 4\n  received  \"late\"");
+    let reported = failure("> 01\n", &to, &Options::default()).await;
+    assert_eq!(reported, "after line 1: expected no more bytes to the device, received 4\n  received  \"late\"");
 
     let counted = Options { replies: Replies::Counted, ..Options::default() };
     played("> 01\n", &to, &counted).await.unwrap();
 }
 
-/// Who ends the connection is told apart as far as a device can see it.
+/// The closing side is distinguished as far as a device can see it.
 #[tokio::test]
 async fn expected_close() {
     let closing = gateway(|mut peer| async move {
@@ -150,10 +150,10 @@ async fn expected_close() {
     played("> 01\n< \"bye\"\nclose gateway\n", &closing, &Options::default()).await.unwrap();
 
     let open = gateway(|peer| async move { drop(peer.until_end().await) }).await;
-    let told = failure("> 01\nclose handler\n", &open, &short()).await;
-    assert_eq!(told, "line 2: expected the connection to be closed (handler), it was not in time");
-    let told = failure("> 01\nclose gateway\n", &open, &short()).await;
-    assert_eq!(told, "line 2: expected the gateway to close the connection, it did not in time");
+    let reported = failure("> 01\nclose handler\n", &open, &short()).await;
+    assert_eq!(reported, "line 2: expected the connection to be closed (handler), it was not in time");
+    let reported = failure("> 01\nclose gateway\n", &open, &short()).await;
+    assert_eq!(reported, "line 2: expected the gateway to close the connection, it did not in time");
 }
 
 /// A gateway that takes nothing is given up after the timeout; one that answers in the midst of a long line is heard.
@@ -165,8 +165,8 @@ async fn large_writes() {
     })
     .await;
     let text = format!("> {}\n", "00".repeat(8 * 1024 * 1024 - 2));
-    let told = failure(&text, &deaf, &short()).await;
-    assert_eq!(told, "line 1: expected the gateway to take 8388606 bytes within 200ms, it did not");
+    let reported = failure(&text, &deaf, &short()).await;
+    assert_eq!(reported, "line 1: expected the gateway to take 8388606 bytes within 200ms, it did not");
 
     let size = 7 * 1024 * 1024;
     let echo = gateway(move |mut peer| async move {
@@ -205,8 +205,11 @@ async fn keepalive() {
     let text = "> 01\ntimer keepalive\n< \"still there?\"\nclose keepalive\n";
     played(text, &to, &Options { timer_wait: Some(PATIENCE), ..short() }).await.unwrap();
 
-    let told = failure(text, &to, &short()).await;
-    assert_eq!(told, "line 2: \"timer\" needs a time to wait for the timer (--timer-wait), since line 3 depends on it");
+    let reported = failure(text, &to, &short()).await;
+    assert_eq!(
+        reported,
+        "line 2: \"timer\" needs a time to wait for the timer (--timer-wait), since line 3 depends on it"
+    );
 }
 
 #[tokio::test]

@@ -96,14 +96,14 @@ async fn failures_are_told() {
     let (all_good, out) = replayed(&[good, bad.clone()], &to, &["--loops", "2"]).await.unwrap();
     assert!(!all_good);
     assert!(out.starts_with("conversations  4 played, 2 as recorded, 2 failed\n"), "{out}");
-    let told = format!(
+    let reported = format!(
         "\nfailed (2 times): {}: line 2: the bytes to the device differ at byte 2 of 2\n  expected  0103\n  received  0102\n",
         bad.display()
     );
-    assert!(out.ends_with(&told), "{out}");
+    assert!(out.ends_with(&reported), "{out}");
 }
 
-/// Files that are no conversations are all told, before anything is played.
+/// All malformed files are reported before anything is played.
 #[tokio::test]
 async fn bad_files_are_told_at_once() {
     let counts: Arc<[AtomicUsize; 3]> = Arc::default();

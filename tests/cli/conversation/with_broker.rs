@@ -99,7 +99,7 @@ async fn the_broker_refuses() {
     assert!(text.starts_with("cannot connect to the broker at mqtt://127.0.0.1:1: "), "{text}");
 }
 
-/// One device twice at once cannot be told apart: wrong usage.
+/// One device twice at once cannot be distinguished: wrong usage.
 #[tokio::test]
 async fn more_connections_than_conversations() {
     let broker = Broker::start("").await;

@@ -30,7 +30,7 @@ async fn mqtt_clients_prove_who_they_are() {
     }
 }
 
-/// A denied subscription is told, and the connection and its other subscriptions stay.
+/// A denied subscription is reported, and the connection and its other subscriptions stay.
 #[tokio::test]
 async fn a_denied_subscription_is_told() {
     let rules = vec![

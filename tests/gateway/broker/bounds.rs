@@ -114,7 +114,7 @@ async fn a_full_store_keeps_no_more() {
     assert_eq!(broker.broker.counters().retained_refused.get(), 1);
 }
 
-/// A topic of sixty thousand levels, which would take a tree of nodes apart, is refused.
+/// A topic of sixty thousand levels, which would make a deep tree of nodes, is refused.
 #[tokio::test]
 async fn a_bottomless_topic_harms_nobody() {
     let broker = TestBroker::start().await;

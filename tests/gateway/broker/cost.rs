@@ -1,5 +1,5 @@
 //! What a device and a message cost. Prints figures; run by hand:
-//! `cargo test --test pubsub cost -- --ignored --nocapture --test-threads 1`
+//! `cargo test --test gateway broker::cost -- --ignored --nocapture --test-threads 1`
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ async fn device_to_mqtt() {
     }
 }
 
-/// What an MQTT client publishes reaches a device with everything that a handler is told of it.
+/// A message of an MQTT client reaches a device with all fields of a handler's event.
 #[tokio::test]
 async fn mqtt_to_device() {
     let broker = TestBroker::start().await;

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 
-/// How long anything may take that a test waits for.
+/// Timeout of every wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -33,7 +33,7 @@ pub struct TestBroker {
 }
 
 impl TestBroker {
-    /// Lets everybody in, and has a port.
+    /// Anonymous access, and an MQTT port.
     pub async fn start() -> Self {
         Self::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, |_| ()).await
     }
@@ -78,7 +78,7 @@ pub fn users(names: &[&str]) -> Vec<User> {
     names.iter().map(|name| User { username: (*name).to_owned(), password_hash: secret_hash() }).collect()
 }
 
-/// A hash of "secret" with parameters that cost next to nothing.
+/// A hash of "secret" with cheap parameters.
 fn secret_hash() -> SecretString {
     use argon2::{Argon2, CustomizedPasswordHasher, Params, PasswordHash};
 
@@ -92,7 +92,7 @@ pub fn rule(effect: Effect, action: Action, client: &str, topic: &str) -> Rule {
     Rule { effect, action, clients: vec![client.to_owned()], usernames: None, topics: vec![topic.to_owned()] }
 }
 
-/// What a connection has before its device has authenticated.
+/// The services of a connection before its device has authenticated.
 pub struct Connection {
     mailbox: Mailbox,
     mails: MailReceiver,
@@ -143,7 +143,7 @@ impl Device {
         text(&self.message().await.payload)
     }
 
-    /// The payloads up to the one that a test has put at the end.
+    /// The payloads up to the last one of a test.
     pub async fn payloads_until(&mut self, last: &str) -> Vec<String> {
         let mut payloads = Vec::new();
         loop {
@@ -166,7 +166,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What an MQTT client gets, in words that both versions share.
+/// A packet of an MQTT client, common to both versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Got {
     Connected,
@@ -188,7 +188,7 @@ pub const BOTH: [Version; 2] = [Version::V3, Version::V5];
 pub struct Client {
     client: AnyClient,
     got: mpsc::Receiver<Got>,
-    /// What came while the test waited for something else.
+    /// Packets received while the test waited for another one.
     earlier: VecDeque<Got>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -198,7 +198,7 @@ enum AnyClient {
     V5(rumqttc::v5::AsyncClient),
 }
 
-/// How a client connects.
+/// Options of a client's connect.
 #[derive(Clone, Default)]
 pub struct Connect<'a> {
     pub user: Option<(&'a str, &'a str)>,

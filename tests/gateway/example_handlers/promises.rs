@@ -1,5 +1,5 @@
-//! What each handler asks of the adapter, to the call: a stand-in for the gateway plays devices to it and writes down what
-//! it asks for. Nothing here waits for a moment to pass: a callback is answered after the calls made inside it.
+//! What each handler asks of the adapter, to the call: a stand-in for the gateway plays devices to it and writes down
+//! what it asks for. Nothing here waits for a moment to pass: a callback is answered after the calls made inside it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -15,7 +15,7 @@ pub fn recorded(folder: &str) -> Vec<Conversation> {
     files.iter().map(|file| Conversation::read(file).unwrap()).collect()
 }
 
-/// Plays them one after the other: devices get what was recorded, and so does an MQTT client.
+/// Replays them one after the other: devices and an MQTT client receive the recorded data.
 pub async fn play_all(gateway: &GatewayUnderTest, conversations: &[Conversation]) {
     let topics = Watch::Topics(mqtt_observer::topics(conversations));
     let broker = BrokerUrl::from(gateway.broker());
