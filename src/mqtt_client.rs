@@ -48,6 +48,23 @@ pub(crate) enum ConnectError {
     Unexpected(&'static str),
 }
 
+/// A connection that the server has accepted.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: PacketStream,
+    version: Version,
+    /// What CONNECT has asked for.
+    keepalive_s: u16,
+    connack: Box<ConnAck>,
+}
+
+impl Link {
+    /// Whether the server has kept the session.
+    pub(crate) fn session_present(&self) -> bool {
+        self.connack.session_present
+    }
+}
+
 /// Sends CONNECT and waits for a CONNACK of success.
 ///
 /// # Errors
@@ -57,17 +74,19 @@ pub(crate) async fn connect(
     stream: Box<dyn Stream>,
     mut connect: Connect,
     packet_bytes_max: u32,
-) -> Result<(PacketStream, ConnAck), ConnectError> {
-    let version = connect.version;
+) -> Result<Link, ConnectError> {
+    let (version, keepalive_s) = (connect.version, connect.keepalive_s);
     let mut stream = PacketStream::new(stream, Decoder::client(version, packet_bytes_max.min(PACKET_BYTES_MAX)));
     connect.receive_max = Some(RECEIVE_MAX);
     connect.topic_alias_max = TOPIC_ALIAS_MAX;
     connect.packet_bytes_max = (packet_bytes_max < PACKET_BYTES_MAX).then_some(packet_bytes_max);
     stream.send(version, &Packet::Connect(Box::new(connect)));
-    match stream.packet().await? {
-        Packet::ConnAck(connack) if connack.reason == Reason::SUCCESS => Ok((stream, *connack)),
-        Packet::ConnAck(connack) => Err(ConnectError::Refused(connack)),
-        other => Err(ConnectError::Unexpected(other.name())),
+    let packet = stream.packet().await?;
+    let Packet::ConnAck(connack) = packet else { return Err(ConnectError::Unexpected(packet.name())) };
+    if connack.reason == Reason::SUCCESS {
+        Ok(Link { stream, version, keepalive_s, connack })
+    } else {
+        Err(ConnectError::Refused(connack))
     }
 }
 
@@ -314,7 +333,7 @@ impl<E: Into<ReadError>> From<E> for End {
     fn from(error: E) -> Self {
         match error.into() {
             ReadError::Decode(DecodeError { reason, what }) => Self::Broken(reason, what),
-            error => Self::Lost(error),
+            error @ (ReadError::Closed | ReadError::Io(_)) => Self::Lost(error),
         }
     }
 }
@@ -333,17 +352,15 @@ struct Terms {
 
 /// Serves a connection until its end: answers requests, hands messages to `deliver`.
 ///
-/// `keepalive_s` is what CONNECT has asked for, and `first` is requested before all else.
+/// `first` is requested before all else.
 pub(crate) async fn serve(
-    mut stream: PacketStream,
-    version: Version,
-    connack: &ConnAck,
-    keepalive_s: u16,
+    link: Link,
     session: &mut Session,
     first: Vec<Request>,
     requests: &mut mpsc::Receiver<Request>,
     deliver: &mut (dyn FnMut(Publish) + std::marker::Send),
 ) -> End {
+    let Link { mut stream, version, keepalive_s, connack } = link;
     if !connack.session_present {
         session.inbound = Inbound::default();
         session.outbound.restart();

@@ -3,6 +3,11 @@
 //! A [`Decoder`] holds what has arrived of one packet and no more. It is strict: what MQTT declares malformed or a
 //! protocol error ends the stream, with the reason code that belongs to it.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the crate's enums have the properties and errors of all packets, of which each packet has a few"
+)]
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;

@@ -60,19 +60,19 @@ struct InFlight<M> {
 
 #[derive(Clone, Debug)]
 enum State<M> {
-    /// PUBLISH with QoS 1 is unacknowledged.
-    AwaitsPubAck(M),
-    /// PUBLISH with QoS 2 is unacknowledged.
-    AwaitsPubRec(M),
-    /// PUBREL is unacknowledged.
-    AwaitsPubComp,
+    /// Waits for PUBACK.
+    Qos1(M),
+    /// Waits for PUBREC.
+    Qos2(M),
+    /// Waits for PUBCOMP.
+    Released,
 }
 
 impl<M> State<M> {
     fn into_message(self) -> Option<M> {
         match self {
-            Self::AwaitsPubAck(message) | Self::AwaitsPubRec(message) => Some(message),
-            Self::AwaitsPubComp => None,
+            Self::Qos1(message) | Self::Qos2(message) => Some(message),
+            Self::Released => None,
         }
     }
 }
@@ -193,9 +193,9 @@ impl<M: Clone> Outbound<M> {
     pub(crate) fn restart(&mut self) {
         for inflight in std::mem::take(&mut self.inflight).into_iter().rev() {
             let (message, qos) = match inflight.state {
-                State::AwaitsPubAck(message) => (message, QoS::AtLeastOnce),
-                State::AwaitsPubRec(message) => (message, QoS::ExactlyOnce),
-                State::AwaitsPubComp => continue,
+                State::Qos1(message) => (message, QoS::AtLeastOnce),
+                State::Qos2(message) => (message, QoS::ExactlyOnce),
+                State::Released => continue,
             };
             self.queue.push_front(Queued { message, qos, bytes: inflight.bytes, expires: None });
         }
@@ -239,12 +239,12 @@ impl<M: Clone> Outbound<M> {
         }
         if let Some(inflight) = self.inflight.get_mut(self.sent) {
             let (message, qos) = match &inflight.state {
-                State::AwaitsPubComp => {
+                State::Released => {
                     self.sent += 1;
                     return Some(Send::PubRel { packet_id: inflight.packet_id });
                 }
-                State::AwaitsPubAck(message) => (message, QoS::AtLeastOnce),
-                State::AwaitsPubRec(message) => (message, QoS::ExactlyOnce),
+                State::Qos1(message) => (message, QoS::AtLeastOnce),
+                State::Qos2(message) => (message, QoS::ExactlyOnce),
             };
             if self.outstanding >= self.receive_max {
                 return None;
@@ -281,8 +281,8 @@ impl<M: Clone> Outbound<M> {
                     self.queued_qos0 -= 1;
                     return Some(Send::Publish { message, qos, packet_id: None, dup: false, expires });
                 }
-                QoS::AtLeastOnce => State::AwaitsPubAck(message.clone()),
-                QoS::ExactlyOnce => State::AwaitsPubRec(message.clone()),
+                QoS::AtLeastOnce => State::Qos1(message.clone()),
+                QoS::ExactlyOnce => State::Qos2(message.clone()),
             };
             let packet_id = self.next_packet_id();
             self.inflight.push_back(InFlight { packet_id, bytes, state, counted: true });
@@ -325,19 +325,19 @@ impl<M: Clone> Outbound<M> {
     ///
     /// A PUBACK with an error code ends the message too: it must not be sent again.
     pub(crate) fn handle_puback(&mut self, packet_id: u16) -> Option<M> {
-        self.finish(packet_id, |state| matches!(state, State::AwaitsPubAck(_)))?.into_message()
+        self.finish(packet_id, |state| matches!(state, State::Qos1(_)))?.into_message()
     }
 
     /// PUBREC has come; gives the message that the peer has taken or refused with it, the first time.
     pub(crate) fn handle_pubrec(&mut self, packet_id: u16, reason: Reason) -> (PubRec, Option<M>) {
         if reason.is_error() {
-            let ended = self.finish(packet_id, |state| matches!(state, State::AwaitsPubRec(_)));
+            let ended = self.finish(packet_id, |state| matches!(state, State::Qos2(_)));
             return (PubRec::Refused, ended.and_then(State::into_message));
         }
         let place = self.place(packet_id);
         match place.and_then(|place| self.inflight.get_mut(place)) {
-            Some(inflight) if !matches!(inflight.state, State::AwaitsPubAck(_)) => {
-                let taken = std::mem::replace(&mut inflight.state, State::AwaitsPubComp);
+            Some(inflight) if !matches!(inflight.state, State::Qos1(_)) => {
+                let taken = std::mem::replace(&mut inflight.state, State::Released);
                 // The payload is not needed any more.
                 self.bytes -= std::mem::take(&mut inflight.bytes);
                 (PubRec::Release(Reason::SUCCESS), taken.into_message())
@@ -348,7 +348,7 @@ impl<M: Clone> Outbound<M> {
 
     /// PUBCOMP has come; says whether its packet identifier waited for it.
     pub(crate) fn handle_pubcomp(&mut self, packet_id: u16) -> bool {
-        self.finish(packet_id, |state| matches!(state, State::AwaitsPubComp)).is_some()
+        self.finish(packet_id, |state| matches!(state, State::Released)).is_some()
     }
 
     /// Ends a message in flight without an acknowledgement: it could not be sent after all.
@@ -381,8 +381,8 @@ impl<M: Clone> Outbound<M> {
     /// The messages that are queued or unacknowledged, oldest first.
     pub(crate) fn messages(&self) -> impl Iterator<Item = &M> {
         let inflight = self.inflight.iter().filter_map(|inflight| match &inflight.state {
-            State::AwaitsPubAck(message) | State::AwaitsPubRec(message) => Some(message),
-            State::AwaitsPubComp => None,
+            State::Qos1(message) | State::Qos2(message) => Some(message),
+            State::Released => None,
         });
         inflight.chain(self.queue.iter().map(|queued| &queued.message))
     }

@@ -681,7 +681,9 @@ proptest! {
                         Ok(Some(packet)) => {
                             // What was read can be written again, whatever came.
                             let mut out = BytesMut::new();
-                            let _ = encode::packet(version, &packet, &mut out);
+                            if let Err(error) = encode::packet(version, &packet, &mut out) {
+                                prop_assert!(out.is_empty(), "{error}");
+                            }
                         }
                         Ok(None) => break,
                         Err(error) => {

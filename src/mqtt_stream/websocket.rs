@@ -80,6 +80,7 @@ fn refusal(status: StatusCode) -> ErrorResponse {
     response
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "all others are the peer's faults")]
 fn io_error(error: tungstenite::Error) -> io::Error {
     match error {
         tungstenite::Error::Io(error) => error,

@@ -21,8 +21,7 @@ use crate::conn::{ClientInfo, Message, Password, PeerAddr, QoS};
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{ConnAck, Connect, Publish};
 use crate::mqtt::{Reason, Version};
-use crate::mqtt_client::{self, Budget, ConnectError, Requests};
-use crate::mqtt_stream::PacketStream;
+use crate::mqtt_client::{self, Budget, ConnectError, Link, Requests};
 use crate::rate::{Rate, TokenBucket};
 pub(crate) use crate::telemetry::ExternalBrokerMetrics as Counters;
 
@@ -197,9 +196,8 @@ pub(crate) enum OpenError {
 }
 
 /// A connection to the broker.
-pub(crate) struct Link {
-    stream: PacketStream,
-    connack: ConnAck,
+pub(crate) struct Connected {
+    link: Link,
     url: ServerUrl,
 }
 
@@ -235,7 +233,7 @@ impl Inner {
     }
 
     /// One attempt at one address: waits for its turn, connects, waits for the CONNACK.
-    async fn attempt(&self, url: &ServerUrl, login: &Login, clean_start: bool) -> Result<Link, OpenError> {
+    async fn attempt(&self, url: &ServerUrl, login: &Login, clean_start: bool) -> Result<Connected, OpenError> {
         let unreachable = |why: String| OpenError::Unreachable { url: url.to_string(), why };
         loop {
             let now = Instant::now();
@@ -254,7 +252,7 @@ impl Inner {
         let timeout = self.options.connect_timeout;
         match tokio::time::timeout(timeout, connected).await {
             Err(_) => Err(unreachable(format!("no CONNACK within {} ms", timeout.as_millis()))),
-            Ok(Ok((stream, connack))) => Ok(Link { stream, connack, url: url.clone() }),
+            Ok(Ok(link)) => Ok(Connected { link, url: url.clone() }),
             Ok(Err(ConnectError::Refused(connack))) => Err(self.refused(url, &connack)),
             Ok(Err(error)) => Err(unreachable(error.to_string())),
         }

@@ -77,8 +77,7 @@ pub(super) async fn subscribe(
         let socket = TcpStream::connect(broker).await?;
         Ok::<_, SubscribeError>(mqtt_client::connect(Box::new(socket), connect, PACKET_BYTES_MAX).await?)
     };
-    let (stream, connack) =
-        tokio::time::timeout(timeout, connected).await.map_err(|_| SubscribeError::Timeout(timeout))??;
+    let link = tokio::time::timeout(timeout, connected).await.map_err(|_| SubscribeError::Timeout(timeout))??;
 
     let (positions, receiver) = mpsc::channel(waiting_max);
     let (requests, mut queue) = Requests::new(1);
@@ -89,17 +88,7 @@ pub(super) async fn subscribe(
         let bounds = Bounds { messages_max: 1, bytes_max: 1, inflight_max: 1 };
         let mut session = Session::new(bounds, Arc::new(Budget::new(0)));
         let mut deliver = |publish: Publish| show(&publish, &positions);
-        mqtt_client::serve(
-            stream,
-            Version::V5,
-            &connack,
-            KEEPALIVE_S,
-            &mut session,
-            Vec::new(),
-            &mut queue,
-            &mut deliver,
-        )
-        .await;
+        mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
     });
     tokio::spawn(async move {
         closed.closed().await;

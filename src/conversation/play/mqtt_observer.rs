@@ -138,7 +138,7 @@ impl MqttObserver {
         };
         let late = || refused(format!("no answer within {}", humantime::format_duration(timeout)));
         let connected = tokio::time::timeout(timeout, connected).await.map_err(|_| late())?;
-        let (stream, connack) = connected.map_err(refused)?;
+        let link = connected.map_err(refused)?;
 
         let dispatcher = Arc::new(Dispatcher { mountpoint: mountpoint.to_owned(), subscribers: Mutex::default() });
         let (requests, mut queue) = Requests::new(REQUESTS_MAX);
@@ -147,17 +147,7 @@ impl MqttObserver {
             async move {
                 let mut session = Session::new(BOUNDS, Arc::new(Budget::new(BOUNDS.bytes_max)));
                 let mut deliver = |publish: Publish| dispatcher.dispatch(publish);
-                let end = mqtt_client::serve(
-                    stream,
-                    Version::V5,
-                    &connack,
-                    KEEPALIVE_S,
-                    &mut session,
-                    Vec::new(),
-                    &mut queue,
-                    &mut deliver,
-                )
-                .await;
+                let end = mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
                 dispatcher.close(end.to_string());
             }
         });

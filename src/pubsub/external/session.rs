@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Inner, Link, Login, OpenError, REDIRECTS_MAX, REQUESTS_MAX, check_topic};
+use super::{Connected, Inner, Login, OpenError, REDIRECTS_MAX, REQUESTS_MAX, check_topic};
 use crate::conn::registry::Mailbox;
 use crate::conn::{CloseReason, PeerAddr, QoS};
 use crate::mqtt::Reason;
@@ -167,7 +167,7 @@ impl Client {
     }
 
     /// Tries each address once, and follows the broker to another one.
-    async fn connect(&mut self, clean_start: bool) -> Result<Link, OpenError> {
+    async fn connect(&mut self, clean_start: bool) -> Result<Connected, OpenError> {
         let urls = &self.inner.options.urls;
         let mut last = None;
         for _ in 0..urls.len() {
@@ -195,13 +195,12 @@ impl Client {
 
     async fn run(
         mut self,
-        mut link: Option<Link>,
+        mut link: Option<Connected>,
         mut queue: mpsc::Receiver<Request>,
         shared: &Shared,
         deliver: &mut (dyn FnMut(Publish) + Send),
     ) -> Ended {
         let inner = self.inner.clone();
-        let version = inner.options.version;
         let mut session = mqtt_client::Session::new(inner.bounds(), inner.budget.clone());
         loop {
             let (connected, reconnected) = match link.take() {
@@ -211,13 +210,10 @@ impl Client {
                     Err(ended) => return ended,
                 },
             };
-            let Link { stream, connack, url } = connected;
-            let again = if connack.session_present { Vec::new() } else { resubscribe(shared) };
+            let Connected { link: served, url } = connected;
+            let again = if served.session_present() { Vec::new() } else { resubscribe(shared) };
             inner.counters.connected.inc();
-            let keepalive_s = inner.keepalive_s();
-            let served =
-                mqtt_client::serve(stream, version, &connack, keepalive_s, &mut session, again, &mut queue, deliver);
-            let end = served.await;
+            let end = mqtt_client::serve(served, &mut session, again, &mut queue, deliver).await;
             inner.counters.connected.dec();
             match end {
                 End::Asked => return Ended::Asked,
@@ -249,7 +245,7 @@ impl Client {
         &mut self,
         session: &mut mqtt_client::Session,
         queue: &mut mpsc::Receiver<Request>,
-    ) -> Result<Link, Ended> {
+    ) -> Result<Connected, Ended> {
         let mut pause = PAUSE_MIN;
         loop {
             // Decorrelated jitter: devices that were cut off together do not come back together.
