@@ -70,6 +70,9 @@ pub struct Listener {
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
+    /// How long a message of QoS 1 or 2 may take to be acknowledged before anything is sent after it; absent without
+    /// confirmation.
+    pub confirm_timeout: Option<Duration>,
     /// The files with its certificates and keys.
     pub files: Vec<PathBuf>,
 }

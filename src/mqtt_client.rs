@@ -97,6 +97,8 @@ pub(crate) struct Outgoing {
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) payload: Bytes,
+    /// Whether its publisher waits for the acknowledgement itself, also without a connection.
+    confirm: bool,
     /// Who waits for the acknowledgement.
     answer: Mutex<Option<oneshot::Sender<Result<Reason, PublishError>>>>,
 }
@@ -107,6 +109,13 @@ const OVERHEAD_BYTES: usize = 200;
 impl Outgoing {
     pub(crate) fn bytes(&self) -> usize {
         self.topic.len() + self.payload.len() + OVERHEAD_BYTES
+    }
+
+    /// It waits for the next connection.
+    fn answer_kept(&self) {
+        if !self.confirm {
+            self.answer(Ok(Reason::SUCCESS));
+        }
     }
 
     fn answer(&self, result: Result<Reason, PublishError>) {
@@ -172,8 +181,14 @@ impl Requests {
     /// # Errors
     ///
     /// [`PublishError`].
-    pub(crate) async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<Reason, PublishError> {
-        self.publish_later(topic, qos, payload).await?.await.unwrap_or(Err(PublishError::Lost))
+    pub(crate) async fn publish(
+        &self,
+        topic: &str,
+        qos: QoS,
+        payload: Bytes,
+        confirm: bool,
+    ) -> Result<Reason, PublishError> {
+        self.publish_later(topic, qos, payload, confirm).await?.await.unwrap_or(Err(PublishError::Lost))
     }
 
     /// Publishes; what is given back is answered when the server has acknowledged.
@@ -186,10 +201,11 @@ impl Requests {
         topic: &str,
         qos: QoS,
         payload: Bytes,
+        confirm: bool,
     ) -> Result<oneshot::Receiver<Result<Reason, PublishError>>, PublishError> {
         let (sender, receiver) = oneshot::channel();
         let answer = Mutex::new(Some(sender));
-        let outgoing = Outgoing { topic: topic.into(), qos, retain: false, payload, answer };
+        let outgoing = Outgoing { topic: topic.into(), qos, retain: false, payload, confirm, answer };
         self.0.send(Request::Publish(Arc::new(outgoing))).await.map_err(|_| PublishError::Lost)?;
         Ok(receiver)
     }
@@ -270,7 +286,7 @@ impl Session {
         }
         let qos = outgoing.qos;
         self.push(outgoing.clone(), qos);
-        outgoing.answer(Ok(Reason::SUCCESS));
+        outgoing.answer_kept();
         self.account();
     }
 
@@ -287,7 +303,7 @@ impl Session {
     fn disconnected(&mut self) {
         self.outbound.disconnected();
         for message in self.outbound.messages() {
-            message.answer(Ok(Reason::SUCCESS));
+            message.answer_kept();
         }
         self.account();
     }

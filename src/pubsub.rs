@@ -6,6 +6,7 @@
 //! asked [`Auth`](crate::auth::Auth); nothing below checks permissions of devices again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -73,6 +74,9 @@ pub enum Error {
     /// The external broker cannot be reached.
     #[error("{0}")]
     Unreachable(String),
+    /// The external broker did not acknowledge in time.
+    #[error("the broker did not acknowledge the message in time")]
+    Unconfirmed,
     /// As many messages wait for the external broker as may.
     #[error("the outage buffer is full")]
     OutageBufferFull,
@@ -100,7 +104,9 @@ impl From<Error> for Refused {
             Error::Replaced => Self::Gone,
             Error::Refused(reason) if is_denial(reason) => Self::Denied(Denied::Broker { reason: reason.to_string() }),
             Error::OutageBufferFull => Self::Full { what: "the outage buffer", limit: "outage_buffer".to_owned() },
-            Error::Stopped | Error::Refused(_) | Error::Unreachable(_) => Self::Broker(error.to_string()),
+            Error::Stopped | Error::Refused(_) | Error::Unreachable(_) | Error::Unconfirmed => {
+                Self::Broker(error.to_string())
+            }
         }
     }
 }
@@ -181,13 +187,17 @@ impl Session {
     /// When this returns, the broker has taken it in. Messages of one session reach each subscriber in
     /// the order in which they were published.
     ///
+    /// With `confirm` it returns only when the broker has acknowledged a message of QoS 1 or 2, or when that much time has
+    /// passed; without, a message may be waiting for an external broker that is away.
+    ///
     /// # Errors
     ///
     /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Replaced`], [`Error::Stopped`].
-    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
+    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes, confirm: Option<Duration>) -> Result<(), Error> {
         match self {
+            // What is published is in the queues when this returns.
             Self::Embedded(session) => session.publish(topic, qos, payload),
-            Self::External(session) => session.publish(topic, qos, payload).await,
+            Self::External(session) => session.publish(topic, qos, payload, confirm).await,
         }
     }
 

@@ -64,6 +64,7 @@ impl Parts {
             pubsub: self.pubsub.clone(),
             mountpoint: listener.mountpoint.clone(),
             metrics: metrics.clone(),
+            confirm_timeout: None,
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
         let common =

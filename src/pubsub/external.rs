@@ -172,7 +172,7 @@ impl Broker {
     pub(super) async fn publish_as_gateway(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
         check_topic(topic)?;
         let own = self.0.own.get_or_init(async || session::start_own(&self.0)).await;
-        own.publish(topic, qos, payload).await.map(drop).map_err(Error::from)
+        own.publish(topic, qos, payload, false).await.map(drop).map_err(Error::from)
     }
 }
 

@@ -250,3 +250,131 @@ async fn a_device_moves_between_gateways() {
     assert_eq!(publish(&mut new, "up", "here", 1).await, json!({"type": 4, "code": 0}));
     eventually("the old connection is gone", || (first.connections(), second.connections()) == (0, 1)).await;
 }
+
+/// With `confirm`, a device gets no answer to a record that the broker does not have: its connection ends instead.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_without_the_brokers_acknowledgement() {
+    let mut broker = Mosquitto::start("").await;
+    let keys = format!("kind = \"mqtt\"\nurls = [\"mqtt://127.0.0.1:{}\"]", broker.port);
+    let confirm = "confirm = \"before-send\"\nconfirm_timeout = \"200ms\"";
+    let gateway = Setup::guest("echo").broker(&keys).listener(confirm).start().await;
+    let mut device = EchoDevice::login(gateway.listener(), "device-1").await;
+    assert_eq!(publish(&mut device, "up", "safe", 1).await, json!({"type": 4, "code": 0}));
+
+    broker.kill().await;
+    gateway.metric_reaches("polygate_broker_connections", 0.0).await;
+    assert_eq!(publish(&mut device, "up", "never mind", 0).await, json!({"type": 4, "code": 0}));
+    device.send(&json!({"type": 3, "topic": "up", "qos": 1, "payload": "a record"})).await;
+    device.expect_closed().await;
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"unconfirmed\"}", 1.0).await;
+}
+
+/// The connections between gateway and broker are cut again and again under load. Devices delete what is answered, and
+/// the broker's subscriber has got every record that was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_answered_has_arrived() {
+    const DEVICES: usize = 8;
+    const CUTS: usize = 25;
+    const ANSWERS_BETWEEN_CUTS: usize = 15;
+
+    let broker = Mosquitto::start("max_queued_messages 0\nmax_inflight_messages 0").await;
+    let (proxy, cut) = cuttable_proxy(broker.addr()).await;
+    let keys = format!("kind = \"mqtt\"\nurls = [\"mqtt://{proxy}\"]");
+    let confirm = "confirm = \"before-send\"\nconfirm_timeout = \"300ms\"";
+    let gateway = Setup::guest("echo").broker(&keys).listener(confirm).start().await;
+    let mut backend = MqttClient::connect(broker.addr(), "backend").await;
+    backend.subscribe("up/#").await;
+
+    let (answered, mut answers) = tokio::sync::mpsc::channel::<String>(1024);
+    let done = tokio_util::sync::CancellationToken::new();
+    let devices: Vec<_> = (0..DEVICES)
+        .map(|number| tokio::spawn(device_with_records(number, gateway.listener(), answered.clone(), done.clone())))
+        .collect();
+    drop(answered);
+    let mut deleted = Vec::new();
+    for _ in 0..CUTS {
+        for _ in 0..ANSWERS_BETWEEN_CUTS {
+            deleted.push(within("an answer", answers.recv()).await.unwrap());
+        }
+        cut.send_modify(|cuts| *cuts += 1);
+    }
+    done.cancel();
+    while let Some(record) = answers.recv().await {
+        deleted.push(record);
+    }
+    for device in devices {
+        device.await.unwrap();
+    }
+    assert!(deleted.len() >= CUTS * ANSWERS_BETWEEN_CUTS);
+    // A message of the same client comes behind all that were acknowledged before.
+    let mut last = MqttClient::connect(broker.addr(), "last").await;
+    last.publish("up/end", "end").await;
+    let mut arrived = std::collections::HashSet::new();
+    loop {
+        match backend.next_text().await {
+            (topic, _) if topic == "up/end" => break,
+            (_, record) => arrived.insert(record),
+        };
+    }
+    let missing: Vec<_> = deleted.iter().filter(|record| !arrived.contains(*record)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Sends one record after the other, each again until it is answered.
+async fn device_with_records(
+    number: usize,
+    gateway: SocketAddr,
+    answered: tokio::sync::mpsc::Sender<String>,
+    done: tokio_util::sync::CancellationToken,
+) {
+    let mut record = 0;
+    while !done.is_cancelled() {
+        let mut device = TcpStream::connect(gateway).await.unwrap();
+        let client = json!({"proto_name": "echo", "proto_ver": "1", "clientid": format!("device-{number}")});
+        if !asked(&mut device, &json!({"type": 1, "clientinfo": client}), r#"{"type":2,"code":0}"#).await {
+            continue;
+        }
+        while !done.is_cancelled() {
+            let text = format!("{number}/{record}");
+            let publish = json!({"type": 3, "topic": format!("up/{number}"), "qos": 1, "payload": text});
+            if !asked(&mut device, &publish, r#"{"type":4,"code":0}"#).await {
+                break;
+            }
+            record += 1;
+            answered.send(text).await.unwrap();
+        }
+    }
+}
+
+/// Whether the answer came before the end of the connection.
+async fn asked(device: &mut TcpStream, object: &Value, answer: &str) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    if device.write_all(object.to_string().as_bytes()).await.is_err() {
+        return false;
+    }
+    let mut received = vec![0; answer.len()];
+    let read = within("an answer or the end", device.read_exact(&mut received)).await;
+    read.is_ok() && received == answer.as_bytes()
+}
+
+/// A proxy in front of the broker; a change of the number cuts all of its connections.
+async fn cuttable_proxy(broker: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<usize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (cut, cuts) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut cuts = cuts.clone();
+            cuts.mark_unchanged();
+            tokio::spawn(async move {
+                let Ok(mut far) = TcpStream::connect(broker).await else { return };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = cuts.changed() => {}
+                }
+            });
+        }
+    });
+    (address, cut)
+}

@@ -51,6 +51,8 @@ fn one(
     let mountpoint = table.get(&keys::MOUNTPOINT).and_then(|text| {
         Mountpoint::parse(&text).map_err(|error| table.fault_at("mountpoint", Fault::Mountpoint(error)))
     });
+    let confirm = table.get(&keys::CONFIRM);
+    let confirm_timeout = table.get(&keys::CONFIRM_TIMEOUT);
     let idle = table.get(&keys::IDLE_TIMEOUT);
     let login = table.get(&keys::LOGIN_TIMEOUT);
     let silence = table.get(&keys::SILENCE_TIMEOUT);
@@ -109,6 +111,10 @@ fn one(
             framing: framing?.map(Arc::new),
         },
         mountpoint: mountpoint?,
+        confirm_timeout: match confirm? {
+            keys::Confirm::Off => None,
+            keys::Confirm::BeforeSend => Some(confirm_timeout?),
+        },
         handlers: chain?,
         files: credentials::files(&table, external).into_iter().chain(admission::file(&table, external)).collect(),
     })

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::config::schema::{Section, Shape, framing};
 use crate::config::value::{
-    AccessForm, BindForm, Count, DefaultTo, FilePath, Flag, Key, List, Optional, ProxyForm, RateForm, Required, Size,
-    Span, Text,
+    AccessForm, BindForm, Choice, Count, DefaultTo, FilePath, Flag, Key, List, Optional, ProxyForm, RateForm, Required,
+    Size, Span, Text,
 };
 use crate::listener::proxy::Options as ProxyOptions;
 
@@ -22,6 +22,8 @@ pub(in crate::config) static ONE: Section = Section {
         &BIND,
         &HANDLERS,
         &MOUNTPOINT,
+        &CONFIRM,
+        &CONFIRM_TIMEOUT,
         &IDLE_TIMEOUT,
         &LOGIN_TIMEOUT,
         &SILENCE_TIMEOUT,
@@ -79,6 +81,28 @@ pub(in crate::config) static MOUNTPOINT: Key<Text, DefaultTo<String>> = Key {
     presence: DefaultTo(String::new),
     about: "put in front of the topics of its devices, and taken off on delivery; ends with `/`; may use `${clientid}`, \
             `${username}` and `${peerhost}`",
+};
+
+/// When bytes leave that a handler sends after a message of QoS 1 or 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::config) enum Confirm {
+    Off,
+    BeforeSend,
+}
+
+pub(in crate::config) static CONFIRM: Key<Choice<Confirm>, DefaultTo<Confirm>> = Key {
+    name: "confirm",
+    form: Choice(&[("off", Confirm::Off), ("before-send", Confirm::BeforeSend)]),
+    presence: DefaultTo(|| Confirm::Off),
+    about: "`before-send`: bytes that a handler sends after a message of QoS 1 or 2 leave only when the broker has \
+            acknowledged it, so a device keeps its record until it is safe",
+};
+
+pub(in crate::config) static CONFIRM_TIMEOUT: Key<Span, DefaultTo<Duration>> = Key {
+    name: "confirm_timeout",
+    form: Span(Duration::from_millis(10)..=Duration::from_secs(600)),
+    presence: DefaultTo(|| Duration::from_secs(5)),
+    about: "how long that may take; then the connection ends without these bytes, and is counted as `unconfirmed`",
 };
 
 pub(in crate::config) static IDLE_TIMEOUT: Key<Span, DefaultTo<Duration>> = Key {

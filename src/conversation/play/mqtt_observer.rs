@@ -177,7 +177,7 @@ impl MqttObserver {
     pub(super) async fn publish(&self, message: &Message, timeout: Duration) -> Result<(), ObserverError> {
         let topic = format!("{}{}", self.dispatcher.mountpoint, message.topic);
         // Taken is enough: the conversation shows whether it arrives.
-        let publishing = self.requests.publish_later(&topic, message.qos, message.payload.to_bytes());
+        let publishing = self.requests.publish_later(&topic, message.qos, message.payload.to_bytes(), false);
         match tokio::time::timeout(timeout, publishing).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.dispatcher.lost().unwrap_or_else(|| ObserverError::Lost(error.to_string()))),

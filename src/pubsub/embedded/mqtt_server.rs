@@ -83,7 +83,8 @@ impl Settings {
 /// The listeners, open.
 pub(super) struct MqttServer {
     bound: Vec<(Arc<str>, SocketAddr)>,
-    handles: Vec<(Arc<str>, Handle)>,
+    /// They keep the sockets open, so they are let go of at the stop.
+    handles: Mutex<Vec<(Arc<str>, Handle)>>,
     drain: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<JoinSet<()>>>>,
     expiry: JoinHandle<()>,
@@ -130,7 +131,7 @@ impl MqttServer {
                 }
             }
         });
-        Ok(Self { bound, handles, drain, tasks: Mutex::new(tasks), expiry })
+        Ok(Self { bound, handles: Mutex::new(handles), drain, tasks: Mutex::new(tasks), expiry })
     }
 
     /// The bound addresses, in the order of the options.
@@ -140,10 +141,10 @@ impl MqttServer {
 
     /// Gives the listeners that keep their address what new connections are to pass: rules, limits, certificates.
     pub(super) fn follow(&self, options: &Options) {
+        let handles = self.handles.lock();
         for listener in options.all_listeners() {
             let socket = &listener.socket;
-            let running =
-                self.handles.iter().find(|(name, handle)| *name == socket.name && handle.bind() == socket.bind);
+            let running = handles.iter().find(|(name, handle)| *name == socket.name && handle.bind() == socket.bind);
             if let Some((name, handle)) = running
                 && let Err(error) = handle.follow(socket)
             {
@@ -155,6 +156,7 @@ impl MqttServer {
     /// Closes the listeners, then ends the connections.
     pub(super) async fn stop(&self) {
         self.drain.cancel();
+        self.handles.lock().clear();
         let tasks = std::mem::take(&mut *self.tasks.lock());
         let ended = async {
             for task in tasks {

@@ -29,6 +29,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// connection meets this for the first time after its first loss, so it is the one that stays.
 const TAKEOVER_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a handler waits for the broker's answer; a device's connection does nothing else meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Subscriptions of one device.
 const SUBSCRIPTIONS_MAX: usize = 10_000;
 
@@ -98,14 +101,24 @@ impl Session {
         if self.shared.is_replaced.load(Ordering::Acquire) { Err(Error::Replaced) } else { Ok(()) }
     }
 
-    pub(in crate::pubsub) async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
+    pub(in crate::pubsub) async fn publish(
+        &self,
+        topic: &str,
+        qos: QoS,
+        payload: Bytes,
+        confirm: Option<Duration>,
+    ) -> Result<(), Error> {
         check_topic(topic)?;
         self.check()?;
-        match self.requests.publish(topic, qos, payload).await {
-            Ok(_) => Ok(()),
+        let published = self.requests.publish(topic, qos, payload, confirm.is_some());
+        match tokio::time::timeout(confirm.unwrap_or(ANSWER_TIMEOUT), published).await {
+            Ok(Ok(_)) => Ok(()),
             // Dropped, and counted by the task.
-            Err(PublishError::Lost) if qos == QoS::AtMostOnce => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(Err(PublishError::Lost)) if qos == QoS::AtMostOnce => Ok(()),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) if confirm.is_some() => Err(Error::Unconfirmed),
+            // A broker that is slow: the message waits, as it does when there is no broker.
+            Err(_) => Ok(()),
         }
     }
 
@@ -122,13 +135,14 @@ impl Session {
             }
         }
         let asked = SubscribeFilter { filter: filter.into(), options: SubscriptionOptions::new(qos) };
-        match self.requests.subscribe(vec![asked]).await.as_deref() {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.requests.subscribe(vec![asked])).await;
+        match answer.ok().flatten().as_deref() {
             Some([reason]) if reason.is_error() => Err(Error::Refused(*reason)),
             Some(_) => {
                 self.shared.filters.lock().insert(filter.into(), qos);
                 Ok(())
             }
-            None => Err(Error::Unreachable("the connection to the broker is lost".to_owned())),
+            None => Err(Error::Unreachable("the broker did not answer".to_owned())),
         }
     }
 
@@ -139,7 +153,7 @@ impl Session {
             return Ok(());
         }
         // Without a connection it is not made again on the next one.
-        drop(self.requests.unsubscribe(vec![filter.into()]).await);
+        drop(tokio::time::timeout(ANSWER_TIMEOUT, self.requests.unsubscribe(vec![filter.into()])).await);
         Ok(())
     }
 }

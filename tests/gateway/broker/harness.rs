@@ -122,7 +122,7 @@ impl Device {
     }
 
     pub async fn publish_qos(&self, topic: &str, payload: &str, qos: QoS) {
-        self.session.publish(topic, qos, Bytes::from(payload.to_owned())).await.unwrap();
+        self.session.publish(topic, qos, Bytes::from(payload.to_owned()), None).await.unwrap();
     }
 
     pub async fn subscribe(&self, filter: &str) {

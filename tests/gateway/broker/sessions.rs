@@ -16,7 +16,7 @@ async fn the_newest_device_with_a_client_id_wins() {
     assert_eq!(old.end().await, CloseReason::Replaced);
     new.subscribe("a").await;
 
-    assert_eq!(old.session.publish("a", QoS::AtMostOnce, Bytes::new()).await, Err(Error::Replaced));
+    assert_eq!(old.session.publish("a", QoS::AtMostOnce, Bytes::new(), None).await, Err(Error::Replaced));
     assert_eq!(old.session.subscribe("b", QoS::AtMostOnce).await, Err(Error::Replaced));
     assert_eq!(old.session.unsubscribe("a").await, Err(Error::Replaced));
     old.session.close().await;
@@ -159,7 +159,7 @@ async fn a_stopped_broker_is_quiet() {
     v3.ended().await;
     v5.ended().await;
     assert!(tokio::net::TcpStream::connect(addr).await.is_err());
-    assert_eq!(device.session.publish("a", QoS::AtMostOnce, Bytes::new()).await, Err(Error::Stopped));
+    assert_eq!(device.session.publish("a", QoS::AtMostOnce, Bytes::new(), None).await, Err(Error::Stopped));
     assert_eq!(device.session.subscribe("b", QoS::AtMostOnce).await, Err(Error::Stopped));
     assert_eq!(broker.publish_as_gateway("a", "x").await, Err(Error::Stopped));
     let stats = broker.broker.stats();
