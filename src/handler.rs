@@ -1,8 +1,8 @@
-//! The program behind a listener: a gRPC server that speaks ExProto, or a guest.
+//! Protocol handler of a listener: an ExProto gRPC server, or a WASM component in this process (a guest).
 //!
-//! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attachment`],
-//! which takes that connection's events one at a time. What the handler asks for meanwhile goes through the
-//! connection's [`Adapter`](crate::adapter::Adapter).
+//! All connections of a listener share a [`Handler`]; attaching a connection creates an [`Attachment`], which takes the
+//! events of that connection one at a time. The handler's operations go through the connection's
+//! [`Adapter`](crate::adapter::Adapter).
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub enum Handler {
 }
 
 impl Handler {
-    /// Its name in the configuration, in logs and metrics.
+    /// Name in the configuration, in logs and metrics.
     pub fn name(&self) -> &Arc<str> {
         match self {
             Self::Grpc(handler) => handler.name(),
@@ -32,7 +32,7 @@ impl Handler {
         }
     }
 
-    /// Binds a connection to this handler. Nothing is sent or started before the first event.
+    /// Attaches a connection. The first event makes the first call, and creates the instance of a guest.
     pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attachment {
         match self {
             Self::Grpc(handler) => Attachment::Grpc(handler.attach(conn, info)),
@@ -40,7 +40,7 @@ impl Handler {
         }
     }
 
-    /// Whether the handler can be reached (a gRPC server) or started (a guest). No connection is part of it.
+    /// Checks that the handler can be reached (a gRPC server) or started (a guest), without a connection.
     ///
     /// # Errors
     ///
@@ -58,6 +58,6 @@ impl Handler {
 pub enum Attachment {
     /// Calls go over the network; adapter operations come back through the mailbox.
     Grpc(grpc::GrpcClient),
-    /// Calls go into an instance; adapter operations are made in the same task, during the call.
+    /// Calls enter an instance; adapter operations run in the same task, during the call.
     Wasm(wasm::Guest),
 }

@@ -126,7 +126,7 @@ impl Server {
             let thread = thread.expect("cannot read /proc").path();
             let read = |file: &str| fs::read_to_string(thread.join(file)).unwrap_or_default();
             let nanoseconds = read("schedstat").split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0);
-            let of = if ["guest-slow", "guest-spare"].contains(&read("comm").trim()) {
+            let of = if ["guest-low-prio", "guest-idle-prio"].contains(&read("comm").trim()) {
                 &mut times.long
             } else {
                 &mut times.serving

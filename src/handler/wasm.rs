@@ -1,16 +1,16 @@
-//! Guests: handlers that run inside the gateway as WebAssembly components.
+//! Guests: handlers that run in the gateway's process as WebAssembly components (wasmtime).
 //!
-//! The [`Runtime`] owns the engines and ends with the gateway. It loads a component once for each handler; each connection
-//! then has an instance of its own, with its own memory, so that the bytes of one device reach no other device's state.
-//! A guest can call the adapter and nothing else.
+//! The [`Runtime`] owns the engines and ends with the gateway. It loads a component once for each handler; each
+//! connection has an instance of its own, with its own linear memory, so that a device cannot affect the state of
+//! another device. A guest can call the adapter and nothing else.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `runtime.rs`, `engines.rs`, `cache.rs`, `component.rs`, `compile_process.rs` | from a file to a loaded guest |
-//! | `wasm_handler.rs`, `guest.rs`, `shared_instances.rs`, `instance.rs` | from a connection to a call of its instance |
-//! | `store.rs`, `imports.rs`, `wasi.rs`, `log.rs` | what a guest can reach during a call |
-//! | `limits.rs`, `ticker.rs`, `fairness/` | memory, CPU time, and their distribution among guests |
-//! | `slot_allocator.rs` | memories and stacks of many small instances |
+//! | `runtime.rs`, `engines.rs`, `cache.rs`, `component.rs`, `compile_process.rs` | compilation and loading of a guest |
+//! | `wasm_handler.rs`, `guest.rs`, `shared_instances.rs`, `instance.rs` | instances and calls |
+//! | `store.rs`, `imports.rs`, `wasi.rs`, `log.rs` | host state and host functions of a guest |
+//! | `limits.rs`, `ticker.rs`, `fairness/` | limits of memory and CPU time, and fairness between guests |
+//! | `slot_allocator.rs` | linear memories and fiber stacks of small instances |
 
 mod cache;
 mod compile_process;

@@ -61,7 +61,7 @@ async fn what_is_no_handler() {
     let cut = std::fs::read(repository("guests/dist/echo.wasm")).unwrap();
     let cut = workshop.write("cut.wasm", &cut[..cut.len() / 2]);
     let cases = [
-        (&script, "script.wasm is no handler: expected WebAssembly in binary form, found something else\n"),
+        (&script, "script.wasm is no handler: expected WebAssembly in binary form, came another format\n"),
         (&empty, "does not export polygate:handler/handler@0.1.0; it exports nothing\n"),
         (&cut, "cut.wasm is no handler: "),
     ];
@@ -204,7 +204,7 @@ async fn a_failure_in_the_log_of_the_gateway() {
         serving.line("started").await;
         let mut device = Device::connect(serving.listener()).await;
         device.says("!secret").await;
-        let line: Value = serde_json::from_str(&serving.text("the guest failed").await).unwrap();
+        let line: Value = serde_json::from_str(&serving.text("guest failed").await).unwrap();
         assert_eq!((&line["call"], &line["bytes"]), (&"on_received_bytes".into(), &7.into()), "{line}");
         assert!(line["report"].as_str().unwrap().contains("decode_frame"), "{line}");
         let (_, seen) = serving.stop().await;

@@ -125,8 +125,8 @@ async fn the_descriptor_limit_is_raised() {
 async fn address_space_is_short() {
     const GIB_IN_KIB: u64 = 1 << 20;
     for (gib, warning, small, engine) in [
-        (1024, "address space is short: room for fewer small guests", Some(32_768), "small"),
-        (200, "no room for small guests apart: all guests take mappings", None, "large"),
+        (1024, "address space limited: fewer instances on the small engine", Some(32_768), "small"),
+        (200, "small engine unavailable: all guests run on the large engine", None, "large"),
     ] {
         let mut serving = Setup::echo().serve_after(&format!("ulimit -v {}", gib * GIB_IN_KIB));
         let line = serving.line(warning).await;

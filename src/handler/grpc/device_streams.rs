@@ -1,19 +1,21 @@
-//! Open streams of one device at a streaming server: one for each callback, from its first event to the end of the connection.
+//! Open streams of one device at a streaming server: one for each callback, from its first event to the end of the connection; the
+//! stream of OnSocketCreated ends with its only event.
 //!
 //! The protocol has no acknowledgement for a message on a stream: an event is delivered when it was handed to the connection
 //! within the server's flow-control window. The end of a stream is noticed by the next event of its callback, which
 //! opens it anew.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prost::Message;
 
 use super::channel::{Failure, Stream, Written};
 use super::server::{Callback, Manner, Server};
 
-/// Time between OnSocketCreated and the first event on another stream. Streams are accepted independently of each other; without it
-/// servers have handled OnReceivedBytes before OnSocketCreated. EMQX waits 20 ms.
-const GRACE: Duration = Duration::from_millis(10);
+/// Time limit for the server to answer OnSocketCreated, the only event of its stream, which is ended behind it. The answer is the only
+/// proof that the event was handled: streams are accepted independently of each other, and servers have handled OnReceivedBytes
+/// before OnSocketCreated. A server that does not answer gets the bytes then.
+const CREATED: Duration = Duration::from_secs(1);
 
 /// The first stream of a server is watched for so long: a method that answers after one message does so by then.
 const WATCH: Duration = Duration::from_millis(250);
@@ -27,7 +29,6 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct DeviceStreams {
     open: [Option<Box<Stream>>; Callback::COUNT],
-    created: Option<Instant>,
 }
 
 /// What became of an event.
@@ -55,18 +56,24 @@ impl DeviceStreams {
         for _ in 0..ATTEMPTS {
             let mut stream = match self.open[callback as usize].take() {
                 Some(stream) => stream,
-                None => {
-                    if let Some(created) = self.created.filter(|_| callback != Callback::SocketCreated) {
-                        tokio::time::sleep_until((created + GRACE).into()).await;
-                    }
-                    Box::new(server.stream(device, path).await?)
-                }
+                None => Box::new(server.stream(device, path).await?),
             };
             let written = stream.written();
             match stream.write(message).await {
                 Written::Sent => {
                     if callback == Callback::SocketCreated {
-                        self.created = Some(Instant::now());
+                        stream.end();
+                        match tokio::time::timeout(CREATED, stream.answer()).await {
+                            Ok(answered) => answered?,
+                            Err(_) => {
+                                tracing::debug!(
+                                    "the server has not answered OnSocketCreated within {} ms",
+                                    CREATED.as_millis()
+                                );
+                                self.open[callback as usize] = Some(stream);
+                            }
+                        }
+                        return Ok(Delivered::Sent);
                     }
                     if server.is_unsettled() {
                         if let Ok(answered) = tokio::time::timeout(WATCH, stream.answer()).await {

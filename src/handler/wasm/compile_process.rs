@@ -1,4 +1,7 @@
-//! Compiling in a process of its own: a component that makes the compiler eat memory or time takes nothing else along.
+//! Compiler process: compiles a guest in a subprocess with limits of memory and time (`setrlimit(2)`), so that a
+//! component that exhausts or crashes the compiler does not affect the gateway.
+//!
+//! The process ends when the compilation ends, at its limits, or when the future is dropped.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,44 +18,43 @@ use super::engines::Capacity;
 use super::error::{LoadError, LoadErrorKind};
 use super::options::Options;
 
-/// What is read of the words of a process that compiles, in bytes: an error with its causes, many times over.
-const WORDS_BYTES_MAX: u64 = 64 << 10;
+/// Maximum length of the compiler's standard error output, in bytes: many times an error with its causes.
+const STDERR_BYTES_MAX: u64 = 64 << 10;
 
 /// Where components are compiled.
 #[derive(Clone, Debug)]
 pub enum Compiler {
-    /// In this process, without bounds: for components that are known.
+    /// In this process, without limits: for trusted components.
     InProcess,
-    /// In a process of its own, of this program: `polygate` itself.
+    /// In a subprocess of this program, `polygate`.
     Subprocess(PathBuf),
 }
 
-/// What compiling one component may take.
+/// Limits of the compilation of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// How long it may take.
+    /// Wall-clock time.
     pub timeout: Duration,
-    /// Memory of the process that compiles, in bytes.
+    /// Memory of the compiler process, in bytes.
     pub memory_bytes_max: u64,
 }
 
 impl Default for Bounds {
-    /// A guest in Python takes some twenty seconds on an idle machine.
+    /// A Python guest compiles in about twenty seconds on an idle machine.
     fn default() -> Self {
         Self { timeout: Duration::from_secs(300), memory_bytes_max: 4 << 30 }
     }
 }
 
 impl Compiler {
-    /// Sees to it that a guest's compiled component is in the cache before it is loaded by a host with
-    /// this capacity. A compiler in this process leaves
-    /// that to the loading.
+    /// Compiles a guest into the cache before a runtime with this capacity loads it. `InProcess` does nothing: the load
+    /// compiles then.
     ///
-    /// Dropping the future ends the process that compiles.
+    /// Dropping the future kills the compiler process.
     ///
     /// # Errors
     ///
-    /// [`LoadError`], with the other process's words or with the bound that it has reached.
+    /// [`LoadError`], with the compiler's error output or the exceeded limit.
     pub async fn prepare(
         &self,
         cache_dir: &Path,
@@ -68,14 +70,14 @@ impl Compiler {
     }
 }
 
-/// Compiles a guest into the cache in a process of its own and checks there that it is a handler. A guest that is in the
-/// cache already costs the start of the process.
+/// Compiles a guest into the cache in a subprocess and checks there that it is a handler. A cached guest costs only the
+/// start of the process.
 ///
-/// Dropping the future ends the process.
+/// Dropping the future kills the process.
 ///
 /// # Errors
 ///
-/// [`LoadError`], with the other process's words or with the bound that it has reached.
+/// [`LoadError`], with the compiler's error output or the exceeded limit.
 pub(super) async fn compile(
     program: &Path,
     cache_dir: &Path,
@@ -85,10 +87,10 @@ pub(super) async fn compile(
     bounds: Bounds,
 ) -> Result<(), LoadError> {
     let error = |kind| LoadError::new(&options.name, known_as, kind);
-    let failed = |why: String| error(LoadErrorKind::CompilerProcess(why));
+    let failed = |reason: String| error(LoadErrorKind::CompilerProcess(reason));
     let arguments: [OsString; 9] = [
         "compile".into(),
-        // Its words are its result.
+        // Standard error output is the result of the process; log lines would mix with it.
         "--log=off".into(),
         format!("--handler={}", options.name).into(),
         format!("--instance-memory={}", options.memory_bytes_max).into(),
@@ -101,9 +103,10 @@ pub(super) async fn compile(
     let mut child = Command::new(program)
         .args(arguments)
         .args(capacity.small.map(|_| "--small-engine"))
-        // Secrets may be in the environment, and nothing there is of use.
+        // The environment may hold secrets, and the compiler needs no variable of it.
         .env_clear()
-        // The allocator reserves a gigabyte at a time; as writable memory it would count before it is used.
+        // The allocator reserves a gigabyte at a time; committed eagerly, it would count against RLIMIT_DATA before its
+        // use.
         .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -112,14 +115,14 @@ pub(super) async fn compile(
         .spawn()
         .map_err(|error| failed(format!("could not be compiled: cannot start the compiler {program:?}: {error}")))?;
     let stderr = child.stderr.take();
-    let mut words = Vec::new();
-    let ending = async {
+    let mut output = Vec::new();
+    let exit = async {
         if let Some(stderr) = stderr {
-            stderr.take(WORDS_BYTES_MAX).read_to_end(&mut words).await?;
+            stderr.take(STDERR_BYTES_MAX).read_to_end(&mut output).await?;
         }
         child.wait().await
     };
-    let status = match tokio::time::timeout(bounds.timeout, ending).await {
+    let status = match tokio::time::timeout(bounds.timeout, exit).await {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => return Err(failed(format!("could not be compiled: {error}"))),
         Err(_) => {
@@ -127,12 +130,12 @@ pub(super) async fn compile(
             return Err(failed(format!("could not be compiled within {timeout} (compile_timeout)")));
         }
     };
-    let words = String::from_utf8_lossy(&words);
-    match (status.code(), words.trim()) {
+    let output = String::from_utf8_lossy(&output);
+    match (status.code(), output.trim()) {
         (Some(0), _) => Ok(()),
-        // Its own words name the handler and the file.
-        (Some(1), words) if !words.is_empty() => Err(error(LoadErrorKind::Reported(words.to_owned()))),
-        (_, words) => Err(failed(cut_short(status, words, bounds))),
+        // The report names the handler and the file itself.
+        (Some(1), report) if !report.is_empty() => Err(error(LoadErrorKind::Reported(report.to_owned()))),
+        (_, output) => Err(failed(abnormal_exit(status, output, bounds))),
     }
 }
 
@@ -142,41 +145,42 @@ fn joined(option: &str, path: &Path) -> OsString {
     argument
 }
 
-/// Why a process that compiles ended without a result.
-fn cut_short(status: ExitStatus, words: &str, bounds: Bounds) -> String {
-    // Of a panic or a failed allocation, the first line says most.
-    let first = words.lines().find(|line| !line.is_empty()).unwrap_or("no word of it");
-    let ran_out = first.contains("allocat") || first.contains("memory");
+/// Error text for a compiler process that ended without a result.
+fn abnormal_exit(status: ExitStatus, output: &str, bounds: Bounds) -> String {
+    // The first line of a panic or a failed allocation has the cause.
+    let first = output.lines().find(|line| !line.is_empty()).unwrap_or("no error output");
+    let is_out_of_memory = first.contains("allocat") || first.contains("memory");
     let memory = bytesize::ByteSize(bounds.memory_bytes_max).display().iec().to_string();
     match status.signal().and_then(Signal::from_named_raw) {
-        Some(Signal::ABORT | Signal::SEGV | Signal::BUS | Signal::TRAP) if ran_out => {
+        Some(Signal::ABORT | Signal::SEGV | Signal::BUS | Signal::TRAP) if is_out_of_memory => {
             format!("could not be compiled within {memory} of memory (compile_memory_max): {first}")
         }
-        Some(Signal::XCPU) => "could not be compiled: its CPU time is used up (compile_timeout)".to_owned(),
+        Some(Signal::XCPU) => "could not be compiled: CPU time exceeded (compile_timeout)".to_owned(),
         Some(_) | None => format!(
-            "could not be compiled within {memory} of memory (compile_memory_max) or breaks the compiler ({status}): {first}"
+            "could not be compiled within {memory} of memory (compile_memory_max), or crashed the compiler ({status}): \
+             {first}"
         ),
     }
 }
 
-/// Bounds the memory and the CPU time of this process, for good, and keeps it from leaving a core file.
+/// Limits the memory and CPU time of this process permanently, and disables core files.
 ///
-/// Memory is what is mapped privately to be written (`RLIMIT_DATA`), and not all addresses (`RLIMIT_AS`): an engine reserves
-/// far more addresses than there is memory.
+/// The memory limit covers private writable mappings (`RLIMIT_DATA`), not the address space (`RLIMIT_AS`): an engine
+/// reserves far more address space than it uses.
 ///
 /// # Errors
 ///
-/// The operating system's.
+/// Errors of `setrlimit(2)`.
 pub(crate) fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
-    let bounds = [
+    let limits = [
         (Resource::Data, memory_bytes_max),
-        // All threads together; the time on the clock is bounded by whoever waits.
+        // CPU time of all threads; the parent process limits the wall-clock time.
         (Resource::Cpu, seconds.saturating_mul(cores)),
         (Resource::Core, 0),
     ];
-    for (resource, bound) in bounds {
-        setrlimit(resource, Rlimit { current: Some(bound), maximum: Some(bound) })?;
+    for (resource, limit) in limits {
+        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
     }
     Ok(())
 }
@@ -187,18 +191,21 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(5), memory_bytes_max: 64 << 20 };
 
-    /// However a compiler ends, the operator is told which bound to look at.
+    /// The error of every abnormal exit names the limit to check.
     #[test]
-    fn ends_in_words() {
+    fn abnormal_exits_name_the_limit() {
         let abort = ExitStatus::from_raw(6);
-        let reported = cut_short(abort, "\nmemory allocation of 8 bytes failed\n", BOUNDS);
+        let reported = abnormal_exit(abort, "\nmemory allocation of 8 bytes failed\n", BOUNDS);
         assert!(
             reported.starts_with("could not be compiled within 64.0 MiB of memory (compile_memory_max): memory"),
             "{reported}"
         );
-        let reported = cut_short(ExitStatus::from_raw(24), "", BOUNDS);
-        assert_eq!(reported, "could not be compiled: its CPU time is used up (compile_timeout)");
-        let reported = cut_short(ExitStatus::from_raw(101 << 8), "thread 'main' panicked", BOUNDS);
-        assert!(reported.ends_with("or breaks the compiler (exit status: 101): thread 'main' panicked"), "{reported}");
+        let reported = abnormal_exit(ExitStatus::from_raw(24), "", BOUNDS);
+        assert_eq!(reported, "could not be compiled: CPU time exceeded (compile_timeout)");
+        let reported = abnormal_exit(ExitStatus::from_raw(101 << 8), "thread 'main' panicked", BOUNDS);
+        assert!(
+            reported.ends_with(", or crashed the compiler (exit status: 101): thread 'main' panicked"),
+            "{reported}"
+        );
     }
 }

@@ -20,20 +20,19 @@ pub struct LoadError {
 #[derive(Debug)]
 pub(crate) enum LoadErrorKind {
     Read(io::Error),
-    /// A core module that cannot be made a component.
+    /// A core module that cannot be converted to a component.
     NotAComponent(ComponentError),
     Compile(String),
-    /// The component exports no handler of a known interface version; these are its exports.
+    /// The component exports no handler of a supported interface version.
     NoHandler {
         exports: String,
     },
-    /// The component imports what is not offered.
+    /// The component imports a function that the gateway does not provide.
     Link(String),
-    /// No instance of it can be made.
+    /// Instantiation failed.
     Start(CallError),
-    /// The cache of compiled components cannot be used.
     Cache(CacheError),
-    /// The compiler process exceeded a bound or crashed.
+    /// The compiler process exceeded a limit or crashed.
     CompilerProcess(String),
     /// The report of the compiler process, which names handler and file itself.
     Reported(String),
@@ -44,7 +43,7 @@ impl LoadError {
         Self { handler: Arc::clone(handler), path: path.to_owned(), kind }
     }
 
-    /// The same error about the path that the user knows the file by.
+    /// The same error with the path that the operator configured.
     pub(crate) fn about(self, known_as: &Path) -> Self {
         Self { path: known_as.to_owned(), ..self }
     }
@@ -55,15 +54,17 @@ impl fmt::Display for LoadError {
         let Self { handler, path, kind } = self;
         match kind {
             LoadErrorKind::Read(_) => write!(f, "handler {handler:?}: cannot read component {path:?}"),
-            LoadErrorKind::NotAComponent(_) => write!(f, "handler {handler:?}: cannot make a component of {path:?}"),
-            LoadErrorKind::Compile(why) => write!(f, "handler {handler:?}: {path:?} could not be compiled: {why}"),
+            LoadErrorKind::NotAComponent(_) => write!(f, "handler {handler:?}: cannot convert {path:?} to a component"),
+            LoadErrorKind::Compile(reason) => {
+                write!(f, "handler {handler:?}: {path:?} could not be compiled: {reason}")
+            }
             LoadErrorKind::NoHandler { exports } => {
                 write!(f, "handler {handler:?}: {path:?} does not export {HANDLER_INTERFACE}; it exports {exports}")
             }
-            LoadErrorKind::Link(why) => write!(f, "handler {handler:?}: {path:?} cannot be linked: {why}"),
-            LoadErrorKind::Start(why) => write!(f, "handler {handler:?}: {path:?} does not start: {why}"),
+            LoadErrorKind::Link(reason) => write!(f, "handler {handler:?}: {path:?} cannot be linked: {reason}"),
+            LoadErrorKind::Start(reason) => write!(f, "handler {handler:?}: {path:?} does not start: {reason}"),
             LoadErrorKind::Cache(error) => error.fmt(f),
-            LoadErrorKind::CompilerProcess(why) => write!(f, "handler {handler:?}: {path:?} {why}"),
+            LoadErrorKind::CompilerProcess(reason) => write!(f, "handler {handler:?}: {path:?} {reason}"),
             LoadErrorKind::Reported(report) => f.write_str(report),
         }
     }
@@ -90,7 +91,6 @@ impl std::error::Error for LoadError {
 pub enum RuntimeError {
     #[error("cannot start the WebAssembly engine: {0}")]
     Engine(String),
-    /// The cache of compiled components cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error("cannot start the epoch ticker thread")]

@@ -1,4 +1,4 @@
-//! What a guest may call: the WIT imports, turned into operations of its connection's adapter.
+//! Host functions: the WIT imports of a guest, mapped to operations of its connection's adapter.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,14 +9,14 @@ use crate::wit::bindings::polygate::handler::adapter;
 use crate::wit::types;
 use bytes::Bytes;
 
-/// What `random` gives at most in one call, in bytes.
+/// Maximum result of one `random` call, in bytes.
 const RANDOM_BYTES_MAX: u32 = 1024;
 
 impl types::Host for GuestState {}
 
 impl GuestState {
-    /// Where this is answered, if the guest asks for the connection that the call is about. Any other id is one that
-    /// it kept or made up.
+    /// The backend of the connection of the current call. Any other id is stale or invented by the guest:
+    /// [`Refused::Gone`].
     fn backend(&mut self, conn: types::Conn) -> Result<&mut Backend, Refused> {
         self.backend.as_mut().filter(|backend| backend.conn() == ConnId::from_u64(conn)).ok_or(Refused::Gone)
     }
@@ -30,7 +30,7 @@ impl GuestState {
         self.answer(conn, operation, result)
     }
 
-    /// Turns a refusal into its code; the words, which the code cannot carry, go to the log.
+    /// Converts a refusal to its code; the details, which the code cannot carry, are logged.
     fn answer(
         &self,
         conn: types::Conn,
@@ -51,7 +51,7 @@ impl GuestState {
 
 impl adapter::Host for GuestState {
     fn send(&mut self, conn: types::Conn, bytes: Vec<u8>) -> Result<(), types::ErrorCode> {
-        // Bytes for a connection that is not this one's are not sent, and cost nothing.
+        // A send to another connection is refused and not charged to the budget.
         let result = match self.backend(conn).map(|_| ()) {
             Ok(()) => self.budget_used.send(bytes.len(), &self.config.options.budget),
             Err(refused) => Err(refused),
@@ -136,7 +136,7 @@ impl adapter::Host for GuestState {
     fn random(&mut self, len: u32) -> Vec<u8> {
         let mut bytes = vec![0; len.min(RANDOM_BYTES_MAX) as usize];
         if let Err(error) = getrandom::fill(&mut bytes) {
-            // Fewer bytes than asked for is an answer that no guest can mistake for randomness.
+            // No guest can mistake a result that is too short for random bytes.
             tracing::error!(%error, "the system's random generator failed");
             return Vec::new();
         }
@@ -144,9 +144,9 @@ impl adapter::Host for GuestState {
     }
 
     fn log(&mut self, level: types::Level, text: String) {
-        let may = self.budget_used.log(&self.config.options.budget);
+        let is_within_budget = self.budget_used.log(&self.config.options.budget);
         let mut log = self.log.lock();
-        if may {
+        if is_within_budget {
             log.line(level, &text);
         } else {
             log.suppress();

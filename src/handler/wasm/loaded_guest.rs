@@ -1,4 +1,4 @@
-//! A loaded guest: everything that its instances are made from.
+//! Loaded guest: the linked component and everything that its instances share.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ pub(super) struct LoadedGuest {
     pub(super) engine: Engine,
     pub(super) pre: InstancePre<GuestState>,
     pub(super) handler_exports: ConnectionHandlerIndices,
-    /// Of a guest that carries the state of its connections over a hot swap.
+    /// Present if the guest migrates the state of its connections during a hot swap.
     pub(super) migration_exports: Option<MigrationIndices>,
-    /// Log rate limit of all instances together.
+    /// Log rate limit over all instances.
     pub(super) log: LogLimiter,
     pub(super) memory_rate: Arc<MemoryRateLimit>,
     pub(super) engine_name: &'static str,
     pub(super) instance_limit: InstanceLimit,
     pub(super) background: Arc<BackgroundPools>,
-    /// The ticker runs as long as there is a guest whose CPU time it bounds, also without the runtime.
+    /// Keeps the ticker running, which limits CPU time, even after the runtime is dropped.
     pub(super) _ticker: Arc<Ticker>,
 }
 

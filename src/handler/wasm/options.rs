@@ -1,4 +1,4 @@
-//! Options of a guest: its file, its limits, its settings.
+//! Options of a guest: component file, limits, settings.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,15 +16,15 @@ pub(crate) const EVENT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 /// How the connections of a guest are isolated from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
-    /// Every connection has an instance of its own.
+    /// One instance for each connection.
     Connection,
-    /// This many instances, `1..`, serve all connections; a trap costs the connections of one instance their state.
+    /// This many instances, `1..`, serve all connections; a trap loses the state of all connections of one instance.
     Shared(usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The handler's name in the configuration, in logs and metrics.
+    /// Handler name in the configuration, in logs and metrics.
     pub name: Arc<str>,
     /// A component, or a core module with component metadata or with the interface's exports.
     pub component: PathBuf,
@@ -34,7 +34,7 @@ pub struct Options {
     /// CPU time of one event.
     pub event_timeout: Duration,
     pub budget: EventBudget,
-    /// Values of the guest's `setting` calls.
+    /// Results of the guest's `setting` calls.
     pub settings: BTreeMap<String, String>,
 }
 

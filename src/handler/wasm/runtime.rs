@@ -1,4 +1,4 @@
-//! WebAssembly runtime: the engines, the cache of compiled components, and loading a guest.
+//! WebAssembly runtime: the engines, the cache of compiled components, and the loading of guests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::telemetry::InstanceMetrics;
 use crate::wit::bindings::ConnectionHandlerIndices;
 use crate::wit::migration::MigrationIndices;
 
-/// The engines that run all guests.
+/// Engines, compiled-component cache, ticker and background pools of all guests; cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
     engines: Engines,
@@ -38,7 +38,8 @@ impl std::fmt::Debug for Runtime {
 }
 
 impl Runtime {
-    /// Starts the engines; compiled components are kept in `cache_dir`, which only the gateway may write to.
+    /// Starts the engines; compiled components are cached in `cache_dir`, which must be writable by the gateway's user
+    /// alone.
     ///
     /// # Errors
     ///
@@ -47,8 +48,8 @@ impl Runtime {
         Self::with(Engines::start()?, cache_dir, Metering::None)
     }
 
-    /// As [`Runtime::start`], with instances that count what they execute ([`Usage::fuel`]), which costs them a part of
-    /// their speed: for measuring.
+    /// As [`Runtime::start`], with fuel metering of instances ([`Usage::fuel`](super::Usage::fuel)), which slows them
+    /// down: for benchmarks.
     ///
     /// # Errors
     ///
@@ -64,8 +65,8 @@ impl Runtime {
         Ok(Self { engines, cache, ticker, background, metering })
     }
 
-    /// Starts what it takes to compile components into the cache, and to look at them. It has hardly any room for instances;
-    /// `has_small` says whether the host that runs what is compiled has a small engine.
+    /// Starts engines that compile components into the cache and inspect them, with capacity for very few instances.
+    /// `has_small`: whether the runtime that will load the compiled components has a small engine.
     ///
     /// # Errors
     ///
@@ -74,25 +75,25 @@ impl Runtime {
         Self::with(Engines::to_compile(has_small)?, cache_dir, Metering::None)
     }
 
-    /// The same host, which takes compiled components from the cache and compiles none.
+    /// The same runtime, which loads compiled components from the cache only and never compiles.
     #[must_use]
     pub fn without_compiler(mut self) -> Self {
-        self.cache.keep_from_compiling();
+        self.cache.disable_compiler();
         self
     }
 
-    /// How many instances may live at once.
+    /// Maximum numbers of live instances.
     pub fn capacity(&self) -> Capacity {
         self.engines.capacity()
     }
 
-    /// Loads a guest: reads its file, makes a component of a core module, compiles it or takes the compiled
-    /// one from the cache, and checks that it is a handler. Takes from a millisecond (cached) to many seconds
-    /// (a large guest's first time) of CPU, so it belongs on a blocking thread.
+    /// Loads a guest: reads its file, converts a core module to a component, compiles it or loads the compiled
+    /// component from the cache, and checks that it is a handler. Takes from a millisecond (cached) to many seconds
+    /// (first load of a large guest) of CPU time, so it belongs on a blocking thread.
     ///
     /// # Errors
     ///
-    /// [`LoadError`], which names the handler and its file.
+    /// [`LoadError`], with the handler's name and file.
     pub fn load(&self, options: Options, metrics: InstanceMetrics) -> Result<Handler, LoadError> {
         let (handler, path) = (Arc::clone(&options.name), options.component.clone());
         let failed = |kind| LoadError::new(&handler, &path, kind);
@@ -104,7 +105,7 @@ impl Runtime {
                 cache::CompileError::Compile(error) => LoadErrorKind::Compile(format!("{error:#}")),
                 cache::CompileError::Cache(error) => LoadErrorKind::Cache(error),
                 cache::CompileError::Missing => {
-                    LoadErrorKind::Compile("no usable compiled component is in the cache".to_owned())
+                    LoadErrorKind::Compile("no usable compiled component in the cache".to_owned())
                 }
             })
         })?;
@@ -130,7 +131,7 @@ impl Runtime {
             pre,
             handler_exports,
             migration_exports,
-            log: log::of_a_handler(),
+            log: log::handler_limiter(),
             memory_rate: Arc::new(MemoryRateLimit::new()),
             engine_name: class.name,
             instance_limit: class.instance_limit.clone(),
@@ -141,7 +142,7 @@ impl Runtime {
     }
 }
 
-/// The names of a component's exports, if they make it a handler.
+/// Names of a component's exports, if the handler interface is among them.
 fn exports(engine: &Engine, component: &Component) -> Result<Vec<String>, LoadErrorKind> {
     let ty = component.component_type();
     let names: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
@@ -169,7 +170,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("guest.wasm");
         std::fs::write(&file, bytes).unwrap();
-        let host = Runtime::start(dir.path().join("cache")).unwrap();
+        let runtime = Runtime::start(dir.path().join("cache")).unwrap();
         let options = Options {
             name: "guest".into(),
             component: file,
@@ -179,10 +180,10 @@ mod tests {
             event_timeout: Duration::from_secs(1),
             settings: BTreeMap::new(),
         };
-        host.load(options, Telemetry::new().instances(&"guest".into()))
+        runtime.load(options, Telemetry::new().instances(&"guest".into()))
     }
 
-    /// A core module for this world of the guest interface, as a compiler makes it, with its component metadata.
+    /// A core module for a world of the guest interface, as compilers produce it, with component metadata.
     fn core_module(world: &str) -> Vec<u8> {
         let mut resolve = wit_parser::Resolve::default();
         let (package, _) = resolve.push_dir("wit").unwrap();
@@ -194,16 +195,16 @@ mod tests {
         module
     }
 
-    /// What a compiler makes is taken as it is: the host makes a component of it, with or without `migrate`.
+    /// The runtime converts core modules to components, with or without the `migrate` interface.
     #[test]
-    fn a_core_module_is_made_a_component() {
+    fn core_modules_are_converted() {
         for world in ["connection-handler", "migrating-connection-handler"] {
             assert_eq!(&**load(&core_module(world)).unwrap().name(), "guest");
         }
     }
 
-    /// A guest of which no instance can be made is found when it is loaded, not when a device comes; one of which there
-    /// can leaves nothing behind.
+    /// A guest that cannot be instantiated is refused at the trial instantiation, not at the first connection; a
+    /// successful trial leaves no instance and no memory.
     #[tokio::test]
     async fn a_guest_that_cannot_start_is_refused() {
         let echo = std::fs::read("guests/dist/echo.wasm").unwrap();
@@ -214,9 +215,9 @@ mod tests {
         assert!(refused.contains("does not start") && refused.contains("exceeds memory limits"), "{refused}");
     }
 
-    /// A file that is no guest is refused with the reason, whatever it is.
+    /// Files that are not guests are refused with the reason.
     #[test]
-    fn what_is_no_guest_is_refused() {
+    fn other_files_are_refused() {
         let text = |bytes: &[u8]| load(bytes).unwrap_err().to_string();
         assert!(text(b"not wasm").contains("could not be compiled"), "{}", text(b"not wasm"));
         let empty_module = load(b"\0asm\x01\0\0\0").unwrap_err();

@@ -36,12 +36,12 @@ pub(super) struct GuestState {
     pub(super) backend: Option<Backend>,
     pub(super) config: Arc<GuestConfig>,
     pub(super) limit: MemoryLimit,
-    /// Shared with the output streams of WASI, which live in tasks of their own.
+    /// Shared with the output streams of WASI, which have tasks of their own.
     pub(super) log: Arc<Mutex<GuestLog>>,
-    /// CPU time that the current event has left.
+    /// Remaining CPU time of the current event.
     pub(super) cpu_left: Duration,
     pub(super) clock: Arc<EventClock>,
-    /// Calls of the current event.
+    /// Budget used by the current event.
     pub(super) budget_used: BudgetUsed,
     /// Created at the first WASI call; most guests make none.
     pub(super) wasi: Option<Box<Wasi>>,
@@ -63,10 +63,11 @@ impl WasiView for GuestState {
 
 /// The event exceeded its CPU time.
 #[derive(Debug, thiserror::Error)]
-#[error("the event's CPU time is used up")]
+#[error("the event exceeded its CPU time")]
 pub(super) struct CpuTimeExceeded;
 
-/// At every tick of a guest whose event is long: yields to other tasks, and ends the event once its CPU time is used up.
+/// Epoch deadline callback, at every tick of a long event: yields to other tasks, and ends the event once it has
+/// exceeded its CPU time.
 pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data_mut();
     let is_first = !state.clock.is_long();

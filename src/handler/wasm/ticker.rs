@@ -1,4 +1,5 @@
-//! Epoch ticker: interrupts running guests at a fixed interval, so that they yield and their CPU time is counted.
+//! Epoch ticker: increments the engines' epochs at a fixed interval, so that running guests reach their epoch deadline,
+//! yield, and have their CPU time measured.
 
 use std::io;
 use std::sync::Arc;
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use wasmtime::{Engine, EngineWeak};
 
-/// Interval at which a running guest yields, and the resolution of its CPU time. The ticker thread takes 0.25 % of one core.
+/// Interval at which a running guest yields, and the resolution of its CPU time. The ticker thread takes 0.25 % of one
+/// core.
 pub(super) const TICK: Duration = Duration::from_millis(2);
 
-/// An event is long after this many ticks. The first may come at once.
+/// Epoch deadline of an event: it is long after this many ticks. The first tick may come immediately.
 pub(super) const FIRST_TICKS: u64 = 2;
 
-/// The ticker thread; ends when dropped.
+/// The ticker thread; dropping it stops the thread.
 #[derive(Debug)]
 pub(super) struct Ticker {
     stop: Arc<AtomicBool>,
@@ -22,10 +24,10 @@ pub(super) struct Ticker {
 }
 
 impl Ticker {
-    /// A thread of its own, because a guest in an endless loop holds its worker thread until a tick makes it yield.
+    /// A thread of its own, because a guest in an endless loop occupies its worker thread until a tick makes it yield.
     pub(super) fn start<'a>(engines: impl Iterator<Item = &'a Engine>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new().name("guest-clock".to_owned()).spawn({
+        let thread = thread::Builder::new().name("epoch-ticker".to_owned()).spawn({
             let (engines, stop) = (engines.map(Engine::weak).collect::<Vec<_>>(), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! WASI preview 2 with nothing granted, for guests whose toolchain imports it: no files, no sockets, no
-//! environment. What they print goes to the log.
+//! WASI preview 2 without capabilities, for guests with a toolchain that imports it: no files, no sockets, no
+//! environment. Standard output and standard error go to the log.
 
 use std::io;
 use std::pin::Pin;
@@ -15,11 +15,11 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView};
 use super::log::{GuestLog, LINE_BYTES_MAX};
 use crate::wit::types::Level;
 
-/// What an instance may hold of the host's: streams, clocks' pollables and the like. Runtimes use a few dozen; each
-/// costs the host memory that the guest's limit does not see.
+/// Maximum number of host resources of one instance: streams, pollables of clocks and the like. Language runtimes use a
+/// few dozen; each takes host memory that the guest's memory limit does not count.
 const RESOURCES_MAX: usize = 1000;
 
-/// The WASI side of one instance.
+/// WASI context and resource table of one instance.
 pub(super) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
@@ -54,7 +54,7 @@ impl StdoutStream for Log {
     }
 }
 
-/// Cuts what is printed into lines of the log.
+/// Splits the output into log lines.
 struct LineBuffer {
     log: Log,
     line: Vec<u8>,
@@ -97,12 +97,12 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
     use wasmtime_wasi::sockets::WasiSocketsView;
 
-    use super::super::log::of_a_handler;
+    use super::super::log::handler_limiter;
     use super::*;
     use crate::conn::ConnId;
 
     fn wasi() -> Wasi {
-        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), of_a_handler(), Counter::default());
+        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), handler_limiter(), Counter::default());
         Wasi::new(Arc::new(Mutex::new(log)))
     }
 
@@ -123,7 +123,7 @@ mod tests {
         assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
     }
 
-    /// A guest that makes ever more of the host's objects comes to an end of them.
+    /// The host resources of an instance are limited.
     #[test]
     fn resources_are_bounded() {
         let mut wasi = wasi();

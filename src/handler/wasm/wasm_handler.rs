@@ -1,4 +1,4 @@
-//! A handler that is a guest: attaches connections to its instances.
+//! Handler of a loaded guest: attaches connections to its instances.
 
 use std::sync::Arc;
 
@@ -16,27 +16,26 @@ use crate::handler::CallError;
 #[derive(Clone, Debug)]
 pub struct Handler {
     pub(super) guest: Arc<LoadedGuest>,
-    /// Of a guest with `isolation = { shared = N }`.
+    /// Present with `isolation = { shared = N }`.
     pub(super) pool: Option<Arc<InstancePool>>,
 }
 
 impl Handler {
-    /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.guest.config.options.name
     }
 
-    /// The engine that it runs on: `small` or `large`.
+    /// Name of the guest's engine: `small` or `large`.
     pub fn engine(&self) -> &'static str {
         self.guest.engine_name
     }
 
-    /// Whether it can carry a connection's state over to another version.
+    /// Whether the guest exports the migrate interface.
     pub fn migrates(&self) -> bool {
         self.guest.migration_exports.is_some()
     }
 
-    /// A connection's place for an instance; the instance itself is made for the first event.
+    /// Attaches a connection; its instance is created at the first event.
     pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Guest {
         match &self.pool {
             None => {
@@ -50,30 +49,30 @@ impl Handler {
         }
     }
 
-    /// Makes the first instance and drops it: what keeps a guest from starting at all is found before devices come, and
-    /// what wasmtime makes once for all instances, a descriptor among it, is there when descriptors have run out.
+    /// Instantiates the guest and drops the instance: finds a guest that cannot start before the first connection, and
+    /// makes wasmtime create its one-time resources, such as a file descriptor, before descriptors may run out.
     ///
     /// # Errors
     ///
     /// [`LoadError`].
     pub async fn try_out(&self) -> Result<(), LoadError> {
         let conn = ConnId::from_u64(0);
-        let tried = Instance::new(Arc::clone(&self.guest), conn).try_out(conn).await;
+        let result = Instance::new(Arc::clone(&self.guest), conn).try_out(conn).await;
         let Options { name, component, .. } = &self.guest.config.options;
-        tried.map_err(|why| LoadError::new(name, component, LoadErrorKind::Start(why)))
+        result.map_err(|reason| LoadError::new(name, component, LoadErrorKind::Start(reason)))
     }
 
-    /// Makes an instance and drops it: whether there is room for one, and whether it starts.
+    /// Instantiates the guest and drops the instance: checks that the instance limit allows one and that it starts.
     ///
     /// # Errors
     ///
     /// As [`Guest::call`].
     pub async fn probe(&self) -> Result<(), CallError> {
-        // A guest that was never told of a connection has nothing to do at its end.
+        // `on-socket-closed` without `on-socket-created` has no effect in a guest.
         let conn = ConnId::from_u64(0);
         let backend = Backend::dry_run(conn);
-        let ended = Event::SocketClosed(CloseReason::Draining);
-        let (_, result) = Instance::new(Arc::clone(&self.guest), conn).call(backend, Call::Event(&ended)).await;
+        let closed = Event::SocketClosed(CloseReason::Draining);
+        let (_, result) = Instance::new(Arc::clone(&self.guest), conn).call(backend, Call::Event(&closed)).await;
         result.map(|_| ())
     }
 }

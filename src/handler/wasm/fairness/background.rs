@@ -1,9 +1,11 @@
-//! Where events go on that take long.
+//! Background thread pools for long events of guests, at low (niceness 10) and idle (`SCHED_IDLE`) scheduling priority.
 //!
-//! An ordinary event is over within microseconds. A guest that computes for longer would hold a thread that others wait
-//! for, and a guest in an endless loop a processor. So its event goes on in threads that get what all the others leave of
-//! the processors: at once where one is idle, and a share while the gateway's own work takes them all. An event that is still
-//! not over then, and one of a guest that has failed before, gets only the time that nobody else wants.
+//! An ordinary event takes microseconds. A guest that computes for longer would occupy a worker thread of other
+//! connections, and a guest in an endless loop a whole CPU. A long event therefore continues in the low-priority pool:
+//! at full speed on an idle CPU, at a fraction of it while the gateway needs all CPUs. A very long event, and the
+//! events of quarantined instances, run in the idle-priority pool, which gets only idle CPU time.
+//!
+//! The pools end when dropped, with their events. They never end an event themselves.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,53 +19,52 @@ use tokio::task::JoinSet;
 
 use super::event_clock::EventClock;
 
-/// The priority of a slow event: a thread of the ordinary one gets nine times its share when both have work all the time. Lower
-/// would be hard on a guest that is only slow, where the machine is busy.
+/// Niceness of the low-priority pool: under full load, a thread at niceness 0 gets nine times its CPU time. A higher
+/// niceness would starve guests that are only slow, on a busy machine.
 const NICENESS: i32 = 10;
 
-/// Threads that come after the gateway's own; they end when dropped, and the events with them.
 #[derive(Debug)]
 pub(in crate::handler::wasm) struct BackgroundPools {
-    /// For events that take some milliseconds.
+    /// Events of some milliseconds.
     low_priority: Pool,
-    /// For those that take longer, those of guests that have failed, and the memory that they leave behind.
+    /// Longer events, events of quarantined instances, and the drop of large or failed instances.
     idle_priority: Pool,
 }
 
 impl BackgroundPools {
-    /// As many threads of each kind as processors: there may be that many idle ones.
+    /// Starts one thread for each CPU in each pool, since all CPUs may be idle.
     ///
     /// # Errors
     ///
-    /// When the system has no room for threads.
+    /// The system cannot create the threads.
     pub(in crate::handler::wasm) fn start() -> io::Result<Self> {
         Ok(Self {
-            low_priority: Pool::start("guest-slow", lower_priority)?,
-            idle_priority: Pool::start("guest-spare", use_idle_priority)?,
+            low_priority: Pool::start("guest-low-prio", lower_priority)?,
+            idle_priority: Pool::start("guest-idle-prio", use_idle_priority)?,
         })
     }
 
-    /// Runs the rest of an event that has become long. It ends when this is dropped, at its next tick.
+    /// Runs the rest of an event that has become long. Dropping the future ends the event at its next tick.
     pub(in crate::handler::wasm) async fn finish<F>(&self, mut event: Pin<Box<F>>, clock: &Arc<EventClock>) -> F::Output
     where
         F: Future<Output: Send> + Send + 'static,
     {
         let clock = Arc::clone(clock);
-        let while_slow = async move {
-            let low_priority = poll_fn(|context| match event.as_mut().poll(context) {
+        let until_very_long = async move {
+            let result = poll_fn(|context| match event.as_mut().poll(context) {
                 Poll::Ready(output) => Poll::Ready(Some(output)),
                 Poll::Pending if clock.is_very_long() => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
-            low_priority.await.ok_or(event)
+            result.await.ok_or(event)
         };
-        match self.low_priority.run(while_slow).await {
+        match self.low_priority.run(until_very_long).await {
             Ok(output) => output,
             Err(event) => self.idle_priority.run(event).await,
         }
     }
 
-    /// Runs an event that nobody is to wait for from its beginning. It ends when this is dropped, at its next tick.
+    /// Runs an event at idle priority from its beginning. Dropping the future ends the event at its next tick.
     pub(in crate::handler::wasm) async fn run_in_background<F>(&self, event: F) -> F::Output
     where
         F: Future<Output: Send> + Send + 'static,
@@ -71,7 +72,8 @@ impl BackgroundPools {
         self.idle_priority.run(event).await
     }
 
-    /// Drops what takes long to drop. Each instance has a permit until it is gone, which bounds their number.
+    /// Drops an instance in the background. It holds its instance permit until then, which limits the number of such
+    /// drops.
     pub(in crate::handler::wasm) fn discard(&self, instance: impl Send + 'static) {
         if let Some(runtime) = &self.idle_priority.runtime {
             runtime.spawn(async move { drop(instance) });
@@ -79,21 +81,20 @@ impl BackgroundPools {
     }
 }
 
-/// Threads of one kind.
 #[derive(Debug)]
 struct Pool {
-    /// Taken away only at the end.
+    /// `None` only during the drop.
     runtime: Option<Runtime>,
 }
 
 impl Pool {
-    fn start(name: &str, begin: fn() -> io::Result<()>) -> io::Result<Self> {
+    fn start(name: &str, set_priority: fn() -> io::Result<()>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(available_parallelism().map_or(1, usize::from))
             .thread_name(name)
             .on_thread_start(move || {
-                if let Err(error) = begin() {
-                    tracing::warn!(%error, "long events of guests run at the priority of all others");
+                if let Err(error) = set_priority() {
+                    tracing::warn!(%error, "cannot lower the priority of a background thread");
                 }
             })
             .enable_all()
@@ -113,7 +114,7 @@ impl Pool {
         match task.join_next().await {
             Some(Ok(output)) => output,
             Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
-            // There is one.
+            // Unreachable: the set has one task.
             None => std::future::pending().await,
         }
     }
@@ -122,25 +123,25 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // A runtime may not be waited for from within another one.
+            // A tokio runtime must not block on the shutdown of another one.
             runtime.shutdown_background();
         }
     }
 }
 
-/// This thread comes after all ordinary ones.
+/// Sets the niceness of the calling thread.
 fn lower_priority() -> io::Result<()> {
     Ok(rustix::process::setpriority_process(None, NICENESS)?)
 }
 
-/// This thread gets the time that nobody else wants (sched(7), `SCHED_IDLE`). A thread of the lowest ordinary priority is not
-/// enough: since Linux 6.6 one that has just got a processor keeps it for some milliseconds, whoever else wakes there.
+/// Sets the scheduling policy of the calling thread to `SCHED_IDLE` (sched(7)). Niceness 19 is not enough: since Linux
+/// 6.6 a thread keeps a CPU for some milliseconds once it runs there, even when another thread wakes up.
 fn use_idle_priority() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
-    #[expect(unsafe_code, reason = "sched_setscheduler, which no safe crate of ours has")]
-    // SAFETY: it reads the parameters, which live until it returns; 0 is the calling thread.
-    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    #[expect(unsafe_code, reason = "rustix has no sched_setscheduler")]
+    // SAFETY: it reads the parameters, which outlive the call; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -161,131 +162,130 @@ mod tests {
 
     const EVENT_TIMEOUT: Duration = Duration::from_millis(100);
 
-    /// While a guest is in an endless loop, the only thread of the connections is free: were it to run the guest, it would
-    /// have one turn in each tick for something else. The loop gets its CPU time all the same, and no more.
+    /// During an endless loop of a guest, the only worker thread stays free: if it ran the guest, it would poll other
+    /// tasks only once a tick. The loop gets its CPU time and no more.
     #[tokio::test]
-    async fn an_endless_loop_holds_no_thread() {
+    async fn an_endless_loop_occupies_no_worker() {
         let mut guest = guest("forever").await;
-        let looping = tokio::spawn(async move { said(&mut guest, "forever").await });
-        let mut turns = 0;
-        while !looping.is_finished() {
+        let endless = tokio::spawn(async move { receive(&mut guest, "forever").await });
+        let mut yields = 0;
+        while !endless.is_finished() {
             tokio::task::yield_now().await;
-            turns += 1;
+            yields += 1;
         }
-        let result = looping.await.unwrap();
+        let result = endless.await.unwrap();
         assert!(matches!(result, Err(CallError::Timeout(EVENT_TIMEOUT))), "{result:?}");
-        assert!(turns > 10 * EVENT_TIMEOUT.as_millis() / TICK.as_millis(), "{turns} turns");
+        assert!(yields > 10 * EVENT_TIMEOUT.as_millis() / TICK.as_millis(), "{yields} yields");
     }
 
-    /// An instance that takes over from a failed one runs aside from its first event on, and an ordinary event ends that.
+    /// The replacement of a failed instance is quarantined until its first successful event.
     #[tokio::test]
-    async fn a_suspected_instance_runs_apart() {
+    async fn a_success_ends_the_quarantine() {
         let mut guest = guest("echo").await;
         guest.quarantine();
         assert!(guest.is_quarantined());
-        said(&mut guest, "{}").await.unwrap();
-        assert!(!guest.is_quarantined(), "it is an instance like all others");
+        receive(&mut guest, "{}").await.unwrap();
+        assert!(!guest.is_quarantined(), "a success ends the quarantine");
     }
 
-    /// A guest that takes all its memory is given away at its first mebibyte, and not after the ticks that the rest would last.
-    /// Where this thread is kept from running for so long, the tick may come first; so some have their turn.
+    /// A large memory growth moves an event to the background at its first mebibyte, before its first tick. If this
+    /// thread is preempted, the tick may come first; the test therefore tries several guests.
     #[tokio::test]
-    async fn a_hog_holds_no_thread() {
+    async fn a_large_growth_occupies_no_worker() {
         let metrics = Telemetry::new().instances(&"hoard".into());
         let handler = load("hoard", &metrics);
         for _ in 0..100 {
             let mut guest = attached(&handler);
             call(&mut guest, &created()).await.unwrap();
-            let result = said(&mut guest, "hoard").await;
+            let result = receive(&mut guest, "hoard").await;
             assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
             if metrics.deprioritized_by_memory.get() > 0 {
                 return;
             }
         }
-        panic!("no hog was given away for its memory");
+        panic!("no event was deprioritized by memory");
     }
 
-    /// Guests that take all their memory again and again have to wait for it.
+    /// Guests that repeatedly exhaust their memory wait for the memory rate limit.
     #[tokio::test]
-    async fn hogs_wait_for_their_memory() {
+    async fn repeated_exhaustion_is_rate_limited() {
         let metrics = Telemetry::new().instances(&"hoard".into());
         let handler = load("hoard", &metrics);
         while metrics.memory_waits.get() == 0 {
             let mut guest = attached(&handler);
             call(&mut guest, &created()).await.unwrap();
-            assert!(said(&mut guest, "hoard").await.is_err());
+            assert!(receive(&mut guest, "hoard").await.is_err());
         }
     }
 
-    /// What takes little memory stays where it is.
+    /// Events with little memory growth stay on the worker thread.
     #[tokio::test]
-    async fn an_ordinary_event_is_not_given_away_for_its_memory() {
+    async fn ordinary_events_stay_on_the_worker() {
         let metrics = Telemetry::new().instances(&"echo".into());
         let mut guest = guest_with("echo", &metrics).await;
         for _ in 0..100 {
-            said(&mut guest, "{}").await.unwrap();
+            receive(&mut guest, "{}").await.unwrap();
         }
         assert_eq!((metrics.deprioritized_by_memory.get(), metrics.deprioritized_by_failures.get()), (0, 0));
     }
 
-    /// A guest that traps again and again is told of some times, and then counted; its new instances run aside.
+    /// Repeated traps are logged up to the rate limit and counted beyond it; new instances are quarantined.
     #[tokio::test]
-    async fn a_flood_of_traps() {
+    async fn repeated_traps_are_rate_limited() {
         let metrics = Telemetry::new().instances(&"trap".into());
         let handler = load("trap", &metrics);
         assert!(!attached(&handler).is_quarantined());
         while metrics.suppressed_log_lines.get() == 0 {
             let mut guest = attached(&handler);
             call(&mut guest, &created()).await.unwrap();
-            let result = said(&mut guest, "trap").await;
+            let result = receive(&mut guest, "trap").await;
             assert!(matches!(result, Err(CallError::Fault(_))), "{result:?}");
         }
         assert!(metrics.deprioritized_by_failures.get() > 0);
-        let mut good = attached(&handler);
-        assert!(good.is_quarantined());
-        call(&mut good, &created()).await.unwrap();
-        said(&mut good, "all is well").await.unwrap();
-        assert!(!good.is_quarantined(), "it is an instance like all others");
+        let mut healthy = attached(&handler);
+        assert!(healthy.is_quarantined());
+        call(&mut healthy, &created()).await.unwrap();
+        receive(&mut healthy, "all is well").await.unwrap();
+        assert!(!healthy.is_quarantined(), "a success ends the quarantine");
     }
 
-    /// An event that has become long gets less than the gateway's own work, and once it is very long, as well as one that runs
-    /// aside from its beginning, what nobody else wants.
+    /// A long event runs at niceness 10; a very long one, and one that starts in the background, run as `SCHED_IDLE`.
     #[tokio::test]
-    async fn long_events_come_after_all_else() {
-        let long_events = BackgroundPools::start().unwrap();
+    async fn scheduling_priority_of_long_events() {
+        let pools = BackgroundPools::start().unwrap();
         let clock = Arc::<EventClock>::default();
-        let seen = Arc::clone(&clock);
+        let event_clock = Arc::clone(&clock);
         let event = async move {
             let low_priority = (policy(), rustix::process::getpriority_process(None).unwrap());
-            while !seen.is_very_long() {
-                seen.handle_tick();
+            while !event_clock.is_very_long() {
+                event_clock.handle_tick();
             }
-            seen.yield_now().await;
+            event_clock.yield_now().await;
             (low_priority, policy())
         };
-        let (low_priority, very_long) = long_events.finish(Box::pin(event), &clock).await;
+        let (low_priority, very_long) = pools.finish(Box::pin(event), &clock).await;
         assert_eq!(low_priority, (libc::SCHED_OTHER, NICENESS));
         assert_eq!(very_long, libc::SCHED_IDLE);
-        assert_eq!(long_events.run_in_background(async { policy() }).await, libc::SCHED_IDLE);
+        assert_eq!(pools.run_in_background(async { policy() }).await, libc::SCHED_IDLE);
     }
 
-    /// The threads go without waiting for an event that does not end.
+    /// Dropping the pools does not wait for an endless event.
     #[tokio::test]
-    async fn endless_events_hold_nothing_up() {
-        let long_events = BackgroundPools::start().unwrap();
-        let endless = long_events.run_in_background(std::future::pending::<()>());
+    async fn endless_events_do_not_block_shutdown() {
+        let pools = BackgroundPools::start().unwrap();
+        let endless = pools.run_in_background(std::future::pending::<()>());
         assert!(futures::poll!(Box::pin(endless)).is_pending());
-        drop(long_events);
+        drop(pools);
     }
 
-    /// The scheduling policy of this thread, as the kernel tells it.
+    /// Scheduling policy of this thread, from `/proc`.
     fn policy() -> i32 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let (_, fields) = stat.rsplit_once(") ").unwrap();
         fields.split(' ').nth(38).unwrap().parse().unwrap()
     }
 
-    async fn said(guest: &mut Guest, text: &str) -> Result<(), CallError> {
+    async fn receive(guest: &mut Guest, text: &str) -> Result<(), CallError> {
         call(guest, &Event::ReceivedBytes(Bytes::copy_from_slice(text.as_bytes()))).await
     }
 
@@ -294,7 +294,7 @@ mod tests {
         guest.call(backend, event).await.1
     }
 
-    /// A connection's instance that has been told of it.
+    /// An instance after `on-socket-created`.
     async fn guest(name: &str) -> Guest {
         guest_with(name, &Telemetry::new().instances(&name.into())).await
     }
@@ -325,7 +325,7 @@ mod tests {
 
     fn load(name: &str, metrics: &InstanceMetrics) -> Handler {
         let dir = tempfile::tempdir().unwrap();
-        let host = wasm::Runtime::start(dir.path().join("cache")).unwrap();
+        let runtime = wasm::Runtime::start(dir.path().join("cache")).unwrap();
         let options = Options {
             name: name.into(),
             component: format!("guests/dist/{name}.wasm").into(),
@@ -335,6 +335,6 @@ mod tests {
             budget: EventBudget::default(),
             settings: BTreeMap::new(),
         };
-        host.load(options, metrics.clone()).unwrap()
+        runtime.load(options, metrics.clone()).unwrap()
     }
 }

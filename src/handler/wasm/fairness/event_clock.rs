@@ -1,4 +1,7 @@
-//! How an event runs that is long: its stretches between two ticks, and the memory that it waits for.
+//! Event clock: CPU time of the current event of an instance, measured from tick to tick by the CPU clock of its
+//! thread.
+//!
+//! It also counts the memory that the event has taken from the memory rate limit. It resets at the end of each event.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,81 +12,81 @@ use rustix::time::{ClockId, clock_gettime};
 use super::memory_rate::MemoryRateLimit;
 use crate::handler::wasm::ticker::{FIRST_TICKS, TICK};
 
-/// An event that has taken more CPU time than this is very long. A guest in Python that imports its modules in its first event is
-/// below.
+/// CPU time above which an event is very long. The first event of a Python guest, which imports its modules, is below.
 const SLOW_MAX: Duration = Duration::from_millis(50);
 
-/// How the event in progress of one instance runs.
 #[derive(Debug, Default)]
 pub(in crate::handler::wasm) struct EventClock {
-    /// Since when, by the CPU time of its thread, the stretch lasts, in nanoseconds; zero while the event is not long.
-    since_ns: AtomicU64,
-    /// CPU time of the stretches that are over, in nanoseconds.
+    /// CPU clock of the thread at the last tick, in nanoseconds; zero while the event is not long.
+    last_tick_ns: AtomicU64,
+    /// CPU time up to the last tick, in nanoseconds.
     used_ns: AtomicU64,
-    /// Whether the event waits for the memory that it takes.
+    /// Whether memory growth of the event is subject to the memory rate limit.
     waits: AtomicBool,
-    /// What it has taken of its handler's [`MemoryRateLimit`], in bytes.
+    /// Tokens taken from the handler's [`MemoryRateLimit`], in bytes.
     taken: AtomicUsize,
 }
 
 impl EventClock {
     /// Whether the event has seen a tick.
     pub(in crate::handler::wasm) fn is_long(&self) -> bool {
-        self.since_ns.load(Ordering::Relaxed) != 0
+        self.last_tick_ns.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether the event has seen so many that nobody knows when it ends.
+    /// Whether the event has used more CPU time than [`SLOW_MAX`].
     pub(in crate::handler::wasm) fn is_very_long(&self) -> bool {
         self.used_ns.load(Ordering::Relaxed) > nanos(SLOW_MAX)
     }
 
-    /// The event is over.
+    /// Resets the CPU time at the end of an event.
     pub(in crate::handler::wasm) fn end(&self) {
-        self.since_ns.store(0, Ordering::Relaxed);
+        self.last_tick_ns.store(0, Ordering::Relaxed);
         self.used_ns.store(0, Ordering::Relaxed);
     }
 
-    /// Ends a stretch at a tick, and gives its CPU time. The first one is not measured, since ordinary events would pay for
-    /// that, and counts as its ticks. Where the event has waited for the host and gone on in another thread, nobody knows; then
-    /// it is between nothing and what a stretch can take.
+    /// Returns the CPU time since the last tick. The time before the first tick is not measured, because the
+    /// measurement would slow down ordinary events; it counts as its number of ticks. If the event has waited for a
+    /// host function and moved to another thread, the CPU clocks do not match; the result is then clamped between zero
+    /// and two ticks.
     pub(in crate::handler::wasm) fn handle_tick(&self) -> Duration {
-        let cpu_time = match self.since_ns.load(Ordering::Relaxed) {
+        let cpu_time = match self.last_tick_ns.load(Ordering::Relaxed) {
             0 => TICK * FIRST_TICKS as u32,
-            since_ns => thread_time().saturating_sub(Duration::from_nanos(since_ns)).min(2 * TICK),
+            last_tick_ns => thread_time().saturating_sub(Duration::from_nanos(last_tick_ns)).min(2 * TICK),
         };
         self.used_ns.fetch_add(nanos(cpu_time), Ordering::Relaxed);
         cpu_time
     }
 
-    /// Lets others run, and begins the next stretch. The runtime's own way to yield lets it look at its sockets before.
+    /// Yields to other tasks, and restarts the measurement. Tokio's `yield_now` lets the runtime poll its sockets
+    /// first.
     pub(in crate::handler::wasm) async fn yield_now(self: Arc<Self>) {
-        self.begin();
+        self.restart();
         tokio::task::yield_now().await;
-        self.begin();
+        self.restart();
     }
 
-    fn begin(&self) {
-        self.since_ns.store(nanos(thread_time()).max(1), Ordering::Relaxed);
+    fn restart(&self) {
+        self.last_tick_ns.store(nanos(thread_time()).max(1), Ordering::Relaxed);
     }
 
-    /// From now on the event waits for memory.
+    /// From now on, memory growth of the event is subject to the memory rate limit.
     pub(in crate::handler::wasm) fn begin_waiting(&self) {
         self.waits.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the event waits for the memory that it takes.
+    /// Whether memory growth of the event is subject to the memory rate limit.
     pub(in crate::handler::wasm) fn waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Waits for memory of the handler's share. Whether it had to comes back.
+    /// Takes tokens of the memory rate limit. Returns whether it had to wait.
     pub(in crate::handler::wasm) async fn take(&self, memory_rate: &MemoryRateLimit, bytes: usize) -> bool {
         let has_waited = memory_rate.take(bytes).await;
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         has_waited
     }
 
-    /// The event waits no more; what it has taken of the share comes back.
+    /// Ends the rate limit of the event; returns the number of taken tokens.
     pub(in crate::handler::wasm) fn end_waiting(&self) -> usize {
         self.waits.store(false, Ordering::Relaxed);
         self.taken.swap(0, Ordering::Relaxed)
@@ -98,6 +101,6 @@ fn nanos(span: Duration) -> u64 {
 /// CPU time of this thread so far.
 fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    // Both are never negative.
+    // The CPU clock is never negative.
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

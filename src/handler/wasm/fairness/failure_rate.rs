@@ -1,9 +1,9 @@
-//! How often the instances of a handler fail, and what follows from it.
+//! Failure rate of a handler's instances: a token bucket (GCRA) of traps and timeouts, weighted by their CPU time.
 //!
-//! A failure costs far more than an event: the guest's stack is unwound and given names, a line is written, an instance is made
-//! and another one given back. Devices that make their guest fail and connect again would take that from the threads that all
-//! others wait for. So while a handler keeps failing, its new instances run aside until they have handled an event, and of its
-//! failures only some are told. What is known of an instance that works is not touched by it.
+//! A failure costs far more than an event: a backtrace with symbols, a log line, a new instance and the drop of the old
+//! one. Devices that make their guest fail and then reconnect would put that load on the worker threads of all
+//! connections. While a handler keeps failing, its new instances are therefore quarantined until their first successful
+//! event, and backtraces are rate-limited. Instances without a failure are not affected.
 
 use std::num::NonZeroU64;
 use std::sync::LazyLock;
@@ -13,77 +13,75 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::handler::CallError;
-use crate::handler::wasm::log::of_failures;
+use crate::handler::wasm::log::failure_limiter;
 use crate::rate::{Rate, TokenBucket};
 use crate::telemetry::{LogDecision, LogLimiter};
 
-/// More failures than this at once are many. One device that fails some times before it gives up is below.
-const FEW_MAX: u32 = 10;
+/// Burst: more failures than this at once are many. A device that retries a few times stays below.
+const BURST_FAILURES: u32 = 10;
 
-/// One failure in this time, on and on, is few.
-const FORGOTTEN_AFTER: Duration = Duration::from_millis(200);
+/// Refill time of one failure: a steady rate of one failure in this interval is not many.
+const REFILL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The CPU time that a failure took is forgotten in so many times its length: 4 ms of it are as bad as the failure, and an
-/// endless loop is as bad as some hundred traps.
-const CPU_TIME_COUNTS: u32 = 50;
+/// Weight of the CPU time of a failure: its refill takes this many times as long. 4 ms of CPU time weigh as much as the
+/// failure itself, and an endless loop as much as a few hundred traps.
+const CPU_TIME_WEIGHT: u32 = 50;
 
-/// So long after the last failure there are few again, however many there were. An event that is waited for longer has failed.
-const REMEMBERED_MAX: Duration = Duration::from_secs(30);
+/// Maximum debt: this long after the last failure, the failures are few again, whatever their number. An event that
+/// waits longer has failed.
+const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
-/// The failures of one handler's instances.
 #[derive(Debug)]
 pub(in crate::handler::wasm) struct FailureRate {
-    /// There was one that is not forgotten. Without, a new connection costs one look.
-    any: AtomicBool,
+    /// Whether the bucket may not be full. While false, a new connection costs one atomic load.
+    has_recent: AtomicBool,
     recent: Mutex<RecentFailures>,
-    reported: LogLimiter,
+    log_limiter: LogLimiter,
 }
 
 impl FailureRate {
-    /// Nothing has failed yet.
     pub(in crate::handler::wasm) fn new() -> Self {
         let recent = Mutex::new(RecentFailures::none(Instant::now()));
-        Self { any: AtomicBool::new(false), recent, reported: of_failures() }
+        Self { has_recent: AtomicBool::new(false), recent, log_limiter: failure_limiter() }
     }
 
-    /// An instance has failed in an event that took so much CPU time. One that could not be made because there are too many
-    /// is not at fault.
+    /// Counts the failure of an event with this CPU time. A reached instance limit is not a failure of the guest and is
+    /// not counted.
     pub(in crate::handler::wasm) fn handle(&self, error: &CallError, cpu_time: Duration) {
         match error {
             CallError::Fault(_) | CallError::Timeout(_) => {
                 self.recent.lock().handle_failure(Instant::now(), cpu_time);
-                self.any.store(true, Ordering::Relaxed);
+                self.has_recent.store(true, Ordering::Relaxed);
             }
             CallError::Unavailable(_) | CallError::Unfit(_) => {}
         }
     }
 
-    /// Whether there were many lately.
+    /// Whether the handler keeps failing: the bucket is in debt.
     pub(in crate::handler::wasm) fn are_many(&self) -> bool {
-        if !self.any.load(Ordering::Relaxed) {
+        if !self.has_recent.load(Ordering::Relaxed) {
             return false;
         }
         let (recent, now) = (self.recent.lock(), Instant::now());
-        if recent.are_forgotten(now) {
-            self.any.store(false, Ordering::Relaxed);
+        if recent.is_full(now) {
+            self.has_recent.store(false, Ordering::Relaxed);
         }
         recent.are_many(now)
     }
 
-    /// Whether one more may be told with its backtrace.
+    /// Whether the log limit admits another backtrace.
     pub(in crate::handler::wasm) fn should_log(&self) -> bool {
-        self.reported.handle_line() != LogDecision::No
+        self.log_limiter.handle_line() != LogDecision::No
     }
 }
 
-/// Failures that are not forgotten yet, as a token bucket whose unit is a nanosecond: a failure takes the time in which it is
-/// forgotten. Pure: `now` is an argument.
+/// Token bucket with nanoseconds as tokens: a failure takes its refill time. Pure: `now` is an argument.
 #[derive(Debug)]
 struct RecentFailures(TokenBucket);
 
-/// Ten failures at once empty the bucket; it refills in the time in which they are forgotten.
-static FORGETTING: LazyLock<Rate> = LazyLock::new(|| {
-    let burst = FORGOTTEN_AFTER * FEW_MAX;
+/// [`BURST_FAILURES`] failures empty the bucket, which refills in their refill time.
+static RATE: LazyLock<Rate> = LazyLock::new(|| {
+    let burst = REFILL_INTERVAL * BURST_FAILURES;
     Rate::smooth(NonZeroU64::new(nanos(burst)).unwrap_or(NonZeroU64::MIN), burst).with_full_burst()
 });
 
@@ -93,16 +91,16 @@ impl RecentFailures {
     }
 
     fn handle_failure(&mut self, now: Instant, cpu_time: Duration) {
-        let forgotten_in = FORGOTTEN_AFTER.saturating_add(cpu_time.saturating_mul(CPU_TIME_COUNTS)).min(REMEMBERED_MAX);
-        self.0.charge(&FORGETTING, now, nanos(forgotten_in));
-        self.0.cap_debt(&FORGETTING, now, nanos(REMEMBERED_MAX));
+        let refill_time = REFILL_INTERVAL.saturating_add(cpu_time.saturating_mul(CPU_TIME_WEIGHT)).min(RECOVERY_MAX);
+        self.0.charge(&RATE, now, nanos(refill_time));
+        self.0.cap_debt(&RATE, now, nanos(RECOVERY_MAX));
     }
 
     fn are_many(&self, now: Instant) -> bool {
-        self.0.is_in_debt(&FORGETTING, now)
+        self.0.is_in_debt(&RATE, now)
     }
 
-    fn are_forgotten(&self, now: Instant) -> bool {
+    fn is_full(&self, now: Instant) -> bool {
         self.0.is_full(now)
     }
 }
@@ -117,41 +115,41 @@ mod tests {
 
     const QUICK: Duration = Duration::ZERO;
 
-    /// Few at once are few, one more is many, and they are few again as soon as one is forgotten.
+    /// A burst of the allowed size is not many; one more is, until one has refilled.
     #[test]
-    fn many_at_once() {
+    fn a_burst_is_limited() {
         let start = Instant::now();
         let mut recent = RecentFailures::none(start);
-        for _ in 0..FEW_MAX {
+        for _ in 0..BURST_FAILURES {
             recent.handle_failure(start, QUICK);
         }
         assert!(!recent.are_many(start));
         recent.handle_failure(start, QUICK);
-        assert!(recent.are_many(start + FORGOTTEN_AFTER - Duration::from_millis(1)));
-        assert!(!recent.are_many(start + FORGOTTEN_AFTER));
+        assert!(recent.are_many(start + REFILL_INTERVAL - Duration::from_millis(1)));
+        assert!(!recent.are_many(start + REFILL_INTERVAL));
     }
 
-    /// As many as are forgotten never become many; twice as many do, and are few again within the time that is promised.
+    /// Failures at the refill rate never become many; twice the rate does, and recovers within the maximum debt.
     #[test]
-    fn many_in_a_row() {
+    fn a_steady_rate_is_limited() {
         let start = Instant::now();
         let mut recent = RecentFailures::none(start);
-        for turn in 0..1000 {
-            recent.handle_failure(start + FORGOTTEN_AFTER * turn, QUICK);
-            assert!(!recent.are_many(start + FORGOTTEN_AFTER * turn));
+        for number in 0..1000 {
+            recent.handle_failure(start + REFILL_INTERVAL * number, QUICK);
+            assert!(!recent.are_many(start + REFILL_INTERVAL * number));
         }
-        let mut now = start + FORGOTTEN_AFTER * 1000;
+        let mut now = start + REFILL_INTERVAL * 1000;
         for _ in 0..1000 {
-            now += FORGOTTEN_AFTER / 2;
+            now += REFILL_INTERVAL / 2;
             recent.handle_failure(now, QUICK);
         }
-        assert!(recent.are_many(now + REMEMBERED_MAX - Duration::from_millis(1)));
-        assert!(!recent.are_many(now + REMEMBERED_MAX));
+        assert!(recent.are_many(now + RECOVERY_MAX - Duration::from_millis(1)));
+        assert!(!recent.are_many(now + RECOVERY_MAX));
     }
 
-    /// A single one is many where it took the processors for long, and not where it took them a little longer than most.
+    /// A single failure is many if its CPU time was long.
     #[test]
-    fn a_long_one_is_many() {
+    fn cpu_time_is_weighted() {
         let start = Instant::now();
         let are_many_after = |cpu_time| {
             let mut recent = RecentFailures::none(start);
@@ -163,9 +161,9 @@ mod tests {
         assert!(are_many_after(Duration::MAX));
     }
 
-    /// A ceiling that is reached says nothing against a guest.
+    /// A reached instance limit is not counted as a failure.
     #[test]
-    fn a_full_gateway_is_no_failure() {
+    fn the_instance_limit_is_no_failure() {
         let failures = FailureRate::new();
         for _ in 0..100 {
             failures.handle(&CallError::Unavailable("full".to_owned()), Duration::ZERO);

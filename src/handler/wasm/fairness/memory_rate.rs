@@ -1,10 +1,10 @@
-//! What memory the events of a handler that keeps failing may take, and how fast.
+//! Memory rate limit of a handler that keeps failing: a token bucket of bytes of memory growth.
 //!
-//! Threads that get spare time only keep a failing guest from the processors, and not from what processors share: the kernel
-//! zeroes the guest's pages and takes them back, and the caches forget what the others have there. So where a handler fails
-//! again and again, the events of its instances that have handled nothing yet wait for the memory that they take, so that all of
-//! it together costs a fixed share of the processors. What an event has taken is given back when it succeeds: only failures
-//! cost, and an event that takes little waits for nobody.
+//! Idle scheduling priority protects the CPU time of other guests from a failing guest, but not the resources that CPUs
+//! share: the kernel zeroes and frees its pages, and caches are evicted. While a handler keeps failing, the memory
+//! growth of its quarantined instances therefore waits for tokens, so that the total costs a fixed fraction of CPU
+//! time. The tokens of an event are returned when it succeeds: only failures cost. An event with little growth takes no
+//! tokens.
 
 use std::num::NonZeroU64;
 use std::thread::available_parallelism;
@@ -15,40 +15,39 @@ use tokio::sync::Semaphore;
 
 use crate::rate::{Rate, TokenBucket};
 
-/// What such a handler gets of memory in a second for each processor: a mebibyte that is zeroed, used and taken back takes a
-/// processor about a millisecond, so it is a fiftieth of them. With a twentieth, guests that took all their memory made the
-/// others' p99 1.2 times as long.
+/// Rate for each CPU, in bytes per second. To zero, use and free a mebibyte takes about a millisecond of CPU time, so
+/// this is a fiftieth of the CPU time. With a twentieth, guests that exhausted their memory raised the p99 of other
+/// guests by a factor of 1.2.
 const BYTES_EACH_SECOND: u64 = 20 << 20;
 
-/// The share of one handler.
 #[derive(Debug)]
 pub(in crate::handler::wasm) struct MemoryRateLimit {
     /// In bytes.
     rate: Rate,
-    left: Mutex<TokenBucket>,
-    /// Who gets memory next; the others wait behind it, in order.
-    next: Semaphore,
+    bucket: Mutex<TokenBucket>,
+    /// One permit, so that events take tokens in order (FIFO).
+    queue: Semaphore,
 }
 
 impl MemoryRateLimit {
-    /// A fiftieth of the processors, all of it there.
+    /// A full bucket, at the rate for all CPUs.
     pub(in crate::handler::wasm) fn new() -> Self {
         Self::of(available_parallelism().map_or(1, usize::from) as u64)
     }
 
-    fn of(processors: u64) -> Self {
-        let bytes = NonZeroU64::new(processors.saturating_mul(BYTES_EACH_SECOND)).unwrap_or(NonZeroU64::MIN);
+    fn of(cpus: u64) -> Self {
+        let bytes = NonZeroU64::new(cpus.saturating_mul(BYTES_EACH_SECOND)).unwrap_or(NonZeroU64::MIN);
         Self {
             rate: Rate::smooth(bytes, Duration::from_secs(1)),
-            left: Mutex::new(TokenBucket::full(Instant::now())),
-            next: Semaphore::new(1),
+            bucket: Mutex::new(TokenBucket::full(Instant::now())),
+            queue: Semaphore::new(1),
         }
     }
 
-    /// Waits until an event may have so many bytes more, and takes them. Whether it had to wait comes back.
+    /// Waits for tokens and takes them. Returns whether it had to wait.
     pub(in crate::handler::wasm) async fn take(&self, bytes: usize) -> bool {
         // The semaphore is never closed.
-        let _next = self.next.acquire().await.ok();
+        let _permit = self.queue.acquire().await.ok();
         let mut has_waited = false;
         while let Err(ready) = self.try_take(Instant::now(), bytes) {
             tokio::time::sleep_until(ready.into()).await;
@@ -57,14 +56,14 @@ impl MemoryRateLimit {
         has_waited
     }
 
-    /// Takes so many bytes, or tells when there will be some.
+    /// Takes tokens, or returns the time of the next try.
     fn try_take(&self, now: Instant, bytes: usize) -> Result<(), Instant> {
-        self.left.lock().take(&self.rate, now, bytes as u64)
+        self.bucket.lock().take(&self.rate, now, bytes as u64)
     }
 
-    /// Gives back what an event has taken that succeeded.
+    /// Returns the tokens of a successful event.
     pub(in crate::handler::wasm) fn give_back(&self, bytes: usize) {
-        self.left.lock().give_back(&self.rate, bytes as u64);
+        self.bucket.lock().give_back(&self.rate, bytes as u64);
     }
 }
 
@@ -74,15 +73,15 @@ mod tests {
 
     const MEBIBYTE: usize = 1 << 20;
 
-    /// Events that fail get memory as slowly as the share says, however much each takes.
+    /// Failing events get memory at the limited rate, in amounts of any size.
     #[test]
-    fn failures_share_what_there_is() {
+    fn failing_events_are_rate_limited() {
         let memory_rate = MemoryRateLimit::of(2);
         let started = Instant::now();
         let mut now = started;
         for event in 0..10 {
             match memory_rate.try_take(now, 16 * MEBIBYTE) {
-                Ok(()) => assert_eq!(event, 0, "a tenth of a second's share is there at once, and less than this"),
+                Ok(()) => assert_eq!(event, 0, "the burst, a tenth of a second's tokens, admits only the first"),
                 Err(ready) => {
                     now = ready;
                     memory_rate.try_take(now, 16 * MEBIBYTE).unwrap();
@@ -93,17 +92,17 @@ mod tests {
         assert!((3_400..=3_600).contains(&waited.as_millis()), "9 times 16 MiB within {waited:?}");
     }
 
-    /// Once more than there is has been taken, the next one waits.
+    /// While the bucket is in debt, the next event waits.
     #[tokio::test]
-    async fn memory_is_waited_for() {
+    async fn events_wait_for_tokens() {
         let memory_rate = MemoryRateLimit::of(2);
         assert!(!memory_rate.take(1 << 40).await);
         assert!(futures::poll!(Box::pin(memory_rate.take(1))).is_pending());
     }
 
-    /// Successes wait for nobody, however many there are.
+    /// Successful events never wait, at any rate.
     #[tokio::test]
-    async fn successes_are_free() {
+    async fn successful_events_are_not_limited() {
         let memory_rate = MemoryRateLimit::of(1);
         for _ in 0..1000 {
             assert!(!memory_rate.take(16 * MEBIBYTE).await);

@@ -11,31 +11,31 @@ use super::*;
 /// A page of linear memory.
 const PAGE: usize = 64 << 10;
 
-/// Sixteen pages, so that growing to the end is quick.
+/// Sixteen pages, so that growth to the capacity is quick.
 const CAPACITY: usize = 1 << 20;
 
-/// From one slot to the next: the capacity rounded up to page tables, and one for the guard.
+/// Slot size: the capacity rounded up to page tables, and one page table of guard pages.
 const SLOT: u64 = 4 << 20;
 
 const STACK: usize = 256 << 10;
 const STACK_GUARD: usize = 64 << 10;
 
-/// A guest that tries every way to memory at every address beyond its own gets a trap each time, before and after
-/// growing to the end of its slot; the bytes of the four around it stay theirs.
+/// Every kind of memory access at every out-of-bounds address traps, before and after growth to the capacity of the
+/// slot; the memories of the four neighbours are unchanged.
 #[test]
-fn neighbours_are_out_of_reach() {
+fn out_of_bounds_accesses_trap() {
     for (index, declaration) in [("i32", "1"), ("i32", "1 1"), ("i32", "1 32"), ("i64", "i64 1"), ("i64", "i64 1 1")] {
-        let room = Room::of(5);
-        let mut guests: Vec<Guest> = (0..5).map(|_| room.guest(index, declaration)).collect();
+        let engine = TestEngine::of(5);
+        let mut guests: Vec<Guest> = (0..5).map(|_| engine.guest(index, declaration)).collect();
         for (number, guest) in guests.iter_mut().enumerate() {
             guest.fill(number as u8 + 1);
         }
         let (first, rest) = guests.split_at_mut(2);
         let (middle, last) = rest.split_first_mut().unwrap();
-        let mut tried = middle.try_everything_beyond();
+        let mut tried = middle.try_out_of_bounds();
         middle.grow_to_the_end();
         middle.fill(3);
-        tried += middle.try_everything_beyond();
+        tried += middle.try_out_of_bounds();
         assert!(tried >= 300, "{tried}");
         for (guest, byte) in first.iter().zip([1, 2]).chain(last.iter().zip([4, 5])) {
             assert!(is(guest.bytes(), byte), "({declaration}) of {byte} was changed");
@@ -44,12 +44,12 @@ fn neighbours_are_out_of_reach() {
     }
 }
 
-/// Whoever gets a slot finds zeros, in the memory it begins with and in all it grows to.
+/// A warm slot is zero, in the initial memory and after growth.
 #[test]
-fn a_slot_that_was_used_is_zero() {
-    let room = Room::of(1);
+fn a_warm_slot_is_zero() {
+    let engine = TestEngine::of(1);
     for _ in 0..3 {
-        let mut guest = room.guest("i32", "2");
+        let mut guest = engine.guest("i32", "2");
         assert!(is(guest.bytes(), 0));
         guest.grow_to_the_end();
         assert_eq!(guest.bytes().len(), CAPACITY);
@@ -58,11 +58,11 @@ fn a_slot_that_was_used_is_zero() {
     }
 }
 
-/// A memory grows to its capacity and not beyond; a refusal leaves it as it was.
+/// A memory grows to its capacity and not beyond; a refused growth leaves it unchanged.
 #[test]
-fn growth_ends_with_the_slot() {
-    let room = Room::of(1);
-    let mut guest = room.guest("i32", "1");
+fn growth_is_limited_to_the_slot() {
+    let engine = TestEngine::of(1);
+    let mut guest = engine.guest("i32", "1");
     assert_eq!(guest.grow(CAPACITY / PAGE), -1);
     assert_eq!(guest.grow(60_000), -1);
     assert_eq!(guest.grow(CAPACITY / PAGE - 1), 1);
@@ -70,52 +70,52 @@ fn growth_ends_with_the_slot() {
     assert_eq!(guest.grow(0), (CAPACITY / PAGE) as i64);
 }
 
-/// When all slots are taken the next instance is refused with the reason; when one is gone there is room.
+/// When all slots are in use, the next instance is refused with the reason; a dropped instance frees its slot.
 #[test]
-fn a_full_slab_refuses_and_recovers() {
-    let room = Room::of(2);
-    let (first, _second) = (room.guest("i32", "1"), room.guest("i32", "1"));
-    let refused = room.try_guest("i32", "1").err().unwrap();
-    assert!(format!("{refused:#}").contains("all 2 places for memories are taken"), "{refused:#}");
+fn a_full_allocator_refuses_and_recovers() {
+    let engine = TestEngine::of(2);
+    let (first, _second) = (engine.guest("i32", "1"), engine.guest("i32", "1"));
+    let refused = engine.try_guest("i32", "1").err().unwrap();
+    assert!(format!("{refused:#}").contains("all 2 memory slots are in use"), "{refused:#}");
     drop(first);
-    room.guest("i32", "1");
+    engine.guest("i32", "1");
 }
 
-/// The same for stacks: each store that has been entered keeps one.
+/// The same for stacks: each store keeps one after its first call.
 #[tokio::test]
-async fn stacks_run_out_and_come_back() {
-    let room = Room::with(8, 2);
+async fn full_stack_slots_refuse_and_recover() {
+    let engine = TestEngine::with(8, 2);
     let enter = async |guest: &mut Guest| guest.call_async("grow", &[Val::I32(0)]).await;
-    let mut guests: Vec<Guest> = (0..3).map(|_| room.guest("i32", "1")).collect();
+    let mut guests: Vec<Guest> = (0..3).map(|_| engine.guest("i32", "1")).collect();
     enter(&mut guests[0]).await.unwrap();
     enter(&mut guests[1]).await.unwrap();
     let refused = enter(&mut guests[2]).await.unwrap_err();
-    assert!(format!("{refused:#}").contains("all 2 places for stacks are taken"), "{refused:#}");
+    assert!(format!("{refused:#}").contains("all 2 stack slots are in use"), "{refused:#}");
     guests.remove(0);
     enter(&mut guests[1]).await.unwrap();
 }
 
-/// A memory that is empty for ever takes no slot, and none of its bytes can be touched.
+/// A memory with a maximum of zero pages takes no slot, and every access traps.
 #[test]
 fn an_empty_memory_takes_no_slot() {
-    let room = Room::of(1);
-    let mut empty = room.guest("i32", "0 0");
-    assert_eq!(room.memories.taken(), 0);
+    let engine = TestEngine::of(1);
+    let mut empty = engine.guest("i32", "0 0");
+    assert_eq!(engine.memories.taken(), 0);
     assert_eq!(empty.grow(1), -1);
-    empty.try_everything_beyond();
-    room.guest("i32", "1");
+    empty.try_out_of_bounds();
+    engine.guest("i32", "1");
 }
 
-/// An engine that would leave out checks, because it counts on guarded or reserved space, gets no memory.
+/// An engine that relies on guarded or reserved address space, and would omit bounds checks, gets no memory.
 #[test]
-fn nothing_is_promised_to_the_compiler() {
+fn engines_without_bounds_checks_are_refused() {
     let memories = Memories::map(1, CAPACITY).unwrap();
     let new = |minimum, reserved, guard| {
         memories.new_memory(MemoryType::new(1, None), minimum, None, reserved, guard).map(|memory| memory.byte_size())
     };
-    assert!(new(PAGE, Some(PAGE), 0).unwrap_err().contains("promise none"));
-    assert!(new(PAGE, Some(0), PAGE).unwrap_err().contains("promise none"));
-    assert!(new(CAPACITY + PAGE, Some(0), 0).unwrap_err().contains("a slot holds 1048576"));
+    assert!(new(PAGE, Some(PAGE), 0).unwrap_err().contains("came Some(65536) reserved bytes"));
+    assert!(new(PAGE, Some(0), PAGE).unwrap_err().contains("65536 guarded bytes"));
+    assert!(new(CAPACITY + PAGE, Some(0), 0).unwrap_err().contains("at most 1048576 bytes"));
     assert_eq!(new(CAPACITY, Some(0), 0).unwrap(), CAPACITY);
     assert_eq!(new(CAPACITY, None, 0).unwrap(), CAPACITY);
 
@@ -126,70 +126,69 @@ fn nothing_is_promised_to_the_compiler() {
     assert_eq!(stack.guard_range().end.addr(), stack.range().start);
 }
 
-/// A guest that calls itself for ever gets a trap, on its stack in a slot as anywhere; the next stack is untouched.
+/// Endless recursion traps, on a stack in a slot as on any other; the adjacent stack is unchanged.
 #[tokio::test]
 async fn endless_recursion_is_a_trap() {
-    let room = Room::of(2);
-    let (mut culprit, mut bystander) = (room.guest("i32", "1"), room.guest("i32", "1"));
+    let engine = TestEngine::of(2);
+    let (mut culprit, mut bystander) = (engine.guest("i32", "1"), engine.guest("i32", "1"));
     bystander.call_async("grow", &[Val::I32(0)]).await.unwrap();
     let error = culprit.call_async("recurse", &[]).await.unwrap_err();
     assert_eq!(error.downcast_ref::<Trap>(), Some(&Trap::StackOverflow), "{error:?}");
     bystander.call_async("grow", &[Val::I32(1)]).await.unwrap();
 }
 
-/// Ten thousand instances come and go, a thousand at a time: not one mapping comes with them, and what was resident
-/// goes back to the system. In a process of its own, because it counts mappings, and other tests make and drop theirs.
+/// Ten thousand instances are created and dropped, a thousand at a time: they add no mapping, and their resident pages
+/// are released. In a process of its own, because it counts mappings, and other tests create and drop theirs.
 #[test]
-fn churn_leaves_nothing_behind() {
+fn churn_releases_all_pages() {
     const CASE: &str = "POLYGATE_TEST_CHURN";
     if std::env::var_os(CASE).is_some() {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(churn());
         return;
     }
-    let child = this_test_again("churn_leaves_nothing_behind", CASE, "1");
+    let child = this_test_again("churn_releases_all_pages", CASE, "1");
     assert!(child.status.success(), "{child:?}");
     assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"), "{child:?}");
 }
 
 async fn churn() {
-    let room = Room::of(1000);
-    let slabs = [&room.memories, &room.stacks];
-    let mappings = slabs.map(|slab| resident(slab).mappings);
-    let module = room.module("i32", "1");
+    let engine = TestEngine::of(1000);
+    let allocators = [&engine.memories, &engine.stacks];
+    let mappings = allocators.map(|allocator| resident(allocator).mappings);
+    let module = engine.module("i32", "1");
     for _ in 0..10 {
         let mut guests = Vec::new();
         for _ in 0..1000 {
-            let mut guest = room.instance_of(&module, "i32").unwrap();
+            let mut guest = engine.instance_of(&module, "i32").unwrap();
             assert_eq!(guest.call_async("grow", &[Val::I32(1)]).await.unwrap(), Some(1));
             guest.fill(1);
             guests.push(guest);
         }
-        for (slab, kib_each) in slabs.into_iter().zip([128..=128, 4..=16]) {
-            assert_eq!(slab.taken(), 1000);
-            assert!(kib_each.contains(&(resident(slab).kib / 1000)), "{:?}", resident(slab));
+        for (allocator, kib_each) in allocators.into_iter().zip([128..=128, 4..=16]) {
+            assert_eq!(allocator.taken(), 1000);
+            assert!(kib_each.contains(&(resident(allocator).kib / 1000)), "{:?}", resident(allocator));
         }
-        assert_eq!(slabs.map(|slab| resident(slab).mappings), mappings);
+        assert_eq!(allocators.map(|allocator| resident(allocator).mappings), mappings);
     }
-    for slab in slabs {
-        assert_eq!(slab.taken(), 0);
-        assert_eq!(slab.lost.load(Ordering::Relaxed), 0);
-        assert_eq!(slab.free.lock().untouched, 1000, "no more slots than there ever were instances");
-        assert_eq!(resident(slab).kib, 0);
+    for allocator in allocators {
+        assert_eq!(allocator.taken(), 0);
+        assert_eq!(allocator.leaked.load(Ordering::Relaxed), 0);
+        assert_eq!(allocator.free.lock().first_cold, 1000, "no more slots than live instances");
+        assert_eq!(resident(allocator).kib, 0);
     }
-    assert_eq!(slabs.map(|slab| resident(slab).mappings), mappings);
+    assert_eq!(allocators.map(|allocator| resident(allocator).mappings), mappings);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever the order in which memories are made, grown and dropped: none shares a byte with another, and all that
-    /// is new is zero.
+    /// In any order of creation, growth and drop, no two memories share a byte, and new bytes are zero.
     #[test]
     fn memories_are_disjoint_and_new_ones_are_zero(steps in prop::collection::vec((0..4usize, 0..20usize), 1..40)) {
         let memories = Memories::map(4, CAPACITY).unwrap();
         let mut live: [Option<Box<dyn LinearMemory>>; 4] = Default::default();
         for (number, pages) in steps {
-            let mark = number as u8 + 1;
+            let fill = number as u8 + 1;
             let bytes = pages * PAGE;
             match live[number].take() {
                 None if bytes > CAPACITY => assert!(memories.memory(bytes, None).is_err()),
@@ -210,7 +209,7 @@ proptest! {
                 }
             }
             if let Some(memory) = &mut live[number] {
-                bytes_of_mut(&mut **memory).fill(mark);
+                bytes_of_mut(&mut **memory).fill(fill);
             }
             for (number, memory) in live.iter().enumerate() {
                 assert!(memory.iter().all(|memory| is(bytes_of(&**memory), number as u8 + 1)));
@@ -219,19 +218,23 @@ proptest! {
     }
 }
 
-/// What lies around memories and stacks is no memory: touching it ends the process, as a child shows that does so.
+/// Accesses around memories and stacks raise SIGSEGV, each tried in a child process.
 #[test]
-fn what_is_around_faults() {
+fn accesses_around_slots_fault() {
     const CASE: &str = "POLYGATE_TEST_TOUCH";
     type Touch = fn(&Memories, &Stacks);
     let cases: [(&str, Touch, Option<i32>); 9] = [
         ("the last byte of a memory", |memories, _| read(last_byte(memories)), None),
-        ("behind a memory", |memories, _| read(last_byte(memories).wrapping_add(1)), SEGV),
-        ("behind a memory that has grown", |memories, _| read(last_byte_after_growth(memories).wrapping_add(1)), SEGV),
-        ("at the end of a memory's guard", |memories, _| read(start(memories).wrapping_add((2 << 20) - 1)), SEGV),
+        ("after a memory", |memories, _| read(last_byte(memories).wrapping_add(1)), SEGV),
+        ("after a memory that has grown", |memories, _| read(last_byte_after_growth(memories).wrapping_add(1)), SEGV),
+        (
+            "the last byte of a memory's guard pages",
+            |memories, _| read(start(memories).wrapping_add((2 << 20) - 1)),
+            SEGV,
+        ),
         ("before all memories", |memories, _| read(start(memories).wrapping_sub(1)), SEGV),
         ("a margin before them", |memories, _| read(start(memories).wrapping_sub(MARGIN_BYTES)), SEGV),
-        ("behind all memories", |memories, _| read(end(&memories.slab)), SEGV),
+        ("after all memories", |memories, _| read(end(&memories.allocator)), SEGV),
         ("the lowest byte of a stack", |_, stacks| write(lowest_byte(stacks)), None),
         ("below a stack", |_, stacks| write(lowest_byte(stacks).wrapping_sub(1)), SEGV),
     ];
@@ -243,13 +246,13 @@ fn what_is_around_faults() {
         return;
     }
     for (name, _, signal) in cases {
-        let child = this_test_again("what_is_around_faults", CASE, name);
+        let child = this_test_again("accesses_around_slots_fault", CASE, name);
         assert_eq!(child.status.signal(), signal, "{name}: {child:?}");
         assert_eq!(child.status.success(), signal.is_none(), "{name}: {child:?}");
     }
 }
 
-/// One of these tests alone in a process of its own, which finds `value` in the environment and knows by it what it is.
+/// Runs one of these tests alone in a process of its own, with `value` in its environment to select the case.
 fn this_test_again(test: &str, variable: &str, value: &str) -> Output {
     let test = format!("handler::wasm::slot_allocator::tests::{test}");
     let this = std::env::current_exe().unwrap();
@@ -258,14 +261,14 @@ fn this_test_again(test: &str, variable: &str, value: &str) -> Output {
 
 const SEGV: Option<i32> = Some(libc::SIGSEGV);
 
-/// An engine whose memories and stacks are few slots, configured as the gateway's.
-struct Room {
+/// An engine with few memory and stack slots, configured as the gateway's small engine.
+struct TestEngine {
     engine: Engine,
     memories: Arc<SlotAllocator>,
     stacks: Arc<SlotAllocator>,
 }
 
-impl Room {
+impl TestEngine {
     fn of(slots: usize) -> Self {
         Self::with(slots, slots)
     }
@@ -273,10 +276,10 @@ impl Room {
     fn with(memories: usize, stacks: usize) -> Self {
         let memories = Memories::map(memories, CAPACITY).unwrap();
         let stacks = Stacks::map(stacks, engines::STACK_BYTES, STACK_GUARD).unwrap();
-        let slabs = (Arc::clone(&memories.slab), Arc::clone(&stacks.slab));
-        assert_eq!(slabs.0.slot_bytes as u64, SLOT);
+        let allocators = (Arc::clone(&memories.allocator), Arc::clone(&stacks.allocator));
+        assert_eq!(allocators.0.slot_bytes as u64, SLOT);
         let engine = Engine::new(&engines::dense((memories, stacks))).unwrap();
-        Self { engine, memories: slabs.0, stacks: slabs.1 }
+        Self { engine, memories: allocators.0, stacks: allocators.1 }
     }
 
     fn guest(&self, index: &'static str, memory: &str) -> Guest {
@@ -301,7 +304,7 @@ impl Room {
     }
 }
 
-/// Every way to memory that WebAssembly has, each at an address of the caller's choice.
+/// Every kind of memory access in WebAssembly, each at an address of the caller's choice.
 const PROBE: &str = r#"(module
     (memory (export "memory") $memory)
     (data $data "\01")
@@ -383,8 +386,8 @@ impl Guest {
         Ok(results.first().copied().map(as_i64))
     }
 
-    /// Every access at every address that is not this guest's; gives how many were tried.
-    fn try_everything_beyond(&mut self) -> usize {
+    /// Tries every access at every out-of-bounds address; returns the number of accesses.
+    fn try_out_of_bounds(&mut self) -> usize {
         let length = self.bytes().len() as u64;
         let mut beyond = vec![
             length,
@@ -420,7 +423,6 @@ fn as_i64(value: Val) -> i64 {
     value.i64().or_else(|| value.i32().map(i64::from)).unwrap()
 }
 
-/// Whether all bytes are this one.
 fn is(bytes: &[u8], byte: u8) -> bool {
     bytes == vec![byte; bytes.len()]
 }
@@ -431,39 +433,40 @@ struct Resident {
     kib: usize,
 }
 
-/// What the kernel says of a slab's mapping; where two slabs touch, it counts what is between them as one.
-fn resident(slab: &SlotAllocator) -> Resident {
-    let start = slab.mapping.as_ptr().addr();
-    let range = start..start + slab.mapping_bytes;
-    let (mut inside, mut found) = (false, Resident { mappings: 0, kib: 0 });
+/// Mappings and resident memory of an allocator, from `/proc/self/smaps`; the kernel merges adjacent mappings of two
+/// allocators into one.
+fn resident(allocator: &SlotAllocator) -> Resident {
+    let start = allocator.mapping.as_ptr().addr();
+    let range = start..start + allocator.mapping_bytes;
+    let (mut inside, mut resident) = (false, Resident { mappings: 0, kib: 0 });
     for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         if let Some((start, _)) = word.split_once('-') {
             inside = usize::from_str_radix(start, 16).is_ok_and(|start| range.contains(&start));
-            found.mappings += usize::from(inside);
+            resident.mappings += usize::from(inside);
         } else if inside && word == "Rss:" {
-            found.kib += rest.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
+            resident.kib += rest.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
         }
     }
-    found
+    resident
 }
 
 fn bytes_of(memory: &dyn LinearMemory) -> &[u8] {
-    // SAFETY: that many bytes are accessible, and only its owner writes to them.
+    // SAFETY: `byte_size` bytes are accessible, and only the owner of the memory writes to them.
     unsafe { std::slice::from_raw_parts(memory.as_ptr(), memory.byte_size()) }
 }
 
 fn bytes_of_mut(memory: &mut dyn LinearMemory) -> &mut [u8] {
-    // SAFETY: as above, and it is borrowed mutably.
+    // SAFETY: as above, and the memory is borrowed mutably.
     unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), memory.byte_size()) }
 }
 
-/// A memory of one page that lives as long as the process, in the first slot.
+/// Start of a leaked memory of one page in the first slot.
 fn start(memories: &Memories) -> *mut u8 {
     let memory = memories.memory(PAGE, None).unwrap();
     let start = memory.as_ptr();
     std::mem::forget(memory);
-    assert_eq!(start, memories.slab.base.as_ptr());
+    assert_eq!(start, memories.allocator.base.as_ptr());
     start
 }
 
@@ -480,11 +483,11 @@ fn last_byte_after_growth(memories: &Memories) -> *mut u8 {
     last
 }
 
-fn end(slab: &SlotAllocator) -> *mut u8 {
-    slab.base.as_ptr().wrapping_add(slab.slots * slab.slot_bytes)
+fn end(allocator: &SlotAllocator) -> *mut u8 {
+    allocator.base.as_ptr().wrapping_add(allocator.slots * allocator.slot_bytes)
 }
 
-/// Of the second stack, below which lies the first one.
+/// Lowest byte of the second stack, which lies after the first one.
 fn lowest_byte(stacks: &Stacks) -> *mut u8 {
     let [first, second] = [(); 2].map(|()| stacks.new_stack(STACK, true).unwrap());
     let lowest = second.guard_range().end;
@@ -493,7 +496,7 @@ fn lowest_byte(stacks: &Stacks) -> *mut u8 {
 }
 
 fn read(address: *mut u8) {
-    // SAFETY: only in a child process that this may end, and says so.
+    // SAFETY: runs only in a child process, which an invalid access ends with SIGSEGV, as its parent expects.
     std::hint::black_box(unsafe { address.read_volatile() });
 }
 
