@@ -42,6 +42,9 @@ pub struct Services {
     /// Prefix of the devices' topics.
     pub mountpoint: Mountpoint,
     pub metrics: ListenerMetrics,
+    /// How long a message of QoS 1 or 2 may take to be acknowledged before anything is sent after it; `None` without
+    /// confirmation.
+    pub confirm_timeout: Option<Duration>,
 }
 
 /// Pending change of the keepalive timer.
@@ -67,6 +70,8 @@ pub struct Adapter {
     client: Option<Box<Client>>,
     /// The handler may not know that the peer is authenticated.
     reintroduced: bool,
+    /// A message was not acknowledged in time: nothing is sent any more.
+    unconfirmed: bool,
     /// Present while a shadow or a tap needs the commands.
     command_log: Option<Box<CommandLog>>,
 }
@@ -102,6 +107,7 @@ impl Adapter {
             ended: false,
             client: None,
             reintroduced: false,
+            unconfirmed: false,
             command_log: None,
         }
     }
@@ -132,6 +138,12 @@ impl Adapter {
     /// Whether the handler called Close.
     pub fn close_asked(&self) -> bool {
         self.close_asked
+    }
+
+    /// Whether the broker did not acknowledge a message in time: the connection is to end without anything that would
+    /// tell the device that its record is safe.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed
     }
 
     /// Takes the timer change since the last call.
@@ -241,6 +253,9 @@ impl Adapter {
 
     fn queue(&mut self, bytes: Bytes) -> Result<(), Refused> {
         self.check_open()?;
+        if self.unconfirmed {
+            return Err(Refused::Gone);
+        }
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, ?bytes, "from the handler");
         if let Some(bytes_max) = self.info.kind.datagram_bytes_max()
             && bytes.len() > bytes_max
@@ -299,15 +314,17 @@ impl Adapter {
             .mountpoint
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
-        let credentials =
-            Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
-        self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+        if !self.services.pubsub.authenticates() {
+            let credentials =
+                Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
+            self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+        }
 
         let info = Arc::new(client);
         let session = self
             .services
             .pubsub
-            .open(Arc::clone(&info), self.info.peer, self.mailbox.clone())
+            .open(Arc::clone(&info), password.as_ref(), self.info.peer, self.mailbox.clone())
             .await
             .map_err(Refused::from)?;
         tracing::info!(
@@ -365,15 +382,20 @@ impl Adapter {
     ///
     /// [`Refused::NotAuthenticated`], [`Refused::Malformed`] for the topic, [`Refused::Denied`] by a rule,
     /// [`Refused::Broker`], [`Refused::Gone`].
-    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+    pub async fn publish(&mut self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
         let (client, services) = self.client("Publish")?;
         let topic = client.mount.name(topic).map_err(malformed)?;
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn, %topic, ?qos, ?payload, "published by the handler");
         if !services.auth.allows_publish(&client.info.client_id, &client.info.username, &topic) {
             return Err(Refused::Denied(Denied::Publish { topic: topic.into_owned() }));
         }
-        client.session.publish(&topic, qos, payload).await.map_err(Refused::from)?;
-        services.metrics.published.inc();
+        let confirm = services.confirm_timeout.filter(|_| qos != QoS::AtMostOnce);
+        let published = client.session.publish(&topic, qos, payload, confirm).await;
+        if confirm.is_some() && published.is_err() {
+            self.unconfirmed = true;
+        }
+        published.map_err(Refused::from)?;
+        self.services.metrics.published.inc();
         Ok(())
     }
 

@@ -47,7 +47,9 @@ pub struct Config {
     /// The `ConnectionAdapter` service; none: no handler speaks gRPC, and the file has no `[adapter]`.
     pub adapter: Option<crate::exproto::service::Options>,
     pub admin: Option<crate::admin::Options>,
+    /// The embedded broker; not started when there is an external one.
     pub broker: crate::pubsub::embedded::Options,
+    pub external_broker: Option<crate::pubsub::external::Options>,
     pub auth: crate::auth::Options,
     /// The handlers, in the order of the file.
     pub handlers: Vec<Handler>,
@@ -65,6 +67,8 @@ pub struct Listener {
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
+    /// How long sends wait for the acknowledgement of a message of QoS 1 or 2 before them; none: they do not wait.
+    pub confirm_timeout: Option<Duration>,
     /// The files with its certificates, keys and denied addresses.
     pub files: Vec<PathBuf>,
 }

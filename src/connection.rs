@@ -252,7 +252,8 @@ impl Connection {
                 && let Some(event) = self.pop()
             {
                 if let Err(reason) = self.deliver(socket, event).await {
-                    return reason;
+                    // What the handler makes of it is its consequence.
+                    return if self.adapter.is_unconfirmed() { CloseReason::Unconfirmed } else { reason };
                 }
                 continue;
             }

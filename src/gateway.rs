@@ -23,13 +23,14 @@ use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
 use crate::listener::{self, ActivatedSockets};
-use crate::pubsub::{PubSub, embedded};
+use crate::pubsub::{PubSub, embedded, external};
 use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod descriptors;
 mod listeners;
+mod ports;
 
 pub(crate) use listeners::ListenersChanged;
 use listeners::{Context, Listeners};
@@ -55,6 +56,9 @@ pub enum StartError {
     /// The embedded broker did not start.
     #[error(transparent)]
     Broker(#[from] embedded::StartError),
+    /// The external broker's settings cannot be used.
+    #[error(transparent)]
+    ExternalBroker(#[from] external::StartError),
     /// A handler could not be loaded.
     #[error(transparent)]
     Handler(#[from] rollout::LoadError),
@@ -78,7 +82,7 @@ pub struct Gateway {
     drain_timeout: Duration,
     registry: Registry,
     telemetry: Telemetry,
-    broker: embedded::Broker,
+    pubsub: PubSub,
     admin: Option<JoinHandle<()>>,
     listeners: Mutex<Listeners>,
     bound: Bound,
@@ -124,8 +128,10 @@ pub struct Bound {
     pub listeners: Vec<(Arc<str>, ListenAddr)>,
     /// The `ConnectionAdapter` service.
     pub adapter: Option<SocketAddr>,
-    /// The embedded broker's MQTT port.
+    /// The embedded broker's first MQTT listener.
     pub broker: Option<SocketAddr>,
+    /// All of its MQTT listeners, by name, in the order of the configuration.
+    pub mqtt: Vec<(Arc<str>, SocketAddr)>,
     pub admin: Option<SocketAddr>,
 }
 
@@ -171,6 +177,7 @@ impl Gateway {
             adapter,
             admin,
             broker,
+            external_broker,
             auth,
             handlers,
             mut listeners,
@@ -204,32 +211,35 @@ impl Gateway {
         let manager = RolloutManager::open(handlers, loader, services).await?;
         tracing::info!(handlers = manager.names().len(), "handlers ready");
 
-        let broker = embedded::Broker::start(broker, auth.clone()).await?;
-        let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
-        let pubsub = PubSub::Embedded(broker.clone());
-        let limit = connections_max.or_else(descriptors::connections_max);
+        // A device takes a second descriptor for its connection to an external broker.
+        let descriptors_each = if external_broker.is_some() { 2 } else { 1 };
+        let connections_max = connections_max.or_else(|| descriptors::connections_max(descriptors_each));
+        let limit = connections_max;
         tracing::info!(connections_max = limit, "connection limit");
+        let limit = limit.map(ConnectionLimit::new);
+        let (pubsub, mut bound) = match external_broker {
+            None => {
+                let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
+                let mqtt = broker.bound().to_vec();
+                let bound = Bound { broker: broker.local_addr(), mqtt, ..Bound::default() };
+                (PubSub::Embedded(broker), bound)
+            }
+            Some(options) => {
+                ports::warn_if_few(&options, connections_max);
+                let counters = external::Counters::default();
+                telemetry.external_broker(&counters);
+                let broker = external::Broker::new(options, counters)?;
+                (PubSub::External(broker), Bound::default())
+            }
+        };
         let mut running = Listeners::new(Context {
-            common: Common {
-                ids,
-                registry: registry.clone(),
-                taps: taps.clone(),
-                limit: limit.map(ConnectionLimit::new),
-            },
+            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
             manager: manager.clone(),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         });
-        let counters = broker.counters();
-        telemetry.broker(
-            &counters.client_dropped,
-            &counters.client_oversize,
-            &counters.publishes_denied,
-            &counters.subscribes_denied,
-            &counters.retained_refused,
-        );
         let ports = async {
             let opened = running.open(&listeners)?;
             let adapter = match &adapter {
@@ -258,7 +268,7 @@ impl Gateway {
             Err(error) => {
                 drain.begin();
                 drain.end();
-                broker.shutdown().await;
+                pubsub.shutdown().await;
                 return Err(error);
             }
         };
@@ -276,7 +286,7 @@ impl Gateway {
             drain_timeout,
             registry,
             telemetry,
-            broker,
+            pubsub,
             admin: admin.map(|admin| admin.task),
             listeners: Mutex::new(running),
             bound,
@@ -315,7 +325,7 @@ impl Gateway {
     /// All errors; then nothing has changed.
     pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<ReloadError>> {
         let _guard = self.reloading.lock().await;
-        let Config { auth, handlers, listeners, written, .. } = config;
+        let Config { auth, broker, handlers, listeners, written, .. } = config;
         let names: Vec<Arc<str>> = handlers.iter().map(|handler| Arc::clone(handler.name())).collect();
         let one = |error: ReloadError| vec![error];
 
@@ -332,6 +342,9 @@ impl Gateway {
             shutdown.closed().await;
         }
         self.manager.retain(&names);
+        if let PubSub::Embedded(running) = &self.pubsub {
+            running.follow(&broker);
+        }
 
         let is_followed =
             |key: &String| ["handlers", "listeners", "auth"].iter().any(|table| key.split('.').next() == Some(table));
@@ -370,7 +383,7 @@ impl Gateway {
             connections.shutdown().await;
         }
         self.drain.end();
-        self.broker.shutdown().await;
+        self.pubsub.shutdown().await;
         if let Some(admin) = self.admin
             && tokio::time::timeout(ANSWERS_END, admin).await.is_err()
         {

@@ -27,6 +27,8 @@
 //! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and conversions to the types of [`conn`] |
 //! | 1 | [`conn`] | types of a connection: ids, events, commands, close reasons; registry; limits |
 //! | 1 | [`topic`] | MQTT topic names, topic filters, mountpoints, templates; pure |
+//! | 1 | [`mqtt`] | MQTT 3.1.1 and 5.0: packets, state of a session at either end; no I/O |
+//! | 1 | [`mqtt_stream`], [`mqtt_client`] | MQTT over a byte stream; one connection of a client |
 //! | 1 | [`conversation`] | recorded conversations: parse, print, replay, record |
 //! | 1 | [`telemetry`] | log, log rate limits, every metric |
 //! | 0 | [`drain`] | stop signal |
@@ -62,6 +64,9 @@ mod wit;
 
 mod conn;
 mod conversation;
+mod mqtt;
+mod mqtt_client;
+mod mqtt_stream;
 mod telemetry;
 mod topic;
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
+mod accept_limiter;
 pub(crate) mod access;
 mod bind;
 pub(crate) mod credentials;
@@ -30,8 +31,9 @@ mod tcp;
 pub(crate) mod tls;
 mod udp;
 
+pub(crate) use accept_limiter::AcceptLimiter;
 pub(crate) use bind::Bind;
-pub(crate) use establish::{Admission, Pending};
+pub(crate) use establish::{Accepted, Admission, Pending};
 pub(crate) use flow_gate::FlowGate;
 pub(crate) use handshake::HandshakeError;
 pub(crate) use socket::{Received, Socket};

@@ -6,13 +6,17 @@
 //! asked [`Auth`](crate::auth::Auth); nothing below checks permissions of devices again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::conn::registry::Mailbox;
-use crate::conn::{ClientInfo, PeerAddr, QoS, Refused};
+use crate::conn::{ClientInfo, Denied, Password, PeerAddr, QoS, Refused};
+use crate::mqtt::Reason;
+use crate::mqtt_client::PublishError;
 
 pub(crate) mod embedded;
+pub(crate) mod external;
 
 /// `Message.from` of what the gateway itself publishes (`RawPublish`).
 pub(crate) const GATEWAY: &str = "exproto";
@@ -22,6 +26,8 @@ pub(crate) const GATEWAY: &str = "exproto";
 pub enum PubSub {
     /// The broker inside of this process.
     Embedded(embedded::Broker),
+    /// The user's own broker.
+    External(external::Broker),
 }
 
 /// One device's client of the broker.
@@ -32,6 +38,8 @@ pub enum PubSub {
 pub enum Session {
     /// A client of the embedded broker.
     Embedded(embedded::Session),
+    /// A client of an external broker.
+    External(external::Session),
 }
 
 /// Why the broker did not do what it was asked.
@@ -60,6 +68,29 @@ pub enum Error {
     /// The broker has been stopped.
     #[error("the broker has been stopped")]
     Stopped,
+    /// The external broker has refused.
+    #[error("the broker refused: {0}")]
+    Refused(Reason),
+    /// The external broker cannot be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The external broker did not acknowledge in time.
+    #[error("the broker did not acknowledge the message in time")]
+    Unconfirmed,
+    /// As many messages wait for the external broker as may.
+    #[error("the outage buffer is full")]
+    OutageBufferFull,
+}
+
+impl From<PublishError> for Error {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Refused(reason) => Self::Refused(reason),
+            PublishError::Full => Self::OutageBufferFull,
+            PublishError::TooLarge { bytes, bytes_max } => Self::PayloadTooLarge { bytes, bytes_max },
+            PublishError::RetainNotAvailable | PublishError::Lost => Self::Unreachable(error.to_string()),
+        }
+    }
 }
 
 impl From<Error> for Refused {
@@ -71,12 +102,45 @@ impl From<Error> for Refused {
                 Self::Full { what: "the client's list of subscriptions", limit: format!("{subscriptions_max} entries") }
             }
             Error::Replaced => Self::Gone,
-            Error::Stopped => Self::Broker(error.to_string()),
+            Error::Refused(reason) if is_denial(reason) => Self::Denied(Denied::Broker { reason: reason.to_string() }),
+            Error::OutageBufferFull => Self::Full { what: "the outage buffer", limit: "outage_buffer".to_owned() },
+            Error::Stopped | Error::Refused(_) | Error::Unreachable(_) | Error::Unconfirmed => {
+                Self::Broker(error.to_string())
+            }
         }
     }
 }
 
+/// Whether a broker's reason code is about who the client is and what it may do.
+fn is_denial(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::CLIENT_ID_INVALID
+            | Reason::BAD_USER_NAME_OR_PASSWORD
+            | Reason::NOT_AUTHORIZED
+            | Reason::BANNED
+            | Reason::BAD_AUTHENTICATION_METHOD
+    )
+}
+
 impl PubSub {
+    /// Whether the broker decides who may authenticate, instead of `[auth]`.
+    pub fn authenticates(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::External(_) => true,
+        }
+    }
+
+    /// Stops what runs for it. Sessions of devices are refused from then on.
+    pub async fn shutdown(&self) {
+        match self {
+            Self::Embedded(broker) => broker.shutdown().await,
+            // Its connections are those of the devices, and end with them.
+            Self::External(_) => {}
+        }
+    }
+
     /// Opens a session for a device that has authenticated.
     ///
     /// A session with the same client id ends: its connection is asked to close with
@@ -86,11 +150,20 @@ impl PubSub {
     /// `peer` is the device's address, for logs and for brokers that are told of it. Messages go to
     /// `mailbox`; those that find it full are shed and counted there.
     ///
+    /// `password` is the device's, for a broker that decides by it.
+    ///
     /// # Errors
     ///
-    /// [`Error::Stopped`].
-    pub async fn open(&self, client: Arc<ClientInfo>, peer: PeerAddr, mailbox: Mailbox) -> Result<Session, Error> {
+    /// [`Error::Stopped`], [`Error::Refused`], [`Error::Unreachable`].
+    pub async fn open(
+        &self,
+        client: Arc<ClientInfo>,
+        password: Option<&Password>,
+        peer: PeerAddr,
+        mailbox: Mailbox,
+    ) -> Result<Session, Error> {
         match self {
+            Self::External(broker) => broker.open(&client, password, peer, mailbox).await.map(Session::External),
             Self::Embedded(broker) => broker.open(&client, peer, mailbox).map(Session::Embedded),
         }
     }
@@ -103,6 +176,7 @@ impl PubSub {
     pub async fn publish_as_gateway(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
         match self {
             Self::Embedded(broker) => broker.publish_as_gateway(topic, qos, payload),
+            Self::External(broker) => broker.publish_as_gateway(topic, qos, payload).await,
         }
     }
 }
@@ -113,12 +187,17 @@ impl Session {
     /// When this returns, the broker has taken it in. Messages of one session reach each subscriber in
     /// the order in which they were published.
     ///
+    /// With `confirm` it returns only when the broker has acknowledged a message of QoS 1 or 2, or when that much time has
+    /// passed; without, a message may be waiting for an external broker that is away.
+    ///
     /// # Errors
     ///
     /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Replaced`], [`Error::Stopped`].
-    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
+    pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes, confirm: Option<Duration>) -> Result<(), Error> {
         match self {
+            // What is published is in the queues when this returns.
             Self::Embedded(session) => session.publish(topic, qos, payload),
+            Self::External(session) => session.publish(topic, qos, payload, confirm).await,
         }
     }
 
@@ -135,6 +214,7 @@ impl Session {
     pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<(), Error> {
         match self {
             Self::Embedded(session) => session.subscribe(filter, qos).await,
+            Self::External(session) => session.subscribe(filter, qos).await,
         }
     }
 
@@ -147,6 +227,7 @@ impl Session {
     pub async fn unsubscribe(&self, filter: &str) -> Result<(), Error> {
         match self {
             Self::Embedded(session) => session.unsubscribe(filter),
+            Self::External(session) => session.unsubscribe(filter).await,
         }
     }
 
@@ -155,6 +236,7 @@ impl Session {
     pub async fn close(self) {
         match self {
             Self::Embedded(session) => drop(session),
+            Self::External(session) => drop(session),
         }
     }
 }

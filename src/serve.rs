@@ -1,7 +1,5 @@
 //! Accept loop of one listener: permit, accept, one task per connection; the accept rate limit.
 
-use std::time::Instant;
-
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -9,8 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::conn::CloseReason;
 use crate::connection::{Connections, Permit};
 use crate::drain::Drain;
-use crate::listener::{Listener, Pending};
-use crate::rate::{Rate, TokenBucket};
+use crate::listener::{AcceptLimiter, Listener, Pending};
 
 /// Shutdown of one listener; its connections stay open.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +44,7 @@ pub async fn serve(
     let _closed = shutdown.closed.clone().drop_guard();
     let mut tasks = JoinSet::new();
     let mut listener = Some(listener);
-    let mut limiter = AcceptLimiter(TokenBucket::full(Instant::now()));
+    let mut limiter = AcceptLimiter::default();
     while listener.is_some() || !tasks.is_empty() {
         let current = connections.borrow_and_update().clone();
         tokio::select! {
@@ -97,43 +94,6 @@ async fn next(
             Some(permit) => return (permit, pending),
             None => pending.shed("connections_max"),
         }
-    }
-}
-
-/// Rate limiter of accepts.
-struct AcceptLimiter(TokenBucket);
-
-impl AcceptLimiter {
-    /// Waits until the rate allows one accept. Must be called again when the rate has changed.
-    async fn wait(&mut self, listener: &Listener) {
-        while let Some(rate) = self.rate(listener) {
-            let ready = self.0.ready_at(&rate);
-            if ready <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(ready.into()).await;
-        }
-    }
-
-    /// The current rate. Accepts are charged one at a time, so a debt can only come from an earlier rate.
-    fn rate(&mut self, listener: &Listener) -> Option<Rate> {
-        let rate = listener.admission().connection_rate;
-        if let Some(rate) = &rate {
-            self.0.cap_debt(rate, Instant::now(), 0);
-        }
-        rate
-    }
-
-    /// Charges one accept.
-    fn count(&mut self, listener: &Listener) {
-        if let Some(rate) = self.rate(listener) {
-            self.0.charge(&rate, Instant::now(), 1);
-        }
-    }
-
-    /// Whether the rate allows one accept; charges it.
-    fn take(&mut self, listener: &Listener) -> bool {
-        self.rate(listener).is_none_or(|rate| self.0.take(&rate, Instant::now(), 1).is_ok())
     }
 }
 

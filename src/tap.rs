@@ -285,7 +285,8 @@ fn closed_by(reason: &CloseReason) -> ClosedBy {
         | CloseReason::Draining
         | CloseReason::Replaced
         | CloseReason::Kicked
-        | CloseReason::Expired => ClosedBy::Gateway,
+        | CloseReason::Expired
+        | CloseReason::Unconfirmed => ClosedBy::Gateway,
     }
 }
 

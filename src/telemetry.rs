@@ -13,10 +13,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+mod broker;
 mod line_format;
 mod log;
 mod log_limit;
 
+pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics};
 pub use log::{LogFormat, start_log};
 pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
@@ -327,29 +329,14 @@ impl Telemetry {
         Ok(page)
     }
 
-    /// Registers the counters of the embedded broker.
-    pub fn broker(
-        &self,
-        client_dropped: &Counter,
-        client_oversize: &Counter,
-        publishes_denied: &Counter,
-        subscribes_denied: &Counter,
-        retained_refused: &Counter,
-    ) {
-        let mut registry = self.lock();
-        for (name, help, counter) in [
-            ("broker_client_dropped", "Messages dropped at the full queue of an MQTT client", client_dropped),
-            (
-                "broker_client_oversize",
-                "Messages over the maximum packet size of an MQTT client, not delivered",
-                client_oversize,
-            ),
-            ("broker_publishes_denied", "Publishes of MQTT clients that were denied", publishes_denied),
-            ("broker_subscribes_denied", "Subscribes of MQTT clients that were denied", subscribes_denied),
-            ("broker_retained_refused", "Retained messages delivered but not stored", retained_refused),
-        ] {
-            registry.register(name, help, counter.clone());
-        }
+    /// Shows the counters that the embedded broker keeps.
+    pub fn broker(&self, metrics: &BrokerMetrics) {
+        metrics.register(&mut self.lock());
+    }
+
+    /// Shows the counters of the connections to an external broker.
+    pub fn external_broker(&self, metrics: &ExternalBrokerMetrics) {
+        metrics.register(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -632,8 +619,8 @@ mod tests {
     #[test]
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
-        let counter = Counter::default();
-        telemetry.broker(&Counter::default(), &counter, &counter, &counter, &counter);
+        telemetry.broker(&BrokerMetrics::default());
+        telemetry.external_broker(&ExternalBrokerMetrics::default());
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

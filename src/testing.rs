@@ -83,6 +83,15 @@ pub mod listener {
         pub use crate::listener::proxy::{BYTES_MAX, Scan, scan};
     }
 }
+pub mod mqtt {
+    pub use crate::mqtt::{Packet, Reason, Version};
+    pub mod decode {
+        pub use crate::mqtt::decode::Decoder;
+    }
+    pub mod packet {
+        pub use crate::mqtt::packet::{Ack, ConnAck, Publish, UnsubAck};
+    }
+}
 pub mod percent {
     pub use crate::percent::Percent;
 }

@@ -26,7 +26,7 @@ const SHARE: &str = "$share";
 
 /// Malformed topic name or filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {}: {fault}", Shown(text))]
+#[error("{what} {}: {fault}", Excerpt(text))]
 pub struct Malformed {
     pub what: What,
     pub text: String,
@@ -60,7 +60,7 @@ impl fmt::Display for What {
 impl Malformed {
     /// The error without the expected kind, for callers that name that themselves.
     pub fn why(&self) -> String {
-        format!("{}: {}", Shown(&self.text), self.fault)
+        format!("{}: {}", Excerpt(&self.text), self.fault)
     }
 }
 
@@ -101,10 +101,10 @@ pub enum Fault {
     ShareNested,
 }
 
-/// A text for an error: quoted, and short enough for a log line.
-struct Shown<'a>(&'a str);
+/// A text for an error or a log line: quoted, and shortened.
+pub(crate) struct Excerpt<'a>(pub &'a str);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const CHARS_MAX: usize = 100;
         match self.0.char_indices().nth(CHARS_MAX) {

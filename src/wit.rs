@@ -145,9 +145,10 @@ impl From<&CloseReason> for types::CloseReason {
             CloseReason::Kicked => Self::Kicked,
             CloseReason::Expired => Self::Expired,
             CloseReason::Draining => Self::Host,
-            CloseReason::WriteTimedOut | CloseReason::FramingBroken(_) | CloseReason::HandlerFailed { .. } => {
-                Self::Error(reason.to_string())
-            }
+            CloseReason::WriteTimedOut
+            | CloseReason::FramingBroken(_)
+            | CloseReason::HandlerFailed { .. }
+            | CloseReason::Unconfirmed => Self::Error(reason.to_string()),
         }
     }
 }

@@ -37,7 +37,8 @@ impl Parts {
         let telemetry = Telemetry::new();
         let auth = Auth::new(config.auth).expect("no users");
         let host = wasm::Runtime::start(config.data_dir.join("components")).expect("no engine");
-        let pubsub = PubSub::Embedded(Broker::start(config.broker, auth.clone()).await.expect("no broker"));
+        let pubsub =
+            PubSub::Embedded(Broker::start(config.broker, auth.clone(), &telemetry, None).await.expect("no broker"));
         let [handler] = <[_; 1]>::try_from(config.handlers).expect("one handler");
         let health = telemetry.health(handler.name());
         let first = version(&host, &telemetry, 1, handler).await;
@@ -63,6 +64,7 @@ impl Parts {
             pubsub: self.pubsub.clone(),
             mountpoint: listener.mountpoint.clone(),
             metrics: metrics.clone(),
+            confirm_timeout: None,
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
         let common =

@@ -118,7 +118,9 @@ fn files(path: &Path, config: &Config) -> Vec<PathBuf> {
         Program::Wasm(options) => Some(options.component.clone()),
         Program::Grpc(_) => None,
     });
-    let certificates = config.listeners.iter().flat_map(|listener| listener.files.iter().cloned());
+    let of_devices = config.listeners.iter().map(|listener| &listener.files);
+    let of_mqtt_clients = config.broker.listeners.iter().map(|listener| &listener.files);
+    let certificates = of_devices.chain(of_mqtt_clients).flatten().cloned();
     components.chain(certificates).chain([path.to_owned()]).collect()
 }
 

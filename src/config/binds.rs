@@ -46,7 +46,8 @@ impl Binds {
         table.get(key).inspect(|bind| bind.iter().for_each(|bind| self.add(table.location(key.name), *bind)))
     }
 
-    fn add(&mut self, location: Location, address: SocketAddr) {
+    /// Adds the address of a TCP port.
+    pub(super) fn add(&mut self, location: Location, address: SocketAddr) {
         self.0.push(Bound { location, address, ports: Ports::Tcp, written: address.to_string() });
     }
 

@@ -11,8 +11,8 @@ use super::location::{Alternatives, Quoted};
 use super::read::{Item, Table, all, read_all};
 use super::schema::section;
 use super::value::{
-    ACCESS_RULE, BIND_ADDRESS, FLAG, List, Located, NETWORK, OrTable, PATH, RATE, count, duration, millis, secs, size,
-    text, values,
+    ACCESS_RULE, BIND_ADDRESS, Choice, FLAG, List, Located, NETWORK, OrTable, PATH, RATE, count, duration, millis,
+    secs, size, text, values,
 };
 use super::{ExternalFiles, Listener, value};
 use crate::conn::SocketKind;
@@ -42,6 +42,13 @@ section! {
     /// and `${peerhost}`
     MOUNTPOINT "mountpoint": String =
         text("a mountpoint such as \"trackers/${clientid}/\"", 0..=4096), default String::new();
+    /// `before-send`: bytes that a handler sends after a message of QoS 1 or 2 wait until the broker has acknowledged
+    /// it, so a device keeps its record until it is safe
+    CONFIRM "confirm": Confirm =
+        Choice(&[("off", Confirm::Off), ("before-send", Confirm::BeforeSend)]), default Confirm::Off;
+    /// how long the acknowledgement may take; then the connection ends without these bytes, and is counted as
+    /// `unconfirmed`
+    CONFIRM_TIMEOUT "confirm_timeout": Duration = duration(millis(10)..=secs(600)), default secs(5);
     /// time limit for the first byte of a new connection
     IDLE_TIMEOUT "idle_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(30);
     /// time limit for the handler to authenticate a new connection; then it is closed with reason `login_timed_out`.
@@ -123,6 +130,13 @@ section! {
     MESSAGES_BYTES_MAX "messages_bytes_max": usize = size(1 << 10..=1 << 30), default 1 << 20;
     &framing::SECTION;
     &tls::SECTION;
+}
+
+/// When bytes are sent that follow a message of QoS 1 or 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Confirm {
+    Off,
+    BeforeSend,
 }
 
 /// Longest timeout of a connection: a peer that is silent for a day is gone.
@@ -242,8 +256,15 @@ fn read_one(
         connection: connection,
         mountpoint: mountpoint,
         handlers: chain,
+        confirm_timeout: confirm_timeout(table),
         files: Ok(files(table, external)),
     })
+}
+
+fn confirm_timeout(table: &Table<'_>) -> Result<Option<Duration>, ErrorReported> {
+    let (confirm, timeout) = (table.get(&CONFIRM), table.get(&CONFIRM_TIMEOUT));
+    let (confirm, timeout) = (confirm?, timeout?);
+    Ok((confirm == Confirm::BeforeSend).then_some(timeout))
 }
 
 /// The keys that only some transports have.
@@ -273,7 +294,12 @@ fn check_transport(table: &Table<'_>, transport: SocketKind) -> Result<(), Error
 }
 
 /// Records that only listeners on other transports have a key.
-fn other_transport(table: &Table<'_>, key: &str, transports: &[SocketKind], transport: SocketKind) -> ErrorReported {
+pub(super) fn other_transport(
+    table: &Table<'_>,
+    key: &str,
+    transports: &[SocketKind],
+    transport: SocketKind,
+) -> ErrorReported {
     let names: Vec<String> = transports.iter().map(SocketKind::to_string).collect();
     table.fault_at(key, format_args!("is for {}; this listener speaks {transport}", names.join(" and ")))
 }
@@ -299,7 +325,7 @@ fn chain(table: &Table<'_>, handlers: Option<&Handlers<'_>>) -> Result<Vec<Arc<s
 }
 
 /// Access rules, handshake and connection limits. With a faulty `bind`, fewer checks are made.
-fn admission(
+pub(super) fn admission(
     table: &Table<'_>,
     external: ExternalFiles<'_>,
     bind: Result<Bind, ErrorReported>,
@@ -361,7 +387,7 @@ fn rates(table: &Table<'_>, bind: Result<Bind, ErrorReported>) -> Result<Rates, 
     })
 }
 
-fn socket_options(table: &Table<'_>) -> Result<SocketOptions, ErrorReported> {
+pub(super) fn socket_options(table: &Table<'_>) -> Result<SocketOptions, ErrorReported> {
     let (interval, probes) = (table.get(&TCP_KEEPALIVE_INTERVAL), table.get(&TCP_KEEPALIVE_PROBES));
     read_all!(SocketOptions {
         receive_buffer_bytes: table.get(&RECEIVE_BUFFER),
@@ -378,7 +404,7 @@ fn socket_options(table: &Table<'_>) -> Result<SocketOptions, ErrorReported> {
 }
 
 /// The files that a reload reads again: certificates, keys, and the list of addresses.
-fn files(table: &Table<'_>, external: ExternalFiles<'_>) -> Vec<PathBuf> {
+pub(super) fn files(table: &Table<'_>, external: ExternalFiles<'_>) -> Vec<PathBuf> {
     let deny_file = table.item(DENY_FILE.name).and_then(|item| item.value().as_str());
     tls::files(table, external).into_iter().chain(deny_file.map(|path| external.path(path))).collect()
 }

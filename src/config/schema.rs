@@ -225,12 +225,15 @@ section! {
 }
 
 /// All sections with keys of their own, in the order of the reference.
-static SECTIONS: [&Section; 25] = [
+static SECTIONS: [&Section; 28] = [
     &gateway::SECTION,
     &adapter::SECTION,
     &adapter::tls::SECTION,
     &admin::SECTION,
     &broker::SECTION,
+    &broker::listener::SECTION,
+    &broker::mqtt::SECTION,
+    &broker::mqtt::tls::SECTION,
     &auth::SECTION,
     &auth::user::SECTION,
     &auth::rule::SECTION,

@@ -37,6 +37,8 @@ pub enum CloseReason {
     Kicked,
     /// The authentication has expired.
     Expired,
+    /// The broker did not acknowledge a message in time, on a listener that confirms before it sends.
+    Unconfirmed,
     /// The gateway is stopping.
     Draining,
 }
@@ -57,6 +59,7 @@ impl CloseReason {
             Self::Replaced => "replaced",
             Self::Kicked => "kicked",
             Self::Expired => "expired",
+            Self::Unconfirmed => "unconfirmed",
             Self::Draining => "draining",
         }
     }
@@ -78,6 +81,7 @@ impl CloseReason {
             Self::Replaced => "{shutdown,discarded}".into(),
             Self::Kicked => "{shutdown,kicked}".into(),
             Self::Expired => "{shutdown,expired}".into(),
+            Self::Unconfirmed => "{shutdown,{error,unconfirmed}}".into(),
         }
     }
 }
@@ -97,6 +101,7 @@ impl fmt::Display for CloseReason {
             | Self::Replaced
             | Self::Kicked
             | Self::Expired
+            | Self::Unconfirmed
             | Self::Draining => f.write_str(self.name()),
         }
     }

@@ -49,6 +49,11 @@ pub enum Denied {
     Anonymous,
     /// The user name is unknown, or the password is wrong. The text does not say which.
     Credentials,
+    /// An external broker has refused, for this reason.
+    Broker {
+        /// The reason code, by name.
+        reason: String,
+    },
     /// A rule denies publishing to this topic.
     Publish {
         /// Topic name, with the mountpoint.
@@ -66,6 +71,7 @@ impl fmt::Display for Denied {
         match self {
             Self::Anonymous => f.write_str("anonymous clients are not allowed and no username was given"),
             Self::Credentials => f.write_str("the username is unknown or the password is wrong"),
+            Self::Broker { reason } => write!(f, "the broker refused: {reason}"),
             Self::Publish { topic } => write!(f, "a rule denies publishing to {topic:?}"),
             Self::Subscribe { filter } => write!(f, "a rule denies subscribing to {filter:?}"),
         }

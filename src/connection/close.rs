@@ -16,7 +16,9 @@ impl Connection {
     /// The reason to close at once, without delivering the queued events: the handler asked for the close, or the close
     /// was forced.
     pub(super) fn closes_immediately(&mut self) -> Option<CloseReason> {
-        if self.adapter.close_asked() {
+        if self.adapter.is_unconfirmed() {
+            self.state.close(CloseReason::Unconfirmed);
+        } else if self.adapter.close_asked() {
             self.state.close(CloseReason::HandlerAsked);
         }
         match self.state.phase() {
@@ -138,6 +140,7 @@ pub(super) fn delivers_pending(reason: &CloseReason) -> bool {
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Replaced
         | CloseReason::Kicked
-        | CloseReason::Expired => false,
+        | CloseReason::Expired
+        | CloseReason::Unconfirmed => false,
     }
 }

@@ -8,13 +8,14 @@ const RESERVED_MIN: u64 = 32;
 /// Maximum number of further reserved descriptors, for handlers, MQTT clients, files and the admin port.
 const RESERVED_MAX: u64 = 4096;
 
-/// Maximum number of connections with a descriptor each; `None` without a limit of descriptors.
+/// Maximum number of connections with so many descriptors each; `None` without a limit of descriptors.
 ///
 /// Further peers wait in the kernel's backlog, instead of being accepted without descriptors for their handler.
-pub(super) fn connections_max() -> Option<usize> {
-    getrlimit(Resource::Nofile)
-        .current
-        .map(|descriptors| usize::try_from(for_connections(descriptors)).unwrap_or(usize::MAX))
+pub(super) fn connections_max(descriptors_each: u64) -> Option<usize> {
+    getrlimit(Resource::Nofile).current.map(|descriptors| {
+        let connections = (for_connections(descriptors) / descriptors_each).max(1);
+        usize::try_from(connections).unwrap_or(usize::MAX)
+    })
 }
 
 fn for_connections(descriptors: u64) -> u64 {

@@ -37,6 +37,7 @@ impl Context {
             pubsub: self.pubsub.clone(),
             mountpoint: options.mountpoint.clone(),
             metrics: self.telemetry.listener(&options.socket.name),
+            confirm_timeout: options.confirm_timeout,
         }
     }
 

@@ -31,14 +31,14 @@ pub enum LogError {
     Running(#[source] TryInitError),
 }
 
-/// Prefix of the log targets of the embedded broker's library.
-const BROKER_LIBRARY: &str = "rmqtt";
+/// Prefix of the log targets of the WebSocket library.
+const WEBSOCKET_LIBRARY: &str = "tungstenite";
 
 /// Starts writing the log to stderr.
 ///
-/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. Lines of the embedded broker's library pass from
-/// `warn` on, or from `info` on if the filter names `rmqtt`; never below, because there the library logs the packets of
-/// MQTT clients, with passwords and payloads.
+/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. Lines of the WebSocket library pass from
+/// `warn` on, or from `info` on if the filter names `tungstenite`; never below, because there the library logs the
+/// frames of MQTT clients, with passwords and payloads.
 ///
 /// # Errors
 ///
@@ -56,8 +56,8 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     if asks_for_packets(filter) {
         // With the library's target, so that a filter for that target alone shows it too.
         tracing::warn!(
-            target: BROKER_LIBRARY,
-            "lines of {BROKER_LIBRARY} are logged from info on: below, they hold the passwords of MQTT clients"
+            target: WEBSOCKET_LIBRARY,
+            "lines of {WEBSOCKET_LIBRARY} are logged from info on: below, they hold the passwords of MQTT clients"
         );
     }
     Ok(())
@@ -68,15 +68,15 @@ fn chosen(filter: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
 }
 
-/// Limits the broker's library to warnings, to info if it is named, and never lets packets pass.
+/// Limits the WebSocket library to warnings, to info if it is named, and never lets frames pass.
 fn quiet_library(filter: &str) -> FilterFn<impl Fn(&Metadata<'_>) -> bool + use<>> {
-    let level_max = if filter.contains(BROKER_LIBRARY) { Level::INFO } else { Level::WARN };
-    FilterFn::new(move |line| *line.level() <= level_max || !line.target().starts_with(BROKER_LIBRARY))
+    let level_max = if filter.contains(WEBSOCKET_LIBRARY) { Level::INFO } else { Level::WARN };
+    FilterFn::new(move |line| *line.level() <= level_max || !line.target().starts_with(WEBSOCKET_LIBRARY))
 }
 
-/// Whether a filter names the broker's library with a level below `info`, or with none, which means all.
+/// Whether a filter names the WebSocket library with a level below `info`, or with none, which means all.
 fn asks_for_packets(filter: &str) -> bool {
-    let directives = filter.split(',').map(str::trim).filter(|directive| directive.starts_with(BROKER_LIBRARY));
+    let directives = filter.split(',').map(str::trim).filter(|directive| directive.starts_with(WEBSOCKET_LIBRARY));
     directives
         .map(|directive| directive.rsplit_once('=').map_or("trace", |(_, level)| level))
         .any(|level| level.parse::<LevelFilter>().is_ok_and(|level| level > LevelFilter::INFO))
@@ -115,10 +115,10 @@ mod tests {
             .with(text.with_writer(move || writer.clone()));
         with_default(log, || {
             tracing::debug!(target: "polygate::connection", "connection debug");
-            tracing::trace!(target: "rmqtt::v5", "rmqtt trace");
-            tracing::debug!(target: "rmqtt_codec::v5", "rmqtt_codec debug");
-            tracing::info!(target: "rmqtt::server", "rmqtt info");
-            tracing::warn!(target: "rmqtt::session", "rmqtt warn");
+            tracing::trace!(target: "tungstenite::handshake", "tungstenite trace");
+            tracing::debug!(target: "tungstenite::protocol", "tungstenite frame");
+            tracing::info!(target: "tungstenite::server", "tungstenite info");
+            tracing::warn!(target: "tungstenite::client", "tungstenite warn");
         });
         let lines = lines.0.lock().unwrap();
         String::from_utf8_lossy(&lines).lines().map(|line| line.trim().to_owned()).collect()
@@ -127,15 +127,23 @@ mod tests {
     /// No filter lets packets pass.
     #[test]
     fn packets_are_never_logged() {
-        assert_eq!(logged("info"), ["rmqtt warn"]);
-        assert_eq!(logged("trace"), ["connection debug", "rmqtt warn"]);
+        assert_eq!(logged("info"), ["tungstenite warn"]);
+        assert_eq!(logged("trace"), ["connection debug", "tungstenite warn"]);
         assert_eq!(logged("error"), [""; 0], "the library is no louder than the rest");
-        assert_eq!(logged("polygate=debug,rmqtt=info"), ["connection debug", "rmqtt info", "rmqtt warn"]);
-        for filter in ["rmqtt", "rmqtt=trace", "rmqtt::v5=trace,rmqtt=debug", "trace,rmqtt_codec=5,rmqtt=5", "rmqtt[x]"]
-        {
+        assert_eq!(
+            logged("polygate=debug,tungstenite=info"),
+            ["connection debug", "tungstenite info", "tungstenite warn"]
+        );
+        for filter in [
+            "tungstenite",
+            "tungstenite=trace",
+            "tungstenite::handshake=trace,tungstenite=debug",
+            "trace,tungstenite::protocol=5,tungstenite=5",
+            "tungstenite[x]",
+        ] {
             let lines = logged(filter);
             assert!(
-                !lines.iter().any(|line| line.ends_with("trace") || line.ends_with("rmqtt_codec debug")),
+                !lines.iter().any(|line| line.ends_with("trace") || line.ends_with("tungstenite frame")),
                 "{lines:?}"
             );
         }
@@ -144,10 +152,18 @@ mod tests {
     /// A filter that asks for packets causes a warning; others do not.
     #[test]
     fn asking_for_packets_is_noticed() {
-        for filter in ["rmqtt", "rmqtt=debug", "info, rmqtt::v5=trace", "rmqtt_net=TRACE", "rmqtt=5"] {
+        for filter in [
+            "tungstenite",
+            "tungstenite=debug",
+            "info, tungstenite::handshake=trace",
+            "tungstenite::net=TRACE",
+            "tungstenite=5",
+        ] {
             assert!(asks_for_packets(filter), "{filter}");
         }
-        for filter in ["info", "trace", "rmqtt=info", "rmqtt=off", "rmqtt=3", "polygate::rmqtt=trace", ""] {
+        for filter in
+            ["info", "trace", "tungstenite=info", "tungstenite=off", "tungstenite=3", "polygate::tungstenite=trace", ""]
+        {
             assert!(!asks_for_packets(filter), "{filter}");
         }
     }

@@ -33,13 +33,13 @@ async fn passwords() {
         "--log-format",
         "json",
         "--log",
-        "trace,polygate::payload=debug,rmqtt=trace",
+        "trace,polygate::payload=debug,tungstenite=trace",
     ]);
     serving.line("started").await;
     devices_log_in(&serving).await;
     clients_log_in(&serving).await;
     let log = stopped(serving).await;
-    let warning = "lines of rmqtt are logged from info on: below, they hold the passwords of MQTT clients";
+    let warning = "lines of tungstenite are logged from info on: below, they hold the passwords of MQTT clients";
     assert_eq!(log[0], warning);
     // The gateway's own lines are there at this level, so the test has looked at something.
     assert!(log.iter().any(|message| message == "MQTT client refused"), "{log:#?}");
@@ -83,7 +83,7 @@ async fn passwords_over_grpc() {
 #[tokio::test]
 async fn payloads() {
     let mut serving =
-        Setup::guest("echo", "").more(&users()).serve(&["--log-format", "json", "--log", "debug,rmqtt=debug"]);
+        Setup::guest("echo", "").more(&users()).serve(&["--log-format", "json", "--log", "debug,tungstenite=debug"]);
     serving.line("started").await;
     devices_log_in(&serving).await;
     clients_log_in(&serving).await;

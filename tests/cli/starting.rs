@@ -37,7 +37,7 @@ async fn ports_that_are_taken() {
         (format!("[listeners.m]\nbind = \"tcp://{address}\""), format!("listener \"m\" on tcp://{address}")),
         (format!("[adapter]\nbind = \"{address}\""), format!("the adapter on {address}")),
         (format!("[admin]\nbind = \"{address}\""), format!("the admin port on {address}")),
-        (format!("[broker]\nbind = \"{address}\""), format!("the broker's MQTT port on tcp {address}")),
+        (format!("[broker]\nbind = \"{address}\""), format!("listener \"broker\" on tcp://{address}")),
     ];
     for (table, port) in cases {
         let handlers = if table.starts_with("[listeners") { "\nhandlers = [\"h\"]" } else { "" };

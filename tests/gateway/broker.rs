@@ -2,8 +2,10 @@
 
 mod access;
 mod bounds;
+mod conformance;
 mod cost;
 mod exchange;
 mod harness;
+mod raw;
 mod sessions;
 mod shares;

@@ -71,6 +71,7 @@ pub struct Setup {
     transport: Transport,
     bind: String,
     admin_bind: String,
+    broker: String,
 }
 
 impl Setup {
@@ -88,6 +89,7 @@ impl Setup {
             transport: Transport::Tcp,
             bind: Transport::Tcp.bind(),
             admin_bind: "127.0.0.1:0".to_owned(),
+            broker: "kind = \"embedded\"\nbind = \"127.0.0.1:0\"".to_owned(),
         }
     }
 
@@ -195,6 +197,12 @@ impl Setup {
         self
     }
 
+    /// The keys of the broker, instead of an embedded one on a loopback port.
+    pub fn broker(mut self, keys: &str) -> Self {
+        self.broker = keys.to_owned();
+        self
+    }
+
     /// The address of the admin port, instead of an IPv4 loopback port.
     pub fn admin_bind(mut self, bind: &str) -> Self {
         self.admin_bind = bind.to_owned();
@@ -212,12 +220,13 @@ impl Setup {
         let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", data_dir(dir.path())));
         let text = format!(
             "[gateway]\nnode = \"test\"\n{data_dir}\n{}\n[adapter]\nbind = \"127.0.0.1:0\"\n{}\n\
-             [admin]\nbind = {:?}\n{}\n[broker]\nkind = \"embedded\"\nbind = \"127.0.0.1:0\"\n[auth]\n{}\n{}\n\
+             [admin]\nbind = {:?}\n{}\n[broker]\n{}\n[auth]\n{}\n{}\n\
              [listeners.l]\nbind = {:?}\nhandlers = {:?}\n{}\n{}",
             self.gateway,
             self.adapter,
             self.admin_bind,
             self.admin,
+            self.broker,
             self.auth,
             self.handlers,
             self.bind,
@@ -286,6 +295,12 @@ impl GatewayUnderTest {
     /// The address of the adapter.
     pub fn adapter(&self) -> SocketAddr {
         self.gateway().bound().adapter.unwrap()
+    }
+
+    /// The address of one of the broker's MQTT listeners.
+    pub fn mqtt_listener(&self, name: &str) -> SocketAddr {
+        let bound = self.gateway().bound().mqtt;
+        bound.iter().find(|(known, _)| **known == *name).unwrap().1
     }
 
     /// The MQTT address of the broker.

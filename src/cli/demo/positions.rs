@@ -2,11 +2,18 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde::Deserialize;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+
+use crate::conn::QoS;
+use crate::mqtt::outbound::Bounds;
+use crate::mqtt::packet::{Connect, Publish, SubscribeFilter, SubscriptionOptions};
+use crate::mqtt::{Reason, Version};
+use crate::mqtt_client::{self, Budget, ConnectError, Requests, Session};
 
 /// The topics of positions.
 const FILTER: &str = "jt808/+/location";
@@ -40,13 +47,21 @@ impl fmt::Display for Position {
     }
 }
 
+/// How often the client shows the broker that it lives, in seconds.
+const KEEPALIVE_S: u16 = 30;
+
+/// The largest packet that is taken.
+const PACKET_BYTES_MAX: u32 = 1024 * 1024;
+
 /// The MQTT client could not subscribe.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SubscribeError {
     #[error("cannot subscribe to {FILTER}")]
-    Refused(#[from] rumqttc::ConnectionError),
+    Connect(#[from] std::io::Error),
     #[error("cannot subscribe to {FILTER}")]
-    Client(#[from] rumqttc::ClientError),
+    Refused(#[from] ConnectError),
+    #[error("the broker refused a subscription to {FILTER}: {0}")]
+    NotGranted(Reason),
     #[error("the broker did not grant {FILTER} within {} s", .0.as_secs())]
     Timeout(Duration),
 }
@@ -57,31 +72,45 @@ pub(super) async fn subscribe(
     waiting_max: usize,
     timeout: Duration,
 ) -> Result<mpsc::Receiver<Position>, SubscribeError> {
-    let mut options = MqttOptions::new("demo", broker.ip().to_string(), broker.port());
-    options.set_keep_alive(Duration::from_secs(30));
-    let (client, mut events) = AsyncClient::new(options, 8);
-    client.subscribe(FILTER, QoS::AtLeastOnce).await?;
-    let granted = async {
-        while !matches!(events.poll().await?, Event::Incoming(Packet::SubAck(_))) {}
-        Ok::<(), rumqttc::ConnectionError>(())
+    let connect = Connect { keepalive_s: KEEPALIVE_S, ..Connect::new(Version::V5, "demo") };
+    let connected = async {
+        let socket = TcpStream::connect(broker).await?;
+        Ok::<_, SubscribeError>(mqtt_client::connect(Box::new(socket), connect, PACKET_BYTES_MAX).await?)
     };
-    tokio::time::timeout(timeout, granted).await.map_err(|_| SubscribeError::Timeout(timeout))??;
+    let link = tokio::time::timeout(timeout, connected).await.map_err(|_| SubscribeError::Timeout(timeout))??;
 
-    let (tell, positions) = mpsc::channel(waiting_max);
+    let (positions, receiver) = mpsc::channel(waiting_max);
+    let (requests, mut queue) = Requests::new(1);
+    let closed = positions.clone();
+    let handle = requests.clone();
     tokio::spawn(async move {
-        // Without its client the event loop would end.
-        let _client = client;
-        while let Ok(event) = events.poll().await {
-            let Event::Incoming(Packet::Publish(publish)) = event else { continue };
-            match serde_json::from_slice(&publish.payload) {
-                Ok(position) => {
-                    if tell.send(position).await.is_err() {
-                        break;
-                    }
-                }
-                Err(error) => tracing::warn!(topic = publish.topic, %error, "not a position"),
+        // It publishes nothing.
+        let bounds = Bounds { messages_max: 1, bytes_max: 1, inflight_max: 1 };
+        let mut session = Session::new(bounds, Arc::new(Budget::new(0)));
+        let mut deliver = |publish: Publish| show(&publish, &positions);
+        mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
+    });
+    tokio::spawn(async move {
+        closed.closed().await;
+        handle.disconnect().await;
+    });
+    let filter = SubscribeFilter { filter: FILTER.into(), options: SubscriptionOptions::new(QoS::AtLeastOnce) };
+    let granted = tokio::time::timeout(timeout, requests.subscribe(vec![filter])).await.ok().flatten();
+    match granted.as_deref() {
+        Some([reason]) if reason.is_error() => Err(SubscribeError::NotGranted(*reason)),
+        Some(_) => Ok(receiver),
+        None => Err(SubscribeError::Timeout(timeout)),
+    }
+}
+
+/// Hands a position on; one that finds no room is left out of what is printed, with a warning.
+fn show(publish: &Publish, positions: &mpsc::Sender<Position>) {
+    match serde_json::from_slice(&publish.payload) {
+        Ok(position) => {
+            if let Err(mpsc::error::TrySendError::Full(_)) = positions.try_send(position) {
+                tracing::warn!(topic = ?publish.topic, "position not shown: too many wait to be printed");
             }
         }
-    });
-    Ok(positions)
+        Err(error) => tracing::warn!(topic = ?publish.topic, %error, "not a position"),
+    }
 }

@@ -9,9 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::QoS as WireQoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, Packet, Publish, RetainForwardRule, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
@@ -20,6 +18,10 @@ use super::BrokerUrl;
 use crate::conn::QoS;
 use crate::conversation::run::Published;
 use crate::conversation::{Action, Conversation, Message};
+use crate::mqtt::Version;
+use crate::mqtt::outbound::Bounds;
+use crate::mqtt::packet::{Connect, Publish, RetainHandling, SubscribeFilter, SubscriptionOptions};
+use crate::mqtt_client::{self, Budget, Requests, Session};
 
 /// Maximum number of messages queued for one conversation.
 const INBOX_MAX: usize = 1024;
@@ -30,8 +32,14 @@ const REQUESTS_MAX: usize = 64;
 /// Topics in one SUBSCRIBE packet; brokers limit the packet's size.
 const TOPICS_A_PACKET: usize = 64;
 
-/// Keepalive interval of the client.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How often the client shows the broker that it lives, in seconds.
+const KEEPALIVE_S: u16 = 30;
+
+/// The largest packet that is taken.
+const PACKET_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// What may wait for the broker's acknowledgement.
+const BOUNDS: Bounds = Bounds { messages_max: REQUESTS_MAX, bytes_max: 64 * 1024 * 1024, inflight_max: 64 };
 
 /// The broker, or the connection to it, failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -94,7 +102,7 @@ fn published_topic(action: &Action) -> Option<&str> {
 /// The MQTT client.
 #[derive(Debug)]
 pub struct MqttObserver {
-    client: AsyncClient,
+    requests: Requests,
     dispatcher: Arc<Dispatcher>,
     watch: Watch,
     task: JoinHandle<()>,
@@ -116,26 +124,42 @@ impl MqttObserver {
     ) -> Result<Self, ObserverError> {
         let refused = |why: String| ObserverError::Connect { broker: broker.to_string(), why };
         let suffix = getrandom::u64().map_err(|error| refused(error.to_string()))?;
-        let mut options = MqttOptions::new(format!("polygate-replay-{suffix:016x}"), broker.host(), broker.port());
-        options.set_keep_alive(KEEP_ALIVE).set_clean_start(true);
+        let mut connect = Connect {
+            keepalive_s: KEEPALIVE_S,
+            ..Connect::new(Version::V5, &format!("polygate-replay-{suffix:016x}"))
+        };
         if let Some((user, password)) = broker.login() {
-            options.set_credentials(user, password);
+            connect.username = Some(user.into());
+            connect.password = Some(password.to_owned().into());
         }
-        let (client, mut events) = AsyncClient::new(options, REQUESTS_MAX);
-        let filters: Vec<String> = match &watch {
+        let connected = async {
+            let socket = TcpStream::connect((broker.host(), broker.port())).await.map_err(|error| error.to_string())?;
+            mqtt_client::connect(Box::new(socket), connect, PACKET_BYTES_MAX).await.map_err(|error| error.to_string())
+        };
+        let late = || refused(format!("no answer within {}", humantime::format_duration(timeout)));
+        let connected = tokio::time::timeout(timeout, connected).await.map_err(|_| late())?;
+        let link = connected.map_err(refused)?;
+
+        let dispatcher = Arc::new(Dispatcher { mountpoint: mountpoint.to_owned(), subscribers: Mutex::default() });
+        let (requests, mut queue) = Requests::new(REQUESTS_MAX);
+        let task = tokio::spawn({
+            let dispatcher = Arc::clone(&dispatcher);
+            async move {
+                let mut session = Session::new(BOUNDS, Arc::new(Budget::new(BOUNDS.bytes_max)));
+                let mut deliver = |publish: Publish| dispatcher.dispatch(publish);
+                let end = mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
+                dispatcher.close(end.to_string());
+            }
+        });
+        // From here on the task ends with the observer, whatever happens.
+        let observer = Self { requests, dispatcher, watch, task };
+        let filters: Vec<String> = match &observer.watch {
             Watch::Topics(topics) => topics.iter().map(|topic| format!("{mountpoint}{topic}")).collect(),
             Watch::Everything => vec![format!("{mountpoint}#")],
         };
-        let ready = tokio::time::timeout(timeout, subscribe(&client, &mut events, &filters, broker)).await;
-        let early =
-            ready.map_err(|_| refused(format!("no answer within {}", humantime::format_duration(timeout))))??;
-
-        let dispatcher = Arc::new(Dispatcher { mountpoint: mountpoint.to_owned(), subscribers: Mutex::default() });
-        for publish in early {
-            dispatcher.dispatch(publish);
-        }
-        let task = tokio::spawn(drive(events, Arc::clone(&dispatcher)));
-        Ok(Self { client, dispatcher, watch, task })
+        let granted = subscribe(&observer.requests, &observer.dispatcher, &filters);
+        tokio::time::timeout(timeout, granted).await.map_err(|_| late())??;
+        Ok(observer)
     }
 
     /// The queue of messages for one conversation, from now on.
@@ -152,14 +176,10 @@ impl MqttObserver {
     /// Publishes a `deliver` line.
     pub(super) async fn publish(&self, message: &Message, timeout: Duration) -> Result<(), ObserverError> {
         let topic = format!("{}{}", self.dispatcher.mountpoint, message.topic);
-        let qos = match message.qos {
-            QoS::AtMostOnce => WireQoS::AtMostOnce,
-            QoS::AtLeastOnce => WireQoS::AtLeastOnce,
-            QoS::ExactlyOnce => WireQoS::ExactlyOnce,
-        };
-        let publishing = self.client.publish(topic.as_str(), qos, false, message.payload.to_bytes());
+        // Taken is enough: the conversation shows whether it arrives.
+        let publishing = self.requests.publish_later(&topic, message.qos, message.payload.to_bytes(), false);
         match tokio::time::timeout(timeout, publishing).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.dispatcher.lost().unwrap_or_else(|| ObserverError::Lost(error.to_string()))),
             Err(_) => Err(ObserverError::NotTaken { topic, timeout }),
         }
@@ -167,7 +187,7 @@ impl MqttObserver {
 
     /// Disconnects; waits at most `timeout` for the DISCONNECT packet to be sent.
     pub async fn close(mut self, timeout: Duration) {
-        if self.client.disconnect().await.is_ok() {
+        if self.requests.disconnect().await {
             // The caller has no use for the result of the task.
             drop(tokio::time::timeout(timeout, &mut self.task).await);
         }
@@ -180,70 +200,28 @@ impl Drop for MqttObserver {
     }
 }
 
-/// Waits for the connection, then subscribes packet by packet. Returns messages that arrived in between.
-async fn subscribe(
-    client: &AsyncClient,
-    events: &mut EventLoop,
-    filters: &[String],
-    broker: &BrokerUrl,
-) -> Result<Vec<Publish>, ObserverError> {
-    let mut early = Vec::new();
-    wait_for(events, &mut early, broker, |packet| matches!(packet, Packet::ConnAck(_)).then_some(())).await?;
+/// Subscribes packet by packet.
+async fn subscribe(requests: &Requests, dispatcher: &Dispatcher, filters: &[String]) -> Result<(), ObserverError> {
+    let lost = || dispatcher.lost().unwrap_or_else(|| ObserverError::Lost("the connection has ended".to_owned()));
     for names in filters.chunks(TOPICS_A_PACKET) {
-        let packet = names.iter().map(|name| Filter {
-            path: name.clone(),
-            // The subscription's QoS caps that of the publisher, so it has to be the highest.
-            qos: WireQoS::ExactlyOnce,
-            nolocal: true,
-            preserve_retain: false,
-            retain_forward_rule: RetainForwardRule::Never,
+        let packet = names.iter().map(|name| SubscribeFilter {
+            filter: name.as_str().into(),
+            options: SubscriptionOptions {
+                // The publisher's own quality of service comes through only when this one is the highest.
+                qos: QoS::ExactlyOnce,
+                no_local: true,
+                retain_as_published: false,
+                retain_handling: RetainHandling::DoNotSend,
+            },
         });
-        let lost = |error: rumqttc::v5::ClientError| ObserverError::Lost(error.to_string());
-        client.subscribe_many(packet).await.map_err(lost)?;
-        let codes = wait_for(events, &mut early, broker, |packet| {
-            if let Packet::SubAck(ack) = packet { Some(ack.return_codes.clone()) } else { None }
-        });
-        for (topic, code) in names.iter().zip(codes.await?) {
-            if !matches!(code, SubscribeReasonCode::Success(_)) {
-                return Err(ObserverError::Subscribe { topic: topic.clone(), code: format!("{code:?}") });
+        let reasons = requests.subscribe(packet.collect()).await.ok_or_else(lost)?;
+        for (topic, reason) in names.iter().zip(reasons) {
+            if reason.is_error() {
+                return Err(ObserverError::Subscribe { topic: topic.clone(), code: reason.to_string() });
             }
         }
     }
-    Ok(early)
-}
-
-async fn wait_for<T>(
-    events: &mut EventLoop,
-    early: &mut Vec<Publish>,
-    broker: &BrokerUrl,
-    wanted: impl Fn(&Packet) -> Option<T>,
-) -> Result<T, ObserverError> {
-    loop {
-        let connect = |error: rumqttc::v5::ConnectionError| ObserverError::Connect {
-            broker: broker.to_string(),
-            why: error.to_string(),
-        };
-        match events.poll().await.map_err(connect)? {
-            Event::Incoming(Packet::Publish(publish)) if early.len() < INBOX_MAX => early.push(publish),
-            Event::Incoming(packet) => {
-                if let Some(found) = wanted(&packet) {
-                    return Ok(found);
-                }
-            }
-            Event::Outgoing(_) => {}
-        }
-    }
-}
-
-/// Drives the client until its connection ends.
-async fn drive(mut events: EventLoop, dispatcher: Arc<Dispatcher>) {
-    loop {
-        match events.poll().await {
-            Ok(Event::Incoming(Packet::Publish(publish))) => dispatcher.dispatch(publish),
-            Ok(_) => {}
-            Err(error) => return dispatcher.close(error.to_string()),
-        }
-    }
+    Ok(())
 }
 
 /// The key of [`Watch::Everything`]; no topic name has a wildcard.
@@ -295,16 +273,10 @@ impl Dispatcher {
     }
 
     fn dispatch(&self, publish: Publish) {
-        let qos = match publish.qos {
-            WireQoS::AtMostOnce => QoS::AtMostOnce,
-            WireQoS::AtLeastOnce => QoS::AtLeastOnce,
-            WireQoS::ExactlyOnce => QoS::ExactlyOnce,
-        };
-        let topic = String::from_utf8_lossy(&publish.topic);
-        let Some(topic) = topic.strip_prefix(self.mountpoint.as_str()) else {
+        let Some(topic) = publish.topic.strip_prefix(self.mountpoint.as_str()) else {
             return;
         };
-        let published = Published { topic: topic.to_owned(), qos, payload: publish.payload };
+        let published = Published { topic: topic.to_owned(), qos: publish.qos, payload: publish.payload.clone() };
         let mut subscribers = self.subscribers();
         for key in [topic, EVERY_TOPIC] {
             if let Some(senders) = subscribers.by_topic.get_mut(key) {

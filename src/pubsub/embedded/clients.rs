@@ -1,344 +1,737 @@
-//! The MQTT clients, and the bound on what waits for each of them.
+//! The MQTT clients of the embedded broker: their sessions, connected or not.
 //!
-//! rmqtt hands a message to a client's task through a channel without a bound, and a client that does
-//! not read would let it grow for ever. So each message carries a permit in its payload, which comes
-//! back when the last copy of the payload is dropped, wherever it waited: in the channel, in the
-//! session's queue, or unacknowledged. Without a permit the message is shed and counted.
+//! A session is an entry in the table of clients. Everything that its connection and its publishers change lies under
+//! one lock, held for one change and never across an `await`; so a takeover is one step, and what was queued for the
+//! old connection is there for the new one. The session ends with its connection or when its expiry has passed.
 
-use std::num::NonZeroU32;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use dashmap::DashMap;
-use rmqtt::codec::v5::PublishProperties;
-use rmqtt::types::{
-    ClientId, CodecPublish, From, Id, Message as ToSession, Publish, QoS as WireQoS, SubscriptionOptions, Tx,
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::conn::QoS;
+use crate::mqtt::Reason;
+use crate::mqtt::inbound::Inbound;
+use crate::mqtt::outbound::{Bounds, Outbound, Send};
+use crate::mqtt::packet::{RetainHandling, SubscriptionOptions, Will};
 
-use super::Counters;
+use super::message::StoredMessage;
+use super::retained::Cursor;
+use super::{Counters, Options};
 
-/// Places beside the queue's: for what lies in the channel before the client's task takes it out, and
-/// for what is sent and not acknowledged. With them the session's own queue fills first, which knows
-/// which messages to give up.
-const PLACES_BESIDE_QUEUE: usize = 1_024;
+/// What one subscription costs beside its filter, in bytes, about: its entries in the session and in the index.
+const SUBSCRIPTION_OVERHEAD_BYTES: usize = 256;
 
-/// Retained messages on their way to one client; the next ones wait until these have been sent.
-const RETAINED_PLACES: usize = 64;
+/// Messages of a retained page that wait in a queue, at most; the next page is read when they are sent.
+const RETAINED_QUEUED_MAX: usize = 64;
 
-/// A message takes one place for each started piece of this size.
-const PLACE_BYTES: usize = 16 * 1024;
-
-/// The number under which rmqtt knows this node; there is one.
-pub(super) const NODE: rmqtt::types::NodeId = 1;
-
-/// The MQTT clients with a session, by client id.
-pub(super) struct Clients {
-    by_id: DashMap<ClientId, Arc<Client>>,
-    places: usize,
+/// What all sessions share.
+pub(super) struct Limits {
+    pub(super) clients_max: usize,
+    pub(super) sessions_per_user_max: usize,
+    pub(super) subscriptions_max: usize,
+    pub(super) subscription_bytes_max: usize,
+    pub(super) all_subscription_bytes_max: usize,
+    pub(super) queued_bytes_max: usize,
+    pub(super) bounds: Bounds,
+    /// Of all sessions together.
+    queued_bytes: AtomicUsize,
+    subscription_bytes: AtomicUsize,
     counters: Counters,
 }
 
-/// One MQTT client's session.
-struct Client {
-    id: Id,
-    tx: Tx,
-    /// The largest packet that it takes (MQTT 5.0 §3.1.2.11.4).
-    packet_bytes_max: Option<NonZeroU32>,
-    online: AtomicBool,
-    places: Arc<Semaphore>,
-    retained_places: Arc<Semaphore>,
-}
-
-/// One subscription of an MQTT client.
-pub(super) struct ClientSubscription {
-    /// The session that made it.
-    pub(super) id: Id,
-    pub(super) options: SubscriptionOptions,
-}
-
-/// How a message goes out to one MQTT client.
-pub(super) struct Outgoing {
-    subscription: Arc<ClientSubscription>,
-    qos: WireQoS,
-    retain_as_published: bool,
-    subscription_ids: Vec<NonZeroU32>,
-}
-
-impl Outgoing {
-    pub(super) fn new(subscription: Arc<ClientSubscription>) -> Self {
-        let options = &subscription.options;
+impl Limits {
+    pub(super) fn new(options: &Options, counters: Counters) -> Self {
         Self {
-            qos: options.qos(),
-            retain_as_published: options.retain_as_published().unwrap_or(false),
-            subscription_ids: options.subscription_identifier().into_iter().collect(),
+            clients_max: options.clients_max,
+            sessions_per_user_max: options.sessions_per_user_max,
+            subscriptions_max: options.subscriptions_max,
+            subscription_bytes_max: options.subscription_bytes_max,
+            all_subscription_bytes_max: options.all_subscription_bytes_max,
+            queued_bytes_max: options.queued_bytes_max,
+            bounds: Bounds {
+                messages_max: options.client_queue_max + usize::from(options.inflight_max),
+                bytes_max: options.client_queue_bytes_max,
+                inflight_max: options.inflight_max,
+            },
+            queued_bytes: AtomicUsize::new(0),
+            subscription_bytes: AtomicUsize::new(0),
+            counters,
+        }
+    }
+}
+
+/// A session.
+pub(super) struct Client {
+    pub(super) id: Arc<str>,
+    /// Tells sessions apart that have one client id.
+    pub(super) serial: u64,
+    /// Wakes the task of the connection: there is something to send, or the connection is to end.
+    pub(super) wake: Notify,
+    /// Whether it has a connection, for those who only want to know.
+    online: AtomicBool,
+    limits: Arc<Limits>,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("id", &self.id).field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+/// What changes of a session.
+struct State {
+    outbound: Outbound<Delivery>,
+    inbound: Inbound,
+    /// By filter as it was asked for; `None` when the session has ended.
+    subscriptions: Option<BTreeMap<Box<str>, Arc<ClientSubscription>>>,
+    subscription_bytes: usize,
+    /// Retained messages that are still to be sent.
+    replays: VecDeque<Replay>,
+    /// The connection that has the session; they are numbered from 1.
+    connection: u64,
+    is_connected: bool,
+    username: Box<str>,
+    expiry: Duration,
+    will: Option<Box<Will>>,
+    will_due: Option<Instant>,
+    expires: Option<Instant>,
+    /// When the session is looked at next; see [`Deadlines`].
+    deadline: Option<Instant>,
+}
+
+/// A subscription of an MQTT client.
+#[derive(Debug)]
+pub(super) struct ClientSubscription {
+    pub(super) client: Arc<Client>,
+    pub(super) options: SubscriptionOptions,
+    pub(super) id: Option<u32>,
+}
+
+/// A filter of which the retained messages are being sent.
+struct Replay {
+    subscription: Arc<ClientSubscription>,
+    filter: Box<str>,
+    from: Option<Cursor>,
+}
+
+/// A message for one client.
+#[derive(Clone, Debug)]
+pub(super) struct Delivery {
+    pub(super) message: Arc<StoredMessage>,
+    pub(super) retain: bool,
+    pub(super) subscription_ids: Option<Box<[u32]>>,
+}
+
+/// A message's way to one client, while its recipients are being found.
+pub(super) struct Recipient {
+    pub(super) subscription: Arc<ClientSubscription>,
+    qos: QoS,
+    retain_as_published: bool,
+    subscription_ids: Vec<u32>,
+}
+
+impl Recipient {
+    pub(super) fn new(subscription: Arc<ClientSubscription>) -> Self {
+        Self {
+            qos: subscription.options.qos,
+            retain_as_published: subscription.options.retain_as_published,
+            subscription_ids: subscription.id.into_iter().collect(),
             subscription,
         }
     }
 
-    /// Leaves one message for each client, with the highest QoS and all identifiers of its subscriptions
-    /// (MQTT 5.0 §3.3.4).
-    pub(super) fn merge(all: &mut Vec<Self>) {
-        all.sort_by(|one, other| one.client_id().cmp(other.client_id()));
-        all.dedup_by(|later, kept| {
-            let same = later.client_id() == kept.client_id();
+    /// One copy for each client, with the highest QoS and all subscription identifiers (MQTT 5.0 section 3.3.4).
+    pub(super) fn merge(recipients: &mut Vec<Self>) {
+        recipients.sort_by_key(|recipient| recipient.subscription.client.serial);
+        recipients.dedup_by(|later, first| {
+            let same = later.subscription.client.serial == first.subscription.client.serial;
             if same {
-                kept.qos = kept.qos.max(later.qos);
-                kept.retain_as_published |= later.retain_as_published;
-                kept.subscription_ids.append(&mut later.subscription_ids);
+                first.qos = first.qos.max(later.qos);
+                first.retain_as_published |= later.retain_as_published;
+                first.subscription_ids.append(&mut later.subscription_ids);
             }
             same
         });
     }
 
-    fn client_id(&self) -> &ClientId {
-        &self.subscription.id.client_id
+    /// Queues the message.
+    pub(super) fn deliver(self, message: &Arc<StoredMessage>, retain: bool) {
+        let ids = self.subscription_ids;
+        let delivery = Delivery {
+            message: message.clone(),
+            retain: retain && self.retain_as_published,
+            subscription_ids: (!ids.is_empty()).then(|| ids.into_boxed_slice()),
+        };
+        self.subscription.client.deliver(delivery, message.qos.min(self.qos));
+    }
+}
+
+/// The connection has lost its session to another one, or the session has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Detached;
+
+/// How a connection has ended, for its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WillAction {
+    Publish,
+    Discard,
+}
+
+/// What is to be done after a change of a session: its lock is free by then.
+#[derive(Debug, Default)]
+pub(super) struct Aftermath {
+    /// A session that has ended.
+    pub(super) ended: Option<Arc<Client>>,
+    /// A will to publish.
+    pub(super) will: Option<(Arc<Client>, Box<Will>)>,
+}
+
+/// What a new subscription has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    New,
+    Replaced,
+}
+
+impl Client {
+    fn new(id: Arc<str>, serial: u64, username: &str, limits: &Arc<Limits>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            serial,
+            wake: Notify::new(),
+            online: AtomicBool::new(true),
+            limits: limits.clone(),
+            state: Mutex::new(State {
+                outbound: Outbound::new(limits.bounds),
+                inbound: Inbound::default(),
+                subscriptions: Some(BTreeMap::new()),
+                subscription_bytes: 0,
+                replays: VecDeque::new(),
+                connection: 0,
+                is_connected: false,
+                username: username.into(),
+                expiry: Duration::ZERO,
+                will: None,
+                will_due: None,
+                expires: None,
+                deadline: None,
+            }),
+        })
+    }
+
+    /// Whether it has a connection.
+    pub(super) fn is_online(&self) -> bool {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// Queues a message, or drops it and counts it.
+    fn deliver(&self, delivery: Delivery, qos: QoS) {
+        let dropped = &self.limits.counters.dropped;
+        let mut state = self.state.lock();
+        if state.subscriptions.is_none() {
+            // The session has ended, and its subscriptions are ending with it.
+            return;
+        }
+        if qos == QoS::AtMostOnce && !state.is_connected {
+            dropped.offline.inc();
+            return;
+        }
+        let bytes = delivery.message.bytes();
+        if self.limits.queued_bytes.load(Ordering::Relaxed) + bytes > self.limits.queued_bytes_max {
+            dropped.broker_full.inc();
+            return;
+        }
+        let expires = delivery.message.expires;
+        let before = state.outbound.bytes();
+        let pushed = state.outbound.push(delivery, qos, bytes, expires);
+        self.account(before, state.outbound.bytes());
+        let wakes = pushed.queued && state.is_connected;
+        drop(state);
+        if pushed.dropped > 0 {
+            dropped.queue_full.inc_by(pushed.dropped as u64);
+            tracing::debug!(client_id = ?self.id, "message dropped: the client's queue is full");
+        }
+        if wakes {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Follows a change of the session's queued bytes in the sum of all.
+    fn account(&self, before: usize, after: usize) {
+        if after >= before {
+            self.limits.queued_bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.limits.queued_bytes.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `change` on the session's halves, if `connection` still has it.
+    pub(super) fn with<R>(
+        &self,
+        connection: u64,
+        change: impl FnOnce(&mut Outbound<Delivery>, &mut Inbound) -> R,
+    ) -> Result<R, Detached> {
+        let mut state = self.state.lock();
+        state.check(connection)?;
+        let before = state.outbound.bytes();
+        let State { outbound, inbound, .. } = &mut *state;
+        let result = change(outbound, inbound);
+        self.account(before, state.outbound.bytes());
+        Ok(result)
+    }
+
+    /// Hands what is to be sent to `send`, until it says that it is full.
+    ///
+    /// `page` reads the retained messages of a filter.
+    pub(super) fn poll_send(
+        &self,
+        connection: u64,
+        now: Instant,
+        mut send: impl FnMut(Send<Delivery>, &mut Outbound<Delivery>) -> Room,
+        mut page: impl FnMut(&str, Option<Cursor>, &mut Vec<Arc<StoredMessage>>) -> Option<Cursor>,
+    ) -> Result<(), Detached> {
+        let mut state = self.state.lock();
+        state.check(connection)?;
+        let before = state.outbound.bytes();
+        let mut expired = 0;
+        loop {
+            let outbound = &mut state.outbound;
+            let mut room = Room::Left;
+            while room == Room::Left
+                && let Some(next) = outbound.poll_send(now, &mut expired)
+            {
+                room = send(next, outbound);
+            }
+            if room == Room::Full || !state.replay(&mut page) {
+                break;
+            }
+        }
+        self.account(before, state.outbound.bytes());
+        drop(state);
+        if expired > 0 {
+            self.limits.counters.dropped.expired.inc_by(expired);
+        }
+        Ok(())
+    }
+
+    /// Enters a subscription, while `enter` puts it into the index.
+    ///
+    /// # Errors
+    ///
+    /// The reason code of the SUBACK.
+    pub(super) fn subscribe(
+        self: &Arc<Self>,
+        connection: u64,
+        filter: &str,
+        subscription: ClientSubscription,
+        enter: impl FnOnce(Arc<ClientSubscription>),
+    ) -> Result<Result<Entered, Reason>, Detached> {
+        let mut state = self.state.lock();
+        state.check(connection)?;
+        let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
+        let State { subscriptions, subscription_bytes, .. } = &mut *state;
+        let Some(subscriptions) = subscriptions else { return Err(Detached) };
+        let known = subscriptions.contains_key(filter);
+        if !known {
+            let all = &self.limits.subscription_bytes;
+            if subscriptions.len() >= self.limits.subscriptions_max
+                || *subscription_bytes + bytes > self.limits.subscription_bytes_max
+                || all.load(Ordering::Relaxed) + bytes > self.limits.all_subscription_bytes_max
+            {
+                return Ok(Err(Reason::QUOTA_EXCEEDED));
+            }
+            *subscription_bytes += bytes;
+            all.fetch_add(bytes, Ordering::Relaxed);
+        }
+        let subscription = Arc::new(subscription);
+        subscriptions.insert(filter.into(), subscription.clone());
+        enter(subscription);
+        Ok(Ok(if known { Entered::Replaced } else { Entered::New }))
+    }
+
+    /// Has the retained messages of a filter sent, if the subscription's options ask for them.
+    pub(super) fn replay_retained(&self, connection: u64, filter: &str, asked: &str, entered: Entered) {
+        let mut state = self.state.lock();
+        if state.check(connection).is_err() {
+            return;
+        }
+        let Some(subscription) = state.subscriptions.as_ref().and_then(|all| all.get(asked).cloned()) else { return };
+        let is_wanted = match subscription.options.retain_handling {
+            RetainHandling::Send => true,
+            RetainHandling::SendIfNew => entered == Entered::New,
+            RetainHandling::DoNotSend => false,
+        };
+        if is_wanted {
+            state.replays.retain(|replay| *replay.filter != *filter);
+            state.replays.push_back(Replay { subscription, filter: filter.into(), from: None });
+        }
+    }
+
+    /// Takes a subscription out, while `remove` takes it out of the index; says whether there was one.
+    pub(super) fn unsubscribe(&self, connection: u64, filter: &str, remove: impl FnOnce()) -> Result<bool, Detached> {
+        let mut state = self.state.lock();
+        state.check(connection)?;
+        let Some(subscriptions) = &mut state.subscriptions else { return Err(Detached) };
+        let Some(removed) = subscriptions.remove(filter) else { return Ok(false) };
+        let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
+        state.subscription_bytes -= bytes;
+        self.limits.subscription_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
+        remove();
+        Ok(true)
+    }
+
+    /// Ends the session: gives the filters of its subscriptions, which are to be taken out of the index, once.
+    pub(super) fn end(&self) -> Vec<Box<str>> {
+        let mut state = self.state.lock();
+        let Some(subscriptions) = state.subscriptions.take() else { return Vec::new() };
+        self.limits.subscription_bytes.fetch_sub(state.subscription_bytes, Ordering::Relaxed);
+        self.account(state.outbound.bytes(), 0);
+        state.outbound = Outbound::new(self.limits.bounds);
+        state.replays = VecDeque::new();
+        self.online.store(false, Ordering::Relaxed);
+        subscriptions.into_keys().collect()
+    }
+}
+
+impl State {
+    /// Whether the connection still has the session.
+    fn check(&self, connection: u64) -> Result<(), Detached> {
+        if self.connection != connection || self.subscriptions.is_none() {
+            return Err(Detached);
+        }
+        Ok(())
+    }
+
+    /// Queues the next retained messages; says whether there is something new to send.
+    fn replay(
+        &mut self,
+        page: &mut impl FnMut(&str, Option<Cursor>, &mut Vec<Arc<StoredMessage>>) -> Option<Cursor>,
+    ) -> bool {
+        let mut found = Vec::new();
+        while self.outbound.len() < RETAINED_QUEUED_MAX
+            && let Some(replay) = self.replays.front_mut()
+        {
+            replay.from = page(&replay.filter, replay.from.take(), &mut found);
+            let ended = replay.from.is_none();
+            let subscription = replay.subscription.clone();
+            if ended {
+                self.replays.pop_front();
+            }
+            if found.is_empty() {
+                continue;
+            }
+            for message in found {
+                let qos = message.qos.min(subscription.options.qos);
+                let (bytes, expires) = (message.bytes(), message.expires);
+                let subscription_ids = subscription.id.map(|id| [id].into());
+                self.outbound.push_always(Delivery { message, retain: true, subscription_ids }, qos, bytes, expires);
+            }
+            return true;
+        }
+        false
+    }
+}
+
+/// Whether more can be sent at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Left,
+    Full,
+}
+
+/// How a client connects.
+pub(super) struct Attach<'a> {
+    pub(super) client_id: &'a str,
+    pub(super) username: &'a str,
+    pub(super) clean_start: bool,
+    pub(super) receive_max: u16,
+    pub(super) expiry: Duration,
+    pub(super) will: Option<Box<Will>>,
+}
+
+/// A connection that has got a session.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) client: Arc<Client>,
+    pub(super) connection: u64,
+    pub(super) session_present: bool,
+}
+
+/// The table of sessions.
+pub(super) struct Clients {
+    table: Mutex<Table>,
+    deadlines: Deadlines,
+    limits: Arc<Limits>,
+}
+
+#[derive(Default)]
+struct Table {
+    by_id: HashMap<Arc<str>, Arc<Client>>,
+    /// How many sessions each user has; the anonymous have none here.
+    by_user: HashMap<Box<str>, usize>,
+    serial: u64,
+    connection: u64,
+}
+
+impl Table {
+    fn add(&mut self, client: &Arc<Client>, username: &str) {
+        self.by_id.insert(client.id.clone(), client.clone());
+        if !username.is_empty() {
+            *self.by_user.entry(username.into()).or_insert(0) += 1;
+        }
+    }
+
+    fn remove(&mut self, client: &Client, username: &str) -> bool {
+        if self.by_id.get(&client.id).is_none_or(|known| known.serial != client.serial) {
+            return false;
+        }
+        self.by_id.remove(&client.id);
+        if let Some(sessions) = self.by_user.get_mut(username) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                self.by_user.remove(username);
+            }
+        }
+        true
     }
 }
 
 impl Clients {
-    pub(super) fn new(queue_max: usize, counters: Counters) -> Self {
-        let places = queue_max.saturating_add(PLACES_BESIDE_QUEUE).min(Semaphore::MAX_PERMITS);
-        Self { by_id: DashMap::new(), places, counters }
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { table: Mutex::default(), deadlines: Deadlines::default(), limits: Arc::new(limits) }
     }
 
+    /// The sessions there are, connected or not.
     pub(super) fn len(&self) -> usize {
-        self.by_id.len()
+        self.table.lock().by_id.len()
     }
 
-    /// The sessions there are.
-    pub(super) fn ids(&self) -> Vec<Id> {
-        self.by_id.iter().map(|client| client.id.clone()).collect()
+    /// Bytes of all messages that are queued.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.limits.queued_bytes.load(Ordering::Relaxed)
     }
 
-    /// Enters the session of a client that has connected.
-    pub(super) fn enter(&self, id: Id, tx: Tx, packet_bytes_max: Option<NonZeroU32>) {
-        let client = Client {
-            tx,
-            packet_bytes_max,
-            online: AtomicBool::new(true),
-            places: Arc::new(Semaphore::new(self.places)),
-            retained_places: Arc::new(Semaphore::new(RETAINED_PLACES)),
-            id,
-        };
-        self.by_id.insert(client.id.client_id.clone(), Arc::new(client));
+    /// Bytes of all subscriptions of MQTT clients.
+    pub(super) fn subscription_bytes(&self) -> usize {
+        self.limits.subscription_bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes out the session of a client id, whichever it is.
-    pub(super) fn leave(&self, client_id: &ClientId) {
-        self.end(self.by_id.remove(client_id));
+    /// Gives a connection its session, a new one or the one that waits for it, and ends the connection that had it.
+    ///
+    /// The error is the reason code of the CONNACK.
+    pub(super) fn attach(&self, attach: Attach<'_>, now: Instant) -> (Result<Attached, Reason>, Aftermath) {
+        let mut table = self.table.lock();
+        let known = table.by_id.get(attach.client_id).cloned();
+        table.connection += 1;
+        let connection = table.connection;
+        let mut aftermath = Aftermath::default();
+        if let Some(client) = &known {
+            let mut state = client.state.lock();
+            let is_live = state.subscriptions.is_some() && state.expires.is_none_or(|expires| now < expires);
+            let resumes = is_live && !attach.clean_start && *state.username == *attach.username;
+            if let Some(will) = state.will.take()
+                // MQTT 5.0 section 3.1.2.5: the old connection is closed by its takeover and not by a DISCONNECT; with a
+                // delay, the session that goes on withdraws the will.
+                && (!resumes || (state.is_connected && will.delay_s == 0))
+            {
+                aftermath.will = Some((client.clone(), will));
+            }
+            self.deadlines.set(client, &mut state.deadline, None);
+            client.wake.notify_one();
+            if resumes {
+                let before = state.outbound.bytes();
+                if state.is_connected {
+                    let dropped = state.outbound.disconnected();
+                    self.limits.counters.dropped.offline.inc_by(dropped as u64);
+                }
+                client.account(before, state.outbound.bytes());
+                state.connect(connection, attach);
+                client.online.store(true, Ordering::Relaxed);
+                drop(state);
+                let attached = Attached { client: client.clone(), connection, session_present: true };
+                return (Ok(attached), aftermath);
+            }
+            let username = state.username.clone();
+            drop(state);
+            table.remove(client, &username);
+            aftermath.ended = Some(client.clone());
+        }
+        let of_user = table.by_user.get(attach.username).copied().unwrap_or(0);
+        if table.by_id.len() >= self.limits.clients_max || of_user >= self.limits.sessions_per_user_max {
+            // What was replaced is gone all the same: its client has asked for a new session.
+            return (Err(Reason::QUOTA_EXCEEDED), aftermath);
+        }
+        table.serial += 1;
+        let client = Client::new(attach.client_id.into(), table.serial, attach.username, &self.limits);
+        table.add(&client, attach.username);
+        client.state.lock().connect(connection, attach);
+        (Ok(Attached { client, connection, session_present: false }), aftermath)
     }
 
-    /// Takes out one session, unless another has taken its place.
-    pub(super) fn leave_session(&self, id: &Id) {
-        self.end(self.by_id.remove_if(&id.client_id, |_, client| client.id == *id));
+    /// A connection has ended. Does nothing when another one has its session.
+    pub(super) fn detach(
+        &self,
+        client: &Arc<Client>,
+        connection: u64,
+        will: WillAction,
+        expiry: Option<Duration>,
+        now: Instant,
+    ) -> Aftermath {
+        let mut aftermath = Aftermath::default();
+        let mut table = self.table.lock();
+        let mut state = client.state.lock();
+        if state.connection != connection || state.subscriptions.is_none() {
+            return aftermath;
+        }
+        state.is_connected = false;
+        client.online.store(false, Ordering::Relaxed);
+        let before = state.outbound.bytes();
+        let dropped = state.outbound.disconnected();
+        self.limits.counters.dropped.offline.inc_by(dropped as u64);
+        client.account(before, state.outbound.bytes());
+        state.expiry = expiry.unwrap_or(state.expiry);
+        if will == WillAction::Discard {
+            state.will = None;
+        }
+        let ends = state.expiry.is_zero();
+        let delay = state.will.as_ref().map(|will| Duration::from_secs(will.delay_s.into()));
+        if ends || delay.is_some_and(|delay| delay.is_zero()) {
+            aftermath.will = state.will.take().map(|will| (client.clone(), will));
+        }
+        if ends {
+            let username = state.username.clone();
+            drop(state);
+            table.remove(client, &username);
+            aftermath.ended = Some(client.clone());
+            return aftermath;
+        }
+        state.expires = now.checked_add(state.expiry);
+        state.will_due = state.will.as_ref().and(delay).and_then(|delay| now.checked_add(delay));
+        let next = state.next_deadline();
+        self.deadlines.set(client, &mut state.deadline, next);
+        aftermath
     }
 
-    fn end(&self, removed: Option<(ClientId, Arc<Client>)>) {
-        if let Some((_, client)) = removed {
-            // Nobody waits for places in a queue that nobody empties.
-            client.retained_places.close();
+    /// Ends the sessions whose expiry has passed, and takes the wills whose delay has.
+    pub(super) fn handle_timeout(&self, now: Instant) -> Vec<Aftermath> {
+        let mut aftermaths = Vec::new();
+        while let Some(client) = self.deadlines.pop(now) {
+            let mut table = self.table.lock();
+            let mut state = client.state.lock();
+            state.deadline = None;
+            if state.is_connected || state.subscriptions.is_none() {
+                continue;
+            }
+            let mut aftermath = Aftermath::default();
+            let has_expired = state.expires.is_some_and(|expires| expires <= now);
+            if has_expired || state.will_due.is_some_and(|due| due <= now) {
+                state.will_due = None;
+                aftermath.will = state.will.take().map(|will| (client.clone(), will));
+            }
+            if has_expired {
+                let username = state.username.clone();
+                drop(state);
+                table.remove(&client, &username);
+                aftermath.ended = Some(client);
+            } else {
+                let next = state.next_deadline();
+                self.deadlines.set(&client, &mut state.deadline, next);
+            }
+            aftermaths.push(aftermath);
+        }
+        aftermaths
+    }
+
+    /// Returns when [`Clients::handle_timeout`] has something to do, at the earliest when it is called again.
+    pub(super) async fn timeout(&self) {
+        loop {
+            let changed = self.deadlines.changed.notified();
+            match self.deadlines.first() {
+                None => changed.await,
+                Some(deadline) if deadline <= Instant::now() => return,
+                Some(deadline) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(deadline.into()) => return,
+                        () = changed => {}
+                    }
+                }
+            }
         }
     }
 
-    /// Notes that a session's connection is gone; the session may wait for the next one.
-    pub(super) fn went_offline(&self, id: &Id) {
-        if let Some(client) = self.by_id.get(&id.client_id)
-            && client.id == *id
-        {
-            client.online.store(false, Ordering::Relaxed);
-        }
+    /// Takes all sessions out.
+    pub(super) fn clear(&self) -> Vec<Arc<Client>> {
+        let mut table = self.table.lock();
+        table.by_user.clear();
+        let all: Vec<_> = table.by_id.drain().map(|(_, client)| client).collect();
+        drop(table);
+        self.deadlines.clear();
+        all
+    }
+}
+
+impl State {
+    fn connect(&mut self, connection: u64, attach: Attach<'_>) {
+        self.connection = connection;
+        self.is_connected = true;
+        self.expiry = attach.expiry;
+        self.will = attach.will;
+        self.will_due = None;
+        self.expires = None;
+        self.outbound.connected(attach.receive_max);
+        self.inbound.connected();
     }
 
-    /// Whether a client is connected.
-    pub(super) fn is_online(&self, client_id: &ClientId) -> bool {
-        self.by_id.get(client_id).is_some_and(|client| client.online.load(Ordering::Relaxed))
-    }
-
-    fn get(&self, client_id: &ClientId) -> Option<Arc<Client>> {
-        self.by_id.get(client_id).map(|client| client.value().clone())
-    }
-
-    /// Sends a message to a client, or sheds it when too much waits for it already.
-    pub(super) fn send(&self, outgoing: Outgoing, from: &From, publish: &Publish) {
-        // Without an entry the session has ended, and its subscriptions are ending with it.
-        let Some(client) = self.get(outgoing.client_id()) else { return };
-        let wanted = places(&publish.payload, self.places);
-        let Ok(permit) = client.places.clone().try_acquire_many_owned(wanted) else {
-            self.counters.client_dropped.inc();
-            let client_id = outgoing.client_id();
-            tracing::debug!(%client_id, topic = %publish.topic, "message shed: the queue is full");
-            return;
-        };
-        let mut publish = publish.clone();
-        publish.dup = false;
-        publish.packet_id = None;
-        publish.retain &= outgoing.retain_as_published;
-        publish.qos = publish.qos.less_value(outgoing.qos);
-        if !outgoing.subscription_ids.is_empty() {
-            publish.properties.get_or_insert_default().subscription_ids = outgoing.subscription_ids;
-        }
-        self.forward(&client, from.clone(), publish, permit);
-    }
-
-    /// Sends a retained message to a client when it has a place for it.
-    pub(super) async fn send_retained(&self, client_id: &ClientId, from: From, publish: Publish) {
-        let Some(client) = self.get(client_id) else { return };
-        let wanted = places(&publish.payload, RETAINED_PLACES);
-        if let Ok(permit) = client.retained_places.clone().acquire_many_owned(wanted).await {
-            self.forward(&client, from, publish, permit);
-        }
-    }
-
-    fn forward(&self, client: &Client, from: From, mut publish: Publish, permit: OwnedSemaphorePermit) {
-        // MQTT 5.0 §3.1.2.11.4: such a message is discarded; rmqtt would end the connection over it.
-        if client.packet_bytes_max.is_some_and(|bytes_max| packet_bytes(&publish) > bytes_max.get() as usize) {
-            self.counters.client_oversize.inc();
-            let client_id = &client.id.client_id;
-            tracing::debug!(%client_id, topic = %publish.topic, "message larger than the client takes");
-            return;
-        }
-        publish.payload = Bytes::from_owner(Waiting { payload: publish.payload.clone(), _permit: permit });
-        if client.tx.unbounded_send(ToSession::Forward(from, publish)).is_err() {
-            tracing::trace!(client_id = %client.id.client_id, "message for a session that has ended");
+    fn next_deadline(&self) -> Option<Instant> {
+        match (self.expires, self.will_due) {
+            (Some(expires), Some(due)) => Some(expires.min(due)),
+            (expires, due) => expires.or(due),
         }
     }
 }
 
-/// The size of a message's MQTT 5.0 packet, a few bytes too large at most: lengths that vary in size are
-/// taken for their largest.
-fn packet_bytes(publish: &Publish) -> usize {
-    // Fixed header 5, topic length 2, packet id 2, length of properties 4.
-    let frame = 13 + publish.topic.len() + publish.payload.len();
-    let Some(properties) = &publish.properties else { return frame };
-    // Payload format 2, expiry 5, alias 3; the others have an identifier and a length of 3 together.
-    let text = |text: &Option<rmqtt::types::TopicName>| text.as_ref().map_or(0, |text| text.len() + 3);
-    let user: usize = properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 5).sum();
-    frame
-        + 10
-        + text(&properties.content_type)
-        + text(&properties.response_topic)
-        + properties.correlation_data.as_ref().map_or(0, |data| data.len() + 3)
-        + properties.subscription_ids.len() * 5
-        + user
+/// When which session without a connection is looked at; at most one entry for each.
+#[derive(Default)]
+struct Deadlines {
+    queue: Mutex<BTreeMap<(Instant, u64), Arc<Client>>>,
+    changed: Notify,
 }
 
-/// A payload that holds its place until nobody needs it any more.
-struct Waiting {
-    payload: Bytes,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Waiting {
-    fn as_ref(&self) -> &[u8] {
-        &self.payload
-    }
-}
-
-/// The places that a message takes; the largest takes all that there are.
-fn places(payload: &Bytes, places_max: usize) -> u32 {
-    let places = payload.len().div_ceil(PLACE_BYTES).clamp(1, places_max);
-    u32::try_from(places).unwrap_or(u32::MAX)
-}
-
-/// What a device or the gateway publishes, in rmqtt's words.
-pub(super) fn local_publish(from: &str, topic: &str, qos: QoS, payload: &Bytes) -> (From, Publish) {
-    let publish = CodecPublish {
-        dup: false,
-        retain: false,
-        qos: match qos {
-            QoS::AtMostOnce => WireQoS::AtMostOnce,
-            QoS::AtLeastOnce => WireQoS::AtLeastOnce,
-            QoS::ExactlyOnce => WireQoS::ExactlyOnce,
-        },
-        topic: topic.into(),
-        packet_id: None,
-        payload: payload.clone(),
-        properties: Some(PublishProperties::default()),
-    };
-    (From::from_custom(Id::from(NODE, from.into())), publish.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::StreamExt;
-    use prometheus_client::metrics::counter::Counter;
-
-    #[allow(clippy::disallowed_methods, reason = "rmqtt's sessions have such a channel, and the bound is proved on it")]
-    fn client(places: usize) -> (Clients, rmqtt::types::Rx, Arc<ClientSubscription>, Counter) {
-        let counters = Counters::default();
-        let dropped = counters.client_dropped.clone();
-        let clients = Clients { by_id: DashMap::new(), places, counters };
-        let (tx, rx) = futures::channel::mpsc::unbounded();
-        let id = Id::from(NODE, "c".into());
-        clients.enter(id.clone(), Tx::new(tx), None);
-        (clients, rx, Arc::new(ClientSubscription { id, options: SubscriptionOptions::default() }), dropped)
-    }
-
-    /// A client that does not read is sent no more than its places, and more when it has read.
-    #[tokio::test]
-    async fn a_message_holds_its_place_until_it_is_dropped() {
-        let (clients, mut rx, subscription, dropped) = client(3);
-        let send = |bytes: usize| {
-            let (from, publish) = local_publish("d", "t", QoS::AtMostOnce, &Bytes::from(vec![0; bytes]));
-            clients.send(Outgoing::new(subscription.clone()), &from, &publish);
-        };
-        for _ in 0..5 {
-            send(1);
+impl Deadlines {
+    /// Moves a session's entry; `known` is where it is.
+    fn set(&self, client: &Arc<Client>, known: &mut Option<Instant>, next: Option<Instant>) {
+        let mut queue = self.queue.lock();
+        if let Some(known) = known.take() {
+            queue.remove(&(known, client.serial));
         }
-        assert_eq!(dropped.get(), 2);
-
-        let first = rx.next().await.unwrap();
-        send(1);
-        assert_eq!(dropped.get(), 3, "the message that was taken out is still held");
-        drop(first);
-        send(1);
-        assert_eq!(dropped.get(), 3);
-
-        while let Ok(message) = rx.try_recv() {
-            drop(message);
+        if let Some(next) = next {
+            let is_first = queue.first_key_value().is_none_or(|((first, _), _)| next < *first);
+            queue.insert((next, client.serial), client.clone());
+            if is_first {
+                self.changed.notify_one();
+            }
         }
-        send(2 * PLACE_BYTES + 1);
-        send(1);
-        assert_eq!(dropped.get(), 4, "a large message takes the places of three");
+        *known = next;
     }
 
-    /// Retained messages wait for places, and the wait ends with the session.
-    #[tokio::test]
-    async fn retained_messages_wait_and_do_not_wait_for_ever() {
-        let (clients, _rx, subscription, _) = client(1);
-        let client_id = subscription.id.client_id.clone();
-        let (from, publish) = local_publish("d", "t", QoS::AtMostOnce, &Bytes::from(vec![0; 100 * PLACE_BYTES]));
-        clients.send_retained(&client_id, from.clone(), publish.clone()).await;
-
-        let mut second = std::pin::pin!(clients.send_retained(&client_id, from, publish));
-        assert!(futures::poll!(&mut second).is_pending());
-        clients.leave(&client_id);
-        second.await;
+    fn first(&self) -> Option<Instant> {
+        self.queue.lock().first_key_value().map(|((deadline, _), _)| *deadline)
     }
 
-    #[test]
-    fn one_message_for_each_client_with_the_highest_qos() {
-        let outgoing = |client_id: &str, qos, identifier| Outgoing {
-            subscription: Arc::new(ClientSubscription {
-                id: Id::from(NODE, client_id.into()),
-                options: SubscriptionOptions::default(),
-            }),
-            qos,
-            retain_as_published: false,
-            subscription_ids: NonZeroU32::new(identifier).into_iter().collect(),
-        };
-        let mut all = vec![
-            outgoing("b", WireQoS::AtMostOnce, 1),
-            outgoing("a", WireQoS::AtMostOnce, 0),
-            outgoing("b", WireQoS::AtLeastOnce, 2),
-        ];
-        Outgoing::merge(&mut all);
-        assert_eq!(all.len(), 2);
-        assert_eq!((all[1].qos, all[1].subscription_ids.len()), (WireQoS::AtLeastOnce, 2));
+    fn pop(&self, now: Instant) -> Option<Arc<Client>> {
+        let mut queue = self.queue.lock();
+        let entry = queue.first_entry().filter(|entry| entry.key().0 <= now)?;
+        Some(entry.remove())
+    }
+
+    fn clear(&self) {
+        self.queue.lock().clear();
     }
 }

@@ -11,7 +11,8 @@ use crate::conn::{ClientInfo, CloseReason, PeerAddr, QoS};
 use crate::pubsub::Error;
 use crate::topic;
 
-use super::router::{Key, Origin, Publication, Router, Target};
+use super::message::{Origin, Publication};
+use super::router::{Key, Router, Target};
 
 /// A device as the hub knows it.
 pub(super) struct Device {
@@ -66,7 +67,7 @@ impl Session {
             return Err(Error::Replaced);
         }
         let origin = Origin::Local(&self.device.client_id);
-        self.router.publish(&Publication { origin, topic, qos, payload: &payload });
+        self.router.publish(&Publication { origin, topic, qos, retain: false, payload: &payload, properties: None });
         Ok(())
     }
 
@@ -103,7 +104,7 @@ impl Session {
         let filters = filters.as_mut().ok_or(Error::Replaced)?;
         if let Ok(place) = filters.binary_search_by(|known| (**known).cmp(filter)) {
             filters.remove(place);
-            self.router.unsubscribe(&parsed, &Key::Device(self.device.serial));
+            self.router.unsubscribe(&parsed, Key::Device(self.device.serial));
         }
         Ok(())
     }
@@ -126,7 +127,7 @@ impl Device {
         let mut filters = self.filters.lock();
         for filter in filters.take().unwrap_or_default() {
             if let Ok(parsed) = topic::parse_filter(&filter) {
-                router.unsubscribe(&parsed, &Key::Device(self.serial));
+                router.unsubscribe(&parsed, Key::Device(self.serial));
             }
         }
     }

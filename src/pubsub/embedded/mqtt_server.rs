@@ -1,139 +1,266 @@
-//! The MQTT port: rmqtt, with its subscriptions, retained messages and deliveries led through the hub.
+//! The MQTT listeners of the embedded broker: MQTT 3.1.1 and 5.0 over TCP, TLS and WebSocket.
 //!
-//! rmqtt speaks the protocol and keeps the sessions of MQTT clients. Four of its parts are ours: the
-//! router enters subscriptions into the hub, the retain store keeps messages there, `Shared` passes
-//! messages to the hub instead of to rmqtt's own sessions, and the hooks of the [`hooks`] ask the policy.
-//! Owns the listening socket; ends with [`MqttServer::stop`].
+//! Peers pass the same listener code as devices: PROXY header, access rules, limits of an address, handshake. One task
+//! serves one connection. Owns the sockets and the tasks; ends with [`MqttServer::stop`].
 
-use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rmqtt::context::ServerContext;
-use rmqtt::net::Builder;
-use rmqtt::node::Node;
-use rmqtt::shared::DefaultShared;
-use tokio::task::AbortHandle;
+use parking_lot::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
-use crate::topic::TOPIC_LEVELS_MAX;
+use crate::conn::limit::{ConnectionLimit, Permit};
+use crate::listener::{AcceptLimiter, Accepted, BindError, Handle, Listener, Pending, Socket};
+use crate::mqtt::Version;
+use crate::mqtt_stream::{Stream, websocket};
+use crate::telemetry::Telemetry;
 
-use super::clients::NODE;
 use super::router::Router;
-use super::{Options, StartError};
+use super::{MqttListener, Options};
 
-mod entry;
-mod hooks;
-mod router;
-mod shared;
+mod connect;
+mod connection;
 
-use hooks::AccessHooks;
-use router::{LibraryRetained, LibraryRouter, LibraryShares};
-use shared::LibraryShared;
+/// Topic aliases of one MQTT 5.0 connection, each way.
+const TOPIC_ALIAS_MAX: u16 = 64;
 
-/// The number under which rmqtt knows its only listener.
-const LISTENER: u16 = 1;
+/// How long connections may take to end at a stop, their last bytes included.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Messages sent to a client and not acknowledged; MQTT 5.0 calls it Receive Maximum.
-const INFLIGHT_MAX: NonZeroU16 = NonZeroU16::MIN.saturating_add(127);
-
-/// Topic aliases of one MQTT 5.0 client, each way.
-const TOPIC_ALIASES_MAX: u16 = 64;
-
-/// How long a client may take to connect, and to take what is sent to it.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Load averages above which rmqtt would turn clients away; checked by nobody, see [`MqttServer::start`].
-const NO_LOAD_LIMIT: f32 = f32::MAX;
-
-/// The MQTT port, open.
-pub(super) struct MqttServer {
-    local_addr: SocketAddr,
-    context: ServerContext,
+/// What all connections share.
+struct Context {
     router: Arc<Router>,
-    accepting: AbortHandle,
+    auth: Auth,
+    settings: Settings,
+    drain: CancellationToken,
+}
+
+/// What connections are held to.
+#[derive(Clone, Debug)]
+struct Settings {
+    packet_bytes_max: u32,
+    filter_bytes_max: usize,
+    inflight_max: u16,
+    connect_timeout: Duration,
+    keepalive_min_s: u16,
+    session_expiry_max: Duration,
+    anonymous_session_expiry_max: Duration,
+    response_information: Option<Box<str>>,
+}
+
+impl Settings {
+    fn new(options: &Options) -> Self {
+        Self {
+            packet_bytes_max: options.packet_bytes_max,
+            filter_bytes_max: options.filter_bytes_max,
+            inflight_max: options.inflight_max,
+            connect_timeout: options.connect_timeout,
+            keepalive_min_s: u16::try_from(options.keepalive_min.as_secs()).unwrap_or(u16::MAX),
+            session_expiry_max: options.session_expiry_max,
+            anonymous_session_expiry_max: options.anonymous_session_expiry_max,
+            response_information: options.response_information.clone(),
+        }
+    }
+
+    /// How long a session may outlive its connection, when its client asks for so many seconds.
+    fn expiry(&self, asked_s: u32, anonymous: bool) -> Duration {
+        let max = self.session_expiry_max;
+        let max = if anonymous { max.min(self.anonymous_session_expiry_max) } else { max };
+        Duration::from_secs(asked_s.into()).min(max)
+    }
+
+    fn topic_alias_max(&self, version: Version) -> u16 {
+        match version {
+            Version::V311 => 0,
+            Version::V5 => TOPIC_ALIAS_MAX,
+        }
+    }
+}
+
+/// The listeners, open.
+pub(super) struct MqttServer {
+    bound: Vec<(Arc<str>, SocketAddr)>,
+    /// They keep the sockets open, so they are let go of at the stop.
+    handles: Mutex<Vec<(Arc<str>, Handle)>>,
+    drain: CancellationToken,
+    tasks: Mutex<Vec<JoinHandle<JoinSet<()>>>>,
+    expiry: JoinHandle<()>,
 }
 
 impl MqttServer {
-    pub(super) async fn start(
-        addr: SocketAddr,
+    /// Binds every listener, then accepts.
+    pub(super) fn start(
         options: &Options,
         auth: Auth,
         router: Arc<Router>,
-    ) -> Result<Self, StartError> {
-        let failed = |error: rmqtt::Error| StartError::Bind { addr, source: io_error(error) };
-        let listener = listener(addr, options).bind().and_then(|listener| listener.tcp()).map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
-
-        // The check for a busy machine is off: its state is shared by all brokers of the process, and a
-        // gateway under load must not turn away the clients that its devices' data is for.
-        let context = ServerContext::new()
-            .node(Node::new(NODE, NO_LOAD_LIMIT, NO_LOAD_LIMIT, Duration::MAX))
-            .busy_check_enable(false)
-            .mqtt_max_sessions(isize::try_from(options.clients_max).unwrap_or(isize::MAX))
-            .build()
-            .await;
-        let extends = &context.extends;
-        let sessions = DefaultShared::new(Some(context.clone()));
-        *extends.shared_mut().await = Box::new(LibraryShared::new(sessions, router.clone()));
-        *extends.router_mut().await = Box::new(LibraryRouter::new(router.clone()));
-        *extends.retain_mut().await = Box::new(LibraryRetained::new(router.clone()));
-        *extends.shared_subscription_mut().await = Box::new(LibraryShares);
-        AccessHooks::new(auth, router.clone()).register(&context).await;
-
-        let server = rmqtt::server::MqttServer::new(context.clone()).listener_by_id(listener, LISTENER).build();
-        let accepting = tokio::spawn(async move {
-            if let Err(error) = server.run().await {
-                tracing::error!(%error, "the MQTT port has failed");
+        telemetry: &Telemetry,
+        limit: Option<&ConnectionLimit>,
+    ) -> Result<Self, BindError> {
+        let drain = CancellationToken::new();
+        let context =
+            Arc::new(Context { router: router.clone(), auth, settings: Settings::new(options), drain: drain.clone() });
+        let sockets = options.all_listeners().into_iter().map(|listener| {
+            let socket = Listener::bind(&listener.socket, None, telemetry.listener(&listener.socket.name))?;
+            Ok((listener, socket))
+        });
+        let sockets = sockets.collect::<Result<Vec<_>, BindError>>()?;
+        let (mut bound, mut handles) = (Vec::new(), Vec::new());
+        let mut tasks = Vec::new();
+        for (listener, mut socket) in sockets {
+            socket.begin();
+            let address = socket.local_addr();
+            tracing::info!(
+                listener = %listener.socket.name,
+                transport = %listener.transport(),
+                %address,
+                "MQTT listener started"
+            );
+            bound.push((listener.socket.name.clone(), address.0));
+            handles.push((listener.socket.name.clone(), socket.handle()));
+            let limits = Limits { own: ConnectionLimit::new(listener.connections_max), shared: limit.cloned() };
+            tasks.push(tokio::spawn(accept(context.clone(), listener, socket, limits)));
+        }
+        let expiry = tokio::spawn(async move {
+            loop {
+                router.clients().timeout().await;
+                for aftermath in router.clients().handle_timeout(Instant::now()) {
+                    router.settle(aftermath);
+                }
             }
         });
-        tracing::info!(addr = %local_addr, "MQTT port open");
-        Ok(Self { local_addr, context, router, accepting: accepting.abort_handle() })
+        Ok(Self { bound, handles: Mutex::new(handles), drain, tasks: Mutex::new(tasks), expiry })
     }
 
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// The bound addresses, in the order of the options.
+    pub(super) fn bound(&self) -> &[(Arc<str>, SocketAddr)] {
+        &self.bound
     }
 
-    /// Closes the port, then the sessions.
+    /// Gives the listeners that keep their address what new connections are to pass: rules, limits, certificates.
+    pub(super) fn follow(&self, options: &Options) {
+        let handles = self.handles.lock();
+        for listener in options.all_listeners() {
+            let socket = &listener.socket;
+            let running = handles.iter().find(|(name, handle)| *name == socket.name && handle.bind() == socket.bind);
+            if let Some((name, handle)) = running
+                && let Err(error) = handle.follow(socket)
+            {
+                tracing::error!(listener = %name, %error, "the socket does not take its new options");
+            }
+        }
+    }
+
+    /// Closes the listeners, then ends the connections.
     pub(super) async fn stop(&self) {
-        self.accepting.abort();
-        let ends = self.router.clients().ids().into_iter().map(|id| async {
-            let mut entry = self.context.extends.shared().await.entry(id);
-            if let Err(error) = entry.kick(true, true, true).await {
-                tracing::debug!(%error, "the session of an MQTT client did not end in time");
+        self.drain.cancel();
+        self.handles.lock().clear();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        let ended = async {
+            for task in tasks {
+                let Ok(mut connections) = task.await else { continue };
+                while connections.join_next().await.is_some() {}
             }
-        });
-        futures::future::join_all(ends).await;
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("MQTT connections did not end in time");
+        }
+        self.expiry.abort();
     }
 }
 
-fn listener(addr: SocketAddr, options: &Options) -> Builder {
-    Builder::new()
-        .name("polygate")
-        .laddr(addr)
-        // A restarted gateway gets its port back while old connections still linger in the kernel.
-        .reuseaddr(Some(true))
-        .nodelay(true)
-        // The gate decides who comes in; without this rmqtt would let anonymous clients pass it.
-        .allow_anonymous(false)
-        .max_packet_size(options.packet_bytes_max)
-        .max_topic_levels(TOPIC_LEVELS_MAX)
-        .max_subscriptions(options.subscriptions_max)
-        .max_mqueue_len(options.client_queue_max)
-        .max_inflight(INFLIGHT_MAX)
-        .max_topic_aliases(TOPIC_ALIASES_MAX)
-        .session_expiry_interval(options.session_expiry_max)
-        .max_session_expiry_interval(options.session_expiry_max)
-        // Zero: a message expires when its publisher says so, and else not.
-        .message_expiry_interval(Duration::ZERO)
-        .handshake_timeout(HANDSHAKE_TIMEOUT)
-        .send_timeout(SEND_TIMEOUT)
+/// How many connections a listener may hold: its own bound, and the one that it shares with the others.
+struct Limits {
+    own: ConnectionLimit,
+    shared: Option<ConnectionLimit>,
 }
 
-fn io_error(error: rmqtt::Error) -> io::Error {
-    error.downcast::<io::Error>().unwrap_or_else(|other| io::Error::other(other.to_string()))
+/// The next peer and its right to a connection. Can be dropped and called again without losing one: who was accepted
+/// lies in `accepted`.
+///
+/// The shared right is taken last, so that a listener where nobody comes holds none of it.
+async fn next(
+    socket: &mut Listener,
+    limits: &Limits,
+    limiter: &mut AcceptLimiter,
+    accepted: &mut Option<(Permit, Pending)>,
+) -> Option<Permit> {
+    if accepted.is_none() {
+        let own = limits.own.permit().await;
+        limiter.wait(socket).await;
+        let pending = socket.accept().await;
+        limiter.count(socket);
+        *accepted = Some((own, pending));
+    }
+    match &limits.shared {
+        Some(shared) => Some(shared.permit().await),
+        None => None,
+    }
+}
+
+/// Accepts until the stop, one task for each peer; gives the tasks that still run then.
+async fn accept(context: Arc<Context>, listener: MqttListener, mut socket: Listener, limits: Limits) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let mut limiter = AcceptLimiter::default();
+    let mut accepted = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = context.drain.cancelled() => return tasks,
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the task of an MQTT connection has panicked");
+                }
+            }
+            shared = next(&mut socket, &limits, &mut limiter, &mut accepted) => {
+                let Some((own, pending)) = accepted.take() else { continue };
+                let (context, websocket) = (context.clone(), listener.websocket.clone());
+                tasks.spawn(async move {
+                    open(context, websocket, pending).await;
+                    drop((own, shared));
+                });
+            }
+        }
+    }
+}
+
+/// One peer, from its arrival to its end.
+async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pending) {
+    let since = Instant::now();
+    let accepted = tokio::select! {
+        biased;
+        accepted = pending.establish() => accepted,
+        () = context.drain.cancelled() => return,
+    };
+    let Some(Accepted { info, socket, entered }) = accepted else { return };
+    let stream: Box<dyn Stream> = match socket {
+        Socket::Tcp(stream) => Box::new(stream),
+        Socket::Tls(stream) => Box::new(stream),
+        // The configuration has no such MQTT listener.
+        Socket::Udp(_) | Socket::Dtls(_) => return,
+    };
+    let stream = match websocket {
+        None => stream,
+        Some(path) => {
+            let upgraded = websocket::accept(stream, &path);
+            let deadline = since + context.settings.connect_timeout;
+            let refused = match tokio::time::timeout_at(deadline.into(), upgraded).await {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("the WebSocket handshake was not finished in time".to_owned()),
+            };
+            match refused {
+                Ok(stream) => Box::new(stream),
+                Err(why) => {
+                    context.router.counters().connects_refused.count("websocket");
+                    tracing::debug!(peer = %info.peer, why, "MQTT client refused");
+                    return;
+                }
+            }
+        }
+    };
+    connection::run(context, stream, info.peer, since).await;
+    drop(entered);
 }

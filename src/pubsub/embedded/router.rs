@@ -1,9 +1,9 @@
-//! Where messages of devices, of the gateway and of MQTT clients meet their subscribers.
+//! Routes messages of devices, of the gateway and of MQTT clients to their subscribers.
 //!
 //! Three maps under locks that are held for one look-up or one change and never across an `await`: the
 //! routes, the retained messages, the devices by client id. Publishing is a plain function: it finds the
-//! subscribers under a read lock, then puts the message into each one's bounded queue, where a full one
-//! sheds it and counts it. So a slow subscriber costs nobody else anything.
+//! recipients under a read lock, then puts the message into each one's bounded queue, where a full one
+//! drops it and counts it. So a slow subscriber costs the others nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,19 +12,21 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::RwLock;
-use rmqtt::types::{ClientId, From, Id, Publish, Retain, TopicName};
 
-use crate::conn::{Message, QoS};
+use crate::conn::Message;
+use crate::mqtt::Reason;
+use crate::mqtt::packet::{SubscriptionOptions, Will};
 use crate::pubsub::Error;
 use crate::topic;
 
-use super::clients::{ClientSubscription, Clients, Outgoing, local_publish};
+use super::clients::{Aftermath, Client, ClientSubscription, Clients, Detached, Entered, Limits, Recipient};
 use super::device::Device;
-use super::retained::{Cursor, Limits, RetainOutcome, Retained};
+use super::message::{Origin, Publication, StoredMessage};
+use super::retained::{Cursor, Limits as RetainedLimits, RetainOutcome, Retained};
 use super::routes::Routes;
 use super::{Counters, Options, Stats};
 
-/// The hub.
+/// The router.
 pub(super) struct Router {
     node: Arc<str>,
     /// The first half of all message ids; drawn at start, so that ids of two lives differ.
@@ -33,7 +35,7 @@ pub(super) struct Router {
     devices_opened: AtomicU64,
     stopped: AtomicBool,
     routes: RwLock<Routes<Key, Target>>,
-    retained: RwLock<Retained<RetainedMessage>>,
+    retained: RwLock<Retained<Arc<StoredMessage>>>,
     devices: DashMap<Arc<str>, Arc<Device>>,
     clients: Clients,
     counters: Counters,
@@ -42,12 +44,12 @@ pub(super) struct Router {
 }
 
 /// Tells subscribers apart. Devices and MQTT clients have client ids of their own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A device, by the serial number of its session.
     Device(u64),
-    /// An MQTT client, by its client id: its subscriptions may outlive its connection.
-    Client(ClientId),
+    /// An MQTT client, by the serial number of its session, which may outlive its connection.
+    Client(u64),
 }
 
 /// A subscriber.
@@ -59,43 +61,20 @@ pub(super) enum Target {
     Client(Arc<ClientSubscription>),
 }
 
-/// A message on its way in.
-pub(super) struct Publication<'a> {
-    pub(super) origin: Origin<'a>,
-    pub(super) topic: &'a str,
-    pub(super) qos: QoS,
-    pub(super) payload: &'a Bytes,
-}
-
-/// Where a message comes from.
-#[derive(Clone, Copy)]
-pub(super) enum Origin<'a> {
-    /// A device, or the gateway itself: `Message.from`.
-    Local(&'a str),
-    /// An MQTT client, with the message as rmqtt has it.
-    Client(&'a From, &'a Publish),
-}
-
-/// A message that is kept for those who subscribe later.
-struct RetainedMessage {
-    id: String,
-    retain: Retain,
-}
-
 /// The subscribers of one message.
 #[derive(Default)]
 struct Recipients {
     filters: usize,
     devices: Vec<Arc<Device>>,
-    clients: Vec<Outgoing>,
+    clients: Vec<Recipient>,
     /// Those that a share has picked; each share's copy counts for itself.
     shared_devices: Vec<Arc<Device>>,
-    shared_clients: Vec<Outgoing>,
+    shared_clients: Vec<Recipient>,
 }
 
 impl Router {
     pub(super) fn new(options: &Options) -> Result<Self, getrandom::Error> {
-        let limits = Limits { messages_max: options.retained_max, bytes_max: options.retained_bytes_max };
+        let limits = RetainedLimits { messages_max: options.retained_max, bytes_max: options.retained_bytes_max };
         let counters = Counters::default();
         Ok(Self {
             node: options.node.as_str().into(),
@@ -106,7 +85,7 @@ impl Router {
             routes: RwLock::new(Routes::new()),
             retained: RwLock::new(Retained::new(limits)),
             devices: DashMap::new(),
-            clients: Clients::new(options.client_queue_max, counters.clone()),
+            clients: Clients::new(Limits::new(options, counters.clone())),
             counters,
             payload_bytes_max: options.packet_bytes_max as usize,
             subscriptions_max: options.subscriptions_max,
@@ -131,12 +110,17 @@ impl Router {
             clients: self.clients.len(),
             subscriptions: self.routes.read().len(),
             retained: self.retained.read().len(),
+            queued_bytes: self.clients.queued_bytes(),
+            subscription_bytes: self.clients.subscription_bytes(),
         }
     }
 
     /// Takes nothing in any more, and lets go of what it holds.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        for client in self.clients.clear() {
+            client.end();
+        }
         *self.routes.write() = Routes::new();
         self.retained.write().clear();
     }
@@ -174,52 +158,106 @@ impl Router {
     }
 
     /// Removes a subscription.
-    pub(super) fn unsubscribe(&self, filter: &topic::Filter<'_>, key: &Key) {
-        self.routes.write().remove(filter.filter, filter.group, key);
+    pub(super) fn unsubscribe(&self, filter: &topic::Filter<'_>, key: Key) {
+        self.routes.write().remove(filter.filter, filter.group, &key);
     }
 
-    /// Enters an MQTT client's subscription in the place of any other of it to this filter.
+    /// Enters a subscription of an MQTT client, in the place of one to the same filter, and has its retained messages
+    /// sent.
     ///
-    /// rmqtt knows subscriptions by client id and filter alone: to it, a share of a filter replaces the
-    /// filter itself.
-    pub(super) fn subscribe_client(&self, filter: &str, subscription: ClientSubscription) {
-        let key = Key::Client(subscription.id.client_id.clone());
-        let group = subscription.options.shared_group().cloned();
-        let mut routes = self.routes.write();
-        routes.remove_any(filter, &key, |_| true);
-        routes.add(filter, group.as_deref(), key, Target::Client(Arc::new(subscription)));
+    /// # Errors
+    ///
+    /// The outer one: the connection has lost the session. The inner one is the reason code of the SUBACK.
+    pub(super) fn subscribe_client(
+        &self,
+        client: &Arc<Client>,
+        connection: u64,
+        asked: &str,
+        options: SubscriptionOptions,
+        id: Option<u32>,
+    ) -> Result<Result<Entered, Reason>, Detached> {
+        let Ok(filter) = topic::parse_filter(asked) else { return Ok(Err(Reason::TOPIC_FILTER_INVALID)) };
+        let subscription = ClientSubscription { client: client.clone(), options, id };
+        let entered = client.subscribe(connection, asked, subscription, |subscription| {
+            self.subscribe(&filter, Key::Client(client.serial), Target::Client(subscription));
+        })?;
+        // MQTT 5.0 section 4.8.2: a share gets no retained messages.
+        if let (Ok(entered), None) = (entered, filter.group) {
+            client.replay_retained(connection, filter.filter, asked, entered);
+        }
+        Ok(entered)
     }
 
-    /// Removes an MQTT client's subscription; says whether there was one of this very session.
-    pub(super) fn unsubscribe_client(&self, filter: &str, id: &Id) -> bool {
-        let key = Key::Client(id.client_id.clone());
-        let of_this_session =
-            |target: &Target| matches!(target, Target::Client(subscription) if subscription.id == *id);
-        self.routes.write().remove_any(filter, &key, of_this_session).is_some()
+    /// Removes a subscription of an MQTT client.
+    pub(super) fn unsubscribe_client(&self, client: &Client, connection: u64, asked: &str) -> Result<Reason, Detached> {
+        let Ok(filter) = topic::parse_filter(asked) else { return Ok(Reason::TOPIC_FILTER_INVALID) };
+        let existed =
+            client.unsubscribe(connection, asked, || self.unsubscribe(&filter, Key::Client(client.serial)))?;
+        Ok(if existed { Reason::SUCCESS } else { Reason::NO_SUBSCRIPTION_EXISTED })
     }
 
-    /// Passes a message on to its subscribers; says to how many.
+    /// Does what a change of a session has left to do.
+    pub(super) fn settle(&self, aftermath: Aftermath) {
+        if let Some(client) = aftermath.ended {
+            for filter in client.end() {
+                if let Ok(filter) = topic::parse_filter(&filter) {
+                    self.unsubscribe(&filter, Key::Client(client.serial));
+                }
+            }
+        }
+        if let Some((client, will)) = aftermath.will {
+            self.publish_will(&client, &will);
+        }
+    }
+
+    fn publish_will(&self, client: &Arc<Client>, will: &Will) {
+        self.publish(&Publication {
+            origin: Origin::Client(&client.id, client.serial),
+            topic: &will.topic,
+            qos: will.qos,
+            retain: will.retain,
+            payload: &will.payload,
+            properties: Some(&will.properties),
+        });
+    }
+
+    /// Passes a message on to its subscribers, and keeps it if that is asked for; says how many subscribers it has.
     pub(super) fn publish(&self, publication: &Publication<'_>) -> usize {
+        let now = Instant::now();
+        let number = self.messages.fetch_add(1, Ordering::Relaxed);
+        let created_ms = now_ms();
+        let store = || Arc::new(StoredMessage::new(publication, number, created_ms, now));
+        let mut stored = None;
+        if publication.retain {
+            // Before it is passed on: who subscribes meanwhile gets it once at least.
+            if publication.payload.is_empty() {
+                self.retained.write().remove(publication.topic);
+            } else {
+                let message = stored.get_or_insert_with(store);
+                self.retain(message, now);
+            }
+        }
         let found = self.find(publication);
         let devices = found.devices.len() + found.shared_devices.len();
         let clients = found.clients.len() + found.shared_clients.len();
         if devices > 0 {
-            let message = self.message(publication);
+            let message = Message {
+                node: self.node.clone(),
+                id: self.message_id(number),
+                qos: publication.qos,
+                from: publication.origin.client_id().to_owned(),
+                topic: publication.topic.to_owned(),
+                payload: publication.payload.clone(),
+                timestamp_ms: created_ms,
+            };
             for device in found.devices.iter().chain(&found.shared_devices) {
                 device.mailbox.deliver(message.clone());
             }
         }
         if clients > 0 {
-            let local;
-            let (from, publish) = match publication.origin {
-                Origin::Client(from, publish) => (from, publish),
-                Origin::Local(from) => {
-                    local = local_publish(from, publication.topic, publication.qos, publication.payload);
-                    (&local.0, &local.1)
-                }
-            };
-            for outgoing in found.clients.into_iter().chain(found.shared_clients) {
-                self.clients.send(outgoing, from, publish);
+            let message = stored.get_or_insert_with(store);
+            for recipient in found.clients.into_iter().chain(found.shared_clients) {
+                recipient.deliver(message, publication.retain);
             }
         }
         devices + clients
@@ -227,9 +265,9 @@ impl Router {
 
     fn find(&self, publication: &Publication<'_>) -> Recipients {
         let mut found = Recipients::default();
-        // MQTT 5.0 §3.8.3.1, No Local: not back to the very session that it came from.
+        // MQTT 5.0 section 3.8.3.1, No Local: not back to the very session that it came from.
         let wanted = |subscription: &ClientSubscription| match publication.origin {
-            Origin::Client(from, _) => !(subscription.options.no_local() == Some(true) && subscription.id == from.id),
+            Origin::Client(_, serial) => !(subscription.options.no_local && subscription.client.serial == serial),
             Origin::Local(_) => true,
         };
         let routes = self.routes.read();
@@ -239,7 +277,7 @@ impl Router {
                 match target {
                     Target::Device(device) => found.devices.push(device.clone()),
                     Target::Client(subscription) if wanted(subscription) => {
-                        found.clients.push(Outgoing::new(subscription.clone()));
+                        found.clients.push(Recipient::new(subscription.clone()));
                     }
                     Target::Client(_) => {}
                 }
@@ -247,12 +285,12 @@ impl Router {
             for group in subscribers.groups() {
                 let online = |target: &Target| match target {
                     Target::Device(_) => true,
-                    Target::Client(subscription) => self.clients.is_online(&subscription.id.client_id),
+                    Target::Client(subscription) => subscription.client.is_online(),
                 };
                 match group.pick(online) {
                     Some(Target::Device(device)) => found.shared_devices.push(device.clone()),
                     Some(Target::Client(subscription)) => {
-                        found.shared_clients.push(Outgoing::new(subscription.clone()));
+                        found.shared_clients.push(Recipient::new(subscription.clone()));
                     }
                     None => {}
                 }
@@ -263,52 +301,21 @@ impl Router {
         if found.filters > 1 {
             found.devices.sort_unstable_by_key(|device| device.serial);
             found.devices.dedup_by_key(|device| device.serial);
-            Outgoing::merge(&mut found.clients);
+            Recipient::merge(&mut found.clients);
         }
         found
     }
 
-    fn message(&self, publication: &Publication<'_>) -> Message {
-        let (from, timestamp_ms) = match publication.origin {
-            Origin::Local(from) => (from, now_ms()),
-            Origin::Client(from, publish) => (&*from.client_id, created_ms(publish)),
-        };
-        Message {
-            node: self.node.clone(),
-            id: self.next_message_id(),
-            qos: publication.qos,
-            from: from.to_owned(),
-            topic: publication.topic.to_owned(),
-            payload: publication.payload.clone(),
-            timestamp_ms,
-        }
-    }
-
-    fn next_message_id(&self) -> String {
-        let number = self.messages.fetch_add(1, Ordering::Relaxed);
+    fn message_id(&self, number: u64) -> String {
         format!("{:016x}{number:016x}", self.epoch)
     }
 
-    /// Keeps an MQTT client's message for those who subscribe later; an empty one clears the topic.
-    pub(super) fn retain(&self, topic: &str, mut retain: Retain) {
-        if retain.publish.payload.is_empty() {
-            self.retained.write().remove(topic);
-            return;
-        }
-        let now = Instant::now();
-        let properties = retain.publish.properties.as_ref();
-        let expires = properties
-            .and_then(|properties| properties.message_expiry_interval)
-            .and_then(|interval_s| now.checked_add(std::time::Duration::from_secs(interval_s.get().into())));
-        let payload_bytes = retain.publish.payload.len();
-        // Copies: what came from the wire is a slice of a read buffer that it would keep alive.
-        retain.publish.payload = Bytes::copy_from_slice(&retain.publish.payload);
-        retain.publish.topic = topic.into();
-        let message = RetainedMessage { id: self.next_message_id(), retain };
-        let kept = self.retained.write().set(topic, message, payload_bytes, expires, now);
+    /// Keeps a message for those who subscribe later.
+    fn retain(&self, message: &Arc<StoredMessage>, now: Instant) {
+        let kept = self.retained.write().set(&message.topic, message.clone(), message.bytes(), message.expires, now);
         if kept == RetainOutcome::Full {
             self.counters.retained_refused.inc();
-            tracing::debug!(topic, "retained message not kept: the store is full");
+            tracing::debug!(topic = ?message.topic, "retained message not kept: the store is full");
         }
     }
 
@@ -320,7 +327,7 @@ impl Router {
         let mut from = None;
         while !device.has_ended() {
             from = self.retained.read().page(filter, from, Instant::now(), |message, _| {
-                device.mailbox.deliver(message.to_message(&self.node));
+                device.mailbox.deliver(self.to_message(message));
             });
             if from.is_none() {
                 return;
@@ -334,49 +341,23 @@ impl Router {
         &self,
         filter: &str,
         from: Option<Cursor>,
-    ) -> (Vec<(TopicName, Retain)>, Option<Cursor>) {
-        let mut found = Vec::new();
-        let now = Instant::now();
-        let next = self.retained.read().page(filter, from, now, |message, expires| {
-            let mut retain = message.retain.clone();
-            // MQTT 5.0 §3.3.2.3.3: what is left of it.
-            if let (Some(expires), Some(properties)) = (expires, &mut retain.publish.properties) {
-                let left_s = expires.saturating_duration_since(now).as_secs().max(1);
-                properties.message_expiry_interval = u32::try_from(left_s).ok().and_then(std::num::NonZeroU32::new);
-            }
-            found.push((retain.publish.topic.clone(), retain));
-        });
-        (found, next)
+        now: Instant,
+        found: &mut Vec<Arc<StoredMessage>>,
+    ) -> Option<Cursor> {
+        self.retained.read().page(filter, from, now, |message, _| found.push(message.clone()))
     }
-}
 
-impl RetainedMessage {
-    fn to_message(&self, node: &Arc<str>) -> Message {
-        let publish = &self.retain.publish;
+    fn to_message(&self, stored: &StoredMessage) -> Message {
         Message {
-            node: node.clone(),
-            id: self.id.clone(),
-            qos: from_wire(publish.qos),
-            from: self.retain.from.client_id.to_string(),
-            topic: publish.topic.to_string(),
-            payload: publish.payload.clone(),
-            timestamp_ms: created_ms(publish),
+            node: self.node.clone(),
+            id: self.message_id(stored.number),
+            qos: stored.qos,
+            from: stored.from.to_string(),
+            topic: stored.topic.to_string(),
+            payload: stored.payload.clone(),
+            timestamp_ms: stored.created_ms,
         }
     }
-}
-
-/// rmqtt's word for a quality of service, in ours.
-pub(super) fn from_wire(qos: rmqtt::types::QoS) -> QoS {
-    match qos {
-        rmqtt::types::QoS::AtMostOnce => QoS::AtMostOnce,
-        rmqtt::types::QoS::AtLeastOnce => QoS::AtLeastOnce,
-        rmqtt::types::QoS::ExactlyOnce => QoS::ExactlyOnce,
-    }
-}
-
-/// When an MQTT client's message was taken in.
-fn created_ms(publish: &Publish) -> u64 {
-    publish.create_time.and_then(|ms| u64::try_from(ms).ok()).unwrap_or_else(now_ms)
 }
 
 fn now_ms() -> u64 {

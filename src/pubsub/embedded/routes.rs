@@ -149,17 +149,6 @@ impl<K: Eq + Hash + Clone, T> Routes<K, T> {
         })
     }
 
-    /// Removes a subscription of which it is not known whether it is shared, if it is `meant`.
-    pub(super) fn remove_any(&mut self, filter: &str, key: &K, meant: impl Fn(&T) -> bool) -> Option<T> {
-        self.remove_from(filter, |subscribers| {
-            if subscribers.each.get(key).is_some_and(&meant) {
-                return subscribers.each.remove(key);
-            }
-            let index = subscribers.groups.iter().position(|group| group.members.get(key).is_some_and(&meant))?;
-            subscribers.remove_from_group(index, key)
-        })
-    }
-
     fn remove_from(&mut self, filter: &str, remove: impl FnOnce(&mut Subscribers<K, T>) -> Option<T>) -> Option<T> {
         let (levels, open) = split(filter);
         let mut path = vec![(ROOT, "")];
@@ -322,8 +311,6 @@ mod tests {
         assert_eq!(routes.remove("a", Some("g"), &1), None);
         assert_eq!(routes.remove("b", None, &1), None);
         assert_eq!(routes.remove("a/#", None, &1), None);
-        assert_eq!(routes.remove_any("a", &1, |&target| target == 1), None);
-        assert_eq!(routes.remove_any("a", &1, |&target| target == 2), Some(2));
     }
 
     #[test]

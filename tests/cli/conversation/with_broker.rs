@@ -91,7 +91,7 @@ async fn the_broker_refuses() {
     let directory = tempfile::tempdir().unwrap();
     let file = write(&directory, "talk.conversation", "> 01\npublish \"locked\" \"\"\n");
     let error = replayed(std::slice::from_ref(&file), &to, &["--mqtt", &broker.url]).await.unwrap_err();
-    let text = "expected the broker to grant a subscription to \"locked\", it answered NotAuthorized";
+    let text = "expected the broker to grant a subscription to \"locked\", it answered Not authorized (0x87)";
     assert_eq!(error.to_string(), text);
 
     let nobody = "mqtt://user:secret@127.0.0.1:1";

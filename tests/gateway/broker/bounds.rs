@@ -44,9 +44,9 @@ async fn a_flooded_mqtt_client_dropped_and_counts() {
     let payload = Bytes::from(vec![b'x'; 16 * 1024]);
     let messages = 20_000;
     for _ in 0..messages {
-        publisher.session.publish("flood", QoS::AtLeastOnce, payload.clone()).await.unwrap();
+        publisher.session.publish("flood", QoS::AtLeastOnce, payload.clone(), None).await.unwrap();
     }
-    let shed = broker.broker.counters().client_dropped.get();
+    let shed = broker.broker.counters().dropped.queue_full.get();
     assert!(shed > messages - 5_000, "{shed} of {messages} shed");
 
     let mut client = Client::connect(Version::V3, broker.addr(), "c").await;
@@ -65,7 +65,7 @@ async fn a_message_larger_than_a_client_takes_is_left_out() {
     broker.publish_as_gateway("a", &"x".repeat(100)).await.unwrap();
     broker.publish_as_gateway("a", &"x".repeat(60)).await.unwrap();
     assert_eq!(client.payload().await.len(), 60);
-    assert_eq!(broker.broker.counters().client_oversize.get(), 1);
+    assert_eq!(broker.broker.counters().dropped.oversize.get(), 1);
 }
 
 /// A device has as many subscriptions as it may have, and a payload is as large as it may be.
@@ -85,11 +85,14 @@ async fn limits_are_reached_and_said() {
     device.session.unsubscribe("b").await.unwrap();
     device.subscribe("c").await;
 
-    let publish = async |bytes| device.session.publish("a", QoS::AtMostOnce, Bytes::from(vec![0; bytes])).await;
+    let publish = async |bytes| device.session.publish("a", QoS::AtMostOnce, Bytes::from(vec![0; bytes]), None).await;
     assert_eq!(publish(1_000).await, Ok(()));
     assert_eq!(publish(1_001).await, Err(Error::PayloadTooLarge { bytes: 1_001, bytes_max: 1_000 }));
     for topic in ["", "a/+", "a/#", "a\0"] {
-        assert!(matches!(device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await, Err(Error::Topic(_))));
+        assert!(matches!(
+            device.session.publish(topic, QoS::AtMostOnce, Bytes::new(), None).await,
+            Err(Error::Topic(_))
+        ));
     }
     for filter in ["", "a/#/b", "$share/g", "a+"] {
         assert!(matches!(device.session.subscribe(filter, QoS::AtMostOnce).await, Err(Error::Topic(_))));

@@ -56,7 +56,7 @@ async fn cpu_of_a_message() {
         let start = cpu();
         for message in 0..messages {
             let number = message % filters;
-            publisher.session.publish(&topics[number], QoS::AtMostOnce, payload.clone()).await.unwrap();
+            publisher.session.publish(&topics[number], QoS::AtMostOnce, payload.clone(), None).await.unwrap();
             assert!(matches!(devices[number].mails.try_recv().map(|mail| *mail), Ok(Mail::Deliver(_))));
         }
         let spent = cpu() - start;
@@ -71,7 +71,7 @@ async fn cpu_of_a_message() {
     let start = cpu();
     let messages = 50_000;
     for _ in 0..messages {
-        publisher.session.publish("up/x", QoS::AtMostOnce, payload.clone()).await.unwrap();
+        publisher.session.publish("up/x", QoS::AtMostOnce, payload.clone(), None).await.unwrap();
         client.message().await;
     }
     let spent = cpu() - start;

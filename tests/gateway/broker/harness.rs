@@ -11,6 +11,7 @@ use polygate::testing::conn::registry::{Mail, MailReceiver, Mailbox, MessageBoun
 use polygate::testing::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
 use polygate::testing::pubsub::embedded::{Broker, Options};
 use polygate::testing::pubsub::{Error, PubSub, Session};
+use polygate::testing::telemetry::Telemetry;
 use prometheus_client::metrics::counter::Counter;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ impl TestBroker {
         let mut options =
             Options { node: "gw-test".to_owned(), bind: Some("127.0.0.1:0".parse().unwrap()), ..Options::default() };
         adjust(&mut options);
-        let broker = Broker::start(options, auth.clone()).await.unwrap();
+        let broker = Broker::start(options, auth.clone(), &Telemetry::new(), None).await.unwrap();
         Self { pubsub: PubSub::Embedded(broker.clone()), broker, auth }
     }
 
@@ -63,7 +64,7 @@ impl TestBroker {
         let held = Arc::clone(mailbox.quota());
         let client = ClientInfo { client_id: client_id.to_owned(), ..ClientInfo::default() };
         let peer = PeerAddr("192.0.2.1:4711".parse().unwrap());
-        let session = self.pubsub.open(Arc::new(client), peer, mailbox).await.unwrap();
+        let session = self.pubsub.open(Arc::new(client), None, peer, mailbox).await.unwrap();
         Device { session, mails, held, dropped }
     }
 
@@ -121,7 +122,7 @@ impl Device {
     }
 
     pub async fn publish_qos(&self, topic: &str, payload: &str, qos: QoS) {
-        self.session.publish(topic, qos, Bytes::from(payload.to_owned())).await.unwrap();
+        self.session.publish(topic, qos, Bytes::from(payload.to_owned()), None).await.unwrap();
     }
 
     pub async fn subscribe(&self, filter: &str) {

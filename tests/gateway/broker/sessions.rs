@@ -16,7 +16,7 @@ async fn the_newest_device_with_a_client_id_wins() {
     assert_eq!(old.end().await, CloseReason::Replaced);
     new.subscribe("a").await;
 
-    assert_eq!(old.session.publish("a", QoS::AtMostOnce, Bytes::new()).await, Err(Error::Replaced));
+    assert_eq!(old.session.publish("a", QoS::AtMostOnce, Bytes::new(), None).await, Err(Error::Replaced));
     assert_eq!(old.session.subscribe("b", QoS::AtMostOnce).await, Err(Error::Replaced));
     assert_eq!(old.session.unsubscribe("a").await, Err(Error::Replaced));
     old.session.close().await;
@@ -159,7 +159,7 @@ async fn a_stopped_broker_is_quiet() {
     v3.ended().await;
     v5.ended().await;
     assert!(tokio::net::TcpStream::connect(addr).await.is_err());
-    assert_eq!(device.session.publish("a", QoS::AtMostOnce, Bytes::new()).await, Err(Error::Stopped));
+    assert_eq!(device.session.publish("a", QoS::AtMostOnce, Bytes::new(), None).await, Err(Error::Stopped));
     assert_eq!(device.session.subscribe("b", QoS::AtMostOnce).await, Err(Error::Stopped));
     assert_eq!(broker.publish_as_gateway("a", "x").await, Err(Error::Stopped));
     let stats = broker.broker.stats();
@@ -177,10 +177,11 @@ async fn a_port_is_taken_and_given_back() {
         bind: Some(addr),
         ..polygate::testing::pubsub::embedded::Options::default()
     };
-    let start = || polygate::testing::pubsub::embedded::Broker::start(options(), first.auth.clone());
+    let telemetry = polygate::testing::telemetry::Telemetry::new();
+    let start = || polygate::testing::pubsub::embedded::Broker::start(options(), first.auth.clone(), &telemetry, None);
 
     let error = start().await.unwrap_err();
-    assert_eq!(error.to_string(), format!("cannot bind the broker's MQTT port on tcp {addr}"));
+    assert_eq!(error.to_string(), format!("cannot bind listener \"broker\" on tcp://{addr}"));
     let source = std::error::Error::source(&error).unwrap().downcast_ref::<std::io::Error>().unwrap();
     assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
 

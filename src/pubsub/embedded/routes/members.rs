@@ -50,10 +50,6 @@ impl<K: Eq + Hash + Clone, T> Members<K, T> {
         }
     }
 
-    pub(super) fn get(&self, key: &K) -> Option<&T> {
-        self.place(key).map(|place| &self.list[place].1)
-    }
-
     pub(super) fn insert(&mut self, key: K, target: T) -> Option<T> {
         if let Some(place) = self.place(&key) {
             return Some(std::mem::replace(&mut self.list[place].1, target));
@@ -108,7 +104,7 @@ mod tests {
                     prop_assert_eq!(members.remove(&key), model.remove(&key));
                 }
                 prop_assert_eq!(members.list.len(), model.len());
-                prop_assert!(model.iter().all(|(key, target)| members.get(key) == Some(target)));
+                prop_assert!(model.iter().all(|(key, target)| members.place(key).map(|place| &members.list[place].1) == Some(target)));
             }
         }
     }
