@@ -1,95 +1,78 @@
-//! What the gateway is to be: checked settings, made of each module's own options.
+//! Configuration file: its schema, its checks, and the [`Config`] with the options of every module.
 //!
-//! [`mod@schema`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
-//! way, with its line and its key. Nothing below this floor sees a [`Config`]: the gateway takes it apart
-//! and hands out the options.
+//! Each table of the file has its own module, which declares the keys ([`mod@schema`]) and reads them into the options;
+//! `check` puts the tables together and reports every fault with its line and its key. No module of a lower layer uses
+//! [`Config`]: the gateway takes it apart and passes the options on.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::topic::Mountpoint;
-use crate::{admin, auth, connection, exproto, listener, pubsub};
 
+mod adapter;
+mod admin;
+mod auth;
+mod binds;
+mod broker;
 mod check;
 mod diagnostics;
 mod diff;
-mod fault;
+mod gateway;
+mod handler;
+mod listener;
 mod location;
 mod read;
 mod references;
 pub(crate) mod schema;
 mod suggest;
 mod value;
-mod warning;
 
-pub(crate) use diff::ConfigDiff;
-pub use fault::Faults;
-pub use warning::{Advice, Warning};
+pub use diagnostics::{Advice, Faults, Warning};
+pub(crate) use diff::ConfigSnapshot;
+pub use references::ExternalFiles;
 
 pub use crate::rollout::{Options as Handler, Program};
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of this node, in `Message.node`.
     pub node: Arc<str>,
-    /// What the gateway keeps, such as compiled components.
+    /// The directory of compiled components, for example.
     pub data_dir: PathBuf,
     /// How long connections may take to end when the gateway stops.
     pub drain_timeout: Duration,
-    /// Connections of tcp and tls at a time, `1..`; absent for as many as there are descriptors.
+    /// Concurrent connections of tcp and tls, `1..`; none: as many as the limit on descriptors allows.
     pub connections_max: Option<usize>,
-    /// The `ConnectionAdapter` service; absent when no handler speaks gRPC and none is asked for.
-    pub adapter: Option<exproto::service::Options>,
-    /// Health and metrics; absent for none.
-    pub admin: Option<admin::Options>,
+    /// The `ConnectionAdapter` service; none: no handler speaks gRPC, and the file has no `[adapter]`.
+    pub adapter: Option<crate::exproto::service::Options>,
+    pub admin: Option<crate::admin::Options>,
     /// The embedded broker; not started when there is an external one.
-    pub broker: pubsub::embedded::Options,
+    pub broker: crate::pubsub::embedded::Options,
     /// The user's own broker.
-    pub external_broker: Option<pubsub::external::Options>,
-    /// Who may authenticate, publish and subscribe.
-    pub auth: auth::Options,
+    pub external_broker: Option<crate::pubsub::external::Options>,
+    pub auth: crate::auth::Options,
     /// The handlers, in the order of the file.
     pub handlers: Vec<Handler>,
     /// The listeners, in the order of the file.
     pub listeners: Vec<Listener>,
-    /// The file as it was written, to find out later what another one changes.
-    pub written: ConfigDiff,
+    /// The keys and values of the file, for the differences that a reload logs.
+    pub written: ConfigSnapshot,
 }
 
-/// A listener and what its connections get.
+/// A listener and the options of its connections.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The socket.
-    pub socket: listener::Options,
-    /// The connections' bounds.
-    pub connection: connection::Options,
-    /// Put in front of the devices' topics.
+    pub socket: crate::listener::Options,
+    pub connection: crate::connection::Options,
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
-    /// How long a message of QoS 1 or 2 may take to be acknowledged before anything is sent after it; absent without
+    /// How long a message of QoS 1 or 2 may take to be acknowledged before anything is sent after it; none: no
     /// confirmation.
     pub confirm_timeout: Option<Duration>,
-    /// The files with its certificates and keys.
+    /// The files with its certificates, keys and denied addresses.
     pub files: Vec<PathBuf>,
-}
-
-/// What a configuration file refers to outside of itself.
-#[derive(Clone, Copy)]
-pub struct ExternalFiles<'a> {
-    /// What paths in the file are relative to.
-    pub base_dir: &'a Path,
-    /// The value of an environment variable.
-    pub env: &'a dyn Fn(&str) -> Option<OsString>,
-}
-
-impl std::fmt::Debug for ExternalFiles<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outside").field("base_dir", &self.base_dir).finish_non_exhaustive()
-    }
 }
 
 impl Config {

@@ -34,7 +34,8 @@ pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Maximum length of a delimiter, in bytes.
 pub(crate) const DELIMITER_BYTES_MAX: usize = 16;
 
-/// Framing of a stream. Every limit is in bytes on the wire, with all that belongs to the frame.
+/// How a stream is cut into frames. Every bound (`max`) is in bytes as they are on the wire, with length and escapes and
+/// without delimiter, line feed and flags, as in the guests' SDK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Length-prefixed frames.
@@ -120,8 +121,18 @@ impl Framing {
         }
     }
 
-    /// Maximum size of a frame on the wire; never more is held.
+    /// The most bytes that one frame may have on the wire, with delimiters; no more of them are ever held.
     pub fn wire_max(&self) -> usize {
+        self.max().saturating_add(match self {
+            Self::Delimiter(delimited) => delimited.delimiter.len(),
+            Self::Line(_) => 1,
+            Self::Escape(_) => 2,
+            Self::Length(_) | Self::Fixed(_) | Self::Gap(_) => 0,
+        })
+    }
+
+    /// The bound of a frame in bytes, without delimiters.
+    fn max(&self) -> usize {
         match self {
             Self::Length(length) => length.max,
             Self::Delimiter(delimited) => delimited.max,
@@ -277,13 +288,13 @@ impl Framer {
     }
 
     fn poll_cut(&mut self, framing: &Framing) -> Result<Option<Bytes>, Broken> {
-        let max = framing.wire_max();
+        let wire_max = framing.wire_max();
         let seen = self.held.len();
-        let fits = max.saturating_sub(seen).min(self.arrived.len());
+        let fits = wire_max.saturating_sub(seen).min(self.arrived.len());
         let found = if seen == 0 {
             framing.cut(&self.arrived[..fits], 0)?
         } else {
-            hold(&mut self.held, &self.arrived[..fits], max);
+            hold(&mut self.held, &self.arrived[..fits], wire_max);
             framing.cut(&self.held, seen)?
         };
         match found {
@@ -298,10 +309,10 @@ impl Framer {
                 };
                 Ok(Some(whole.slice(frame)))
             }
-            None if seen + fits == max => Err(Broken::TooLong { max, found: None }),
+            None if seen + fits == wire_max => Err(Broken::TooLong { max: framing.max(), found: None }),
             None => {
                 if seen == 0 {
-                    hold(&mut self.held, &self.arrived, max);
+                    hold(&mut self.held, &self.arrived, wire_max);
                 }
                 self.arrived.clear();
                 Ok(None)

@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{Config, ConfigDiff};
+use crate::config::{Config, ConfigSnapshot};
 use crate::conn::limit::ConnectionLimit;
 use crate::conn::registry::Registry;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
@@ -89,7 +89,7 @@ pub struct Gateway {
     auth: Auth,
     manager: RolloutManager,
     /// The configuration at the start, with the reloaded changes.
-    written: Mutex<ConfigDiff>,
+    written: Mutex<ConfigSnapshot>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }

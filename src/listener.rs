@@ -32,7 +32,7 @@ pub(crate) mod tls;
 mod udp;
 
 pub(crate) use accept_limiter::AcceptLimiter;
-pub(crate) use bind::{Bind, MalformedBind};
+pub(crate) use bind::Bind;
 pub(crate) use establish::{Accepted, Admission, Pending};
 pub(crate) use flow_gate::FlowGate;
 pub(crate) use handshake::HandshakeError;

@@ -9,7 +9,7 @@ use std::fmt;
 mod mountpoint;
 mod template;
 
-pub(crate) use mountpoint::{Mount, Mountpoint, MountpointError};
+pub(crate) use mountpoint::{Mount, Mountpoint};
 pub(crate) use template::{Identity, Placeholder, Template, TemplateError};
 
 /// Maximum length of a topic name or filter, in bytes: its length is a 16-bit number in MQTT packets.

@@ -73,14 +73,16 @@ struct Args {
 }
 
 /// The servers under test, in the order of the table; the first of each transport is the baseline of the others.
-const SUBJECTS: [Subject; 11] = [
+const SUBJECTS: [Subject; 13] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare, transport: Transport::Tcp },
     Subject { name: "echo guest", kind: Kind::Guest, transport: Transport::Tcp },
     Subject { name: "echo guest, large", kind: Kind::LargeGuest, transport: Transport::Tcp },
-    Subject { name: "gRPC handler", kind: Kind::Grpc, transport: Transport::Tcp },
+    Subject { name: "gRPC handler", kind: Kind::Grpc(Calls::Unary), transport: Transport::Tcp },
+    Subject { name: "gRPC stream per event", kind: Kind::Grpc(Calls::StreamPerEvent), transport: Transport::Tcp },
+    Subject { name: "gRPC open streams", kind: Kind::Grpc(Calls::OpenStreams), transport: Transport::Tcp },
     Subject { name: "UDP bare tokio", kind: Kind::Bare, transport: Transport::Udp },
     Subject { name: "UDP echo guest", kind: Kind::Guest, transport: Transport::Udp },
-    Subject { name: "UDP gRPC handler", kind: Kind::Grpc, transport: Transport::Udp },
+    Subject { name: "UDP gRPC handler", kind: Kind::Grpc(Calls::Unary), transport: Transport::Udp },
     Subject { name: "TLS bare tokio", kind: Kind::Bare, transport: Transport::Tls },
     Subject { name: "TLS echo guest", kind: Kind::Guest, transport: Transport::Tls },
     Subject { name: "DTLS bare openssl", kind: Kind::Bare, transport: Transport::Dtls },
@@ -99,7 +101,26 @@ enum Kind {
     Guest,
     /// The same on the engine for large guests.
     LargeGuest,
-    Grpc,
+    Grpc(Calls),
+}
+
+/// How events reach a gRPC handler.
+#[derive(Clone, Copy)]
+enum Calls {
+    Unary,
+    StreamPerEvent,
+    OpenStreams,
+}
+
+impl Calls {
+    /// Its name among the arguments of a server.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::StreamPerEvent => "per-event",
+            Self::OpenStreams => "per-connection",
+        }
+    }
 }
 
 #[tokio::main]
@@ -168,18 +189,19 @@ async fn measure(subject: &Subject, connections: usize, identity: &Identity, arg
         Transport::Dtls => &["dtls", identity.dir()],
     };
     let handler = match kind {
-        Kind::Grpc => Some(Server::start(&["handler"]).await),
+        Kind::Grpc(_) => Some(Server::start(&["handler"]).await),
         Kind::Bare | Kind::Guest | Kind::LargeGuest => None,
     };
     let server = match (kind, &handler) {
         (Kind::Bare, _) => Server::start(&[&["bare"], over].concat()).await,
         (Kind::LargeGuest, _) => Server::start(&["large-guest"]).await,
-        (_, None) => Server::start(&[&["guest"], over].concat()).await,
-        (_, Some(handler)) => {
-            let gateway = Server::start(&[&["grpc", &handler.address().to_string()], over].concat()).await;
+        (Kind::Grpc(calls), Some(handler)) => {
+            let handler_at = handler.address().to_string();
+            let gateway = Server::start(&[&["grpc", calls.name(), &handler_at], over].concat()).await;
             handler.tell(&gateway.adapter().to_string()).await;
             gateway
         }
+        _ => Server::start(&[&["guest"], over].concat()).await,
     };
     let (tls, dtls) = (identity.connector(), dtls::devices(identity.dir().as_ref()));
     let gate = Gate { transport, address: server.address(), tls, dtls };

@@ -9,12 +9,13 @@ use polygate::testing::config::{Config, Program};
 use polygate::testing::exproto::proto;
 use polygate::testing::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
+use proto::connection_handler_server::{ConnectionHandler, ConnectionHandlerServer};
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::parts::Parts;
 use crate::{devices, dtls, identity, live, swap, tables};
@@ -44,7 +45,8 @@ pub async fn run(args: &[String]) {
             devices::obey(with_full_burst, open, async || {}).await;
         }
         ["swap"] => swap().await,
-        ["grpc", handler, transport] => gateway(&grpc(handler), 1, transport).await,
+        ["grpc", "unary", handler, transport] => gateway(&grpc(handler), 1, transport).await,
+        ["grpc", streams, handler, transport] => gateway(&streaming(handler, streams), 1, transport).await,
         ["handler"] => handler().await,
         _ => panic!("no such server: {args:?}"),
     }
@@ -104,6 +106,11 @@ async fn bare_udp() {
 /// A server as a handler.
 fn grpc(address: &str) -> String {
     format!("kind = \"grpc\"\nurl = \"http://{address}\"")
+}
+
+/// The same by its other service.
+fn streaming(address: &str, streams: &str) -> String {
+    format!("{}\nservice = \"ConnectionHandler\"\nstreams = {streams:?}", grpc(address))
 }
 
 /// The echo guest as a handler.
@@ -194,12 +201,14 @@ async fn handler() {
     let channel = Channel::from_shared(format!("http://{adapter}")).expect("no url").connect_lazy();
     let echo = Echo { adapter: Arc::new(ConnectionAdapterClient::new(channel)) };
     Server::builder()
-        .add_service(ConnectionUnaryHandlerServer::new(echo))
+        .add_service(ConnectionUnaryHandlerServer::new(echo.clone()))
+        .add_service(ConnectionHandlerServer::new(echo))
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await
         .expect("the handler ended");
 }
 
+#[derive(Clone)]
 struct Echo {
     adapter: Arc<ConnectionAdapterClient<Channel>>,
 }
@@ -233,6 +242,37 @@ impl ConnectionUnaryHandler for Echo {
     }
 
     async fn on_received_messages(&self, _: Request<proto::ReceivedMessagesRequest>) -> Answer {
+        done()
+    }
+}
+
+#[tonic::async_trait]
+impl ConnectionHandler for Echo {
+    async fn on_socket_created(&self, requests: Request<Streaming<proto::SocketCreatedRequest>>) -> Answer {
+        drop(requests);
+        done()
+    }
+
+    async fn on_socket_closed(&self, requests: Request<Streaming<proto::SocketClosedRequest>>) -> Answer {
+        drop(requests);
+        done()
+    }
+
+    async fn on_received_bytes(&self, requests: Request<Streaming<proto::ReceivedBytesRequest>>) -> Answer {
+        let mut requests = requests.into_inner();
+        while let Some(request) = requests.message().await? {
+            ConnectionUnaryHandler::on_received_bytes(self, Request::new(request)).await?;
+        }
+        done()
+    }
+
+    async fn on_timer_timeout(&self, requests: Request<Streaming<proto::TimerTimeoutRequest>>) -> Answer {
+        drop(requests);
+        done()
+    }
+
+    async fn on_received_messages(&self, requests: Request<Streaming<proto::ReceivedMessagesRequest>>) -> Answer {
+        drop(requests);
         done()
     }
 }

@@ -1,35 +1,17 @@
-//! From the file to a [`Config`]: finds every fault, with its line and its key.
+//! Checks the text of a configuration file: records every fault, or builds the [`Config`].
 //!
-//! All parts are read before any is asked for its value, so a fault in one hides none in another; what
-//! depends on two parts is looked at as soon as those two are there.
+//! All tables are read before the first error returns, so a fault in one hides none in another. A check of two tables
+//! runs as soon as both are valid.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use toml::de::DeTable;
 
-use super::diagnostics::{Diagnostics, ErrorReported};
-use super::fault::{Fault, Faults};
+use super::binds::Binds;
+use super::diagnostics::{Advice, Diagnostics, ErrorReported, Faults, Warning};
 use super::read::Table;
-use super::schema;
-use super::warning::{Advice, Warning};
-use super::{Config, ConfigDiff, ExternalFiles};
-
-mod access;
-mod admission;
-mod binds;
-mod credentials;
-mod external_broker;
-mod framing;
-mod grpc;
-mod guest;
-mod handlers;
-mod listeners;
-mod mqtt_listeners;
-mod services;
-mod socket_options;
-
-use binds::Binds;
+use super::{Config, ConfigSnapshot, ExternalFiles, adapter, admin, auth, broker, gateway, handler, listener, schema};
 
 /// Checks the text of a configuration file.
 pub(super) fn check(
@@ -41,38 +23,39 @@ pub(super) fn check(
     let (document, errors) = DeTable::parse_recoverable(text);
     let config = match syntax(&diagnostics, &errors) {
         Ok(()) => config(&Table::root(&diagnostics, document.get_ref()), external, text),
-        // What was understood of a broken file is not what its writer meant.
-        Err(told) => Err(told),
+        // The parsed part of a broken file is not what its author meant.
+        Err(reported) => Err(reported),
     };
     diagnostics.conclude(file_name, config)
 }
 
-/// Records what is no TOML: the first of each line, because the others mostly follow from it.
+/// Records the syntax errors: the first of each line, because the others mostly follow from it.
 fn syntax(diagnostics: &Diagnostics<'_>, errors: &[toml::de::Error]) -> Result<(), ErrorReported> {
     let mut lines = BTreeSet::new();
     let mut result = Ok(());
     for error in errors {
         let location = diagnostics.column(error.span().map_or(0, |span| span.start));
         if lines.insert(location.line) {
-            // Not the error's whole text, which quotes the line: a secret may stand in it.
-            result = Err(diagnostics.fault(location, Fault::Syntax(error.message().to_owned())));
+            // Not the error's whole text, which quotes the line: there may be a secret in it.
+            result = Err(diagnostics.fault(location, error.message()));
         }
     }
     result
 }
 
 fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<Config, ErrorReported> {
-    root.admit(&[&schema::ROOT], &[]);
+    // The tables are read all the same.
+    let _recorded = root.admit(schema::root::SECTION.title, &[&schema::root::SECTION], &[]);
     let mut binds = Binds::default();
 
-    let handlers = handlers::read(root, external);
-    let gateway = services::gateway(root, external);
-    let adapter = services::adapter(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
-    let admin = services::admin(root, external, &mut binds);
-    let broker = services::broker(root, external, &mut binds);
-    let external_broker = external_broker::read(root, external);
-    let auth = access::read(root, external);
-    let listeners = listeners::read(root, external, &mut binds, handlers.as_ref().ok());
+    let handlers = handler::read(root, external);
+    let gateway = gateway::read(root, external);
+    let adapter = adapter::read(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
+    let admin = admin::read(root, external, &mut binds);
+    let broker = broker::read(root, external, &mut binds);
+    let external_broker = broker::mqtt::read(root, external);
+    let auth = auth::read(root, external);
+    let listeners = listener::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)
@@ -105,7 +88,7 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
         auth: auth.into_options(),
         handlers: handlers.into_options()?,
         listeners,
-        written: ConfigDiff::read(text),
+        written: ConfigSnapshot::read(text),
     })
 }
 

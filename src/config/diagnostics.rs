@@ -1,34 +1,107 @@
-//! The faults and warnings that were found so far.
+//! Diagnostics: the faults and warnings that the checks of one configuration file record.
 
 use std::cell::RefCell;
 use std::fmt;
 
-use super::fault::{Fault, Faults};
-use super::location::{Location, Position};
-use super::warning::{Advice, Warning};
+use super::location::{Columns, Location, Position};
+use super::references::Unreadable;
 
-/// Proof that a fault was recorded: where one is returned instead of a value, there will be no
-/// configuration, and whoever gets it need not record anything himself.
+/// Why there is no configuration. Its text is the whole report; it never shows a secret.
+#[derive(Debug)]
+pub enum Faults {
+    /// The file, by the name it was given, could not be read.
+    Unreadable { file: String, why: Unreadable },
+    /// At least one fault, in the order of the lines.
+    Found { file: String, faults: Vec<(Location, Fault)> },
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { file, why } => write!(f, "{file} cannot be read: {why}"),
+            Self::Found { file, faults } => {
+                let count = faults.len();
+                write!(f, "{file} has {count} {}:{}", if count == 1 { "fault" } else { "faults" }, Columns(faults))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// The message of one fault: what was expected and what was found. It never shows a secret.
+#[derive(Debug)]
+pub struct Fault(String);
+
+impl Fault {
+    pub(super) fn new(message: impl fmt::Display) -> Self {
+        Self(message.to_string())
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Something that the operator should know about a valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    pub location: Location,
+    pub advice: Advice,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.location.line {
+            write!(f, "line {line}, ")?;
+        }
+        write!(f, "{}: {}", self.location.position, self.advice)
+    }
+}
+
+/// The kinds of warning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Advice {
+    #[error("there is no listener, so no device can connect")]
+    NoListener,
+    #[error("no listener uses this handler")]
+    HandlerUnused,
+    #[error(
+        "not a loopback address: any peer that reaches it can command every connection; \
+         tls.client_ca_file demands a certificate"
+    )]
+    AdapterOpen,
+    #[error(
+        "not a loopback address: any peer that reaches it can publish and subscribe; \
+         configure auth.users, or set auth.allow_anonymous = true"
+    )]
+    BrokerOpen,
+    #[error(
+        "any peer that reaches the listener can claim any address; {{ trusted = [..] }} limits that to the balancers"
+    )]
+    ProxyOpen,
+    #[error("the certificate has expired, and most devices will reject it")]
+    CertificateExpired,
+    #[error("a revocation list is out of date: later revocations are unknown here")]
+    RevocationsOutdated,
+    #[error("{0} of the keys have less than 16 bytes; a recorded handshake is enough to find them by brute force")]
+    WeakKeys(usize),
+}
+
+/// Proof that a fault was recorded. A function that returns it instead of a value makes the configuration fail; its
+/// caller has nothing to record.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ErrorReported(());
 
-/// Collects what is found, in any order.
+/// Collects faults and warnings, in any order.
 pub(super) struct Diagnostics<'t> {
     text: &'t str,
     /// Where each line begins, in bytes.
     lines: Vec<usize>,
     faults: RefCell<Vec<(Location, Fault)>>,
     warnings: RefCell<Vec<Warning>>,
-}
-
-impl fmt::Debug for Diagnostics<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the text: secrets may stand in it.
-        f.debug_struct("Findings")
-            .field("faults", &self.faults)
-            .field("warnings", &self.warnings)
-            .finish_non_exhaustive()
-    }
 }
 
 impl<'t> Diagnostics<'t> {
@@ -42,7 +115,7 @@ impl<'t> Diagnostics<'t> {
         self.lines.partition_point(|&begin| begin <= at)
     }
 
-    /// The place of a byte, for what has no key.
+    /// The line and column of a byte, for a file without valid keys.
     pub(super) fn column(&self, at: usize) -> Location {
         let line = self.line(at);
         let begin = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
@@ -50,8 +123,8 @@ impl<'t> Diagnostics<'t> {
         Location { line: Some(line), position: Position::Column(before + 1) }
     }
 
-    pub(super) fn fault(&self, location: Location, fault: Fault) -> ErrorReported {
-        self.faults.borrow_mut().push((location, fault));
+    pub(super) fn fault(&self, location: Location, message: impl fmt::Display) -> ErrorReported {
+        self.faults.borrow_mut().push((location, Fault::new(message)));
         ErrorReported(())
     }
 
@@ -59,7 +132,7 @@ impl<'t> Diagnostics<'t> {
         self.warnings.borrow_mut().push(Warning { location, advice });
     }
 
-    /// The value with the warnings, if nothing was found wrong anywhere.
+    /// The value and the warnings, if no fault was recorded.
     pub(super) fn conclude<T>(self, file: &str, value: Result<T, ErrorReported>) -> Result<(T, Vec<Warning>), Faults> {
         let (mut faults, mut warnings) = (self.faults.into_inner(), self.warnings.into_inner());
         match value {
@@ -67,7 +140,6 @@ impl<'t> Diagnostics<'t> {
                 warnings.sort_by_key(|warning| warning.location.line);
                 Ok((value, warnings))
             }
-            // Either there is a fault, or there is the proof of one.
             Ok(_) | Err(ErrorReported(())) => {
                 faults.sort_by_key(|(location, _)| location.line);
                 Err(Faults::Found { file: file.to_owned(), faults })
@@ -84,11 +156,8 @@ mod tests {
     fn bytes_have_lines_and_columns() {
         let diagnostics = Diagnostics::new("ab\ncé=\n");
         for (at, line, column) in [(0, 1, 1), (2, 1, 3), (3, 2, 1), (6, 2, 3), (8, 3, 1), (99, 3, 1)] {
-            assert_eq!(
-                diagnostics.column(at),
-                Location { line: Some(line), position: Position::Column(column) },
-                "{at}"
-            );
+            let expected = Location { line: Some(line), position: Position::Column(column) };
+            assert_eq!(diagnostics.column(at), expected, "{at}");
         }
     }
 }

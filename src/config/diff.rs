@@ -1,4 +1,4 @@
-//! What a file says, key for key, to tell what another one says differently.
+//! Differences between two configuration files, for the log of a reload.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,25 +7,25 @@ use toml::Value;
 
 use super::location::join;
 
-/// The keys and values of a configuration file. Nothing shows the values: secrets are among them.
+/// The keys and values of one configuration file. The values are not shown: secrets are among them.
 #[derive(Clone, Default)]
-pub struct ConfigDiff(toml::Table);
+pub struct ConfigSnapshot(toml::Table);
 
-impl fmt::Debug for ConfigDiff {
+impl fmt::Debug for ConfigSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Written").finish_non_exhaustive()
+        f.debug_struct("ConfigSnapshot").finish_non_exhaustive()
     }
 }
 
-impl ConfigDiff {
+impl ConfigSnapshot {
     /// The text of a file that has been checked.
     pub(super) fn read(text: &str) -> Self {
-        // What is no TOML has been found out before.
+        // Syntax errors were found before.
         Self(text.parse().unwrap_or_default())
     }
 
-    /// The keys that another file has differently, in alphabetical order; a table that only one of them has is one key.
-    /// A secret that is elsewhere, in another file or in the environment, is not looked at.
+    /// The keys with other values in another file, in alphabetical order; a table that only one of them has is one key.
+    /// Secrets in other files or in the environment are not compared.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
         compare("", &self.0, &other.0, &mut found);
@@ -49,11 +49,11 @@ fn compare(path: &str, one: &toml::Table, other: &toml::Table, found: &mut Vec<S
 mod tests {
     use super::*;
 
-    /// Values that are written in another way are the same; tables are compared key for key.
+    /// The notation of a value does not matter; tables are compared key by key.
     #[test]
     fn keys_that_differ() {
-        let one = ConfigDiff::read("a.b = 1\na.c = 'x'\n[t.only]\nk = 1\n[[rows]]\nv = 1\n");
-        let other = ConfigDiff::read("rows = [{ v = 2 }]\n[a]\nc = \"x\"\nb = 2\n[t.new]\nk = 1\n");
+        let one = ConfigSnapshot::read("a.b = 1\na.c = 'x'\n[t.only]\nk = 1\n[[rows]]\nv = 1\n");
+        let other = ConfigSnapshot::read("rows = [{ v = 2 }]\n[a]\nc = \"x\"\nb = 2\n[t.new]\nk = 1\n");
         assert_eq!(one.differences(&other), ["a.b", "rows", "t.new", "t.only"]);
         assert!(one.differences(&one.clone()).is_empty());
         assert!(!format!("{one:?}").contains('x'));

@@ -1,13 +1,12 @@
-//! Places in a configuration file, and how things found there are listed.
+//! Locations in a configuration file, and how reports list them.
 
 use std::fmt;
 
-/// Where in the file something was found.
+/// The line and the key, or the column, of a fault or a warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
-    /// The line, from 1; absent for what the file leaves to a default.
+    /// The line, from 1; absent for a default.
     pub line: Option<usize>,
-    /// What of that line.
     pub position: Position,
 }
 
@@ -39,7 +38,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 
-/// A value as an error shows it: quoted, in one line, and short enough for it.
+/// A value as errors show it: quoted, in one line, and shortened.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -52,7 +51,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Texts as a sentence lists them: `there are "a", "b" and "c"`.
+/// A list of texts in a sentence: `there are "a", "b" and "c"`.
 pub(super) struct Alternatives<'a, T>(pub(super) &'a [T]);
 
 impl<T: AsRef<str>> fmt::Display for Alternatives<'_, T> {
@@ -74,28 +73,28 @@ impl<T: AsRef<str>> fmt::Display for Alternatives<'_, T> {
     }
 }
 
-/// Lines of a report in three columns: the line, the key, the words.
+/// Lines of a report in three columns: the line, the key, the message.
 pub(super) struct Columns<'a, T>(pub(super) &'a [(Location, T)]);
 
 impl<T: fmt::Display> fmt::Display for Columns<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One very long key does not push the words of all others out of sight.
+        // One very long key does not push the messages of all others out of sight.
         const POSITION_CHARS_MAX: usize = 48;
         let lines: Vec<String> = self
             .0
             .iter()
             .map(|(location, _)| location.line.map_or_else(|| "-".to_owned(), |line| line.to_string()))
             .collect();
-        let spots: Vec<String> = self.0.iter().map(|(location, _)| location.position.to_string()).collect();
+        let positions: Vec<String> = self.0.iter().map(|(location, _)| location.position.to_string()).collect();
         let line_width = lines.iter().map(String::len).max().unwrap_or(0);
-        let spot_width = spots
+        let position_width = positions
             .iter()
             .map(|position| position.chars().count())
             .filter(|&width| width <= POSITION_CHARS_MAX)
             .max()
             .unwrap_or(0);
-        for ((line, position), (_, words)) in lines.iter().zip(&spots).zip(self.0) {
-            write!(f, "\n  line {line:>line_width$}  {position:spot_width$}   {words}")?;
+        for ((line, position), (_, message)) in lines.iter().zip(&positions).zip(self.0) {
+            write!(f, "\n  line {line:>line_width$}  {position:position_width$}   {message}")?;
         }
         Ok(())
     }

@@ -1,13 +1,15 @@
-//! What a configuration refers to: other files and the environment. Everything read is bounded.
+//! References of a configuration to other files and to the environment. Every read is bounded.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::ExternalFiles;
-use super::fault::{Fault, Unreadable};
+use super::diagnostics::Fault;
+use super::location::Quoted;
 use super::value::SecretSource;
 use crate::listener::access::{BadLine, Networks};
 
@@ -17,22 +19,62 @@ pub(super) const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// Largest file of certificates, in bytes: a whole system's authorities have a quarter of it.
 pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
+/// Largest file of pre-shared keys, in bytes: some hundred thousand devices.
+pub(super) const PSK_BYTES_MAX: u64 = 64 << 20;
+
 /// Largest file with a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// Largest list of addresses, in bytes: 400,000 networks of IPv6.
 const ADDRESSES_BYTES_MAX: u64 = 16 << 20;
 
-/// Bad lines of a list that are told; a file of another kind has thousands.
+/// Bad lines of a list that are reported; a file of another kind has thousands.
 const BAD_LINES_MAX: usize = 8;
-/// Largest file of pre-shared keys, in bytes: some hundred thousand devices.
-pub(super) const PSK_BYTES_MAX: u64 = 64 << 20;
 
-/// What a PEM file must have.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Pem {
-    Certificate,
-    PrivateKey,
+/// The files and the environment that a configuration file refers to.
+#[derive(Clone, Copy)]
+pub struct ExternalFiles<'a> {
+    /// The directory to which paths in the file are relative.
+    pub base_dir: &'a Path,
+    /// The value of an environment variable.
+    pub env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error("{}", io_message(.0))]
+    Io(io::Error),
+    /// A pipe or a device, for example.
+    #[error("is not a file")]
+    NotAFile,
+    #[error("is not a directory")]
+    NotADirectory,
+    #[error("is larger than {bytes_max} bytes")]
+    TooLarge { bytes_max: u64 },
+    #[error("is not text in UTF-8")]
+    NotText,
+    #[error("is empty")]
+    Empty,
+    #[error("has no {0}")]
+    Lacks(&'static str),
+}
+
+/// The usual errors without the system's numbers.
+fn io_message(error: &io::Error) -> String {
+    let known = [
+        (io::ErrorKind::NotFound, "no such file"),
+        (io::ErrorKind::PermissionDenied, "permission denied"),
+        (io::ErrorKind::IsADirectory, "is a directory"),
+        (io::ErrorKind::NotADirectory, "a part of the path is not a directory"),
+    ];
+    let found = known.into_iter().find(|(kind, _)| *kind == error.kind());
+    found.map_or_else(|| error.to_string(), |(_, message)| message.to_owned())
+}
+
+/// The fault of a file, by the path that the configuration gives it.
+pub(super) fn file_fault(path: &str, why: impl fmt::Display) -> Fault {
+    Fault::new(format_args!("{}: {why}", Quoted(path)))
 }
 
 impl ExternalFiles<'_> {
@@ -41,119 +83,117 @@ impl ExternalFiles<'_> {
         self.base_dir.join(written)
     }
 
-    /// The contents of a PEM file.
-    pub(super) fn pem(&self, written: &str, kind: Pem) -> Result<Vec<u8>, Fault> {
+    /// A PEM file with a certificate.
+    pub(super) fn certificate(&self, written: &str) -> Result<Vec<u8>, Fault> {
+        self.pem(written, "-----BEGIN CERTIFICATE-----", "certificate in PEM")
+    }
+
+    /// As [`certificate`](Self::certificate), for a key that may be absent.
+    pub(super) fn optional_certificate(&self, written: Option<String>) -> Result<Option<Vec<u8>>, Fault> {
+        written.map(|written| self.certificate(&written)).transpose()
+    }
+
+    /// A PEM file with a private key.
+    pub(super) fn private_key(&self, written: &str) -> Result<Vec<u8>, Fault> {
         // "-----BEGIN RSA PRIVATE KEY-----" and other kinds of key have words in front.
-        let (mark, expected) = match kind {
-            Pem::Certificate => ("-----BEGIN CERTIFICATE-----", "certificate in PEM"),
-            Pem::PrivateKey => ("PRIVATE KEY-----", "private key in PEM"),
-        };
-        let checked = read(&self.path(written), PEM_BYTES_MAX).and_then(|bytes| {
-            match bytes.windows(mark.len()).any(|window| window == mark.as_bytes()) {
-                true => Ok(bytes),
-                false => Err(Unreadable::Lacks { expected }),
-            }
-        });
-        checked.map_err(|why| Fault::File { path: written.to_owned(), why })
+        self.pem(written, "PRIVATE KEY-----", "private key in PEM")
+    }
+
+    fn pem(&self, written: &str, marker: &str, expected: &'static str) -> Result<Vec<u8>, Fault> {
+        let bytes = self.file(written, PEM_BYTES_MAX)?;
+        match bytes.windows(marker.len()).any(|window| window == marker.as_bytes()) {
+            true => Ok(bytes),
+            false => Err(file_fault(written, Unreadable::Lacks(expected))),
+        }
     }
 
     /// The contents of a file of at most so many bytes.
     pub(super) fn file(&self, written: &str, bytes_max: u64) -> Result<Vec<u8>, Fault> {
-        read(&self.path(written), bytes_max).map_err(|why| Fault::File { path: written.to_owned(), why })
+        read(&self.path(written), bytes_max).map_err(|why| file_fault(written, why))
     }
 
-    /// Looks whether a file can be read and begins like WebAssembly; its loader does the rest.
-    pub(super) fn check_wasm(&self, written: &str) -> Result<(), Fault> {
-        let begin = open(&self.path(written)).and_then(|file| {
-            let mut begin = Vec::new();
-            file.take(4).read_to_end(&mut begin).map_err(Unreadable::Io)?;
-            Ok(begin)
-        });
-        match begin {
-            Ok(begin) if begin == *b"\0asm" => Ok(()),
-            Ok(_) => Err(Unreadable::Lacks { expected: "WebAssembly in binary form" }),
-            Err(why) => Err(why),
-        }
-        .map_err(|why| Fault::File { path: written.to_owned(), why })
+    /// The path of a WebAssembly binary. Only its first bytes are checked; its loader checks the rest.
+    pub(super) fn wasm(&self, written: &str) -> Result<PathBuf, Fault> {
+        let path = self.path(written);
+        let mut begin = Vec::new();
+        let read =
+            open(&path).and_then(|file| file.take(4).read_to_end(&mut begin).map_err(Unreadable::Io)).and_then(|_| {
+                if begin == *b"\0asm" { Ok(()) } else { Err(Unreadable::Lacks("WebAssembly in binary form")) }
+            });
+        read.map(|()| path).map_err(|why| file_fault(written, why))
     }
 
-    /// Looks whether there is a file or a directory; its reader does the rest.
-    pub(super) fn check_there(&self, written: &str) -> Result<(), Fault> {
-        let found = std::fs::metadata(self.path(written)).map_err(Unreadable::Io);
-        let known = found.and_then(|found| match found.is_file() || found.is_dir() {
-            true => Ok(()),
-            false => Err(Unreadable::NotAFile),
-        });
-        known.map_err(|why| Fault::File { path: written.to_owned(), why })
-    }
-
-    /// Looks whether a directory is one, or can become one.
-    pub(super) fn check_dir(&self, written: &str) -> Result<(), Fault> {
-        match std::fs::metadata(self.path(written)) {
-            Ok(found) if !found.is_dir() => {
-                Err(Fault::File { path: written.to_owned(), why: Unreadable::NotADirectory })
-            }
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Fault::File { path: written.to_owned(), why: Unreadable::Io(error) })
-            }
-            Ok(_) | Err(_) => Ok(()),
+    /// The path of an existing file or directory.
+    pub(super) fn file_or_directory(&self, written: &str) -> Result<PathBuf, Fault> {
+        let path = self.path(written);
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_file() || found.is_dir() => Ok(path),
+            Ok(_) => Err(file_fault(written, Unreadable::NotAFile)),
+            Err(error) => Err(file_fault(written, Unreadable::Io(error))),
         }
     }
 
-    /// The addresses and networks that a file lists.
+    /// The path of a directory, which may be absent.
+    pub(super) fn directory(&self, written: &str) -> Result<PathBuf, Fault> {
+        let path = self.path(written);
+        match std::fs::metadata(&path) {
+            Ok(found) if !found.is_dir() => Err(file_fault(written, Unreadable::NotADirectory)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_fault(written, Unreadable::Io(error))),
+            Ok(_) | Err(_) => Ok(path),
+        }
+    }
+
+    /// The addresses and networks in a file, or one fault for each bad line.
     pub(super) fn networks(&self, written: &str) -> Result<Networks, Vec<Fault>> {
-        let path = || written.to_owned();
-        let text = read_text(&self.path(written), ADDRESSES_BYTES_MAX)
-            .map_err(|why| vec![Fault::File { path: path(), why }])?;
-        Networks::parse_list(&text, BAD_LINES_MAX).map_err(|bad| {
-            let fault = |BadLine { line, found, why }| Fault::Line { path: path(), line, found, why };
-            bad.into_iter().map(fault).collect()
-        })
+        let text = read_text(&self.path(written), ADDRESSES_BYTES_MAX).map_err(|why| vec![file_fault(written, why)])?;
+        let fault = |BadLine { line, found, why }| {
+            Fault::new(format_args!("{} line {line}: {} {why}", Quoted(written), Quoted(&found)))
+        };
+        Networks::parse_list(&text, BAD_LINES_MAX).map_err(|bad| bad.into_iter().map(fault).collect())
     }
 
     /// The secret itself, which is not empty.
     pub(super) fn secret(&self, source: SecretSource) -> Result<SecretString, Fault> {
         match source {
-            SecretSource::ConfigDiff(secret) => Ok(secret),
-            SecretSource::Env(name) => self.env_secret(name),
+            SecretSource::Inline(secret) => Ok(secret),
+            SecretSource::Env(name) => {
+                let unusable = |why: &str| Fault::new(format_args!("the environment variable {} {why}", Quoted(&name)));
+                match (self.env)(&name).map(OsString::into_string) {
+                    None => Err(unusable("is not set")),
+                    Some(Err(_)) => Err(unusable("is not text in UTF-8")),
+                    Some(Ok(value)) if value.is_empty() => Err(unusable("is empty")),
+                    Some(Ok(value)) => Ok(value.into()),
+                }
+            }
             SecretSource::File(path) => {
                 let secret = read_text(&self.path(&path), SECRET_BYTES_MAX).and_then(|text| {
                     let text = text.strip_suffix('\n').unwrap_or(&text);
                     let text = text.strip_suffix('\r').unwrap_or(text);
                     if text.is_empty() { Err(Unreadable::Empty) } else { Ok(text.into()) }
                 });
-                secret.map_err(|why| Fault::File { path, why })
+                secret.map_err(|why| file_fault(&path, why))
             }
-        }
-    }
-
-    fn env_secret(&self, name: String) -> Result<SecretString, Fault> {
-        match (self.env)(&name).map(|value| value.into_string()) {
-            None => Err(Fault::Env { name, why: "is not set" }),
-            Some(Err(_)) => Err(Fault::Env { name, why: "is not text in UTF-8" }),
-            Some(Ok(value)) if value.is_empty() => Err(Fault::Env { name, why: "is empty" }),
-            Some(Ok(value)) => Ok(value.into()),
         }
     }
 }
 
-/// The text of a file, if it has at most so many bytes.
+/// The text of a file of at most so many bytes.
 pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, Unreadable> {
     String::from_utf8(read(path, bytes_max)?).map_err(|_| Unreadable::NotText)
 }
 
 fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Unreadable> {
     let mut bytes = Vec::new();
-    // What the file's metadata say may have changed by the time it is read; the reader itself is bounded.
+    // The size in the metadata may be out of date by now; the reader itself is bounded.
     open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(Unreadable::Io)?;
     if bytes.len() as u64 > bytes_max { Err(Unreadable::TooLarge { bytes_max }) } else { Ok(bytes) }
 }
 
-/// Opens a regular file; one that is none is not opened, because opening a pipe waits for its other end.
+/// Opens a regular file. Anything else is not opened: opening a pipe waits for its other end.
 fn open(path: &Path) -> Result<File, Unreadable> {
     let found = std::fs::metadata(path).map_err(Unreadable::Io)?;
     if found.is_dir() {
-        return Err(Unreadable::Io(std::io::ErrorKind::IsADirectory.into()));
+        return Err(Unreadable::Io(io::ErrorKind::IsADirectory.into()));
     }
     if !found.is_file() {
         return Err(Unreadable::NotAFile);
@@ -181,18 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_in_words() {
+    fn unreadable_files_have_plain_messages() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("large"), vec![b'x'; 65_537]).unwrap();
         std::fs::write(dir.path().join("binary"), [0xff]).unwrap();
         std::fs::write(dir.path().join("empty"), "\n").unwrap();
-        let told =
+        let message =
             |name: &str| external(dir.path()).secret(SecretSource::File(name.to_owned())).unwrap_err().to_string();
-        assert_eq!(told("none"), r#""none": no such file"#);
-        assert_eq!(told("."), r#"".": is a directory"#);
-        assert_eq!(told("large"), r#""large": is larger than 65536 bytes"#);
-        assert_eq!(told("binary"), r#""binary": is not text in UTF-8"#);
-        assert_eq!(told("empty"), r#""empty": is empty"#);
-        assert_eq!(told("/dev/null"), r#""/dev/null": is not a file"#);
+        assert_eq!(message("none"), r#""none": no such file"#);
+        assert_eq!(message("."), r#"".": is a directory"#);
+        assert_eq!(message("large"), r#""large": is larger than 65536 bytes"#);
+        assert_eq!(message("binary"), r#""binary": is not text in UTF-8"#);
+        assert_eq!(message("empty"), r#""empty": is empty"#);
+        assert_eq!(message("/dev/null"), r#""/dev/null": is not a file"#);
     }
 }

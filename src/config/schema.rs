@@ -1,36 +1,23 @@
-//! What the user may write, key for key: its form, its range, its default and its meaning.
+//! Schema of the configuration file: every table with its keys, and of each key the type, the range, the default and the
+//! meaning.
 //!
-//! Everything else reads from here: the checks which keys there are and what they default to, the
-//! suggestions which words are known, the reference its tables. A key that is not here is refused.
+//! The checks, the suggestions ("did you mean"), the reference in docs/configuration.md and the test of the sample all
+//! read the schema; a key that is not in it is rejected. Each table is declared with [`section!`] in the file that also
+//! reads it. A new key takes one line there, and one line where [`Table::get`](super::read::Table::get) reads it into
+//! the options.
 
-use std::fmt;
-
-use super::value::{Key, Presence, ValueType};
-
-pub(super) mod adapter;
-pub(super) mod admin;
-pub(super) mod auth;
-pub(super) mod broker;
-pub(super) mod framing;
-pub(super) mod gateway;
-pub(super) mod handler;
-pub(super) mod listener;
+use super::value::{Form, PATH, ValueType, text};
+use super::{adapter, admin, auth, broker, gateway, handler, listener};
 
 /// A table and the keys it may have.
 pub(super) struct Section {
-    /// The key under which the table is found.
+    /// The key of the table in its parent.
     pub(super) key: &'static str,
     /// The table as errors and the reference name it.
     pub(super) title: &'static str,
     pub(super) about: &'static str,
     pub(super) shape: Shape,
     pub(super) entries: &'static [&'static dyn Entry],
-}
-
-impl fmt::Debug for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.title)
-    }
 }
 
 impl Section {
@@ -45,25 +32,155 @@ pub(super) enum Shape {
     Once,
     /// An array of tables.
     Rows,
-    /// A table of tables, whose keys are names that the user gives.
+    /// A table of tables, whose keys are names that the user chooses.
     Named,
 }
+
+/// A key with its value type and its meaning.
+pub(super) struct Key<T: 'static, P> {
+    pub(super) name: &'static str,
+    pub(super) form: &'static dyn ValueType<T>,
+    pub(super) presence: P,
+    pub(super) about: &'static str,
+}
+
+/// What the absence of a key means.
+pub(super) trait Presence<T>: Sync {
+    /// What [`Table::get`](super::read::Table::get) returns.
+    type Value;
+
+    /// The value of a key; `None` where it is absent and required.
+    fn value(&self, read: Option<T>) -> Option<Self::Value>;
+
+    /// The default, for the reference.
+    fn describe(&self, form: &dyn ValueType<T>) -> String;
+}
+
+/// The key is required.
+pub(super) struct Required;
+
+impl<T> Presence<T> for Required {
+    type Value = T;
+
+    fn value(&self, read: Option<T>) -> Option<T> {
+        read
+    }
+
+    fn describe(&self, _: &dyn ValueType<T>) -> String {
+        "required".to_owned()
+    }
+}
+
+/// The value of an absent key.
+pub(super) struct DefaultTo<T>(pub(super) fn() -> T);
+
+impl<T> Presence<T> for DefaultTo<T> {
+    type Value = T;
+
+    fn value(&self, read: Option<T>) -> Option<T> {
+        Some(read.unwrap_or_else(self.0))
+    }
+
+    fn describe(&self, form: &dyn ValueType<T>) -> String {
+        format!("`{}`", form.show(&self.0()))
+    }
+}
+
+/// The key has no default value; the words describe what happens without it.
+pub(super) struct Optional(pub(super) &'static str);
+
+impl<T> Presence<T> for Optional {
+    type Value = Option<T>;
+
+    fn value(&self, read: Option<T>) -> Option<Option<T>> {
+        Some(read)
+    }
+
+    fn describe(&self, _: &dyn ValueType<T>) -> String {
+        self.0.to_owned()
+    }
+}
+
+/// Declares a table as the static `SECTION`, and each of its keys as a static [`Key`].
+///
+/// ```ignore
+/// section! {
+///     /// Text of the reference above the table.
+///     "gateway", "[gateway]", Once;               // key in the parent, title, shape
+///
+///     /// Meaning in the reference.
+///     NODE "node": String = text("a name such as \"gw-1\"", 1..=255), optional "the host name";
+///     /// Meaning in the reference.
+///     DRAIN_TIMEOUT "drain_timeout": Duration = duration(secs(0)..=secs(3600)), default secs(30);
+///     &tls::SECTION;                              // a table in the table, or a key that several tables share
+/// }
+/// ```
+///
+/// A key is `required`, `optional "what happens without it"` or has a `default`. The order is that of the reference.
+/// With `mod name;` in front, a module of this name has the statics; it sees the names of the module around it.
+macro_rules! section {
+    (mod $module:ident; $($section:tt)*) => {
+        pub(in crate::config) mod $module {
+            use super::*;
+
+            $crate::config::schema::section! { $($section)* }
+        }
+    };
+    (
+        $(#[doc = $about:literal])*
+        $key:literal, $title:literal, $shape:ident;
+        $(
+            $(&$($shared:ident)::+)?
+            $(
+                $(#[doc = $meaning:literal])+
+                $id:ident $name:literal: $type:ty = $form:expr, $presence:ident $($argument:expr)?
+            )?
+            ;
+        )*
+    ) => {
+        pub(in crate::config) static SECTION: $crate::config::schema::Section = $crate::config::schema::Section {
+            key: $key,
+            title: $title,
+            about: concat!($($about),*),
+            shape: $crate::config::schema::Shape::$shape,
+            entries: &[$($(&$($shared)::+,)? $(&$id,)?)*],
+        };
+        $($(
+            pub(in crate::config) static $id: $crate::config::schema::Key<$type, section!(@type $presence $type)> =
+                $crate::config::schema::Key {
+                    name: $name,
+                    form: &$form,
+                    presence: section!(@value $presence $($argument)?),
+                    about: concat!($($meaning),+),
+                };
+        )?)*
+    };
+    (@type required $type:ty) => { $crate::config::schema::Required };
+    (@type optional $type:ty) => { $crate::config::schema::Optional };
+    (@type default $type:ty) => { $crate::config::schema::DefaultTo<$type> };
+    (@value required) => { $crate::config::schema::Required };
+    (@value optional $without:expr) => { $crate::config::schema::Optional($without) };
+    (@value default $value:expr) => { $crate::config::schema::DefaultTo(|| $value) };
+}
+pub(super) use section;
 
 /// A key as the reference shows it.
 pub(super) trait Entry: Sync {
     fn name(&self) -> &'static str;
 
-    /// Its columns: form, default, range, meaning.
+    /// The columns of its row: form, default, range, meaning.
     fn columns(&self) -> [String; 4];
 }
 
-impl<F: ValueType, P: Presence<F>> Entry for Key<F, P> {
+impl<T, P: Presence<T>> Entry for Key<T, P> {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn columns(&self) -> [String; 4] {
-        [self.form.name(), self.presence.describe(&self.form), self.form.range(), self.about.to_owned()]
+        let Form { name, range, .. } = self.form.form();
+        let columns = [&name, &*self.presence.describe(self.form), &range, self.about.trim()];
+        columns.map(str::to_owned)
     }
 }
 
@@ -82,22 +199,30 @@ impl Entry for Section {
     }
 }
 
-/// The file itself.
-pub(super) static ROOT: Section = Section {
-    key: "",
-    title: "the file",
-    about: "",
-    shape: Shape::Once,
-    entries: &[
-        &gateway::SECTION,
-        &adapter::SECTION,
-        &admin::SECTION,
-        &broker::SECTION,
-        &auth::SECTION,
-        &handler::SECTION,
-        &listener::SECTION,
-    ],
-};
+// The file itself.
+section! {
+    mod root;
+    "", "the file", Once;
+    &gateway::SECTION;
+    &adapter::SECTION;
+    &admin::SECTION;
+    &broker::SECTION;
+    &auth::SECTION;
+    &handler::SECTION;
+    &listener::SECTION;
+}
+
+// The location of a secret that is not in the file.
+section! {
+    mod secret;
+    /// Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no error.
+    "", "Secrets", Once;
+
+    /// the environment variable with the secret
+    ENV "env": String = text("the name of an environment variable", 1..=255), optional "this or `file`";
+    /// the file with the secret; a line break at its end does not count
+    FILE "file": String = PATH, optional "this or `env`";
+}
 
 /// All sections with keys of their own, in the order of the reference.
 static SECTIONS: [&Section; 28] = [
@@ -108,99 +233,28 @@ static SECTIONS: [&Section; 28] = [
     &broker::SECTION,
     &broker::listener::SECTION,
     &broker::mqtt::SECTION,
-    &broker::mqtt::TLS,
+    &broker::mqtt::tls::SECTION,
     &auth::SECTION,
     &auth::user::SECTION,
     &auth::rule::SECTION,
     &handler::wasm::SECTION,
     &handler::grpc::SECTION,
     &handler::grpc::tls::SECTION,
-    &listener::ONE,
+    &listener::SECTION,
     &listener::tls::SECTION,
     &listener::tls::certificate::SECTION,
     &listener::proxy::SECTION,
-    &framing::SECTION,
-    &framing::length::SECTION,
-    &framing::delimiter::SECTION,
-    &framing::fixed::SECTION,
-    &framing::line::SECTION,
-    &framing::escape::SECTION,
-    &framing::gap::SECTION,
+    &listener::framing::SECTION,
+    &listener::framing::length::SECTION,
+    &listener::framing::delimiter::SECTION,
+    &listener::framing::fixed::SECTION,
+    &listener::framing::line::SECTION,
+    &listener::framing::escape::SECTION,
+    &listener::framing::gap::SECTION,
     &secret::SECTION,
-    &isolation::SECTION,
-    &swap::SECTION,
+    &handler::wasm::isolation::SECTION,
+    &handler::swap::SECTION,
 ];
-
-/// Where a secret is, when it is not in the file.
-pub(super) mod secret {
-    use super::{Section, Shape};
-    use crate::config::value::{FilePath, Key, Optional, Text};
-
-    pub(in crate::config) static SECTION: Section = Section {
-        key: "",
-        title: "Secrets",
-        about: "Instead of a string, a secret may be a table with one of these keys. Secrets appear in no log and no \
-                error.",
-        shape: Shape::Once,
-        entries: &[&ENV, &FILE],
-    };
-
-    pub(in crate::config) static ENV: Key<Text, Optional> = Key {
-        name: "env",
-        form: Text { expected: "the name of an environment variable", bytes: 1..=255 },
-        presence: Optional("this or `file`"),
-        about: "the environment variable that has it",
-    };
-
-    pub(in crate::config) static FILE: Key<FilePath, Optional> = Key {
-        name: "file",
-        form: FilePath,
-        presence: Optional("this or `env`"),
-        about: "the file that has it; a line break at its end does not count",
-    };
-}
-
-/// How many instances a guest's connections share.
-pub(super) mod isolation {
-    use super::{Section, Shape};
-    use crate::config::value::{Count, Key, Required};
-
-    pub(in crate::config) static SECTION: Section = Section {
-        key: "",
-        title: "Isolation of guests",
-        about: "Instead of `\"connection\"`, the isolation of a guest may be a table with this key. Each connection stays \
-                with one of the instances; one event at a time is in an instance, so one that waits for `authenticate` \
-                keeps the other connections of its instance waiting. A trap costs the connections of that instance \
-                their state: each is introduced to a fresh instance, with `on-socket-created`, before its next event.",
-        shape: Shape::Once,
-        entries: &[&SHARED],
-    };
-
-    pub(in crate::config) static SHARED: Key<Count, Required> = Key {
-        name: "shared",
-        form: Count(1..=1024),
-        presence: Required,
-        about: "instances that serve all connections of the handler",
-    };
-}
-
-/// The part of a canary.
-pub(super) mod swap {
-    use super::{Section, Shape};
-    use crate::config::value::{Key, Percentage, Required};
-
-    pub(in crate::config) static SECTION: Section = Section {
-        key: "",
-        title: "Canaries",
-        about: "Instead of a word, the `swap` of a handler may be a table with this key: a new version is tried on a part \
-                of the new connections until it is promoted or abandoned; see [hot swap](hot-swap.md).",
-        shape: Shape::Once,
-        entries: &[&CANARY],
-    };
-
-    pub(in crate::config) static CANARY: Key<Percentage, Required> =
-        Key { name: "canary", form: Percentage, presence: Required, about: "the part of all new connections" };
-}
 
 /// All keys, as the tables of the reference in Markdown.
 pub fn reference() -> String {
@@ -212,7 +266,7 @@ pub fn reference() -> String {
         };
         page += &format!(
             "## {heading}\n\n{}\n\n| key | form | default | range | meaning |\n| --- | --- | --- | --- | --- |\n",
-            section.about
+            section.about.trim()
         );
         for entry in section.entries {
             let columns = entry.columns().map(|column| column.replace('|', "\\|"));
@@ -238,7 +292,7 @@ mod tests {
         }
     }
 
-    /// The sample shows every key there is, commented out where its default is good.
+    /// The sample shows every key, commented out where its default is good.
     #[test]
     fn the_sample_shows_every_key() {
         let sample = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/polygate.toml")).unwrap();

@@ -1,8 +1,8 @@
-//! Which word was probably meant.
+//! Suggestions for misspelt keys and words ("did you mean"), by Damerau-Levenshtein distance.
 
-/// The known word that differs least from what was written, if it differs little.
+/// The known word that is nearest to the written one, if it is near.
 pub(super) fn suggest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // One slip in three letters still lets one recognise a word; a long text cannot be a slip of a key.
+    // A word with one wrong letter in three is still recognised; a long text is no misspelt key.
     const CHARS_MAX: usize = 64;
     if written.chars().count() > CHARS_MAX {
         return None;
@@ -11,8 +11,8 @@ pub(super) fn suggest<'a>(written: &str, known: impl IntoIterator<Item = &'a str
     known
         .into_iter()
         .map(|word| (strsim::damerau_levenshtein(&written, word), word))
-        .filter(|&(slips, word)| slips <= (word.len() / 3).max(1) || shares_a_stem(&written, word))
-        .min_by_key(|&(slips, _)| slips)
+        .filter(|&(distance, word)| distance <= (word.len() / 3).max(1) || shares_a_stem(&written, word))
+        .min_by_key(|&(distance, _)| distance)
         .map(|(_, word)| word)
 }
 
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_recognised_and_other_words_are_not() {
+    fn misspelt_words_are_recognised_and_other_words_are_not() {
         let known = ["bind", "handlers", "idle_timeout", "connections_max", "username"];
         for (written, expected) in [
             ("bnid", Some("bind")),

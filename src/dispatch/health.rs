@@ -85,7 +85,11 @@ impl Health {
             Change::None => {}
             Change::Tripped => {
                 let error = error.map(tracing::field::display);
-                tracing::error!(handler, error, "circuit breaker opened: new connections go to the next handler");
+                tracing::error!(
+                    handler,
+                    error,
+                    "circuit breaker opened: new connections go to the next handler of their chain, if there is one"
+                );
             }
             Change::Recovered => {
                 tracing::info!(handler, "circuit breaker closed: the handler gets new connections again")

@@ -7,7 +7,7 @@ use super::{Broken, Cut, Deliver};
 pub struct Delimited {
     /// The delimiter, at least one byte; it cannot occur in a frame.
     pub delimiter: Box<[u8]>,
-    /// Maximum size of a frame, delimiter included.
+    /// The longest frame in bytes, without its delimiter.
     pub max: usize,
     /// The payload precedes the delimiter.
     pub deliver: Deliver,
@@ -32,7 +32,7 @@ impl Delimited {
 /// Lines of text: frames that end with a line feed, or with a carriage return and a line feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
-    /// Maximum size of a line, line end included.
+    /// The longest line in bytes, without its line feed.
     pub max: usize,
     /// The payload precedes the line end.
     pub deliver: Deliver,

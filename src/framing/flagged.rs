@@ -11,7 +11,7 @@ use super::{Deliver, Framer, Place, hold};
 pub struct Flagged {
     /// Escapes of bytes that must not occur in a frame, the flag among them.
     pub escapes: Escapes,
-    /// Maximum size of a frame, flags and escapes included; longer ones are skipped.
+    /// The longest frame in bytes, with the escapes and without the flags; a longer one is skipped.
     pub max: usize,
     /// The payload is between the flags, unescaped; a frame with an invalid escape is skipped.
     pub deliver: Deliver,
@@ -31,8 +31,6 @@ impl Escapes {
     pub const FLAG: u8 = 0x7e;
     /// Before an escaped byte.
     pub const ESCAPE: u8 = 0x7d;
-    /// Minimum size of a frame: two flags and a byte.
-    pub const FRAME_BYTES_MIN: usize = 3;
 
     /// Unescapes a payload; `None` for an invalid escape.
     fn read(self, raw: Bytes) -> Option<Bytes> {
@@ -60,6 +58,8 @@ impl Framer {
     /// The held bytes begin with the flag.
     pub(super) fn poll_flagged(&mut self, framing: &Flagged) -> Option<Bytes> {
         let Flagged { escapes, max, deliver } = *framing;
+        // With the flag before it; the flag behind it is never held.
+        let held_max = max.saturating_add(1);
         while let Some(at) = self.arrived.iter().position(|byte| *byte == Escapes::FLAG) {
             let mut head = self.arrived.split_to(at);
             self.arrived.advance(1);
@@ -69,13 +69,13 @@ impl Framer {
                 continue;
             }
             let len = self.held.len().saturating_sub(1) + head.len();
-            if len.saturating_add(2) > max {
+            if len > max {
                 self.skipped += len as u64;
                 self.held = Vec::new();
                 continue;
             }
             if !self.held.is_empty() {
-                hold(&mut self.held, &head, max);
+                hold(&mut self.held, &head, held_max);
                 head = std::mem::take(&mut self.held).into();
                 head.advance(1);
             }
@@ -93,15 +93,15 @@ impl Framer {
         }
         let rest = std::mem::take(&mut self.arrived);
         let len = self.held.len().saturating_sub(1) + rest.len();
-        if self.place == Place::Outside || len.saturating_add(2) > max {
+        if self.place == Place::Outside || len > max {
             self.skipped += len as u64;
             self.held = Vec::new();
             self.place = Place::Outside;
         } else if !rest.is_empty() {
             if self.held.is_empty() {
-                hold(&mut self.held, &[Escapes::FLAG], max);
+                hold(&mut self.held, &[Escapes::FLAG], held_max);
             }
-            hold(&mut self.held, &rest, max);
+            hold(&mut self.held, &rest, held_max);
         }
         None
     }

@@ -261,26 +261,48 @@ fn too_many_bytes_without_silence_are_skipped() {
     assert_eq!(framer.take_skipped(), 5000);
 }
 
-/// A line may reach the limit, line end included, and not exceed it.
+/// A line may reach the bound and not pass it; its line feed does not count, and a carriage return does.
 #[test]
 fn line_max() {
-    let lines = Framing::Line(Lines { max: 5, deliver: Deliver::Payload });
+    let lines = Framing::Line(Lines { max: 4, deliver: Deliver::Payload });
     assert_eq!(frames(&lines, &[b"four\nfou\r\n\n", b"\r", b"\n"]), [&b"four"[..], b"fou", b"", b""]);
-    let wire = Framing::Line(Lines { max: 5, deliver: Deliver::Wire });
+    let wire = Framing::Line(Lines { max: 4, deliver: Deliver::Wire });
     assert_eq!(frames(&wire, &[b"four\nfou\r\n\n"]), [&b"four\n"[..], b"fou\r\n", b"\n"]);
-    let broken = Some(Broken::TooLong { max: 5, found: None });
+    let broken = Some(Broken::TooLong { max: 4, found: None });
     for chunks in [&[&b"12345\n"[..]][..], &[b"four\r\n"], &[b"12345"], &[b"1234", b"5"], &[b"ok\n12345"]] {
         assert_eq!(outcome(&lines, chunks).broken, broken, "{chunks:?}");
     }
     assert_eq!(frames(&lines, &[b"1234", b"\n"]), [b"1234"]);
 }
 
-/// After a broken frame all bytes are skipped and counted.
+/// A frame may reach the bound and not pass it; its delimiter does not count, however the stream is cut.
+#[test]
+fn delimiter_max() {
+    for deliver in [Deliver::Wire, Deliver::Payload] {
+        let framing = Framing::Delimiter(Delimited { delimiter: b"\r\n"[..].into(), max: 3, deliver });
+        let longest: &[u8] = if deliver == Deliver::Wire { b"abc\r\n" } else { b"abc" };
+        for chunks in
+            [&[&b"abc\r\n"[..]][..], &[b"abc", b"\r\n"], &[b"abc\r", b"\n"], &[b"a", b"b", b"c", b"\r", b"\n"]]
+        {
+            assert_eq!(frames(&framing, chunks), [longest], "{chunks:?}");
+        }
+        let broken = Some(Broken::TooLong { max: 3, found: None });
+        for chunks in [&[&b"abcd\r\n"[..]][..], &[b"abcd\r"], &[b"abc", b"d\r\n"], &[b"abcde"]] {
+            assert_eq!(outcome(&framing, chunks).broken, broken, "{chunks:?}");
+        }
+        // A frame shorter than its delimiter.
+        let framing =
+            Framing::Delimiter(Delimited { delimiter: b"####"[..].into(), max: 1, deliver: Deliver::Payload });
+        assert_eq!(frames(&framing, &[b"a####", b"####"]), [&b"a"[..], b""]);
+    }
+}
+
+/// After a broken frame nothing is a frame, and all of it is counted.
 #[test]
 fn nothing_follows_a_broken_frame() {
-    let lines = Framing::Line(Lines { max: 5, deliver: Deliver::Payload });
+    let lines = Framing::Line(Lines { max: 4, deliver: Deliver::Payload });
     let outcome = outcome(&lines, &[b"one\n", b"twent", b"y\nthree\n", b"four\n"]);
-    let broken = Some(Broken::TooLong { max: 5, found: None });
+    let broken = Some(Broken::TooLong { max: 4, found: None });
     assert_eq!(outcome, Outcome { frames: vec![b"one".to_vec()], unfinished: 0, skipped: 18, broken });
 }
 
@@ -317,22 +339,22 @@ fn flags() {
     assert_eq!(frames(&jt808, &[b"~\x7d\x02\x7d", b"\x01", b"~"]), [b"~\x7d"]);
     assert_eq!(frames(&flagged(Escapes::Hdlc, Deliver::Payload), &[b"~\x7d\x5e\x7d\x5d\x7d\x31~"]), [b"~\x7d\x11"]);
 
-    let outcome = outcome(&jt808, &[b"noise~one~", &[b'x'; MAX - 1], b"~two~\x7d\x03~three~\x7d~four~fi"]);
+    let outcome = outcome(&jt808, &[b"noise~one~", &[b'x'; MAX + 1], b"~two~\x7d\x03~three~\x7d~four~fi"]);
     let frames = ["one", "two", "three", "four"].map(|frame| frame.as_bytes().to_vec()).to_vec();
-    assert_eq!(outcome, Outcome { frames, unfinished: 3, skipped: 5 + MAX as u64 - 1 + 2 + 1, broken: None });
+    assert_eq!(outcome, Outcome { frames, unfinished: 3, skipped: 5 + MAX as u64 + 1 + 2 + 1, broken: None });
 }
 
 /// Between flags, the longest frame fits and one more byte does not, in one read or in many.
 #[test]
 fn flagged_max() {
     let wire = flagged(Escapes::Hdlc, Deliver::Wire);
-    let longest = [b"~", &[b'x'; MAX - 2][..], b"~"].concat();
+    let longest = [b"~", &[b'x'; MAX][..], b"~"].concat();
     for chunks in [vec![&longest[..]], longest.chunks(1).collect()] {
         assert_eq!(frames(&wire, &chunks), [&longest[..]]);
     }
-    let longer = [b"~", &[b'x'; MAX - 1][..], b"~"].concat();
+    let longer = [b"~", &[b'x'; MAX + 1][..], b"~"].concat();
     for chunks in [vec![&longer[..]], longer.chunks(1).collect()] {
-        assert_eq!(outcome(&wire, &chunks), Outcome { skipped: MAX as u64 - 1, ..Outcome::default() });
+        assert_eq!(outcome(&wire, &chunks), Outcome { skipped: MAX as u64 + 1, ..Outcome::default() });
     }
 }
 
@@ -342,8 +364,9 @@ fn empty_frames() {
     for framing in [Framing::Fixed(Fixed { size: 0 }), delimited(b"", Deliver::Wire)] {
         assert_eq!(outcome(&framing, &[b"x"]).broken, Some(Broken::Empty));
     }
-    let none = Framing::Line(Lines { max: 0, deliver: Deliver::Wire });
-    assert_eq!(outcome(&none, &[b"\n"]).broken, Some(Broken::TooLong { max: 0, found: None }));
+    let empty_lines = Framing::Line(Lines { max: 0, deliver: Deliver::Wire });
+    assert_eq!(frames(&empty_lines, &[b"\n\n"]), [b"\n", b"\n"]);
+    assert_eq!(outcome(&empty_lines, &[b"x"]).broken, Some(Broken::TooLong { max: 0, found: None }));
 }
 
 /// A peer that sends the longest frame byte by byte costs one scan of each byte: one scan of all held bytes each time
@@ -360,13 +383,14 @@ fn slow_peers_are_not_expensive() {
         (Framing::Escape(Flagged { escapes: Escapes::Hdlc, max, deliver: Deliver::Wire }), b"~"),
         (Framing::Gap(Silence { silence: Duration::from_millis(20), max }), b""),
     ] {
+        let wire_max = framing.wire_max();
         let mut framer = Framer::new(Arc::new(framing));
         for byte in head.iter().chain(std::iter::repeat_n(&b'x', max - 2 - head.len())) {
             framer.push(now, Bytes::copy_from_slice(std::slice::from_ref(byte)));
             assert_eq!(framer.poll_frame(), Ok(None));
         }
         assert_eq!(framer.unfinished(), max - 2);
-        assert!(framer.held.capacity() <= max);
+        assert!(framer.held.capacity() <= wire_max);
     }
 }
 

@@ -15,6 +15,7 @@ async fn the_recorded_terminals() {
     let keys = format!("settings = {{ auth_code = \"tour\" }}\nconversations = {folder:?}");
     let gateway = Setup::guest("jt808").handler(&keys).start().await;
     play_all(&gateway, &recorded("examples/conversations/jt808")).await;
+    play_all(&gateway, &recorded("examples/conversations/jt808-public")).await;
 }
 
 /// Each frame that is a whole and valid 0x0200 or 0x0704 has given its positions: they are counted here by another,

@@ -3,8 +3,10 @@
 use polygate::testing::conversation::{Action, Conversation, Payload};
 use serde_json::Value;
 
+use crate::harness::mqtt::MqttClient;
 use crate::harness::peer::RawPeer;
 use crate::harness::recorded::{play_all, recorded};
+use crate::harness::transport::Transport;
 use crate::harness::{GatewayUnderTest, Setup};
 
 const LOGIN: &[u8] = b"\x00\x0f350000000000001";
@@ -21,7 +23,7 @@ async fn the_recorded_trackers() {
 #[test]
 fn every_position_is_published() {
     let mut positions = 0;
-    for conversation in recorded("examples/conversations/teltonika") {
+    for conversation in trackers() {
         let Some(packet) = packet_of_positions(&conversation) else { continue };
         let published = published(&conversation, "position");
         assert_eq!(published.len(), usize::from(packet[9]), "{}", conversation.name());
@@ -48,7 +50,7 @@ fn every_position_is_published() {
 #[test]
 fn every_element_has_its_value() {
     let mut elements = 0;
-    for conversation in recorded("examples/conversations/teltonika") {
+    for conversation in trackers() {
         let Some(packet) = packet_of_positions(&conversation).filter(|packet| packet[8] == 0x8e) else { continue };
         for position in published(&conversation, "position") {
             for (id, value) in position["io"].as_object().unwrap() {
@@ -156,11 +158,58 @@ async fn a_silent_tracker() {
     gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"keepalive_expired\"}", 1.0).await;
 }
 
+/// A datagram is acknowledged on its own, and a tracker whose address changes is one client all the same: its newest flow ends
+/// the older one.
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams() {
+    let gateway = Setup::guest("large/teltonika").over(Transport::Udp).start().await;
+    let mut client = MqttClient::connect(gateway.broker(), "app").await;
+    client.subscribe("teltonika/+/position").await;
+    let conversations = recorded("examples/conversations/teltonika-udp");
+    let datagram = conversations.iter().flat_map(Conversation::steps).find_map(|(_, step)| match &step.action {
+        Action::FromPeer(bytes) if bytes.starts_with(b"\0\x5f") => Some(bytes.to_vec()),
+        _ => None,
+    });
+    let datagram = datagram.unwrap();
+    for _ in 0..2 {
+        let mut tracker = RawPeer::connect_udp(gateway.listener()).await;
+        for _ in 0..2 {
+            tracker.send(&datagram).await;
+            tracker.expect(b"\0\x05\xca\xfe\x01\x07\x01").await;
+            let (topic, _) = client.next_text().await;
+            assert_eq!(topic, "teltonika/352093086403655/position");
+        }
+    }
+    gateway.metric_reaches("polygate_closes_total{listener=\"l\",reason=\"replaced\"}", 1.0).await;
+}
+
+/// Numbers of other lengths log in where the settings allow them, and commands go out in the codec that they say.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_logins_and_commands() {
+    let gateway = Setup::guest("large/teltonika")
+        .handler("settings = { imei_length = \"any\", command_codec = \"14\" }")
+        .start()
+        .await;
+    let mut client = MqttClient::connect(gateway.broker(), "app").await;
+    let mut tracker = gateway.connect().await;
+    tracker.send(b"\0\x0812345678").await;
+    tracker.expect(b"\x01").await;
+    client.publish("teltonika/12345678/command", "getver").await;
+    let data = b"\x0e\x01\x05\0\0\0\x0e\0\0\0\0\x12\x34\x56\x78getver\x01";
+    tracker.expect(packet(data)).await;
+}
+
 async fn login(gateway: &GatewayUnderTest) -> RawPeer {
     let mut tracker = gateway.connect().await;
     tracker.send(LOGIN).await;
     tracker.expect(b"\x01").await;
     tracker
+}
+
+/// Those that were recorded, without the cases that other projects made up.
+fn trackers() -> impl Iterator<Item = Conversation> {
+    let conversations = recorded("examples/conversations/teltonika").into_iter();
+    conversations.filter(|conversation| !conversation.name().contains("public-"))
 }
 
 /// A packet of codec 8 with a record of zeros and no elements.

@@ -12,7 +12,7 @@ use wasmtime::component::Component;
 use wasmtime::{Config, Engine};
 
 /// The guests whose connections outlive a hot swap.
-const MIGRATING: [&str; 4] = ["counter", "echo", "jt808", "leak"];
+const MIGRATING: [&str; 6] = ["counter", "echo", "gb32960", "h02", "jt808", "leak"];
 
 /// A guest was changed, and not built again.
 #[test]

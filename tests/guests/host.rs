@@ -17,7 +17,8 @@ mod migrating {
 
 use bindings::exports::polygate::handler::handler::{CloseReason, ConnInfo, Message, Timer};
 use bindings::polygate::handler::adapter::{self, ClientInfo, ErrorCode, Level, Qos};
-use bindings::polygate::handler::types::{Address, SocketKind};
+use bindings::polygate::handler::types::Address;
+pub use bindings::polygate::handler::types::SocketKind as Socket;
 pub use migrating::exports::polygate::handler::migrate::State;
 
 /// The connection of every test.
@@ -27,7 +28,7 @@ const CONN: u64 = 7;
 const NOW_MS: u64 = 1_795_348_800_000;
 
 /// Limits of a guest; the largest guests need some.
-const MEMORY_BYTES_MAX: usize = 16 << 20;
+const MEMORY_BYTES_MAX: usize = 64 << 20;
 
 /// A guest, ready for instances.
 pub struct Guest {
@@ -54,7 +55,8 @@ impl Guest {
     pub fn instance(&self, settings: &[(&str, &str)]) -> Running {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let limits = StoreLimitsBuilder::new().memory_size(MEMORY_BYTES_MAX).trap_on_grow_failure(true).build();
-        let mut store = Store::new(&self.engine, Runtime { settings, limits, seen: Seen::default() });
+        let host = Runtime { settings, limits, now_ms: NOW_MS, seen: Seen::default(), logged: Vec::new() };
+        let mut store = Store::new(&self.engine, host);
         store.limiter(|host| &mut host.limits);
         let instance = self.pre.instantiate(&mut store).unwrap();
         let exports = bindings::ConnectionHandler::new(&mut store, &instance).unwrap();
@@ -63,8 +65,14 @@ impl Guest {
 
     /// An instance with a connection.
     pub fn connected(&self, settings: &[(&str, &str)]) -> Running {
+        self.connected_over(Socket::Tcp, settings)
+    }
+
+    /// An instance with a connection of that kind.
+    pub fn connected_over(&self, kind: Socket, settings: &[(&str, &str)]) -> Running {
         let mut running = self.instance(settings);
-        running.exports.polygate_handler_handler().call_on_socket_created(&mut running.store, CONN, &info()).unwrap();
+        let handler = running.exports.polygate_handler_handler();
+        handler.call_on_socket_created(&mut running.store, CONN, &info(kind)).unwrap();
         running
     }
 }
@@ -128,6 +136,16 @@ impl Running {
         exports.polygate_handler_migrate().call_restore(&mut self.store, CONN, &info, state).unwrap()
     }
 
+    /// Time goes by.
+    pub fn pass_ms(&mut self, ms: u64) {
+        self.store.data_mut().now_ms += ms;
+    }
+
+    /// The lines for the gateway's log.
+    pub fn logged(&self) -> &[String] {
+        &self.store.data().logged
+    }
+
     pub fn seen(&self) -> &Seen {
         &self.store.data().seen
     }
@@ -138,9 +156,9 @@ impl Running {
     }
 }
 
-fn info() -> ConnInfo {
+fn info(kind: Socket) -> ConnInfo {
     let address = |port| Address { host: "192.0.2.1".to_owned(), port };
-    ConnInfo { kind: SocketKind::Tcp, peer: address(1), local: address(2), peer_cert: None }
+    ConnInfo { kind, peer: address(1), local: address(2), peer_cert: None }
 }
 
 /// A recorded operation.
@@ -158,7 +176,9 @@ pub struct Seen {
 struct Runtime {
     settings: BTreeMap<String, String>,
     limits: StoreLimits,
+    now_ms: u64,
     seen: Seen,
+    logged: Vec<String>,
 }
 
 impl bindings::polygate::handler::types::Host for Runtime {}
@@ -212,12 +232,14 @@ impl adapter::Host for Runtime {
     }
 
     fn now_ms(&mut self) -> u64 {
-        NOW_MS
+        self.now_ms
     }
 
     fn random(&mut self, len: u32) -> Vec<u8> {
         vec![7; len as usize]
     }
 
-    fn log(&mut self, _: Level, _: String) {}
+    fn log(&mut self, _: Level, text: String) {
+        self.logged.push(text);
+    }
 }

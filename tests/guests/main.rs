@@ -9,6 +9,7 @@
 
 mod host;
 
+mod catalogue;
 mod costs;
 mod dist;
 mod echo;

@@ -71,13 +71,35 @@ fn in_the_middle_of_a_frame() {
     assert_eq!(after.gets(&second[5..]), answer(1, 2));
 }
 
+/// A tracker of H02 and a vehicle of GB/T 32960 outlive a swap in the middle of a frame, and are who they were.
+#[test]
+fn in_the_middle_of_a_sentence() {
+    let sentence = b"*HQ,353111080001055,HTBT,85#";
+    let login = b"##\x07\xfeLTESTVIN000000001\x01\x00\x00\xc2";
+    let answer = b"##\x07\x01LTESTVIN000000001\x01\x00\x00\x3d";
+    for (name, frame, answer) in
+        [("h02", &sentence[..], &b"*HQ,353111080001055,HTBT#"[..]), ("gb32960", &login[..], &answer[..])]
+    {
+        let mut before = Instance::of(name, &[]);
+        before.begins();
+        assert_eq!(before.gets(frame), answer, "{name}");
+        assert_eq!(before.gets(&frame[..9]), b"", "{name}");
+        let mut after = Instance::of(name, &[]);
+        after.restore(before.snapshot()).unwrap();
+        assert_eq!(after.gets(&frame[9..]), answer, "{name}");
+    }
+}
+
 /// A state that is none is refused, and nothing traps.
 #[test]
 fn a_broken_state() {
-    for name in ["counter", "echo", "jt808"] {
+    for (name, format) in [("counter", 1), ("echo", 1), ("gb32960", 1), ("h02", 1), ("jt808", 2)] {
         let refused = |state: State| Instance::of(name, &[]).restore(Some(state)).unwrap_err();
-        assert_eq!(refused(State { format: 9, bytes: vec![] }), "expected a state of format 1, found format 9");
-        assert!(!refused(State { format: 1, bytes: vec![0xff; 40] }).is_empty());
+        let expected = format!("expected a state of format {format}, found format 9");
+        assert_eq!(refused(State { format: 9, bytes: vec![] }), expected);
+        for format in 1..=format {
+            assert!(!refused(State { format, bytes: vec![0xff; 40] }).is_empty());
+        }
     }
 }
 

@@ -65,11 +65,15 @@ gt06_found gt06_take(pg_bytes stream, gt06_frame *frame, size_t *used) {
     return FRAME_WHOLE;
 }
 
-void gt06_add_frame(pg_buffer *out, uint8_t protocol, pg_bytes body, uint16_t serial) {
+void gt06_add_frame(pg_buffer *out, bool extended, uint8_t protocol, pg_bytes body, uint16_t serial) {
+    uint8_t start = extended ? LONG_START : SHORT_START;
     body = pg_upto(body, BODY_MAX);
-    pg_add_byte(out, SHORT_START);
-    pg_add_byte(out, SHORT_START);
+    pg_add_byte(out, start);
+    pg_add_byte(out, start);
     size_t from = out->len;
+    if (extended) {
+        pg_add_byte(out, 0);
+    }
     pg_add_byte(out, (uint8_t)(body.len + LENGTH_MIN));
     pg_add_byte(out, protocol);
     pg_add(out, body);

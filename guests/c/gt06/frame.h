@@ -33,7 +33,7 @@ typedef enum {
 /* Looks at the beginning of a stream; `used` is how many bytes that was, 0 when unfinished. */
 gt06_found gt06_take(pg_bytes stream, gt06_frame *frame, size_t *used);
 
-/* Adds a frame that begins with 78 78; its body has at most BODY_MAX bytes. */
-void gt06_add_frame(pg_buffer *out, uint8_t protocol, pg_bytes body, uint16_t serial);
+/* Adds a frame that begins with 78 78, or with 79 79; its body has at most BODY_MAX bytes. */
+void gt06_add_frame(pg_buffer *out, bool extended, uint8_t protocol, pg_bytes body, uint16_t serial);
 
 #endif

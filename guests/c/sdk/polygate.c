@@ -144,6 +144,25 @@ void pg_add_decimal(pg_buffer *buffer, int64_t number, unsigned places) {
     pg_add(buffer, (pg_bytes){digits + at, sizeof digits - at});
 }
 
+void pg_add_character(pg_buffer *text, uint32_t number) {
+    if (number < 0x80) {
+        pg_add_byte(text, (uint8_t)number);
+        return;
+    }
+    if (number < 0x800) {
+        pg_add_byte(text, (uint8_t)(0xc0 | number >> 6));
+    } else {
+        if (number < 0x10000) {
+            pg_add_byte(text, (uint8_t)(0xe0 | number >> 12));
+        } else {
+            pg_add_byte(text, (uint8_t)(0xf0 | number >> 18));
+            pg_add_byte(text, (uint8_t)(0x80 | (number >> 12 & 0x3f)));
+        }
+        pg_add_byte(text, (uint8_t)(0x80 | (number >> 6 & 0x3f)));
+    }
+    pg_add_byte(text, (uint8_t)(0x80 | (number & 0x3f)));
+}
+
 void pg_add_hex(pg_buffer *buffer, pg_bytes bytes) {
     static const char digits[] = "0123456789abcdef";
     for (size_t at = 0; at < bytes.len; at++) {

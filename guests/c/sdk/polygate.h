@@ -100,6 +100,7 @@ void pg_add_byte(pg_buffer *buffer, uint8_t byte);
 void pg_add_u16(pg_buffer *buffer, uint16_t number);  /* two bytes, the high one first */
 void pg_add_number(pg_buffer *buffer, int64_t number);                  /* in decimal digits */
 void pg_add_decimal(pg_buffer *buffer, int64_t number, unsigned places); /* divided by ten to the power of places */
+void pg_add_character(pg_buffer *buffer, uint32_t number);               /* a Unicode character as UTF-8 */
 void pg_add_hex(pg_buffer *buffer, pg_bytes bytes);                     /* two digits a byte */
 
 /* Reads a setting of the handler from the configuration; false when there is none. */

@@ -178,25 +178,6 @@ static int32_t unit(pg_bytes digits) {
     return number;
 }
 
-static void add_character(pg_buffer *text, uint32_t number) {
-    if (number < 0x80) {
-        pg_add_byte(text, (uint8_t)number);
-        return;
-    }
-    if (number < 0x800) {
-        pg_add_byte(text, (uint8_t)(0xc0 | number >> 6));
-    } else {
-        if (number < 0x10000) {
-            pg_add_byte(text, (uint8_t)(0xe0 | number >> 12));
-        } else {
-            pg_add_byte(text, (uint8_t)(0xf0 | number >> 18));
-            pg_add_byte(text, (uint8_t)(0x80 | (number >> 12 & 0x3f)));
-        }
-        pg_add_byte(text, (uint8_t)(0x80 | (number >> 6 & 0x3f)));
-    }
-    pg_add_byte(text, (uint8_t)(0x80 | (number & 0x3f)));
-}
-
 /* Undoes the \u at the beginning; how many bytes that took, or 0. */
 static size_t unescaped(pg_bytes rest, pg_buffer *text) {
     int32_t first = unit(pg_from(rest, 2));
@@ -204,14 +185,14 @@ static size_t unescaped(pg_bytes rest, pg_buffer *text) {
         return 0;
     }
     if (first < 0xd800 || first >= 0xe000) {
-        add_character(text, (uint32_t)first);
+        pg_add_character(text, (uint32_t)first);
         return 6;
     }
     int32_t second = pg_starts_with(pg_from(rest, 6), PG("\\u")) ? unit(pg_from(rest, 8)) : -1;
     if (second < 0xdc00 || second >= 0xe000) {
         return 0;
     }
-    add_character(text, 0x10000 + ((uint32_t)(first - 0xd800) << 10) + (uint32_t)(second - 0xdc00));
+    pg_add_character(text, 0x10000 + ((uint32_t)(first - 0xd800) << 10) + (uint32_t)(second - 0xdc00));
     return 12;
 }
 

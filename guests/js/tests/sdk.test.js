@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { asked, refuseNext } from './adapter.js';
+import { FOREIGN_BYTES_MAX, Foreign, protocolOf } from '../sdk/foreign.js';
 import {
   Buffered,
   Handler,
@@ -165,3 +166,20 @@ function randomBytes(seed) {
       return edges[(state >>> 16) % edges.length];
     });
 }
+
+test('a peer of another protocol is ended after so many bytes, and told in one line', () => {
+  asked.length = 0;
+  const foreign = new Foreign('Teltonika');
+  assert.equal(foreign.ends(), false);
+  foreign.stray(encode('GET / HTTP/1.1\r\n'));
+  assert.equal(foreign.ends(), false);
+  foreign.stray(new Uint8Array(FOREIGN_BYTES_MAX - 16));
+  assert.equal(foreign.ends(), true);
+  foreign.log();
+  const line = '4096 bytes that are no frame of Teltonika, beginning with 474554202f20485454502f312e310d0a; they look like HTTP';
+  assert.deepEqual(asked, [['log', 'warn', line]]);
+  foreign.frame();
+  assert.deepEqual([foreign.ends(), foreign.framed, foreign.bytes], [false, true, 0]);
+  assert.equal(protocolOf(encode('*HQ,1')), 'H02');
+  assert.equal(protocolOf(new Uint8Array([0x68])), undefined);
+});

@@ -27,18 +27,25 @@ pub enum Outcome {
 }
 
 /// An unfinished message that was given up, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
-    id: u16,
-    found: usize,
-    total: u16,
+    /// The message's id.
+    pub id: u16,
+    /// The serial of its first sub-package that came.
+    pub serial: u16,
+    /// How many sub-packages there would be.
+    pub total: u16,
+    /// The numbers of those that came.
+    pub found: Vec<u16>,
+    /// Their bodies, one behind the other.
+    pub body: Vec<u8>,
     reason: &'static str,
 }
 
 impl fmt::Display for Dropped {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, found, total, reason } = self;
-        write!(out, "message {id:#06x} dropped with {found} of {total} sub-packages: {reason}")
+        let Self { id, found, total, reason, .. } = self;
+        write!(out, "message {id:#06x} dropped with {} of {total} sub-packages: {reason}", found.len())
     }
 }
 
@@ -53,11 +60,57 @@ pub struct Assembler {
 struct Partial {
     id: u16,
     total: u16,
-    /// Number and serial of the sub-package that came first.
-    first: (u16, u16),
     seen_ms: u64,
     /// Sorted by number.
+    parts: Vec<Piece>,
+}
+
+/// A sub-package.
+#[derive(Debug, Serialize, Deserialize)]
+struct Piece {
+    index: u16,
+    serial: u16,
+    body: Box<[u8]>,
+}
+
+/// How well a sub-package goes with an unfinished message; the better the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// Its number is missing there, but its serial says another order: sent once more, under a new serial.
+    OutOfOrder,
+    /// Number and serial rise together, with other messages between.
+    WithGaps,
+    /// Number and serial rise by the same, or all have one serial.
+    Exact,
+}
+
+/// The unfinished messages as the first format of a connection's state had them.
+#[derive(Deserialize)]
+pub(crate) struct AssemblerV1 {
+    partials: Vec<PartialV1>,
+}
+
+#[derive(Deserialize)]
+struct PartialV1 {
+    id: u16,
+    total: u16,
+    /// Number and serial of the sub-package that came first; the others' serials followed from it.
+    first: (u16, u16),
+    seen_ms: u64,
     parts: Vec<(u16, Box<[u8]>)>,
+}
+
+impl From<AssemblerV1> for Assembler {
+    fn from(old: AssemblerV1) -> Self {
+        let partial = |PartialV1 { id, total, first: (first, serial), seen_ms, parts }| {
+            let piece = |(index, body): (u16, Box<[u8]>)| {
+                let serial = serial.wrapping_add(index).wrapping_sub(first);
+                Piece { index, serial, body }
+            };
+            Partial { id, total, seen_ms, parts: parts.into_iter().map(piece).collect() }
+        };
+        Self { partials: old.partials.into_iter().map(partial).collect() }
+    }
 }
 
 impl Assembler {
@@ -70,23 +123,19 @@ impl Assembler {
         now_ms: u64,
         mut dropped: impl FnMut(Dropped),
     ) -> Outcome {
-        self.partials.retain(|partial| {
-            let fresh = now_ms.saturating_sub(partial.seen_ms) <= AGE_MAX_MS;
-            if !fresh {
-                dropped(partial.dropped("none came for 60 s"));
-            }
-            fresh
-        });
-        let found = self.partials.iter().position(|partial| partial.fits(header, part));
+        self.expire(now_ms, &mut dropped);
+        // Of those that it goes with equally well, the latest.
+        let fits = self.partials.iter().enumerate().filter_map(|(at, partial)| Some((partial.fit(header, part)?, at)));
+        let found = fits.max().map(|(_, at)| at);
         let mut partial = found.map_or_else(|| Partial::new(header, part), |at| self.partials.remove(at));
         if part.total > PARTS_MAX {
             dropped(partial.dropped("more than 1024"));
             return Outcome::Refused;
         }
         partial.seen_ms = now_ms;
-        partial.insert(part.index, body);
+        partial.insert(part.index, header.serial, body);
         if partial.parts.len() == usize::from(part.total) {
-            return Outcome::Whole(partial.parts.iter().flat_map(|(_, body)| body.iter().copied()).collect());
+            return Outcome::Whole(partial.parts.iter().flat_map(|piece| piece.body.iter().copied()).collect());
         }
         self.partials.push(partial);
         while self.partials.len() > MESSAGES_MAX || self.bytes() > BYTES_MAX {
@@ -95,10 +144,24 @@ impl Assembler {
         if self.partials.is_empty() { Outcome::Refused } else { Outcome::Kept }
     }
 
+    /// Gives up what waits for too long.
+    pub fn expire(&mut self, now_ms: u64, mut dropped: impl FnMut(Dropped)) {
+        let old = |partial: &Partial| now_ms.saturating_sub(partial.seen_ms) > AGE_MAX_MS;
+        while let Some(at) = self.partials.iter().position(old) {
+            dropped(self.partials.remove(at).dropped("none came for 60 s"));
+        }
+    }
+
+    /// Whether nothing is unfinished.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.partials.is_empty()
+    }
+
     /// Bytes of bodies kept.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.partials.iter().flat_map(|partial| &partial.parts).map(|(_, body)| body.len()).sum()
+        self.partials.iter().flat_map(|partial| &partial.parts).map(|piece| piece.body.len()).sum()
     }
 
     /// Gives all up: the connection has ended.
@@ -111,27 +174,58 @@ impl Assembler {
 
 impl Partial {
     fn new(header: &Header, part: Part) -> Self {
-        Self { id: header.id, total: part.total, first: (part.index, header.serial), seen_ms: 0, parts: Vec::new() }
+        Self { id: header.id, total: part.total, seen_ms: 0, parts: Vec::new() }
     }
 
-    /// Sub-packages of a message are numbered without a gap, so number and serial rise together; some terminals give all of
-    /// them one serial. Anything else belongs to another message, however alike: two photographs must not be mixed.
-    fn fits(&self, header: &Header, part: Part) -> bool {
-        let (index, serial) = self.first;
-        let together = header.serial.wrapping_sub(part.index) == serial.wrapping_sub(index);
-        self.id == header.id && self.total == part.total && (together || header.serial == serial)
-    }
-
-    fn insert(&mut self, index: u16, body: &[u8]) {
-        match self.parts.binary_search_by_key(&index, |(index, _)| *index) {
-            // Sent twice, because the terminal missed the answer to the first.
-            Ok(at) => self.parts.iter_mut().skip(at).take(1).for_each(|(_, old)| *old = body.into()),
-            Err(at) => self.parts.insert(at, (index, body.into())),
+    /// Serials count all frames of a terminal, so they have gaps where positions and heartbeats go out between the
+    /// sub-packages of a message; and a sub-package that is sent once more may have a new one. None for what belongs to
+    /// another message, however alike: two photographs must not be mixed. The first sub-package of one always begins it,
+    /// unless its serial comes before the others'.
+    fn fit(&self, header: &Header, part: Part) -> Option<Fit> {
+        if self.id != header.id || self.total != part.total {
+            return None;
+        }
+        let one_serial = self.parts.iter().all(|piece| piece.serial == header.serial);
+        if let Some(present) = self.parts.iter().find(|piece| piece.index == part.index) {
+            // The terminal missed the answer to it.
+            return (present.serial == header.serial).then_some(Fit::Exact);
+        }
+        let mut fit = Fit::Exact;
+        for piece in &self.parts {
+            let (serials, indexes) = if part.index > piece.index {
+                (header.serial.wrapping_sub(piece.serial), part.index - piece.index)
+            } else {
+                (piece.serial.wrapping_sub(header.serial), piece.index - part.index)
+            };
+            if serials != indexes {
+                fit =
+                    fit.min(if (indexes..=u16::MAX / 2).contains(&serials) { Fit::WithGaps } else { Fit::OutOfOrder });
+            }
+        }
+        match fit {
+            _ if one_serial => Some(Fit::Exact),
+            Fit::OutOfOrder if part.index == 1 => None,
+            Fit::OutOfOrder | Fit::WithGaps | Fit::Exact => Some(fit),
         }
     }
 
-    fn dropped(&self, reason: &'static str) -> Dropped {
-        Dropped { id: self.id, found: self.parts.len(), total: self.total, reason }
+    fn insert(&mut self, index: u16, serial: u16, body: &[u8]) {
+        let piece = Piece { index, serial, body: body.into() };
+        match self.parts.binary_search_by_key(&index, |piece| piece.index) {
+            Ok(at) => self.parts.iter_mut().skip(at).take(1).for_each(|old| old.body = body.into()),
+            Err(at) => self.parts.insert(at, piece),
+        }
+    }
+
+    fn dropped(self, reason: &'static str) -> Dropped {
+        Dropped {
+            id: self.id,
+            serial: self.parts.first().map_or(0, |piece| piece.serial),
+            total: self.total,
+            found: self.parts.iter().map(|piece| piece.index).collect(),
+            body: self.parts.iter().flat_map(|piece| piece.body.iter().copied()).collect(),
+            reason,
+        }
     }
 }
 
@@ -181,13 +275,27 @@ mod tests {
         assert_eq!(bench.push(0x801, 5, (2, 2), b"d", 0), Outcome::Whole(b"cd".to_vec()));
     }
 
-    /// A message that lost its end is not completed by the end of the next one.
+    /// Other messages between the sub-packages take serials of their own, and a sub-package may come again under a new one.
+    #[test]
+    fn serials_with_gaps() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.push(0x104, 0x4d1, (1, 2), b"a", 0), Outcome::Kept);
+        assert_eq!(bench.push(0x104, 0x4e2, (2, 2), b"b", 0), Outcome::Whole(b"ab".to_vec()));
+        for (serial, index, body) in [(65_530, 1, b"a"), (65_534, 2, b"b"), (3, 4, b"d")] {
+            assert_eq!(bench.push(0x801, serial, (index, 4), body, 0), Outcome::Kept);
+        }
+        assert_eq!(bench.push(0x801, 9, (3, 4), b"c", 0), Outcome::Whole(b"abcd".to_vec()));
+    }
+
+    /// A message that lost its end is not completed by the end of the next one, whatever lies between their serials.
     #[test]
     fn messages_do_not_mix() {
         let mut bench = Bench::new();
-        bench.push(0x801, 10, (1, 2), b"old", 0);
-        assert_eq!(bench.push(0x801, 21, (2, 2), b"new", 0), Outcome::Kept);
-        assert_eq!(bench.push(0x801, 20, (1, 2), b"the ", 0), Outcome::Whole(b"the new".to_vec()));
+        for (serial, index, body) in [(10, 1, "old 1"), (12, 2, "old 2"), (20, 1, "new 1 "), (22, 2, "new 2 ")] {
+            assert_eq!(bench.push(0x801, serial, (index, 3), body.as_bytes(), 0), Outcome::Kept);
+        }
+        assert_eq!(bench.push(0x801, 25, (3, 3), b"new 3", 0), Outcome::Whole(b"new 1 new 2 new 3".to_vec()));
+        assert_eq!(bench.assembler.bytes(), 10);
     }
 
     /// A message waits 60 s for its next sub-package, and not a millisecond more.

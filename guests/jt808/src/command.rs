@@ -5,6 +5,7 @@ use core::fmt;
 use polygate_guest::json::{self, Value};
 
 use crate::downlink::MESSAGE_MAX;
+use crate::gbk;
 use crate::header::Version;
 
 /// The longest text of 0x8300, in bytes.
@@ -91,13 +92,13 @@ fn text(command: &Value<'_>, version: Version) -> Result<Command, Fault> {
         Version::V2019(_) => body.push(kind),
     }
     let text = match (command.get("text"), command.get("text_hex")) {
-        (Some(text), None) => text.as_text().filter(|text| text.is_ascii()).map(|text| text.as_bytes().to_vec()),
+        (Some(text), None) => text.as_text().and_then(gbk::encode),
         (None, Some(digits)) => digits.as_text().and_then(unhex),
         _ => None,
     };
     let text = text.filter(|text| text.len() <= TEXT_MAX).ok_or(Fault::Member {
         name: "text",
-        expected: "at most 1024 bytes, as ASCII in \"text\" or as GBK in hexadecimal in \"text_hex\"",
+        expected: "at most 1024 bytes of GBK, as text in \"text\" or in hexadecimal in \"text_hex\"",
     })?;
     body.extend(text);
     Ok(Command { id: 0x8300, body })
@@ -166,6 +167,7 @@ mod tests {
         let v2013 = |text| command(Version::V2013, text).unwrap();
         assert_eq!(v2013(r#"{"type":"text","text":"Hi"}"#), (0x8300, vec![12, b'H', b'i']));
         assert_eq!(v2013(r#"{"type":"text","text_hex":"bea9","flags":1}"#), (0x8300, vec![1, 0xbe, 0xa9]));
+        assert_eq!(v2013(r#"{"type":"text","text":"京"}"#), (0x8300, vec![12, 0xbe, 0xa9]));
         assert_eq!(v2013(r#"{"type":"query_parameters"}"#), (0x8104, vec![]));
         assert_eq!(
             v2013(r#"{"type":"query_parameters","ids":[1,"0x00000013"]}"#),
@@ -187,9 +189,9 @@ mod tests {
             "member \"type\": expected \"text\", \"query_parameters\", \"query_position\" or \"raw\""
         );
         assert_eq!(refusal("[]"), refusal("{}"));
-        let text = "member \"text\": expected at most 1024 bytes, as ASCII in \"text\" or as GBK in hexadecimal in \"text_hex\"";
+        let text = "member \"text\": expected at most 1024 bytes of GBK, as text in \"text\" or in hexadecimal in \"text_hex\"";
         assert_eq!(refusal(r#"{"type":"text"}"#), text);
-        assert_eq!(refusal(r#"{"type":"text","text":"京"}"#), text);
+        assert_eq!(refusal(r#"{"type":"text","text":"😀"}"#), text);
         assert_eq!(refusal(r#"{"type":"text","text":"a","text_hex":"61"}"#), text);
         assert_eq!(refusal(&format!(r#"{{"type":"text","text":"{}"}}"#, "x".repeat(1025))), text);
         assert_eq!(

@@ -119,15 +119,40 @@ pub struct Header {
 impl Header {
     /// Takes the header off `content`, a frame without its checksum, and gives the body beside it.
     ///
+    /// Bit 14 says which form the header has; but before 2019 it was reserved, and some terminals set it. So the form counts
+    /// with which the body is as long as the header says, and the bit where that is neither or both.
+    ///
     /// # Errors
     ///
     /// [`Malformed::Short`] for a header that is cut off, [`Malformed::Part`] for a sub-package that cannot be.
     pub fn parse(content: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let versioned = content.get(2).is_some_and(|high| u16::from(*high) << 8 & VERSIONED != 0);
+        let fits = |(header, body): &(Self, &[u8])| header.body_length == body.len();
+        let by_bit = Self::parse_as(content, versioned);
+        if by_bit.as_ref().is_ok_and(fits) {
+            return by_bit;
+        }
+        match Self::parse_as(content, !versioned) {
+            Ok(other) if fits(&other) && other.0.is_plausible() => Ok(other),
+            _ => by_bit,
+        }
+    }
+
+    /// A header of 2019 has a version that has been counted to, and a number of decimal digits.
+    fn is_plausible(&self) -> bool {
+        let decimal = |byte: &u8| byte >> 4 <= 9 && byte & 0x0f <= 9;
+        match self.address.version {
+            Version::V2013 => true,
+            Version::V2019(version) => (1..=9).contains(&version) && self.address.bcd.iter().all(decimal),
+        }
+    }
+
+    fn parse_as(content: &[u8], versioned: bool) -> Result<(Self, &[u8]), Malformed> {
         let mut reader = Reader(content);
         let id = reader.u16("message id")?;
         let properties = reader.u16("properties")?;
         let mut bcd = [0; 10];
-        let version = if properties & VERSIONED == 0 {
+        let version = if !versioned {
             let phone: [u8; 6] = reader.array("phone")?;
             bcd.iter_mut().skip(4).zip(phone).for_each(|(to, from)| *to = from);
             Version::V2013
@@ -183,6 +208,25 @@ mod tests {
                 assert_eq!(header.address.phone(), "13800138000");
                 for length in 0..frame.len() - 5 {
                     assert!(Header::parse(&frame[..length]).is_err());
+                }
+            }
+        }
+    }
+
+    /// The length decides between the forms, not the bit.
+    #[test]
+    fn bit_14() {
+        let bcd = [0, 0, 0, 0, 0x01, 0x38, 0x00, 0x13, 0x80, 0x00];
+        for version in [Version::V2013, Version::V2019(1)] {
+            for part in [None, Some(Part { total: 3, index: 2 })] {
+                let mut frame = written(Address { version, bcd }, part);
+                frame[2] ^= 0x40;
+                let (header, body) = Header::parse(&frame).unwrap();
+                assert_eq!((header.address.version, body.len()), (version, 5));
+                if part.is_none() {
+                    // Where neither fits, the bit counts.
+                    frame.push(0);
+                    assert_ne!(Header::parse(&frame).unwrap().0.address.version, version);
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! alarms(4) status(4) latitude(4) longitude(4) altitude(2) speed(2) course(2) time(6 BCD)  [id(1) length(1) data]...
 //! ```
 
+mod assistance;
 mod flags;
 mod items;
 
@@ -12,6 +13,9 @@ use polygate_guest::json::{self, Object};
 use crate::malformed::Malformed;
 use crate::reader::Reader;
 use crate::time;
+
+/// The bytes of the fixed part.
+pub(crate) const FIXED: usize = 28;
 
 /// Where a position comes from; it stands in the JSON beside the position.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +52,12 @@ struct Position {
     altitude_m: i16,
     speed: u16,
     course: u16,
-    epoch_s: i64,
+    /// None while the terminal has not learnt the time.
+    epoch_s: Option<i64>,
+    /// A time that does not exist, as it came.
+    clock: Option<[u8; 6]>,
+    /// Degrees that are not on this earth.
+    elsewhere: Option<Malformed>,
 }
 
 impl Position {
@@ -59,34 +68,71 @@ impl Position {
             let value = i32::try_from(millionths).ok().filter(|_| millionths <= limit * 1_000_000)?;
             Some(if status & negative == 0 { value } else { -value })
         };
+        let (north, east) = (degrees(latitude, 90, flags::SOUTH), degrees(longitude, 180, flags::WEST));
+        let elsewhere = match (north, east) {
+            (None, _) => Some(Malformed::Latitude(latitude)),
+            (_, None) => Some(Malformed::Longitude(longitude)),
+            _ => None,
+        };
+        // The standard says nothing of a sign; but no vehicle drives at 32,768 m, and some below the sea.
+        let altitude_m = reader.u16("altitude")?.cast_signed();
+        let (speed, course, clock) = (reader.u16("speed")?, reader.u16("course")?, reader.array("time")?);
+        let epoch_s = time::from_bcd(clock, timezone_min).ok();
         Ok(Self {
             alarms,
             status,
-            latitude: degrees(latitude, 90, flags::SOUTH).ok_or(Malformed::Latitude(latitude))?,
-            longitude: degrees(longitude, 180, flags::WEST).ok_or(Malformed::Longitude(longitude))?,
-            // The standard says nothing of a sign; but no vehicle drives at 32,768 m, and some below the sea.
-            altitude_m: reader.u16("altitude")?.cast_signed(),
-            speed: reader.u16("speed")?,
-            course: reader.u16("course")?,
-            epoch_s: time::from_bcd(reader.array("time")?, timezone_min)?,
+            latitude: north.unwrap_or_default(),
+            longitude: east.unwrap_or_default(),
+            altitude_m,
+            speed,
+            course,
+            epoch_s,
+            // All zeros are what a terminal sends that has not learnt the time yet.
+            clock: Some(clock).filter(|clock| epoch_s.is_none() && *clock != [0; 6]),
+            elsewhere,
         })
     }
 }
 
+/// A position, or an alarm without one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The JSON.
+    pub json: String,
+    /// What of it could not be decoded.
+    pub malformed: Option<Malformed>,
+}
+
 /// The JSON of one position. The clock of the terminal is `timezone_min` minutes ahead of UTC.
+///
+/// A time that does not exist, and degrees that are not on this earth, are left out: what else it says, an alarm above all,
+/// is acknowledged with it, and so must not be lost.
 ///
 /// # Errors
 ///
-/// For a fixed part that is cut off, a time that does not exist, and degrees that are not on this earth. Additional items
-/// are never an error: what cannot be decoded is passed on as it is.
-pub fn json(origin: Origin<'_>, body: &[u8], timezone_min: i16) -> Result<String, Malformed> {
+/// For a fixed part that is cut off, and for degrees that are not on this earth when there is no alarm. Additional items are
+/// never an error: what cannot be decoded is passed on as it is.
+pub fn json(origin: Origin<'_>, body: &[u8], timezone_min: i16) -> Result<Located, Malformed> {
     let mut reader = Reader(body);
     let position = Position::read(&mut reader, timezone_min)?;
-    Ok(json::object(|json| {
+    if let Some(elsewhere) = position.elsewhere.filter(|_| position.alarms == 0) {
+        return Err(elsewhere);
+    }
+    let json = json::object(|json| {
         origin.write(json);
         position.write(json);
-        items::write(json, reader.0);
-    }))
+        items::write(json, reader.0, timezone_min);
+    });
+    Ok(Located { json, malformed: position.elsewhere.or(position.clock.map(Malformed::Time)) })
+}
+
+/// Time and place alone, for a member of something else.
+pub(crate) fn write_place(json: &mut Object<'_>, body: &[u8], timezone_min: i16) -> Result<(), Malformed> {
+    let mut reader = Reader(body);
+    let position = Position::read(&mut reader, timezone_min)?;
+    reader.finish()?;
+    position.write(json);
+    Ok(())
 }
 
 impl Origin<'_> {
@@ -113,10 +159,19 @@ impl Origin<'_> {
 
 impl Position {
     fn write(&self, json: &mut Object<'_>) {
-        json.text("time", &time::rfc3339(self.epoch_s));
-        json.flag("positioned", self.status & flags::POSITIONED != 0);
-        json.decimal("latitude", self.latitude, 6);
-        json.decimal("longitude", self.longitude, 6);
+        if let Some(epoch_s) = self.epoch_s {
+            json.text("time", &time::rfc3339(epoch_s));
+        }
+        if let Some(clock) = &self.clock {
+            json.hex("clock", clock);
+        }
+        json.flag("positioned", self.status & flags::POSITIONED != 0 && self.elsewhere.is_none());
+        if let Some(elsewhere) = self.elsewhere {
+            json.text("error", &elsewhere.to_string());
+        } else {
+            json.decimal("latitude", self.latitude, 6);
+            json.decimal("longitude", self.longitude, 6);
+        }
         json.number("altitude_m", self.altitude_m);
         json.decimal("speed_kmh", self.speed, 1);
         json.number("course_deg", self.course);
@@ -140,15 +195,32 @@ mod tests {
     /// Every field of the fixed part, on the southern and western half of the earth.
     #[test]
     fn fixed_part() {
-        let json =
-            json(ORIGIN, &body(1 << 1 | 1 << 16, 0b1111 | 0b11 << 8 | 1 << 22, 33_856_780, 70_648_270), 480).unwrap();
+        let body = body(1 << 1 | 1 << 16, 0b1111 | 0b11 << 8 | 1 << 22, 33_856_780, 70_648_270);
         assert_eq!(
-            json,
+            json(ORIGIN, &body, 480).unwrap().json,
             "{\"phone\":\"1\",\"id\":\"0x0200\",\"serial\":9,\"time\":\"2025-11-25T03:41:14Z\",\"positioned\":true,\
              \"latitude\":-33.856780,\"longitude\":-70.648270,\"altitude_m\":-10,\"speed_kmh\":60.1,\"course_deg\":90,\
              \"alarms\":[\"overspeed\",\"tyre_pressure_warning\"],\"status\":[\"acc_on\",\"positioned\",\"south\",\"west\",\
              \"moving\"],\"load\":\"full\"}"
         );
+    }
+
+    /// An alarm is told without a time, and without a place.
+    #[test]
+    fn alarms_without_place() {
+        let no_clock = [&body(1, 1, 0, 0)[..22], &[0; 6]].concat();
+        let Located { json: shown, malformed } = json(ORIGIN, &no_clock, 480).unwrap();
+        assert_eq!(malformed, None);
+        assert!(!shown.contains("\"time\"") && shown.contains("\"alarms\":[\"emergency\"]"), "{shown}");
+
+        let wrong_clock = [&body(1, 1, 0, 0)[..22], &[0x2a, 0, 0, 0, 0, 1]].concat();
+        let Located { json: shown, malformed } = json(ORIGIN, &wrong_clock, 480).unwrap();
+        assert_eq!(malformed, Some(Malformed::Time([0x2a, 0, 0, 0, 0, 1])));
+        assert!(shown.contains("\"clock\":\"2a0000000001\"") && shown.contains("emergency"), "{shown}");
+
+        let Located { json: shown, malformed } = json(ORIGIN, &body(1, 2, 90_000_001, 0), 480).unwrap();
+        assert_eq!(malformed, Some(Malformed::Latitude(90_000_001)));
+        assert!(shown.contains("\"positioned\":false,\"error\":") && !shown.contains("latitude\":"), "{shown}");
     }
 
     /// The poles and the date line are still on the earth; a millionth further is not.
@@ -173,7 +245,7 @@ mod tests {
     #[test]
     fn origins() {
         let batch = Some(Batch { kind: 1, index: 2, count: 3 });
-        let json = json(Origin { batch, answers: Some(7), ..ORIGIN }, &body(0, 0, 0, 0), 480).unwrap();
+        let Located { json, .. } = json(Origin { batch, answers: Some(7), ..ORIGIN }, &body(0, 0, 0, 0), 480).unwrap();
         assert!(
             json.contains(r#""serial":9,"answers":7,"batch":{"kind":"blind_area","index":2,"count":3},"#),
             "{json}"

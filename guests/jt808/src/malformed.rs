@@ -45,8 +45,10 @@ pub enum Malformed {
     Longitude(u32),
     /// Bytes after the last field.
     Leftover(usize),
-    /// An authentication code that is not UTF-8, or none at all.
+    /// An authentication code that is not GBK, or none at all.
     Code,
+    /// A message that nothing here decodes.
+    Unknown,
 }
 
 impl fmt::Display for Malformed {
@@ -65,7 +67,8 @@ impl fmt::Display for Malformed {
             Self::Latitude(found) => write!(out, "expected a latitude of at most 90000000, found {found}"),
             Self::Longitude(found) => write!(out, "expected a longitude of at most 180000000, found {found}"),
             Self::Leftover(found) => write!(out, "expected the end, found {found} more bytes"),
-            Self::Code => write!(out, "expected an authentication code in UTF-8"),
+            Self::Code => write!(out, "expected an authentication code in GBK"),
+            Self::Unknown => write!(out, "expected a message of the standard, found another one"),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use polygate_guest::json::{self, Object};
 
+use crate::assembly::Dropped;
 use crate::header::{Header, Version};
+use crate::location;
 use crate::malformed::Malformed;
 use crate::reader::Reader;
 use crate::registration::text;
@@ -17,6 +19,8 @@ pub enum Answer {
     Unsupported,
     /// 0x8004 with the time.
     Time,
+    /// 0x8109 with the time.
+    Clock,
     /// 0x8800 with the number of the photograph or recording.
     Multimedia,
     /// None: it is an answer itself.
@@ -27,50 +31,119 @@ pub enum Answer {
 #[must_use]
 pub const fn answer(id: u16) -> Answer {
     match id {
-        0x0001 | 0x0104 | 0x0107 | 0x0201 | 0x0302 | 0x0500 | 0x0608 | 0x0700 | 0x0802 | 0x0805 => Answer::Nothing,
+        0x0001 | 0x0104 | 0x0107 | 0x0201 | 0x0302 | 0x0500 | 0x0608 | 0x0700 | 0x0802 | 0x0805 | 0x1003 | 0x1205
+        | 0x1206 => Answer::Nothing,
         0x0004 => Answer::Time,
         // It wants sub-packages again, which are not kept.
         0x0005 => Answer::Unsupported,
+        0x0109 => Answer::Clock,
         0x0801 => Answer::Multimedia,
         _ => Answer::General,
     }
 }
 
-/// The serial of the command that a message answers, where the standard puts it first.
+/// The serial of the command that a message answers, where it stands first.
 #[must_use]
 pub fn answers(id: u16, body: &[u8]) -> Option<u16> {
     match id {
-        0x0001 | 0x0104 | 0x0201 | 0x0302 | 0x0500 | 0x0700 | 0x0802 | 0x0805 => Reader(body).u16("serial").ok(),
+        0x0001 | 0x0104 | 0x0201 | 0x0302 | 0x0500 | 0x0700 | 0x0802 | 0x0805 | 0x1003 | 0x1205 | 0x1206 => {
+            Reader(body).u16("serial").ok()
+        }
         _ => None,
     }
 }
 
-/// The JSON of a message with its body. `error` says why it was not decoded, if it should have been.
+/// Why a message is passed on without being decoded, if it should have been: a body without the standard's form, and an id
+/// that nothing here knows.
 #[must_use]
-pub fn json(phone: &str, header: &Header, body: &[u8], error: Option<Malformed>, timezone_min: i16) -> String {
+pub fn undecoded(header: &Header, body: &[u8], timezone_min: i16) -> Option<Malformed> {
+    if header.encryption != 0 {
+        return None;
+    }
+    let mut decoded = Ok(());
+    let _ = json::object(|json| decoded = decode(json, header, body, timezone_min));
+    match decoded {
+        // Passed on as it is, by its nature: these are for whoever knows the vehicle.
+        Err(Malformed::Unknown) if name(header.id).is_some() => None,
+        other => other.err(),
+    }
+}
+
+/// The JSON of a message with its body. `answers` is the serial of the command that it answers, and `error` says why it was not decoded, if it should have been.
+#[must_use]
+pub fn json(
+    phone: &str,
+    header: &Header,
+    body: &[u8],
+    answers: Option<u16>,
+    error: Option<Malformed>,
+    timezone_min: i16,
+) -> String {
     json::object(|json| {
-        json.text("phone", phone);
-        json.text("id", &format!("{:#06x}", header.id));
-        if let Some(name) = name(header.id) {
-            json.text("name", name);
-        }
-        json.number("serial", header.serial);
+        open(json, phone, header);
         if let Some(error) = error {
             json.text("error", &error.to_string());
         }
-        if header.encryption == 0 && error.is_none() {
-            if let Some(serial) = answers(header.id, body) {
+        if header.encryption == 0 {
+            if let Some(serial) = answers {
                 json.number("answers", serial);
             }
-            // Decoding is a courtesy here: a body that does not fit is passed on without it.
-            if let Some(decoded) = decoded(header, body, timezone_min) {
-                json.object("decoded", |json| decoded.write(json));
+            let mut decoded = error.map_or(Ok(()), Err);
+            if decoded.is_ok() {
+                let _ = json::object(|json| decoded = decode(json, header, body, timezone_min));
             }
-        } else if header.encryption != 0 {
+            if decoded.is_ok() {
+                json.object("decoded", |json| decoded = decode(json, header, body, timezone_min));
+            }
+        } else {
             json.number("encryption", header.encryption);
         }
         json.hex("body", body);
     })
+}
+
+/// The JSON of an authentication since 2019, which names the terminal's IMEI and software; the code is a secret. None when
+/// there is nothing but the code.
+#[must_use]
+pub fn authentication_json(phone: &str, header: &Header, body: &[u8]) -> Option<String> {
+    let mut reader = Reader(body);
+    match header.address.version {
+        Version::V2013 => return None,
+        Version::V2019(_) => reader.counted("code").ok()?,
+    };
+    let (imei, software) = (reader.take("IMEI", 15).ok()?, reader.0);
+    Some(json::object(|json| {
+        open(json, phone, header);
+        json.object("decoded", |json| {
+            text(json, "imei", imei);
+            text(json, "software", software);
+        });
+    }))
+}
+
+/// The JSON of what came of a message that lacks sub-packages: each of them has been acknowledged, so it must not be lost.
+#[must_use]
+pub fn unfinished_json(phone: &str, dropped: &Dropped) -> String {
+    json::object(|json| {
+        open_as(json, phone, dropped.id, dropped.serial);
+        json.text("error", &dropped.to_string());
+        json.number("sub_packages", dropped.total);
+        json.array("found", |array| dropped.found.iter().for_each(|index| array.number(*index)));
+        json.hex("body", &dropped.body);
+    })
+}
+
+fn open(json: &mut Object<'_>, phone: &str, header: &Header) {
+    open_as(json, phone, header.id, header.serial);
+}
+
+fn open_as(json: &mut Object<'_>, phone: &str, id: u16, serial: u16) {
+    json.text("phone", phone);
+    json.text("id", &format!("{id:#06x}"));
+    if let Some(name) = name(id) {
+        json.text("name", name);
+    }
+    json.number("serial", serial);
 }
 
 /// The standard's messages by name.
@@ -85,6 +158,7 @@ const fn name(id: u16) -> Option<&'static str> {
         0x0104 => "parameters",
         0x0107 => "attributes",
         0x0108 => "upgrade_result",
+        0x0109 => "clock_query",
         0x0200 => "location",
         0x0201 => "location_answer",
         0x0301 => "event",
@@ -104,185 +178,334 @@ const fn name(id: u16) -> Option<&'static str> {
         0x0900 => "transparent",
         0x0901 => "compressed",
         0x0a00 => "public_key",
+        0x1003 => "audio_video_attributes",
+        0x1005 => "passengers",
+        0x1205 => "recordings",
+        0x1206 => "upload_result",
+        0x1210 => "alarm_attachments",
+        0x1211 => "file_information",
+        0x1212 => "file_uploaded",
         _ => return None,
     })
 }
 
-/// What is known of a body.
-enum Decoded<'a> {
-    TerminalAnswer { id: u16, result: u8 },
-    Parameters(Vec<(u32, &'a [u8])>),
-    Attributes(Attributes<'a>),
-    Driver(Driver<'a>),
-    Transparent { kind: u8, data: &'a [u8] },
-}
-
-struct Attributes<'a> {
-    kind: u16,
-    manufacturer: &'a [u8],
-    model: &'a [u8],
-    terminal_id: &'a [u8],
-    iccid: &'a [u8],
-    hardware: &'a [u8],
-    firmware: &'a [u8],
-    gnss: u8,
-    communication: u8,
-}
-
-struct Driver<'a> {
-    inserted: bool,
-    epoch_s: i64,
-    card: Option<Card<'a>>,
-}
-
-struct Card<'a> {
-    result: u8,
-    name: &'a [u8],
-    certificate: &'a [u8],
-    authority: &'a [u8],
-    valid_until: [u8; 4],
-    id_number: Option<&'a [u8]>,
-}
-
-/// None for a message that is not decoded here, and for a body that does not have the standard's form.
-fn decoded<'a>(header: &Header, body: &'a [u8], timezone_min: i16) -> Option<Decoded<'a>> {
-    let version = header.address.version;
+/// Writes what a body says.
+///
+/// # Errors
+///
+/// For a body that does not have the standard's form, and for a message that is not decoded here. What was written until
+/// then is of no use.
+fn decode(json: &mut Object<'_>, header: &Header, body: &[u8], timezone_min: i16) -> Result<(), Malformed> {
+    let mut reader = Reader(body);
     match header.id {
-        0x0001 => terminal_answer(body),
-        0x0104 => parameters(body),
-        0x0107 => attributes(version, body).map(Decoded::Attributes),
-        0x0702 => driver(version, body, timezone_min).map(Decoded::Driver),
-        0x0900 => transparent(body),
-        _ => return None,
+        0x0001 => terminal_answer(json, &mut reader)?,
+        0x0005 => resend_request(json, &mut reader)?,
+        0x0104 => parameters(json, &mut reader)?,
+        0x0107 => return attributes(json, header.address.version, body),
+        0x0108 => {
+            json.number("kind", reader.u8("kind")?);
+            json.number("result", reader.u8("result")?);
+        }
+        0x0301 => json.number("event", reader.u8("event")?),
+        0x0302 => {
+            reader.u16("serial")?;
+            json.number("answer", reader.u8("answer")?);
+        }
+        0x0303 => {
+            json.number("kind", reader.u8("kind")?);
+            json.flag("subscribed", reader.u8("subscribed")? == 1);
+        }
+        0x0701 => {
+            let length = reader.u32("length")?;
+            let waybill = reader.take("waybill", usize::try_from(length).unwrap_or(usize::MAX))?;
+            text(json, "text", waybill);
+        }
+        0x0702 => return driver(json, body, timezone_min),
+        0x0705 => can_data(json, &mut reader)?,
+        0x0800 => multimedia(json, &mut reader)?,
+        0x0801 => {
+            multimedia(json, &mut reader)?;
+            location::write_place(json, reader.take("position", location::FIXED)?, timezone_min)?;
+            json.number("offset", (body.len() - reader.0.len()) as i64);
+            json.number("bytes", reader.0.len() as i64);
+            return Ok(());
+        }
+        0x0802 => found_multimedia(json, &mut reader, timezone_min)?,
+        0x0805 => camera_shots(json, &mut reader)?,
+        0x0900 => {
+            json.number("kind", reader.u8("kind")?);
+            text(json, "data", reader.0);
+            return Ok(());
+        }
+        0x0901 => {
+            json.number("bytes", reader.u32("length")?);
+            return Ok(());
+        }
+        0x0a00 => {
+            json.number("e", reader.u32("e")?);
+            json.hex("n", reader.take("n", 128)?);
+        }
+        0x1003 => audio_video_attributes(json, &mut reader)?,
+        0x1005 => {
+            for name in ["start", "end"] {
+                json.text(name, &time::rfc3339(time::from_bcd(reader.array(name)?, timezone_min)?));
+            }
+            json.number("entered", reader.u16("entered")?);
+            json.number("left", reader.u16("left")?);
+        }
+        0x1205 => recordings(json, &mut reader, timezone_min)?,
+        0x1206 => {
+            reader.u16("serial")?;
+            match reader.u8("result")? {
+                0 => json.text("result", "done"),
+                1 => json.text("result", "failed"),
+                other => json.text("result", &format!("result_{other}")),
+            }
+        }
+        _ => return Err(Malformed::Unknown),
     }
-    .ok()
+    reader.finish()
 }
 
-fn terminal_answer(body: &[u8]) -> Result<Decoded<'_>, Malformed> {
-    let mut reader = Reader(body);
+/// Calls `read` for each of `count` elements, and stops at the first fault.
+fn each<'a>(
+    json: &mut Object<'_>,
+    name: &str,
+    count: u32,
+    reader: &mut Reader<'a>,
+    read: impl Fn(&mut Object<'_>, &mut Reader<'a>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut outcome = Ok(());
+    json.array(name, |array| {
+        for _ in 0..count {
+            if outcome.is_err() {
+                break;
+            }
+            array.object(|json| outcome = read(json, reader));
+        }
+    });
+    outcome
+}
+
+fn terminal_answer(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
     let (_serial, id, result) = (reader.u16("serial")?, reader.u16("id")?, reader.u8("result")?);
-    reader.finish()?;
-    Ok(Decoded::TerminalAnswer { id, result })
+    json.text("command", &format!("{id:#06x}"));
+    match result {
+        0 => json.text("result", "done"),
+        1 => json.text("result", "failed"),
+        2 => json.text("result", "malformed"),
+        3 => json.text("result", "unsupported"),
+        other => json.text("result", &format!("result_{other}")),
+    }
+    Ok(())
 }
 
-fn parameters(body: &[u8]) -> Result<Decoded<'_>, Malformed> {
-    let mut reader = Reader(body);
+fn resend_request(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    json.number("first_serial", reader.u16("serial")?);
+    // The count has one byte until 2013, and two since 2019.
+    let count = if reader.0.len().is_multiple_of(2) { reader.u16("count")? } else { reader.u8("count")?.into() };
+    let mut numbers = Vec::new();
+    for _ in 0..count {
+        numbers.push(reader.u16("sub-package")?);
+    }
+    json.array("sub_packages", |array| numbers.iter().for_each(|number| array.number(*number)));
+    Ok(())
+}
+
+fn parameters(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
     let (_serial, count) = (reader.u16("serial")?, reader.u8("count")?);
-    let parameters = (0..count)
-        .map(|_| Ok((reader.u32("parameter")?, reader.counted("parameter")?)))
-        .collect::<Result<_, Malformed>>()?;
-    reader.finish()?;
-    Ok(Decoded::Parameters(parameters))
+    each(json, "parameters", count.into(), reader, |json, reader| {
+        json.text("id", &format!("{:#010x}", reader.u32("parameter")?));
+        json.hex("data", reader.counted("parameter")?);
+        Ok(())
+    })
 }
 
-fn transparent(body: &[u8]) -> Result<Decoded<'_>, Malformed> {
-    let mut reader = Reader(body);
-    Ok(Decoded::Transparent { kind: reader.u8("kind")?, data: reader.0 })
-}
-
-fn attributes(version: Version, body: &[u8]) -> Result<Attributes<'_>, Malformed> {
-    let (model_length, id_length) = match version {
-        Version::V2013 => (20, 7),
-        Version::V2019(_) => (30, 30),
+/// The layouts differ in the lengths of three fields; the one counts with which the body ends where it should.
+fn attributes(json: &mut Object<'_>, version: Version, body: &[u8]) -> Result<(), Malformed> {
+    struct Attributes<'a> {
+        kind: u16,
+        texts: [(&'static str, &'a [u8]); 3],
+        iccid: &'a [u8],
+        versions: [(&'static str, &'a [u8]); 2],
+        gnss: u8,
+        communication: u8,
+    }
+    let read = |(manufacturer, model, id)| {
+        let mut reader = Reader(body);
+        let attributes = Attributes {
+            kind: reader.u16("kind")?,
+            texts: [
+                ("manufacturer", reader.take("manufacturer", manufacturer)?),
+                ("model", reader.take("model", model)?),
+                ("terminal_id", reader.take("terminal id", id)?),
+            ],
+            iccid: reader.take("ICCID", 10)?,
+            versions: [("hardware", reader.counted("hardware")?), ("firmware", reader.counted("firmware")?)],
+            gnss: reader.u8("GNSS")?,
+            communication: reader.u8("communication")?,
+        };
+        reader.finish()?;
+        Ok(attributes)
     };
-    let mut reader = Reader(body);
-    let attributes = Attributes {
-        kind: reader.u16("kind")?,
-        manufacturer: reader.take("manufacturer", 5)?,
-        model: reader.take("model", model_length)?,
-        terminal_id: reader.take("terminal id", id_length)?,
-        iccid: reader.take("ICCID", 10)?,
-        hardware: reader.counted("hardware")?,
-        firmware: reader.counted("firmware")?,
-        gnss: reader.u8("GNSS")?,
-        communication: reader.u8("communication")?,
+    let layouts = match version {
+        Version::V2013 => [(5, 20, 7), (5, 30, 30), (11, 30, 30), (5, 8, 7)],
+        // Some terminals write the manufacturer as in a registration.
+        Version::V2019(_) => [(5, 30, 30), (11, 30, 30), (5, 20, 7), (5, 8, 7)],
     };
-    reader.finish()?;
-    Ok(attributes)
+    let [first, others @ ..] = layouts;
+    let attributes =
+        read(first).or_else(|fault| others.into_iter().find_map(|layout| read(layout).ok()).ok_or(fault))?;
+    json.number("kind", attributes.kind);
+    attributes.texts.iter().for_each(|(name, bytes)| text(json, name, bytes));
+    json.hex("iccid", attributes.iccid);
+    attributes.versions.iter().for_each(|(name, bytes)| text(json, name, bytes));
+    json.number("gnss", attributes.gnss);
+    json.number("communication", attributes.communication);
+    Ok(())
 }
 
-fn driver(version: Version, body: &[u8], timezone_min: i16) -> Result<Driver<'_>, Malformed> {
+/// 0x0702. 2011: a name, an id number, a certificate, an authority. Since 2013: whether the card is in and since when, and if
+/// it is, and could be read, what is on it; since 2019 with an id number.
+fn driver(json: &mut Object<'_>, body: &[u8], timezone_min: i16) -> Result<(), Malformed> {
     let mut reader = Reader(body);
-    let inserted = reader.u8("card")? == 1;
-    let epoch_s = time::from_bcd(reader.array("time")?, timezone_min)?;
-    let card = if inserted {
-        Some(Card {
-            result: reader.u8("result")?,
-            name: reader.counted("name")?,
-            certificate: reader.take("certificate", 20)?,
-            authority: reader.counted("authority")?,
-            valid_until: reader.array("validity")?,
-            id_number: match version {
-                Version::V2013 => None,
-                Version::V2019(_) => Some(reader.take("id number", 20)?),
-            },
-        })
-    } else {
-        None
-    };
-    reader.finish()?;
-    Ok(Driver { inserted, epoch_s, card })
+    let inserted = reader.u8("card")?;
+    if !matches!(inserted, 1 | 2) {
+        let mut reader = Reader(body);
+        let name = reader.counted("name")?;
+        let (id, certificate) = (reader.take("id number", 20)?, reader.take("certificate", 40)?);
+        let authority = reader.counted("authority")?;
+        reader.finish()?;
+        for (member, bytes) in
+            [("name", name), ("id_number", id), ("certificate", certificate), ("authority", authority)]
+        {
+            text(json, member, bytes);
+        }
+        return Ok(());
+    }
+    json.flag("card_inserted", inserted == 1);
+    json.text("time", &time::rfc3339(time::from_bcd(reader.array("time")?, timezone_min)?));
+    if reader.0.is_empty() {
+        return Ok(());
+    }
+    json.number("card_result", reader.u8("result")?);
+    if reader.0.is_empty() {
+        return Ok(());
+    }
+    text(json, "name", reader.counted("name")?);
+    text(json, "certificate", reader.take("certificate", 20)?);
+    text(json, "authority", reader.counted("authority")?);
+    json.hex("valid_until", reader.take("validity", 4)?);
+    if !reader.0.is_empty() {
+        text(json, "id_number", reader.take("id number", 20)?);
+    }
+    reader.finish()
 }
 
-impl Decoded<'_> {
-    fn write(&self, json: &mut Object<'_>) {
-        match self {
-            Self::TerminalAnswer { id, result } => {
-                json.text("command", &format!("{id:#06x}"));
-                match result {
-                    0 => json.text("result", "done"),
-                    1 => json.text("result", "failed"),
-                    2 => json.text("result", "malformed"),
-                    3 => json.text("result", "unsupported"),
-                    other => json.text("result", &format!("result_{other}")),
-                }
-            }
-            Self::Parameters(parameters) => json.array("parameters", |array| {
-                for (id, data) in parameters {
-                    array.object(|json| {
-                        json.text("id", &format!("{id:#010x}"));
-                        json.hex("data", data);
-                    });
-                }
-            }),
-            Self::Attributes(attributes) => attributes.write(json),
-            Self::Driver(driver) => driver.write(json),
-            Self::Transparent { kind, data } => {
-                json.number("kind", *kind);
-                text(json, "data", data);
-            }
+fn can_data(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    let count = reader.u16("count")?;
+    let [hour, minute, second, high, low] = reader.array("time")?;
+    json.text("time_of_day", &format!("{hour:02x}:{minute:02x}:{second:02x}.{high:02x}{low:02x}"));
+    each(json, "frames", count.into(), reader, |json, reader| {
+        let id = reader.u32("CAN id")?;
+        json.number("channel", id >> 31);
+        json.flag("extended", id >> 30 & 1 == 1);
+        json.flag("averaged", id >> 29 & 1 == 1);
+        json.number("can_id", id & 0x1fff_ffff);
+        json.hex("data", reader.take("CAN data", 8)?);
+        Ok(())
+    })
+}
+
+fn multimedia(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    json.number("multimedia_id", reader.u32("multimedia id")?);
+    media_kind(json, reader.u8("kind")?);
+    match reader.u8("format")? {
+        0 => json.text("format", "jpeg"),
+        1 => json.text("format", "tif"),
+        2 => json.text("format", "mp3"),
+        3 => json.text("format", "wav"),
+        4 => json.text("format", "wmv"),
+        other => json.text("format", &format!("format_{other}")),
+    }
+    json.number("event", reader.u8("event")?);
+    json.number("channel", reader.u8("channel")?);
+    Ok(())
+}
+
+fn media_kind(json: &mut Object<'_>, kind: u8) {
+    match kind {
+        0 => json.text("kind", "image"),
+        1 => json.text("kind", "audio"),
+        2 => json.text("kind", "video"),
+        other => json.text("kind", &format!("kind_{other}")),
+    }
+}
+
+fn found_multimedia(json: &mut Object<'_>, reader: &mut Reader<'_>, timezone_min: i16) -> Result<(), Malformed> {
+    let (_serial, count) = (reader.u16("serial")?, reader.u16("count")?);
+    each(json, "found", count.into(), reader, |json, reader| {
+        json.number("multimedia_id", reader.u32("multimedia id")?);
+        media_kind(json, reader.u8("kind")?);
+        json.number("channel", reader.u8("channel")?);
+        json.number("event", reader.u8("event")?);
+        location::write_place(json, reader.take("position", location::FIXED)?, timezone_min)
+    })
+}
+
+fn camera_shots(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    let (_serial, result) = (reader.u16("serial")?, reader.u8("result")?);
+    match result {
+        0 => json.text("result", "done"),
+        1 => json.text("result", "failed"),
+        2 => json.text("result", "unsupported"),
+        other => json.text("result", &format!("result_{other}")),
+    }
+    let mut ids = Vec::new();
+    if result == 0 || !reader.0.is_empty() {
+        for _ in 0..reader.u16("count")? {
+            ids.push(reader.u32("multimedia id")?);
         }
     }
+    json.array("multimedia_ids", |array| ids.iter().for_each(|id| array.number(*id)));
+    Ok(())
 }
 
-impl Attributes<'_> {
-    fn write(&self, json: &mut Object<'_>) {
-        json.number("kind", self.kind);
-        text(json, "manufacturer", self.manufacturer);
-        text(json, "model", self.model);
-        text(json, "terminal_id", self.terminal_id);
-        json.hex("iccid", self.iccid);
-        text(json, "hardware", self.hardware);
-        text(json, "firmware", self.firmware);
-        json.number("gnss", self.gnss);
-        json.number("communication", self.communication);
+/// JT/T 1078 table 11. It has no serial; a terminal that puts one before it is known by the length.
+fn audio_video_attributes(json: &mut Object<'_>, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    if reader.0.len() == 12 {
+        reader.u16("serial")?;
     }
+    json.number("audio_encoding", reader.u8("audio encoding")?);
+    json.number("audio_channels", reader.u8("audio channels")?);
+    json.number("audio_sampling_rate", reader.u8("sampling rate")?);
+    json.number("audio_sample_bits", reader.u8("sample bits")?);
+    json.number("audio_frame_length", reader.u16("frame length")?);
+    json.flag("audio_output", reader.u8("audio output")? == 1);
+    json.number("video_encoding", reader.u8("video encoding")?);
+    json.number("audio_channels_max", reader.u8("audio channels")?);
+    json.number("video_channels_max", reader.u8("video channels")?);
+    Ok(())
 }
 
-impl Driver<'_> {
-    fn write(&self, json: &mut Object<'_>) {
-        json.flag("card_inserted", self.inserted);
-        json.text("time", &time::rfc3339(self.epoch_s));
-        let Some(card) = &self.card else { return };
-        json.number("card_result", card.result);
-        text(json, "name", card.name);
-        text(json, "certificate", card.certificate);
-        text(json, "authority", card.authority);
-        json.hex("valid_until", &card.valid_until);
-        if let Some(id_number) = card.id_number {
-            text(json, "id_number", id_number);
+fn recordings(json: &mut Object<'_>, reader: &mut Reader<'_>, timezone_min: i16) -> Result<(), Malformed> {
+    let (_serial, count) = (reader.u16("serial")?, reader.u32("count")?);
+    each(json, "recordings", count, reader, |json, reader| {
+        json.number("channel", reader.u8("channel")?);
+        for name in ["start", "end"] {
+            let bcd = reader.array(name)?;
+            match time::from_bcd(bcd, timezone_min) {
+                Ok(epoch_s) => json.text(name, &time::rfc3339(epoch_s)),
+                Err(_) => json.hex(&format!("{name}_clock"), &bcd),
+            }
         }
-    }
+        json.hex("alarm_flags", reader.take("alarm flags", 8)?);
+        json.number("kind", reader.u8("kind")?);
+        json.number("stream", reader.u8("stream")?);
+        json.number("storage", reader.u8("storage")?);
+        json.number("bytes", reader.u32("bytes")?);
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -292,7 +515,8 @@ mod tests {
     fn shown(id: u16, body: &[u8]) -> String {
         let content = [&id.to_be_bytes()[..], &[0; 8], &[0, 7]].concat();
         let (header, _) = Header::parse(&content).unwrap();
-        json("1", &header, body, None, 480)
+        let error = undecoded(&header, body, 480);
+        json("1", &header, body, answers(id, body), error, 480)
     }
 
     /// An answer names the command that it answers.
@@ -313,10 +537,20 @@ mod tests {
     fn undecodable() {
         assert_eq!(
             shown(0x0104, &[0, 5, 9]),
-            r#"{"phone":"1","id":"0x0104","name":"parameters","serial":7,"answers":5,"body":"000509"}"#
+            r#"{"phone":"1","id":"0x0104","name":"parameters","serial":7,"error":"expected 4 bytes of parameter, found 0","answers":5,"body":"000509"}"#
         );
-        assert_eq!(shown(0x0702, &[]), r#"{"phone":"1","id":"0x0702","name":"driver","serial":7,"body":""}"#);
-        assert_eq!(shown(0x0f01, &[1]), r#"{"phone":"1","id":"0x0f01","serial":7,"body":"01"}"#);
+        assert_eq!(
+            shown(0x0702, &[]),
+            r#"{"phone":"1","id":"0x0702","name":"driver","serial":7,"error":"expected 1 bytes of card, found 0","body":""}"#
+        );
+        assert_eq!(
+            shown(0x0f01, &[1]),
+            r#"{"phone":"1","id":"0x0f01","serial":7,"error":"expected a message of the standard, found another one","body":"01"}"#
+        );
+        assert_eq!(
+            shown(0x0608, &[0, 5, 1]),
+            r#"{"phone":"1","id":"0x0608","name":"area_query_answer","serial":7,"body":"000501"}"#
+        );
     }
 
     /// A driver takes the card out.

@@ -9,6 +9,7 @@
 
 use polygate_guest::json::{self, Object};
 
+use crate::gbk;
 use crate::header::Version;
 use crate::malformed::Malformed;
 use crate::reader::Reader;
@@ -49,18 +50,15 @@ pub fn json(phone: &str, serial: u16, version: Version, body: &[u8]) -> Result<S
     }))
 }
 
-/// A STRING without its padding: as text when it is printable ASCII, else in hexadecimal under `name` and `_hex`.
-///
-/// The standard's character set is GBK. To decode it takes a table of 47 KiB, which every instance would carry.
+/// A STRING without its padding, which is in GBK; what is none stands in hexadecimal under `name` and `_hex`.
 pub(crate) fn text(json: &mut Object<'_>, name: &str, bytes: &[u8]) {
     let padding = |byte: &u8| matches!(byte, 0 | b' ');
     let start = bytes.iter().position(|byte| !padding(byte)).unwrap_or(bytes.len());
     let end = bytes.iter().rposition(|byte| !padding(byte)).map_or(start, |last| last + 1);
     let bytes = bytes.get(start..end).unwrap_or_default();
-    let printable = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    match core::str::from_utf8(bytes) {
-        Ok(ascii) if printable => json.text(name, ascii),
-        _ => json.hex(&format!("{name}_hex"), bytes),
+    match gbk::decode(bytes).filter(|text| !text.chars().any(char::is_control)) {
+        Some(text) => json.text(name, &text),
+        None => json.hex(&format!("{name}_hex"), bytes),
     }
 }
 
@@ -75,7 +73,7 @@ mod tests {
             .concat()
     }
 
-    /// The three layouts are told apart, and the plate's GBK is passed on.
+    /// The three layouts are told apart, and the plate's GBK is read.
     #[test]
     fn layouts() {
         for (layout, version, body) in [
@@ -88,7 +86,7 @@ mod tests {
                 format!(
                     "{{\"phone\":\"13800138000\",\"id\":\"0x0100\",\"serial\":1,\"layout\":\"{layout}\",\"province\":44,\
                      \"city\":300,\"manufacturer\":\"ACME\",\"model\":\"T1\",\"terminal_id\":\"0007\",\"plate_color\":2,\
-                     \"plate_hex\":\"bea9413132333435\"}}"
+                     \"plate\":\"京A12345\"}}"
                 )
             );
         }

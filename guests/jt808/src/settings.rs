@@ -2,6 +2,8 @@
 
 use polygate_guest::{Adapter, Level};
 
+use crate::gbk;
+
 /// What the operator chose. Has no `Debug`: the authentication code is a secret.
 pub struct Settings {
     /// `keepalive_s`: the connection ends after 1.5 times as much silence, in seconds.
@@ -10,8 +12,8 @@ pub struct Settings {
     pub implicit_authentication: bool,
     /// `registration`: is a terminal that registers accepted?
     pub registration: bool,
-    /// `auth_code`: what a terminal is given when it registers; none draws one.
-    pub auth_code: Option<String>,
+    /// `auth_code`: what a terminal is given when it registers, in GBK; none draws one.
+    pub auth_code: Option<Vec<u8>>,
     /// `timezone`: how far the clocks of the terminals are ahead of UTC, in minutes.
     pub timezone_min: i16,
 }
@@ -30,7 +32,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The longest `auth_code`, in bytes: the form of 2019 counts it in one byte.
+    /// The longest `auth_code`, in bytes of GBK: the form of 2019 counts it in one byte.
     pub const AUTH_CODE_MAX: usize = 255;
 
     /// Reads all settings; one that is malformed is logged, and its default is used.
@@ -54,12 +56,13 @@ impl Settings {
             ),
             registration: read(adapter, "registration", "\"allow\" or \"deny\"", default.registration, allow),
             // Its value must not reach the log, so it is not read like the others.
-            auth_code: adapter.setting("auth_code").filter(|code| {
-                let fits = (1..=Self::AUTH_CODE_MAX).contains(&code.len());
-                if !fits {
-                    adapter.log(Level::Error, "setting auth_code: expected 1 to 255 bytes; drawing codes instead");
+            auth_code: adapter.setting("auth_code").and_then(|code| {
+                let code = gbk::encode(&code).filter(|code| (1..=Self::AUTH_CODE_MAX).contains(&code.len()));
+                if code.is_none() {
+                    adapter
+                        .log(Level::Error, "setting auth_code: expected 1 to 255 bytes of GBK; drawing codes instead");
                 }
-                fits
+                code
             }),
             timezone_min: read(adapter, "timezone", "a form like \"+08:00\", or \"Z\"", default.timezone_min, timezone),
         }
@@ -126,7 +129,7 @@ mod tests {
             adapter.logged(),
             [
                 "setting registration: expected \"allow\" or \"deny\", found \"perhaps\"; using the default",
-                "setting auth_code: expected 1 to 255 bytes; drawing codes instead",
+                "setting auth_code: expected 1 to 255 bytes of GBK; drawing codes instead",
             ]
         );
     }

@@ -1,7 +1,11 @@
 //! Times as terminals write them (YYMMDDhhmmss in binary-coded decimals) and as we do (RFC 3339, UTC). Pure.
 
+use polygate_guest::calendar;
+pub use polygate_guest::calendar::rfc3339;
+
 use crate::malformed::Malformed;
 
+#[cfg(test)]
 const DAY_S: i64 = 86_400;
 
 /// Seconds since the Unix epoch of six BCD bytes, which are `offset_min` minutes ahead of UTC. Years are 2000 to 2099.
@@ -18,57 +22,24 @@ pub fn from_bcd(bcd: [u8; 6], offset_min: i16) -> Result<i64, Malformed> {
     let [year, month, day, hour, minute, second] = bcd;
     let (year, month, day) = (2000 + number(year)?, number(month)?, number(day)?);
     let (hour, minute, second) = (number(hour)?, number(minute)?, number(second)?);
-    if hour > 23 || minute > 59 || second > 59 {
-        return Err(malformed);
-    }
-    let days = days(year, month, day);
-    // A day that does not exist is another one: the 31st of June is the 1st of July.
-    if date(days) != (year, month, day) {
-        return Err(malformed);
-    }
-    Ok(days * DAY_S + hour * 3600 + minute * 60 + second - i64::from(offset_min) * 60)
+    let epoch_s = calendar::epoch_s((year, month, day), (hour, minute, second)).ok_or(malformed)?;
+    Ok(epoch_s - i64::from(offset_min) * 60)
 }
 
 /// Six BCD bytes of a time in UTC; of the year only the last two digits.
 #[must_use]
 pub fn to_bcd(epoch_s: i64) -> [u8; 6] {
-    let (year, month, day) = date(epoch_s.div_euclid(DAY_S));
-    let second = epoch_s.rem_euclid(DAY_S);
+    let ((year, month, day), (hour, minute, second)) = calendar::civil(epoch_s);
     // Each number is below 100, so both digits fit.
-    [year.rem_euclid(100), month, day, second / 3600, second / 60 % 60, second % 60]
-        .map(|n| (n / 10 * 16 + n % 10) as u8)
+    [year.rem_euclid(100), month, day, hour, minute, second].map(|n| (n / 10 * 16 + n % 10) as u8)
 }
 
-/// As RFC 3339 in UTC, for example `2025-11-25T03:41:14Z`.
+/// The year in two bytes, then month, day, hour, minute and second, of a time in UTC.
 #[must_use]
-pub fn rfc3339(epoch_s: i64) -> String {
-    let (year, month, day) = date(epoch_s.div_euclid(DAY_S));
-    let second = epoch_s.rem_euclid(DAY_S);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
-///
-/// Years are counted from March, so that the leap day is the last day of its year.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let month = (month + 9) % 12;
-    let before_month = (153 * month + 2) / 5;
-    365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + before_month + day - 1 - 719_468
-}
-
-/// The date that lies `days` after 1970-01-01: year, month, day.
-fn date(days: i64) -> (i64, i64, i64) {
-    const DAYS_400: i64 = 146_097;
-    let days = days + 719_468;
-    let (cycle, day) = (days.div_euclid(DAYS_400), days.rem_euclid(DAYS_400));
-    let year = (day - day / 1460 + day / 36_524 - day / (DAYS_400 - 1)) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = (month + 2) % 12 + 1;
-    (400 * cycle + year + i64::from(month <= 2), month, day)
+pub fn to_numbers(epoch_s: i64) -> [u8; 7] {
+    let ((year, month, day), (hour, minute, second)) = calendar::civil(epoch_s);
+    let [high, low] = (year as u16).to_be_bytes();
+    [high, low, month as u8, day as u8, hour as u8, minute as u8, second as u8]
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@
 mod device;
 
 use device::{Device, PHONE, frame, frame_2019, frame_of, part, position, unhex};
-use jt808::faults::WARNINGS_MAX;
 use polygate_guest::scripted::{Call, Scripted};
 use polygate_guest::{ErrorCode, Level, Qos, Timer};
+use serde_json::{Value, json};
 
 const OTHER_PHONE: [u8; 6] = [0x01, 0x39, 0, 0, 0, 0];
 
@@ -35,7 +35,9 @@ fn a_terminal_comes_online() {
 
     let steps: Vec<Call> =
         device.adapter.take_calls().into_iter().filter(|call| !matches!(call, Call::Send(_) | Call::Log(..))).collect();
-    assert_eq!(steps[0], Call::StartTimer { timer: Timer::Keepalive, interval_ms: 180_000 });
+    assert_eq!(steps[0], Call::StartTimer { timer: Timer::Keepalive, interval_ms: 40_000 });
+    assert_eq!(steps[1], Call::StartTimer { timer: Timer::Keepalive, interval_ms: 180_000 });
+    let steps = &steps[1..];
     assert_eq!(
         steps[1],
         Call::Authenticate {
@@ -187,16 +189,18 @@ fn version_2019() {
 #[test]
 fn batch() {
     let sized = |position: &[u8]| [&(position.len() as u16).to_be_bytes(), position].concat();
-    let broken = [&position()[..22], &[0xff; 6]].concat();
-    let body = [&[0, 3, 1][..], &sized(&position()), &sized(&broken), &sized(&position())].concat();
+    let no_clock = [&position()[..22], &[0xff; 6]].concat();
+    let short = &position()[..27];
+    let entries = [&sized(&position())[..], &sized(&no_clock), &sized(short), &sized(&position())].concat();
+    let body = [&[0, 4, 1][..], &entries].concat();
     let mut device = Device::new();
     device.says(&frame(0x0704, 1, &body));
     let positions = device.published("location");
     let indexes: Vec<_> = positions.iter().map(|position| position["batch"]["index"].clone()).collect();
-    assert_eq!(indexes, [1, 3]);
+    assert_eq!(indexes, [1, 2, 4]);
     assert_eq!(positions[0]["batch"]["kind"], "blind_area");
-    let error = "expected a time as YYMMDDhhmmss, found ffffffffffff";
-    assert_eq!(device.published("message")[0]["error"], error);
+    assert_eq!((&positions[1]["time"], &positions[1]["clock"]), (&Value::Null, &"ffffffffffff".into()));
+    assert_eq!(device.published("message")[0]["error"], "expected 6 bytes of time, found 5");
     assert_eq!(device.answers(), [(0x8001, vec![0, 1, 7, 4, 0])]);
 }
 
@@ -335,15 +339,20 @@ fn long_command() {
     assert_eq!(device.published("command/sent")[0]["frames"], 2);
 }
 
-/// A peer that only makes noise writes ten warnings, not more, and their number at the end.
+/// A peer that only makes noise is ended after 4 KiB, and writes one warning about its frames and one about what came.
 #[test]
-fn noise_is_bounded_in_the_log() {
+fn noise_is_bounded() {
     let mut device = Device::new();
     (0..1000).for_each(|_| device.says(b"~noise~"));
     device.hangs_up();
+    assert_eq!(device.adapter.calls.iter().filter(|call| matches!(call, Call::Close)).count(), 1);
     let warnings = device.adapter.calls.iter().filter(|call| matches!(call, Call::Log(Level::Warn, _))).count();
-    assert_eq!(warnings, WARNINGS_MAX as usize + 2);
-    assert_eq!(device.adapter.logged().last().unwrap(), "1000 faults on this connection in all");
+    // The frames, what is between them, and what came.
+    assert_eq!(warnings, 3);
+    let logged = device.adapter.logged();
+    let ended = "4102 bytes that are no frame of JT/T 808, beginning with 7e6e6f6973657e7e6e6f6973657e7e6e; they look like JT/T 808";
+    assert!(logged.iter().any(|line| line == ended), "{logged:?}");
+    assert_eq!(logged.last().unwrap(), "faults of this connection: refused frames: 586");
 }
 
 /// What is unfinished at the end is said.
@@ -363,8 +372,68 @@ fn unfinished() {
             "12 bytes at the end are in no frame",
             "message 0x0102 dropped with 1 of 2 sub-packages: the connection ended",
             "terminal 13800138000 registered, and left without an authentication",
+            "faults of this connection: stretches in no frame: 1, unfinished messages: 1",
         ]
     );
+}
+
+/// An emergency before the first fix has no clock: it is an alarm all the same, before it is acknowledged.
+#[test]
+fn an_alarm_without_a_clock() {
+    let mut device = Device::new();
+    device.says(&frame(0x0200, 1, &[&[0, 0, 0, 1, 0, 0, 0, 1][..], &[0; 20]].concat()));
+    let alarm = &device.published("location")[0];
+    assert_eq!(
+        (&alarm["alarms"], &alarm["time"], &alarm["positioned"]),
+        (&json!(["emergency"]), &Value::Null, &json!(false))
+    );
+    assert_eq!(device.answers(), [(0x8001, vec![0, 1, 2, 0, 0])]);
+}
+
+/// Positions and heartbeats between the parts of a photograph take serials; it is whole all the same, with its place.
+#[test]
+fn a_photograph_between_positions() {
+    let body = [&[0, 0, 0, 9, 0, 0, 1, 2][..], &position(), b"jpeg"].concat();
+    let mut device = Device::new();
+    device.says(&part(0x0801, 10, (1, 2), &body[..20]));
+    device.says(&frame(0x0200, 11, &position()));
+    device.says(&frame(0x0002, 12, &[]));
+    device.says(&part(0x0801, 13, (2, 2), &body[20..]));
+    let photograph = &device.published("message")[0];
+    assert_eq!(photograph["decoded"]["multimedia_id"], 9);
+    assert_eq!((&photograph["decoded"]["offset"], &photograph["decoded"]["bytes"]), (&json!(36), &json!(4)));
+    assert_eq!(device.published("location")[1]["id"], "0x0801");
+    let answers: Vec<_> = device.answers().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(answers, [0x8001, 0x8001, 0x8001, 0x8800]);
+}
+
+/// A photograph whose end never comes: what has come was acknowledged, so it is published when it is given up.
+#[test]
+fn a_photograph_without_its_end() {
+    let mut device = Device::new();
+    device.says(&part(0x0801, 10, (1, 3), b"first "));
+    device.says(&part(0x0801, 12, (3, 3), b"third"));
+    device.adapter.now_ms += 60_001;
+    device.says(&frame(0x0002, 13, &[]));
+    let message = &device.published("message")[0];
+    assert_eq!(message["error"], "message 0x0801 dropped with 2 of 3 sub-packages: none came for 60 s");
+    assert_eq!((&message["sub_packages"], &message["found"]), (&json!(3), &json!([1, 3])));
+    assert_eq!(unhex(message["body"].as_str().unwrap()), b"first third");
+}
+
+/// The clock that 0x0109 asks for, and an answer of JT/T 1078 that names its command.
+#[test]
+fn clock_and_attributes() {
+    let mut device = Device::new();
+    device.says(&frame(0x0109, 1, &[]));
+    let (id, clock) = device.answers().remove(0);
+    assert_eq!((id, clock.len()), (0x8109, 7));
+    device.is_told(r#"{"type":"raw","id":"0x9003"}"#);
+    let serial = device.published("command/sent")[0]["serial"].clone();
+    device.says(&frame(0x1003, 2, &[19, 1, 0, 1, 1, 64, 1, 98, 1, 4]));
+    let attributes = &device.published("message")[0];
+    assert_eq!(attributes["answers"], serial);
+    assert_eq!(attributes["decoded"]["video_encoding"], 98);
 }
 
 /// 2013's layout.

@@ -10,6 +10,7 @@ import gateway
 
 types = gateway.install()
 console = sys.stdout, sys.stderr
+import foreign
 import polygate
 
 printed, (sys.stdout, sys.stderr) = (sys.stdout, sys.stderr), console
@@ -108,6 +109,28 @@ class TestHandler(unittest.TestCase):
         with self.assertRaises(gateway.Err) as raised:
             polygate.migrating(New)().restore(7, None, None)
         self.assertEqual(raised.exception.value, "ValueError: no state")
+
+
+class TestForeign(unittest.TestCase):
+    def test_a_peer_of_another_protocol_is_ended_after_so_many_bytes_or_so_long(self) -> None:
+        now_ms, foreign.now_ms = [1_000], lambda: now_ms[0]
+        self.addCleanup(setattr, foreign, "now_ms", polygate.now_ms)
+        gateway.asked.clear()
+        peer = foreign.Foreign("NMEA 0183")
+        self.assertFalse(peer.ends())
+        peer.stray(b"GET / HTTP/1.1\r\n")
+        now_ms[0] += foreign.AGE_MAX_MS - 1
+        self.assertFalse(peer.ends())
+        now_ms[0] += 1
+        self.assertTrue(peer.ends())
+        peer.log()
+        line = "16 bytes that are no frame of NMEA 0183, beginning with 474554202f20485454502f312e310d0a; they look like HTTP"
+        self.assertEqual(gateway.asked, [("log", types.Level.WARN, line)])
+        peer.frame()
+        self.assertEqual((peer.ends(), peer.framed), (False, True))
+        peer.stray(bytes(foreign.BYTES_MAX))
+        self.assertTrue(peer.ends())
+        self.assertEqual([foreign.protocol_of(first) for first in (b"*HQ,1", b"\x68")], ["H02", None])
 
 
 class TestPrint(unittest.TestCase):

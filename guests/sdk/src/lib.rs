@@ -49,9 +49,11 @@
 //! The crate never reads a clock, a file or the environment, and has no WASI imports: the adapter is all there is.
 
 mod adapter;
+pub mod calendar;
 pub mod connection;
 mod error;
 mod export;
+pub mod foreign;
 pub mod framing;
 pub mod handler;
 pub mod json;

@@ -32,8 +32,8 @@ use crate::handler::CallError;
 /// Time limit of a TCP connect and a TLS handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Interval of HTTP/2 pings while calls are in flight. More frequent pings, and pings without calls, make servers built on gRPC's
-/// C core hang up with `too_many_pings`; an idle connection is watched by TCP's keepalive instead.
+/// Interval of HTTP/2 pings while unary calls are in flight. More frequent pings, and pings while nothing is sent, also with open
+/// streams, make servers built on gRPC's C core hang up with `too_many_pings`; an idle connection is watched by TCP's keepalive.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A connection counts as lost when a ping is not answered within this time.
@@ -141,7 +141,7 @@ struct Link {
 /// Whether the other end of a connection still answers.
 #[derive(Debug, Default)]
 struct Health {
-    /// Unary calls in flight and open streams.
+    /// Unary calls in flight.
     in_flight: AtomicUsize,
     probe: Notify,
     /// Answered pings; and whether the connection has ended.
@@ -155,7 +155,7 @@ struct Opened {
     _counted: InFlight,
 }
 
-/// Counts a call or a stream while it lasts.
+/// Counts a call while it lasts.
 #[derive(Debug)]
 struct InFlight(Arc<Health>);
 
@@ -221,8 +221,8 @@ impl Channel {
     pub(super) async fn stream(self: &Arc<Self>, path: &'static str) -> Result<Option<Stream>, Failure> {
         let opened = self.open(path, |link| self.reserve(link.sender.current_max_send_streams())).await;
         match opened {
-            Ok((Opened { response, send, _counted }, permit)) => {
-                Ok(Some(Stream { send, answer: Box::pin(answer(response)), written: 0, _counted, _permit: permit }))
+            Ok((Opened { response, send, .. }, permit)) => {
+                Ok(Some(Stream { send, answer: Box::pin(answer(response)), written: 0, _permit: permit }))
             }
             Err(Failure::Full) => Ok(None),
             Err(failure) => Err(failure),
@@ -398,7 +398,6 @@ pub(super) struct Stream {
     send: SendStream<Bytes>,
     answer: Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>,
     written: u64,
-    _counted: InFlight,
     _permit: StreamPermit,
 }
 

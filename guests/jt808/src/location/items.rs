@@ -1,11 +1,12 @@
 //! The additional items of a position. JT/T 808-2019 tables 26 to 32.
 //!
 //! What the standard defines is decoded once, if it has the standard's length. Everything else goes into `items` by its
-//! id, in order: vendors use the same ids for things of their own.
+//! id, in order: vendors use the same ids for things of their own. So do the items of JT/T 1078 (0x14 to 0x18) and of driver
+//! assistance (0x64 to 0x67, 0x70), which are decoded beside that.
 
 use polygate_guest::json::Object;
 
-use super::flags;
+use super::{assistance, flags};
 use crate::reader::Reader;
 
 /// Item 0x25, from bit 0.
@@ -29,9 +30,23 @@ const SIGNALS: [&str; 15] = [
 /// Item 0x2A, from bit 0.
 const IO: [&str; 2] = ["deep_sleep", "sleep"];
 
+/// Item 0x14, from bit 0.
+const VIDEO_ALARMS: [&str; 7] = [
+    "signal_loss",
+    "signal_blocked",
+    "storage_fault",
+    "other_fault",
+    "passenger_overload",
+    "abnormal_driving",
+    "alarm_storage_full",
+];
+/// Item 0x18, from bit 0.
+const ABNORMAL_DRIVING: [&str; 3] = ["fatigue", "phone", "smoking"];
+
 /// Writes all items in `bytes`: members for those that are decoded, `items` for others, `rest` for what is no item.
-pub(super) fn write(json: &mut Object<'_>, bytes: &[u8]) {
+pub(super) fn write(json: &mut Object<'_>, bytes: &[u8], timezone_min: i16) {
     let mut decoded: u64 = 0;
+    let mut assisting = Vec::new();
     let mut others = Vec::new();
     let mut reader = Reader(bytes);
     let rest = loop {
@@ -39,12 +54,20 @@ pub(super) fn write(json: &mut Object<'_>, bytes: &[u8]) {
         let (Ok(id), Ok(data)) = (reader.u8("item"), reader.counted("item")) else { break rest };
         // A second one would be a second member of the same name.
         let bit = 1_u64.checked_shl(id.into()).unwrap_or_default();
-        if bit & !decoded != 0 && decode(json, id, data).is_some() {
+        let known = bit & !decoded != 0 && decode(json, id, data).is_some();
+        if known {
             decoded |= bit;
-        } else {
+        }
+        if !known || matches!(id, 0x14..=0x18) {
             others.push((id, data));
         }
+        assisting.extend(assistance::Alarm::read(id, data));
     };
+    if !assisting.is_empty() {
+        json.array("driver_assistance", |array| {
+            assisting.iter().for_each(|alarm| array.object(|json| alarm.write(json, timezone_min)));
+        });
+    }
     if !others.is_empty() {
         json.array("items", |items| {
             for (id, data) in others {
@@ -77,6 +100,15 @@ fn decode(json: &mut Object<'_>, id: u8, data: &[u8]) -> Option<()> {
         0x11 => overspeed(json, data)?,
         0x12 => area(json, data.try_into().ok()?)?,
         0x13 => section(json, data.try_into().ok()?)?,
+        0x14 => flags::write(json, "video_alarms", dword(data)?, &VIDEO_ALARMS),
+        0x15 => numbers(json, "video_lost_channels", dword(data)?),
+        0x16 => numbers(json, "video_blocked_channels", dword(data)?),
+        0x17 => numbers(json, "storage_fault_units", word(data)?.into()),
+        0x18 => {
+            let [high, low, degree] = data.try_into().ok()?;
+            flags::write(json, "abnormal_driving", u16::from_be_bytes([high, low]).into(), &ABNORMAL_DRIVING);
+            json.number("fatigue_degree", degree);
+        }
         0x25 => flags::write(json, "signals", dword(data)?, &SIGNALS),
         0x2a => flags::write(json, "io", word(data)?.into(), &IO),
         0x2b => {
@@ -91,6 +123,11 @@ fn decode(json: &mut Object<'_>, id: u8, data: &[u8]) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+/// The numbers of the bits that are set, from 1.
+fn numbers(json: &mut Object<'_>, name: &str, bits: u32) {
+    json.array(name, |array| (0..32_u8).filter(|bit| bits >> bit & 1 == 1).for_each(|bit| array.number(bit + 1)));
 }
 
 /// 0x05: one byte for each tyre, those of the front axle first, from left to right; 0xFF where there is none.
@@ -177,7 +214,7 @@ mod tests {
     use super::*;
 
     fn shown(bytes: &[u8]) -> String {
-        json::object(|object| write(object, bytes))
+        json::object(|object| write(object, bytes, 480))
     }
 
     /// Every item of the standard.
@@ -198,6 +235,22 @@ mod tests {
             (&[0x2a, 2, 0, 6], r#"{"io":["sleep","bit_2"]}"#),
             (&[0x2b, 4, 0, 1, 0, 2], r#"{"analog":[2,1]}"#),
             (&[0x30, 1, 31, 0x31, 1, 14], r#"{"signal_strength":31,"satellites":14}"#),
+        ] {
+            assert_eq!(shown(bytes), json);
+        }
+        // Those of JT/T 1078 are passed on too.
+        for (bytes, json) in [
+            (
+                &[0x14, 4, 0x80, 0, 0, 5][..],
+                r#"{"video_alarms":["signal_loss","storage_fault","bit_31"],"items":[{"id":"0x14","data":"80000005"}]}"#,
+            ),
+            (&[0x15, 4, 0, 0, 0, 8], r#"{"video_lost_channels":[4],"items":[{"id":"0x15","data":"00000008"}]}"#),
+            (&[0x16, 4, 0, 0, 0, 0], r#"{"video_blocked_channels":[],"items":[{"id":"0x16","data":"00000000"}]}"#),
+            (&[0x17, 2, 0x10, 3], r#"{"storage_fault_units":[1,2,13],"items":[{"id":"0x17","data":"1003"}]}"#),
+            (
+                &[0x18, 3, 0, 7, 9],
+                r#"{"abnormal_driving":["fatigue","phone","smoking"],"fatigue_degree":9,"items":[{"id":"0x18","data":"000709"}]}"#,
+            ),
         ] {
             assert_eq!(shown(bytes), json);
         }

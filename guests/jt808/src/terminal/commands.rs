@@ -34,6 +34,9 @@ impl Terminal {
         if let Some(refusal) = refusal {
             return self.refuse(adapter, reference, &format!("cannot send: {refusal}"));
         }
+        if command.id == 0x9003 {
+            self.attributes_query = Some(sent.serial);
+        }
         let kind = value.get("type").and_then(Value::as_text).unwrap_or_default();
         let report = json::object(|json| {
             json.text("type", kind);

@@ -7,7 +7,7 @@ use crate::downlink::Verdict;
 use crate::header::{Header, Version};
 use crate::malformed::Malformed;
 use crate::reader::Reader;
-use crate::{message, registration};
+use crate::{gbk, message, registration};
 
 /// Results of a registration, in 0x8100.
 const REGISTERED: u8 = 0;
@@ -27,7 +27,7 @@ impl Terminal {
                 }
                 let text =
                     format!("message {:#06x} of terminal {claimed} refused: this is terminal {phone}", header.id);
-                self.faults.report(adapter, &text);
+                self.faults.report(adapter, "other terminals", &text);
                 self.answer_generally(adapter, header, Verdict::Failed);
                 false
             }
@@ -64,12 +64,15 @@ impl Terminal {
         }
         let json =
             registration::json(&phone, header.serial, header.address.version, body).unwrap_or_else(|malformed| {
-                self.faults
-                    .report(adapter, &format!("registration of terminal {phone} passed on as it is: {malformed}"));
-                message::json(&phone, header, body, Some(malformed), self.settings.timezone_min)
+                self.faults.report(
+                    adapter,
+                    "undecoded 0x0100",
+                    &format!("registration of terminal {phone} passed on as it is: {malformed}"),
+                );
+                message::json(&phone, header, body, None, Some(malformed), self.settings.timezone_min)
             });
-        let code = self.settings.auth_code.clone().unwrap_or_else(|| draw_code(adapter));
-        let answer = [&[high, low, REGISTERED], code.as_bytes()].concat();
+        let code = self.settings.auth_code.clone().unwrap_or_else(|| draw_code(adapter).into_bytes());
+        let answer = [&[high, low, REGISTERED], &code[..]].concat();
         self.send(adapter, &header.address, 0x8100, &answer);
         match &mut self.phase {
             Phase::Silent | Phase::Unknown { .. } => {
@@ -92,16 +95,20 @@ impl Terminal {
             Ok(code) => code,
             Err(malformed) => {
                 let phone = header.address.phone();
-                self.faults.report(adapter, &format!("authentication of terminal {phone} refused: {malformed}"));
+                let text = format!("authentication of terminal {phone} refused: {malformed}");
+                self.faults.report(adapter, "authentications", &text);
                 self.answer_generally(adapter, header, Verdict::Malformed);
                 return self.close(adapter);
             }
         };
-        match self.ask(adapter, header, Some(code)) {
+        match self.ask(adapter, header, Some(&code)) {
             Ok(()) => {
                 // The answer comes first: until it has it, a terminal may take nothing else.
                 self.answer_generally(adapter, header, Verdict::Done);
                 self.enter(adapter, header);
+                if let Some(json) = message::authentication_json(&header.address.phone(), header, body) {
+                    self.publish(adapter, "message", &json);
+                }
             }
             Err(refusal) => self.turn_away(adapter, header, refusal),
         }
@@ -135,8 +142,8 @@ impl Terminal {
             if phone == header.address.phone() {
                 self.publish(adapter, "registration", &json);
             } else {
-                self.faults
-                    .report(adapter, &format!("registration of terminal {phone} dropped: another one authenticated"));
+                let text = format!("registration of terminal {phone} dropped: another one authenticated");
+                self.faults.report(adapter, "other terminals", &text);
             }
         }
     }
@@ -144,7 +151,8 @@ impl Terminal {
     /// The gateway has not: the terminal hears it, and the connection ends.
     fn turn_away(&mut self, adapter: &mut dyn Adapter, header: &Header, refusal: ErrorCode) {
         let phone = header.address.phone();
-        self.faults.report(adapter, &format!("terminal {phone} turned away at message {:#06x}: {refusal}", header.id));
+        let text = format!("terminal {phone} turned away at message {:#06x}: {refusal}", header.id);
+        self.faults.report(adapter, "refused terminals", &text);
         self.answer_generally(adapter, header, Verdict::Failed);
         self.close(adapter);
     }
@@ -158,15 +166,17 @@ fn draw_code(adapter: &mut dyn Adapter) -> String {
 /// The code in the body of 0x0102.
 ///
 /// Until 2013 it is the body; since 2019 its length stands before it and other things follow. Terminals that moved to the
-/// new header alone are known by a length that does not fit.
-fn code(version: Version, body: &[u8]) -> Result<&str, Malformed> {
+/// new header alone are known by a length that does not fit. It is in GBK, of which ASCII is a part; a terminal that was given
+/// a code in UTF-8 elsewhere may show that.
+fn code(version: Version, body: &[u8]) -> Result<String, Malformed> {
     let code = match version {
         Version::V2013 => body,
         Version::V2019(_) => Reader(body).counted("code").unwrap_or(body),
     };
     // Some pad it to a fixed length.
-    let code = core::str::from_utf8(code).map_err(|_| Malformed::Code)?.trim_end_matches('\0');
-    if code.is_empty() { Err(Malformed::Code) } else { Ok(code) }
+    let end = code.iter().rposition(|byte| *byte != 0).ok_or(Malformed::Code)?;
+    let code = code.get(..=end).unwrap_or_default();
+    gbk::decode(code).or_else(|| String::from_utf8(code.to_vec()).ok()).ok_or(Malformed::Code)
 }
 
 #[cfg(test)]
@@ -177,10 +187,13 @@ mod tests {
     #[test]
     fn codes() {
         let v2019 = Version::V2019(1);
-        assert_eq!(code(Version::V2013, b"secret\0\0"), Ok("secret"));
-        assert_eq!(code(v2019, b"\x06secret867567041100769software"), Ok("secret"));
-        assert_eq!(code(v2019, b"secret"), Ok("secret"));
-        assert_eq!(code(Version::V2013, b"\xbe\xa9"), Err(Malformed::Code));
+        let secret = Ok("secret".to_owned());
+        assert_eq!(code(Version::V2013, b"secret\0\0"), secret);
+        assert_eq!(code(v2019, b"\x06secret867567041100769software"), secret);
+        assert_eq!(code(v2019, b"secret"), secret);
+        assert_eq!(code(Version::V2013, b"\xbe\xa9"), Ok("京".to_owned()));
+        assert_eq!(code(Version::V2013, "ꂟé".as_bytes()), Ok("ꂟé".to_owned()));
+        assert_eq!(code(Version::V2013, b"\xbe"), Err(Malformed::Code));
         assert_eq!(code(Version::V2013, b""), Err(Malformed::Code));
         assert_eq!(code(v2019, b"\0"), Err(Malformed::Code));
     }

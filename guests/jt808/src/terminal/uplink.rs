@@ -5,7 +5,7 @@ use polygate_guest::Adapter;
 use super::{Phase, Terminal};
 use crate::downlink::Verdict;
 use crate::header::Header;
-use crate::location::{self, Batch, Origin};
+use crate::location::{self, Batch, Located, Origin};
 use crate::malformed::Malformed;
 use crate::message;
 use crate::reader::Reader;
@@ -18,12 +18,16 @@ impl Terminal {
             0x0100 => return self.on_registration(adapter, header, body),
             0x0102 => return self.on_authentication(adapter, header, body),
             // The gateway's keepalive has already seen the bytes of a heartbeat, and the answer to 0x0004 is all it wants.
-            0x0002 | 0x0004 => Verdict::Done,
+            0x0002 | 0x0004 | 0x0109 => Verdict::Done,
             0x0200 => self.on_position(adapter, header, body, body),
             // Position query and vehicle control: a serial, and then the position.
             0x0201 | 0x0500 => self.on_position(adapter, header, body, body.get(2..).unwrap_or_default()),
             0x0704 => self.on_batch(adapter, header, body),
-            _ => self.pass_on(adapter, header, body, None),
+            0x0801 => self.on_multimedia(adapter, header, body),
+            _ => {
+                let malformed = message::undecoded(header, body, self.settings.timezone_min);
+                self.pass_on(adapter, header, body, malformed)
+            }
         };
         self.answer(adapter, header, body, verdict);
     }
@@ -39,15 +43,36 @@ impl Terminal {
         malformed: Option<Malformed>,
     ) -> Verdict {
         if let Some(malformed) = malformed {
-            self.faults.report(adapter, &format!("message {:#06x} passed on as it is: {malformed}", header.id));
+            self.warn_undecoded(adapter, header.id, malformed);
         }
         let Phase::Known { phone, .. } = &self.phase else {
-            self.faults
-                .report(adapter, &format!("message {:#06x} of nobody in particular is not passed on", header.id));
+            let text = format!("message {:#06x} of an unknown terminal is not passed on", header.id);
+            self.faults.report(adapter, "unknown terminals", &text);
             return Verdict::Malformed;
         };
-        let json = message::json(phone, header, body, malformed, self.settings.timezone_min);
+        let asked = if header.id == 0x1003 { self.attributes_query.take() } else { None };
+        let answers = asked.or_else(|| message::answers(header.id, body));
+        let json = message::json(phone, header, body, answers, malformed, self.settings.timezone_min);
         self.publish(adapter, "message", &json)
+    }
+
+    fn warn_undecoded(&mut self, adapter: &mut dyn Adapter, id: u16, malformed: Malformed) {
+        let text = format!("message {id:#06x} passed on as it is: {malformed}");
+        self.faults.report(adapter, &format!("undecoded {id:#06x}"), &text);
+    }
+
+    /// 0x0801: a photograph or recording, and where it was made.
+    fn on_multimedia(&mut self, adapter: &mut dyn Adapter, header: &Header, body: &[u8]) -> Verdict {
+        const BEFORE: usize = 8;
+        let malformed = message::undecoded(header, body, self.settings.timezone_min);
+        let place = body.get(BEFORE..BEFORE + location::FIXED).filter(|place| place.iter().any(|byte| *byte != 0));
+        if let Some(place) = place.filter(|_| malformed.is_none()) {
+            // What is wrong with it is told in the message, which has the whole body.
+            if let Ok(Verdict::Failed) = self.publish_position(adapter, header, body, place, None) {
+                return Verdict::Failed;
+            }
+        }
+        self.pass_on(adapter, header, body, malformed)
     }
 
     fn on_position(&mut self, adapter: &mut dyn Adapter, header: &Header, body: &[u8], position: &[u8]) -> Verdict {
@@ -69,11 +94,23 @@ impl Terminal {
             (Ok(count), Ok(kind)) => (count, kind),
             (Err(malformed), _) | (_, Err(malformed)) => return self.pass_on(adapter, header, body, Some(malformed)),
         };
-        for index in 1..=count {
+        // Some terminals count wrong: what is there counts.
+        for index in 1..=u16::MAX {
+            if reader.0.is_empty() {
+                if index <= count {
+                    first_fault.get_or_insert(Malformed::Short { field: "position", needed: 2, found: 0 });
+                }
+                break;
+            }
+            let left = reader.0.len();
             let position = match reader.u16("position").and_then(|length| reader.take("position", length.into())) {
-                Ok(position) => position,
-                Err(malformed) => {
+                Ok(position) if index <= count || position.len() >= location::FIXED => position,
+                Err(malformed) if index <= count => {
                     first_fault.get_or_insert(malformed);
+                    break;
+                }
+                _ => {
+                    first_fault.get_or_insert(Malformed::Leftover(left));
                     break;
                 }
             };
@@ -85,9 +122,6 @@ impl Terminal {
                     first_fault.get_or_insert(malformed);
                 }
             }
-        }
-        if first_fault.is_none() {
-            first_fault = reader.finish().err();
         }
         if first_fault.is_some() {
             let passed_on = self.pass_on(adapter, header, body, first_fault);
@@ -107,7 +141,14 @@ impl Terminal {
         let Phase::Known { phone, .. } = &self.phase else { return Ok(Verdict::Failed) };
         let answers = message::answers(header.id, body);
         let origin = Origin { phone, id: header.id, serial: header.serial, answers, batch };
-        let json = location::json(origin, position, self.settings.timezone_min)?;
-        Ok(self.publish(adapter, "location", &json))
+        let Located { json, malformed } = location::json(origin, position, self.settings.timezone_min)?;
+        let Some(malformed) = malformed else { return Ok(self.publish(adapter, "location", &json)) };
+        let verdict = self.publish(adapter, "location", &json);
+        // A time that is none stands in the position as it came; a place that is none only in the message.
+        if verdict == Verdict::Done && !matches!(malformed, Malformed::Time(_)) {
+            return Err(malformed);
+        }
+        self.warn_undecoded(adapter, header.id, malformed);
+        Ok(verdict)
     }
 }
