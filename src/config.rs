@@ -49,6 +49,7 @@ pub struct Config {
     pub admin: Option<crate::admin::Options>,
     /// The embedded broker; not started when there is an external one.
     pub broker: crate::pubsub::embedded::Options,
+    /// The user's own broker.
     pub external_broker: Option<crate::pubsub::external::Options>,
     pub auth: crate::auth::Options,
     /// The handlers, in the order of the file.
@@ -67,7 +68,8 @@ pub struct Listener {
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
-    /// How long sends wait for the acknowledgement of a message of QoS 1 or 2 before them; none: they do not wait.
+    /// How long a message of QoS 1 or 2 may take to be acknowledged before anything is sent after it; none: no
+    /// confirmation.
     pub confirm_timeout: Option<Duration>,
     /// The files with its certificates, keys and denied addresses.
     pub files: Vec<PathBuf>,

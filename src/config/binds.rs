@@ -46,8 +46,7 @@ impl Binds {
         table.get(key).inspect(|bind| bind.iter().for_each(|bind| self.add(table.location(key.name), *bind)))
     }
 
-    /// Adds the address of a TCP port.
-    pub(super) fn add(&mut self, location: Location, address: SocketAddr) {
+    fn add(&mut self, location: Location, address: SocketAddr) {
         self.0.push(Bound { location, address, ports: Ports::Tcp, written: address.to_string() });
     }
 

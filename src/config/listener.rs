@@ -42,12 +42,11 @@ section! {
     /// and `${peerhost}`
     MOUNTPOINT "mountpoint": String =
         text("a mountpoint such as \"trackers/${clientid}/\"", 0..=4096), default String::new();
-    /// `before-send`: bytes that a handler sends after a message of QoS 1 or 2 wait until the broker has acknowledged
-    /// it, so a device keeps its record until it is safe
+    /// `before-send`: bytes that a handler sends after a message of QoS 1 or 2 leave only when the broker has
+    /// acknowledged the message, so a device keeps its record until it is safe
     CONFIRM "confirm": Confirm =
         Choice(&[("off", Confirm::Off), ("before-send", Confirm::BeforeSend)]), default Confirm::Off;
-    /// how long the acknowledgement may take; then the connection ends without these bytes, and is counted as
-    /// `unconfirmed`
+    /// how long that may take; then the connection ends without these bytes, with reason `unconfirmed`
     CONFIRM_TIMEOUT "confirm_timeout": Duration = duration(millis(10)..=secs(600)), default secs(5);
     /// time limit for the first byte of a new connection
     IDLE_TIMEOUT "idle_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(30);
@@ -132,9 +131,9 @@ section! {
     &tls::SECTION;
 }
 
-/// When bytes are sent that follow a message of QoS 1 or 2.
+/// When bytes leave that a handler sends after a message of QoS 1 or 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Confirm {
+pub(in crate::config) enum Confirm {
     Off,
     BeforeSend,
 }
@@ -261,12 +260,6 @@ fn read_one(
     })
 }
 
-fn confirm_timeout(table: &Table<'_>) -> Result<Option<Duration>, ErrorReported> {
-    let (confirm, timeout) = (table.get(&CONFIRM), table.get(&CONFIRM_TIMEOUT));
-    let (confirm, timeout) = (confirm?, timeout?);
-    Ok((confirm == Confirm::BeforeSend).then_some(timeout))
-}
-
 /// The keys that only some transports have.
 const KEYS_OF_SOME: [(&str, &[SocketKind]); 10] = [
     ("flow_timeout", &[SocketKind::Udp, SocketKind::Dtls]),
@@ -302,6 +295,14 @@ pub(super) fn other_transport(
 ) -> ErrorReported {
     let names: Vec<String> = transports.iter().map(SocketKind::to_string).collect();
     table.fault_at(key, format_args!("is for {}; this listener speaks {transport}", names.join(" and ")))
+}
+
+fn confirm_timeout(table: &Table<'_>) -> Result<Option<Duration>, ErrorReported> {
+    let (confirm, timeout) = (table.get(&CONFIRM), table.get(&CONFIRM_TIMEOUT));
+    Ok(match confirm? {
+        Confirm::Off => timeout.map(|_| None)?,
+        Confirm::BeforeSend => Some(timeout?),
+    })
 }
 
 /// The names of a listener's handlers.

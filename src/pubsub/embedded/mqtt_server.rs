@@ -229,9 +229,11 @@ async fn accept(context: Arc<Context>, listener: MqttListener, mut socket: Liste
 /// One peer, from its arrival to its end.
 async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pending) {
     let since = Instant::now();
+    // The futures of the beginning are boxed, here and below: else each connection would keep their size, that of a TLS
+    // handshake above all, to its end.
     let accepted = tokio::select! {
         biased;
-        accepted = pending.establish() => accepted,
+        accepted = Box::pin(pending.establish()) => accepted,
         () = context.drain.cancelled() => return,
     };
     let Some(Accepted { info, socket, entered }) = accepted else { return };
@@ -244,7 +246,7 @@ async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pendi
     let stream = match websocket {
         None => stream,
         Some(path) => {
-            let upgraded = websocket::accept(stream, &path);
+            let upgraded = Box::pin(websocket::accept(stream, &path));
             let deadline = since + context.settings.connect_timeout;
             let refused = match tokio::time::timeout_at(deadline.into(), upgraded).await {
                 Ok(Ok(stream)) => Ok(stream),

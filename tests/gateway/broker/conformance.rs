@@ -44,7 +44,7 @@ async fn a_will_is_published_unless_it_is_withdrawn() {
     let broker = TestBroker::start().await;
     let mut witness = RawClient::v5(broker.addr(), "witness").await;
     witness.subscribe("w", 1).await;
-    for end in [&b"\xe0\x01\x04"[..], b"", b"\xf0\x00"] {
+    for end in [&b"\xe0\x01\x04"[..], b"\xe0\x01\x80", b"", b"\xf0\x00"] {
         // Will QoS 1.
         let (mut client, _) = RawClient::v5_with(broker.addr(), &connect_v5("c", 0x0E, &[], &will(&[]))).await;
         client.send(end).await;

@@ -67,7 +67,7 @@ pub(super) async fn run(context: Arc<Context>, stream: Box<dyn Stream>, peer: Pe
     let opened = tokio::select! {
         opened = tokio::time::timeout_at(
             (since + context.settings.connect_timeout).into(),
-            connect::connect(&context, &mut wire, peer),
+            Box::pin(connect::connect(&context, &mut wire, peer)),
         ) => opened,
         () = context.drain.cancelled() => return wire.close().await,
     };
@@ -92,11 +92,9 @@ pub(super) async fn run(context: Arc<Context>, stream: Box<dyn Stream>, peer: Pe
 
     let (will, new_expiry) = match &end {
         End::Disconnect(disconnect) => {
-            let will = if disconnect.reason == Reason::DISCONNECT_WITH_WILL {
-                WillAction::Publish
-            } else {
-                WillAction::Discard
-            };
+            // MQTT 5.0 section 3.14.4: only a normal DISCONNECT withdraws the will.
+            let is_normal = disconnect.reason == Reason::SUCCESS;
+            let will = if is_normal { WillAction::Discard } else { WillAction::Publish };
             (will, disconnect.session_expiry_s.map(|seconds| context.settings.expiry(seconds, expiry.anonymous)))
         }
         End::Closed(_) | End::Refused(..) => (WillAction::Publish, None),
