@@ -1,6 +1,5 @@
-//! Compiles proto/exproto.proto without protoc, so that cargo is all a build needs, assembles the WASI stub of the guests,
-//! and lists the recorded conversations that `polygate demo` carries with it and the projects that `polygate guest new`
-//! writes.
+//! Build script: compiles proto/exproto.proto without protoc, so that a build needs only cargo; assembles the WASI stub
+//! of the guests; embeds the conversations of `polygate demo` and the templates of `polygate guest new`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -51,15 +50,15 @@ fn demo_conversations() -> Result<String, Box<dyn Error>> {
     Ok(list)
 }
 
-/// Folders that tools leave in a template when somebody tries it out where it lies.
-const LEFT_BY_TOOLS: [&str; 5] = ["target", "node_modules", "__pycache__", ".venv", "venv"];
+/// Folders that tools create in a template when it is tried out in place.
+const TOOL_FOLDERS: [&str; 5] = ["target", "node_modules", "__pycache__", ".venv", "venv"];
 
-/// What `template.toml` says about a template beside its files.
+/// Content of a `template.toml`.
 #[derive(Default)]
 struct Manifest {
-    /// Each file or folder to copy, relative to the template, and where to.
+    /// Files and folders to copy: source relative to the template, and destination.
     copy: Vec<(PathBuf, PathBuf)>,
-    /// The commands that come next; those of the README when it says nothing.
+    /// Next commands for the user; by default those of the README.
     next: Option<Vec<String>>,
 }
 
@@ -134,14 +133,14 @@ fn read_manifest(template: &Path) -> Result<Manifest, Box<dyn Error>> {
     Ok(manifest)
 }
 
-/// The files below a folder, each with where it goes.
+/// Collects the files below a folder, each with its destination.
 fn collect(from: &Path, to: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(from).map_err(|error| format!("{}: {error}", from.display()))? {
         let entry = entry?;
         let (path, to) = (entry.path(), to.join(entry.file_name()));
         if !path.is_dir() {
             files.insert(to, path);
-        } else if !LEFT_BY_TOOLS.iter().any(|left| entry.file_name() == *left) {
+        } else if !TOOL_FOLDERS.iter().any(|left| entry.file_name() == *left) {
             collect(&path, &to, files)?;
         }
     }

@@ -2,16 +2,16 @@
 //!
 //! `cargo run --example handler` serves a gateway on this machine; examples/handlers/README.md shows the protocol, the
 //! gateway's configuration, and the same handler in Python and JavaScript. In a project of your own, generate `proto`
-//! from proto/exproto.proto with `tonic_prost_build::compile_protos` in build.rs.
+//! from proto/exproto.proto with `tonic_prost_build::compile_protos` in build.rs, as here.
 
 use std::{error::Error, net::SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use dashmap::DashMap;
-use polygate::exproto::proto::connection_adapter_client::ConnectionAdapterClient;
-use polygate::exproto::proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
-use polygate::exproto::proto::{
+use proto::connection_adapter_client::ConnectionAdapterClient;
+use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
+use proto::{
     AuthenticateRequest, ClientInfo, CloseSocketRequest, CodeResponse, EmptySuccess, PublishRequest,
     ReceivedBytesRequest, ReceivedMessagesRequest, ResultCode, SendBytesRequest, SocketClosedRequest,
     SocketCreatedRequest, SubscribeRequest, TimerRequest, TimerTimeoutRequest, TimerType,
@@ -26,6 +26,11 @@ const LINE_MAX: usize = 1024;
 /// A keepalive in seconds; the gateway ends a device that is silent for 1.5 times as long.
 const KEEPALIVE_S: u32 = 60;
 
+/// The messages and services of proto/exproto.proto, as generated.
+mod proto {
+    tonic::include_proto!("emqx.exproto.v1");
+}
+
 type Answer = Result<Response<EmptySuccess>, Status>;
 
 struct Lines {
@@ -33,14 +38,14 @@ struct Lines {
     connections: DashMap<String, Connection>,
 }
 
-/// What has to be remembered of a device from one call to the next.
+/// The state of a device between calls.
 #[derive(Default)]
 struct Connection {
     unfinished: BytesMut,
     id: Option<String>,
 }
 
-// The gateway waits for each answer before it calls for the same connection again, so nothing here can overtake.
+// The gateway waits for each answer before the next call for the same connection, so calls are never reordered.
 #[tonic::async_trait]
 impl ConnectionUnaryHandler for Lines {
     async fn on_socket_created(&self, request: Request<SocketCreatedRequest>) -> Answer {
@@ -87,7 +92,7 @@ impl ConnectionUnaryHandler for Lines {
 }
 
 impl Connection {
-    /// Adds bytes, cut anywhere, and takes out the lines that they complete; also one that is already too long.
+    /// Adds bytes, split anywhere, and takes the completed lines; also one that is already too long.
     fn take_lines(&mut self, bytes: &[u8]) -> Vec<Bytes> {
         self.unfinished.extend_from_slice(bytes);
         let mut lines = Vec::new();
@@ -137,7 +142,7 @@ impl Lines {
     }
 
     async fn send(&self, conn: &str, bytes: impl Into<Bytes>) -> Result<(), Status> {
-        // The code is of no interest: a device that has gone cannot be told, and OnSocketClosed is on its way.
+        // The code is ignored: if the device has disconnected, OnSocketClosed will follow.
         self.adapter.clone().send(SendBytesRequest { conn: conn.to_owned(), bytes: bytes.into() }).await?;
         Ok(())
     }

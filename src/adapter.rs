@@ -1,32 +1,31 @@
-//! The operations a handler has on its connection: send, close, authenticate, timers, publish, subscribe.
+//! Adapter: the operations of a handler on its connection: send, close, authenticate, timers, publish, subscribe.
 //!
-//! An [`Adapter`] belongs to one connection. It checks what is asked, talks to [`auth`](crate::auth) and
-//! [`pubsub`](crate::pubsub), and otherwise only collects: bytes in [`Outbound`], a wish to close, a change
-//! of the timer. The connection acts on these between two events, so a call from inside an event never
-//! waits for the connection that waits for the event.
+//! An [`Adapter`] belongs to one connection. It checks each command, calls [`auth`](crate::auth) and
+//! [`pubsub`](crate::pubsub), and otherwise only collects: bytes in [`Outbound`], a close request, a timer change. The
+//! connection applies these between two events, so an operation called inside an event never waits for the connection
+//! that waits for the event.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::SecretString;
 
-use crate::auth::{Auth, Credentials, Password};
-use crate::conn::table::Mailbox;
-use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, QoS, Refused, Timer};
-use crate::pubsub::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
+use crate::auth::{Auth, Credentials};
+use crate::conn::registry::Mailbox;
+use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, Password, QoS, Refused, Timer};
 use crate::pubsub::{PubSub, Session};
 use crate::telemetry::{ListenerMetrics, PAYLOAD_LOG};
+use crate::topic::{Identity, Malformed, Mount, Mountpoint, check_name};
 
-mod journal;
-mod lent;
+mod backend;
+mod command_log;
+mod dry_run;
 mod outbound;
-mod rehearsal;
 
-pub use journal::{Entry, Journal};
-pub use lent::Lent;
-pub use outbound::Outbound;
-pub use rehearsal::{Operation, Rehearsal};
+pub(crate) use backend::{AdapterSlot, Backend};
+pub(crate) use command_log::{CommandLog, LoggedCommand};
+pub(crate) use dry_run::DryRunAdapter;
+pub(crate) use outbound::Outbound;
 
 /// Longest keepalive interval: MQTT's (3.1.1 §3.1.2.10).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -34,33 +33,29 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
 /// Longest name of a client, a user or a protocol, in bytes: MQTT's longest string (3.1.1 §1.5.3).
 const NAME_BYTES_MAX: usize = 65_535;
 
-/// What the adapters of one listener share.
+/// Services shared by the adapters of one listener.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Who may authenticate, publish and subscribe.
+    /// Authentication and authorization.
     pub auth: Auth,
-    /// Where messages go and come from.
     pub pubsub: PubSub,
-    /// Put in front of the devices' topics.
+    /// Prefix of the devices' topics.
     pub mountpoint: Mountpoint,
-    /// The listener's counters.
     pub metrics: ListenerMetrics,
 }
 
-/// A wish about the keepalive timer.
+/// Pending change of the keepalive timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimerChange {
-    /// Start it, or start it anew with this interval.
+    /// Start or restart it with this interval.
     Start(Duration),
-    /// Stop it.
     Stop,
 }
 
-/// The operations of one connection.
 #[derive(Debug)]
 pub struct Adapter {
     conn: ConnId,
-    /// The id by which the handler knows the connection.
+    /// The connection's id towards its handler.
     handler_conn: ConnId,
     info: Arc<ConnInfo>,
     services: Arc<Services>,
@@ -70,21 +65,21 @@ pub struct Adapter {
     close_asked: bool,
     ended: bool,
     client: Option<Box<Client>>,
-    /// Its handler may not know that the peer has proved who it is.
+    /// The handler may not know that the peer is authenticated.
     reintroduced: bool,
-    /// Kept while somebody compares or watches what the handler does.
-    journal: Option<Box<Journal>>,
+    /// Present while a shadow or a tap needs the commands.
+    command_log: Option<Box<CommandLog>>,
 }
 
-/// How far a handler had come when an event began.
+/// State of the collected commands at the start of an event, for [`Adapter::roll_back`].
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
+pub struct Savepoint {
     outbound_bytes: usize,
     timer_change: Option<TimerChange>,
     close_asked: bool,
 }
 
-/// Who the peer has proved to be.
+/// The authenticated client.
 #[derive(Debug)]
 struct Client {
     info: Arc<ClientInfo>,
@@ -93,7 +88,7 @@ struct Client {
 }
 
 impl Adapter {
-    /// The operations of a connection that was just accepted. `mailbox` gets its messages, `outbound` its bytes.
+    /// The adapter of a new connection. Its messages go to `mailbox`, its bytes to `outbound`.
     pub fn new(info: Arc<ConnInfo>, services: Arc<Services>, mailbox: Mailbox, outbound: Outbound) -> Self {
         Self {
             conn: mailbox.conn(),
@@ -107,111 +102,113 @@ impl Adapter {
             ended: false,
             client: None,
             reintroduced: false,
-            journal: None,
+            command_log: None,
         }
     }
 
-    /// Whose operations these are.
     pub fn conn(&self) -> ConnId {
         self.conn
     }
 
-    /// The id by which the handler knows the connection; another one after it was taken over from a remote handler.
+    /// The connection's id towards its handler; it changes when the connection is taken over from a remote handler.
     pub fn handler_conn(&self) -> ConnId {
         self.handler_conn
     }
 
-    /// What is known of the peer.
     pub fn info(&self) -> &Arc<ConnInfo> {
         &self.info
     }
 
-    /// The client id that the peer has proved; `None` before.
+    /// The authenticated client id; `None` before.
     pub fn client_id(&self) -> Option<&str> {
         self.client.as_ref().map(|client| client.info.client_id.as_str())
     }
 
-    /// The bytes that wait for the socket.
+    /// Bytes queued for the socket.
     pub fn outbound(&mut self) -> &mut Outbound {
         &mut self.outbound
     }
 
-    /// Whether the handler has asked to close.
+    /// Whether the handler called Close.
     pub fn close_asked(&self) -> bool {
         self.close_asked
     }
 
-    /// What the handler has asked of the timer since this was called last.
+    /// Takes the timer change since the last call.
     pub fn take_timer_change(&mut self) -> Option<TimerChange> {
         self.timer_change.take()
     }
 
-    /// Remembers what is collected so far.
-    pub fn mark(&self) -> Mark {
-        Mark { outbound_bytes: self.outbound.bytes(), timer_change: self.timer_change, close_asked: self.close_asked }
+    /// Marks the commands collected so far.
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint {
+            outbound_bytes: self.outbound.bytes(),
+            timer_change: self.timer_change,
+            close_asked: self.close_asked,
+        }
     }
 
-    /// Forgets what was collected since `mark`, of an event that failed and will be delivered again. Only good while
-    /// nothing was written in between. What went to the broker stays there.
-    pub fn roll_back(&mut self, mark: Mark) {
-        self.outbound.truncate(mark.outbound_bytes);
-        self.timer_change = mark.timer_change;
-        self.close_asked = mark.close_asked;
+    /// Discards the commands collected since `savepoint`, of an event that failed and will be delivered again. Valid
+    /// only if nothing was written in between. Messages already published stay published.
+    pub fn roll_back(&mut self, savepoint: Savepoint) {
+        self.outbound.truncate(savepoint.outbound_bytes);
+        self.timer_change = savepoint.timer_change;
+        self.close_asked = savepoint.close_asked;
     }
 
-    /// From now on, what the handler asks for is written down, or is not any more.
-    pub fn keep_journal(&mut self, keep: bool) {
+    /// Starts or stops logging the handler's commands.
+    pub fn enable_command_log(&mut self, keep: bool) {
         if !keep {
-            self.journal = None;
-        } else if self.journal.is_none() {
-            self.journal = Some(Box::default());
+            self.command_log = None;
+        } else if self.command_log.is_none() {
+            self.command_log = Some(Box::default());
         }
     }
 
-    /// What was written down, while somebody wants it.
-    pub fn journal(&mut self) -> Option<&mut Journal> {
-        self.journal.as_deref_mut()
+    /// The command log, if enabled.
+    pub fn command_log(&mut self) -> Option<&mut CommandLog> {
+        self.command_log.as_deref_mut()
     }
 
-    /// What is to be written down, if somebody wants to know.
-    fn wanted(&self, operation: impl FnOnce() -> Operation) -> Option<Operation> {
-        self.journal.is_some().then(operation)
+    /// The command to log, if logging is enabled.
+    fn logged(&self, command: impl FnOnce() -> Command) -> Option<Command> {
+        self.command_log.is_some().then(command)
     }
 
-    fn note(&mut self, operation: Option<Operation>, result: &Result<(), Refused>) {
-        if let (Some(operation), Some(journal)) = (operation, &mut self.journal) {
-            journal.write(operation, result.clone());
+    fn log_command(&mut self, command: Option<Command>, result: &Result<(), Refused>) {
+        if let (Some(command), Some(log)) = (command, &mut self.command_log) {
+            log.write(command, result.clone());
         }
     }
 
-    /// Another handler, or another instance, serves the connection from now on. It may authenticate the peer again,
-    /// as the client that it is already. `handler_conn` is the id by which it knows the connection.
-    pub fn reintroduce(&mut self, handler_conn: ConnId) {
+    /// Another handler or instance serves the connection from now on, under the id `handler_conn`. It may authenticate
+    /// the peer again, as the same client.
+    pub fn set_handler_conn(&mut self, handler_conn: ConnId) {
         self.handler_conn = handler_conn;
-        self.expect_again();
+        self.allow_reauthentication();
     }
 
-    /// The handler may have lost what it knew of the connection, or gets an event again in which it may have
-    /// authenticated the peer: it may do so once more, as the client that the peer is already.
-    pub fn expect_again(&mut self) {
+    /// The handler may have lost its state of the connection, or may get an event again in which it authenticated the
+    /// peer: allows one more Authenticate, as the same client.
+    pub fn allow_reauthentication(&mut self) {
         self.reintroduced = true;
     }
 
-    /// The connection has ended: from now on every operation is refused as [`Refused::Gone`], and the client
-    /// leaves the broker with its subscriptions.
+    /// Ends the adapter: every further operation is refused as [`Refused::Gone`], and the client leaves the broker with
+    /// its subscriptions.
     pub fn end(&mut self) {
         self.ended = true;
         self.outbound.clear();
         self.client = None;
     }
 
-    /// Does what is asked.
+    /// Executes a command.
     ///
     /// # Errors
     ///
-    /// [`Refused`], which names what was expected and what came; the connection stays as it was.
+    /// [`Refused`], with expected and received values; the connection is unchanged.
     pub async fn apply(&mut self, command: Command) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::from(&command));
+        let logged = self.logged(|| command.without_password());
         let result = match command {
             Command::Send(bytes) => return self.send(bytes),
             Command::Close => return self.close(),
@@ -221,21 +218,24 @@ impl Adapter {
             Command::Publish { topic, qos, payload } => self.publish(&topic, qos, payload).await,
             Command::Subscribe { filter, qos } => self.subscribe(&filter, qos).await,
             Command::Unsubscribe { filter } => self.unsubscribe(&filter).await,
+            Command::RawPublish { topic, qos, payload } => {
+                raw_publish(&self.services.pubsub, &topic, qos, payload).await
+            }
         };
-        self.note(noted, &result);
+        self.log_command(logged, &result);
         result
     }
 
-    /// Queues bytes for the peer; the order of calls is the order on the wire.
+    /// Queues bytes for the peer, in the order of the calls.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after the end or after a Close, [`Refused::Full`] when as much waits as may,
-    /// [`Refused::Malformed`] when the peer is sent datagrams and no datagram is that long.
+    /// [`Refused::Gone`] after the close or after a Close command, [`Refused::Full`] when the outbound queue is full,
+    /// [`Refused::Malformed`] when the bytes do not fit into one datagram.
     pub fn send(&mut self, bytes: Bytes) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::Send(bytes.clone()));
+        let logged = self.logged(|| Command::Send(bytes.clone()));
         let result = self.queue(bytes);
-        self.note(noted, &result);
+        self.log_command(logged, &result);
         result
     }
 
@@ -245,12 +245,12 @@ impl Adapter {
         if let Some(bytes_max) = self.info.kind.datagram_bytes_max()
             && bytes.len() > bytes_max
         {
-            let why = format!("one Send is one datagram, of at most {bytes_max} bytes, and came with {}", bytes.len());
+            let why = format!("one Send is one datagram: expected at most {bytes_max} bytes, got {}", bytes.len());
             return Err(Refused::Malformed { what: "bytes", why });
         }
         if self.outbound.is_full() {
             return Err(Refused::Full {
-                what: "the queue of bytes to the peer",
+                what: "the outbound queue",
                 limit: format!("{} bytes", self.outbound.bytes_max()),
             });
         }
@@ -258,28 +258,28 @@ impl Adapter {
         Ok(())
     }
 
-    /// Asks to end the connection once what was sent is flushed.
+    /// Requests the close of the connection, after a flush.
     ///
     /// # Errors
     ///
-    /// [`Refused::Gone`] after the end or after another Close.
+    /// [`Refused::Gone`] after the close or after another Close.
     pub fn close(&mut self) -> Result<(), Refused> {
         let result = self.check_open();
         self.close_asked |= result.is_ok();
-        let noted = self.wanted(|| Operation::Close);
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::Close);
+        self.log_command(logged, &result);
         result
     }
 
-    /// Says who the peer is. A refusal may be retried; after a success, a second call is refused, unless it comes from
-    /// a handler that has taken the connection over, or gets an event again, and says the same.
+    /// Authenticates the peer. A refused call may be repeated; after a success a second call is refused, unless it
+    /// names the same client and comes from a handler that took the connection over or gets an event again.
     ///
     /// # Errors
     ///
-    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or the client id
+    /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or when the client id
     /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
-    /// [`Refused::Broker`] when the broker does not take the client.
-    pub async fn authenticate(&mut self, client: ClientInfo, password: Option<SecretString>) -> Result<(), Refused> {
+    /// [`Refused::Broker`] when the broker rejects the client.
+    pub async fn authenticate(&mut self, client: ClientInfo, password: Option<Password>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(known) = &self.client {
             if self.reintroduced && known.info.client_id == client.client_id {
@@ -299,7 +299,6 @@ impl Adapter {
             .mountpoint
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
-        let password = password.as_ref().map(Password::from);
         let credentials =
             Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
         self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
@@ -322,15 +321,15 @@ impl Adapter {
         Ok(())
     }
 
-    /// Starts the keepalive timer, or starts it anew.
+    /// Starts or restarts the keepalive timer.
     ///
     /// # Errors
     ///
     /// [`Refused::Malformed`] when the interval is not in `1ms..=65535s`; [`Refused::Gone`].
     pub fn start_timer(&mut self, timer: Timer, interval: Duration) -> Result<(), Refused> {
         let result = self.set_timer(timer, interval);
-        let noted = self.wanted(|| Operation::StartTimer(timer, interval));
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::StartTimer { timer, interval });
+        self.log_command(logged, &result);
         result
     }
 
@@ -343,7 +342,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Stops a timer; none running is fine.
+    /// Stops a timer; no error if none runs.
     ///
     /// # Errors
     ///
@@ -355,12 +354,12 @@ impl Adapter {
                 Timer::Keepalive => self.timer_change = Some(TimerChange::Stop),
             }
         }
-        let noted = self.wanted(|| Operation::StopTimer(timer));
-        self.note(noted, &result);
+        let logged = self.logged(|| Command::StopTimer(timer));
+        self.log_command(logged, &result);
         result
     }
 
-    /// Publishes as this client, under its mountpoint.
+    /// Publishes as the authenticated client, under its mountpoint.
     ///
     /// # Errors
     ///
@@ -378,7 +377,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Subscribes as this client, under its mountpoint. Retained messages follow on the first subscribe.
+    /// Subscribes as the authenticated client, under its mountpoint. Retained messages follow the first subscribe.
     ///
     /// # Errors
     ///
@@ -392,7 +391,7 @@ impl Adapter {
         client.session.subscribe(&filter, qos).await.map_err(Refused::from)
     }
 
-    /// Ends a subscription; none is fine.
+    /// Ends a subscription; no error if there is none.
     ///
     /// # Errors
     ///
@@ -404,19 +403,7 @@ impl Adapter {
         client.session.unsubscribe(&filter).await.map_err(Refused::from)
     }
 
-    /// Publishes on no connection's behalf: no mountpoint, no rules.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
-    pub async fn raw_publish(&mut self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
-        let noted = self.wanted(|| Operation::RawPublish { topic: topic.to_owned(), qos, payload: payload.clone() });
-        let result = raw_publish(&self.services.pubsub, topic, qos, payload).await;
-        self.note(noted, &result);
-        result
-    }
-
-    /// Makes of a message what the handler is to see: its topic without the mountpoint.
+    /// Removes the mountpoint from the topic of a message for the handler.
     pub fn unmount(&self, message: &mut Message) {
         if let Some(client) = &self.client {
             let name = client.mount.unmount(&message.topic);
@@ -439,17 +426,17 @@ impl Adapter {
     }
 }
 
-/// Publishes on no connection's behalf: no mountpoint, no rules; `from` is "exproto".
+/// Publishes without a connection: no mountpoint, no rules; `from` is "exproto".
 ///
 /// # Errors
 ///
 /// [`Refused::Malformed`] for the topic, [`Refused::Broker`].
-pub async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
+pub(crate) async fn raw_publish(pubsub: &PubSub, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Refused> {
     check_name(topic).map_err(malformed)?;
     pubsub.publish_as_gateway(topic, qos, payload).await.map_err(Refused::from)
 }
 
-/// Whether the broker can know a client by these names.
+/// Checks that MQTT can carry these names.
 fn check_client(client: &ClientInfo) -> Result<(), Refused> {
     if client.client_id.is_empty() {
         return Err(Refused::Missing { what: "clientinfo.clientid" });
@@ -468,7 +455,7 @@ fn check_client(client: &ClientInfo) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Whether a timer can have this interval.
+/// Checks the range of a timer interval.
 fn check_interval(interval: Duration) -> Result<(), Refused> {
     if interval.is_zero() || interval > KEEPALIVE_MAX {
         return Err(Refused::Malformed {

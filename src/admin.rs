@@ -1,5 +1,4 @@
-//! The admin HTTP port: is the gateway alive, is it ready, its metrics, the changes of its handlers, and what one
-//! connection does.
+//! Admin HTTP port: health, metrics, REST API of handlers, tap stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,30 +15,28 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::conn::table::Table;
+use crate::conn::registry::Registry;
 use crate::drain::Drain;
-use crate::rollout::Rollouts;
+use crate::rollout::RolloutManager;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod api;
 mod tap;
 
-pub use api::COMPONENT_BYTES_MAX;
-
-/// The media type of the metrics page.
+/// Media type of the metrics page.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the admin port listens.
+/// Options of the admin port.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where; port 0 lets the system choose.
+    /// Address; port 0 lets the system choose.
     pub bind: SocketAddr,
-    /// What callers must present as `Authorization: Bearer ..`; health needs none.
+    /// Bearer token of callers; health needs none.
     pub token: Option<SecretString>,
 }
 
-/// The address was refused.
+/// The address cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot bind the admin port on {bind}")]
 pub struct BindError {
@@ -53,18 +50,18 @@ struct Shared {
     telemetry: Telemetry,
     drain: Drain,
     token: Option<SecretString>,
-    rollouts: Rollouts,
+    manager: RolloutManager,
     uploads: Arc<Semaphore>,
-    connections: Table,
+    connections: Registry,
     taps: Taps,
 }
 
-/// The admin port as it is served.
+/// A running admin port.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     /// The bound address.
     pub bound: SocketAddr,
-    /// Ends after the drain, when the answers under way have been given.
+    /// Returns after the drain, when open responses have ended.
     pub task: JoinHandle<()>,
 }
 
@@ -73,11 +70,11 @@ pub struct Served {
 /// # Errors
 ///
 /// [`BindError`], when the operating system refuses the address.
-pub async fn serve(
+pub(crate) async fn serve(
     options: Options,
     telemetry: Telemetry,
-    rollouts: Rollouts,
-    (connections, taps): (Table, Taps),
+    manager: RolloutManager,
+    (connections, taps): (Registry, Taps),
     drain: Drain,
 ) -> Result<Served, BindError> {
     let failed = |source| BindError { bind: options.bind, source };
@@ -87,7 +84,7 @@ pub async fn serve(
         telemetry,
         drain: drain.clone(),
         token: options.token,
-        rollouts,
+        manager,
         uploads: Arc::new(Semaphore::new(api::UPLOADS_MAX)),
         connections,
         taps,
@@ -109,12 +106,12 @@ pub async fn serve(
     Ok(Served { bound, task })
 }
 
-/// The process runs.
+/// Liveness: the process runs.
 async fn live() -> &'static str {
     "live\n"
 }
 
-/// The gateway accepts devices. It is bound before this port is, so it is ready until it drains.
+/// Readiness: the gateway accepts connections. It is bound before this port, so it is ready until it drains.
 async fn ready(State(shared): State<Shared>) -> Response {
     if shared.drain.is_signalled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
@@ -142,7 +139,7 @@ async fn require_token(State(shared): State<Shared>, request: Request, next: Nex
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
         .unwrap_or_default();
-    // Digests are compared, so the time it takes tells nothing of the token.
+    // Digests are compared, so the time does not depend on the token.
     if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
         next.run(request).await
     } else {

@@ -1,8 +1,8 @@
-//! Who may authenticate, as whom, and what they may publish and subscribe.
+//! Authentication of clients, and authorization of publish and subscribe.
 //!
-//! One policy for devices and for MQTT clients of the embedded broker's port; [`Auth::replace`] puts
-//! another in its place while clients stay connected, and what they ask for next meets the new rules.
-//! Holds password hashes; never shows or logs them, nor a password.
+//! One policy for devices and for MQTT clients of the embedded broker; [`Auth::replace`] replaces it while clients stay
+//! connected, and their next requests meet the new rules. Holds password hashes; never shows or logs them, nor a
+//! password.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,40 +11,39 @@ use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
-use crate::conn::Denied;
+use crate::conn::{Denied, Password};
 
 mod hash;
 mod pattern;
 mod rule;
 
-pub use hash::HashFault;
+pub(crate) use hash::HashFault;
 use hash::PasswordHash;
-pub use rule::{Action, Effect, Rule, RuleFault};
+pub(crate) use rule::RuleFault;
+pub use rule::{Action, Effect, Rule};
 use rule::{CheckedRule, Client};
 
-/// Passwords verified at the same time.
+/// Maximum number of concurrent password verifications.
 ///
 /// Each takes the memory that its hash asks for, at most [`HASH_MEMORY_KIB_MAX`], and a core.
 const VERIFICATIONS_MAX: usize = 4;
 
-/// The most memory that a password hash may ask for, in KiB.
-pub const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
+/// Maximum memory of a password hash, in KiB.
+pub(crate) const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
 
-/// The policy as it is configured.
+/// Policy as configured.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whether clients without a user name are let in; with no users at all, whether anybody is.
+    /// Whether clients without a user name are allowed; without any users, whether clients are allowed at all.
     pub allow_anonymous: bool,
-    /// The users.
     pub users: Vec<User>,
-    /// In order: the first rule that fits decides, and what none fits is allowed.
+    /// In order: the first matching rule decides; without a match the request is allowed.
     pub rules: Vec<Rule>,
 }
 
-/// A user.
 #[derive(Clone)]
 pub struct User {
-    /// The name, not empty.
+    /// Not empty.
     pub username: String,
     /// An argon2id hash in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$…$…`.
     pub password_hash: SecretString,
@@ -56,79 +55,51 @@ impl fmt::Debug for User {
     }
 }
 
-/// What is wrong with [`Options`].
+/// Invalid [`Options`].
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
-    /// A user without a name.
     #[error("users[{user}] has no username")]
     UsernameEmpty {
-        /// Its place in the list, from 0.
+        /// Index in the list, from 0.
         user: usize,
     },
-    /// Two users with one name.
     #[error("users[{user}]: there is a user {username:?} already")]
     UsernameTwice {
-        /// The second one's place in the list, from 0.
+        /// Index of the second one, from 0.
         user: usize,
-        /// The name.
         username: String,
     },
-    /// A hash that cannot be used.
+    /// An invalid password hash.
     #[error("users[{user}].password_hash of {username:?}")]
     Hash {
-        /// The user's place in the list, from 0.
+        /// Index of the user, from 0.
         user: usize,
-        /// The user's name.
         username: String,
-        /// What is wrong; never shows the hash.
+        /// The fault; never shows the hash.
         #[source]
         fault: HashFault,
     },
-    /// A rule that cannot be used.
+    /// An invalid rule.
     #[error("rules[{rule}]")]
     Rule {
-        /// Its place in the list, from 0.
+        /// Index in the list, from 0.
         rule: usize,
-        /// What is wrong.
         #[source]
         fault: RuleFault,
     },
 }
 
-/// Who wants to be let in, and as whom.
+/// Credentials of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials<'a> {
-    /// The client id.
     pub client_id: &'a str,
-    /// The user name; empty when there is none.
+    /// Empty if there is none.
     pub username: &'a str,
-    /// The password; bytes, because MQTT's may be any.
+    /// Any bytes, as in MQTT.
     pub password: Option<&'a Password>,
 }
 
-/// A password as a client sent it.
-pub struct Password(Box<[u8]>);
-
-impl Password {
-    /// Takes the bytes over; they are shown by nobody any more.
-    pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl From<&SecretString> for Password {
-    fn from(secret: &SecretString) -> Self {
-        Self::new(secret.expose_secret().as_bytes())
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(…)")
-    }
-}
-
-/// The policy in force. Clones share it.
+/// Active policy. Clones share it.
 #[derive(Clone)]
 pub struct Auth(Arc<Shared>);
 
@@ -155,7 +126,7 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
-    /// Checks the options and puts them in force.
+    /// Checks the options and creates the policy.
     ///
     /// # Errors
     ///
@@ -165,25 +136,25 @@ impl Auth {
         Ok(Self(Arc::new(Shared { policy, verifications: Semaphore::new(VERIFICATIONS_MAX) })))
     }
 
-    /// Checks the options and puts them in force in the place of the last ones.
+    /// Checks the options and replaces the policy.
     ///
-    /// Who is connected stays connected; what they publish and subscribe from now on meets the new rules.
+    /// Connected clients stay connected; their next publish or subscribe meets the new rules.
     ///
     /// # Errors
     ///
-    /// The first fault; then the last options stay in force.
+    /// The first fault; then the old policy stays active.
     pub fn replace(&self, options: Options) -> Result<(), OptionsError> {
         self.0.policy.store(Arc::new(Policy::new(options)?));
         Ok(())
     }
 
-    /// Says whether a client may come in.
+    /// Authenticates a client.
     ///
-    /// Without a user name it needs `allow_anonymous`. With one it must be a configured user and have the
-    /// user's password; when no users are configured, names mean nothing and `allow_anonymous` decides.
-    /// A wrong name takes as long as a wrong password, so the answer's delay does not tell which it was.
+    /// Without a user name it needs `allow_anonymous`. With one it must be a configured user with its password; without
+    /// configured users, names mean nothing and `allow_anonymous` decides. An unknown name takes as long as a wrong
+    /// password, so the delay does not reveal which it was.
     ///
-    /// Waits for its turn when many clients come at once: hashes are made to be slow and large.
+    /// Waits while [`VERIFICATIONS_MAX`] others run: hashes are made to be slow and large.
     ///
     /// # Errors
     ///
@@ -194,39 +165,39 @@ impl Auth {
             return if policy.allow_anonymous { Ok(()) } else { Err(Denied::Anonymous) };
         }
         let (hash, known) = policy.users.find(credentials.username).ok_or(Denied::Credentials)?;
-        let password: Box<[u8]> = credentials.password.map(|password| password.0.clone()).unwrap_or_default();
-        let right = {
-            let _turn = self.0.verifications.acquire().await.map_err(|_| Denied::Credentials)?;
-            tokio::task::spawn_blocking(move || hash.verify(&password)).await
+        let password = credentials.password.cloned().unwrap_or_else(|| Password::new([]));
+        let verified = {
+            let _permit = self.0.verifications.acquire().await.map_err(|_| Denied::Credentials)?;
+            tokio::task::spawn_blocking(move || hash.verify(password.expose())).await
         };
-        match right {
-            Ok(right) if right && known => Ok(()),
+        match verified {
+            Ok(verified) if verified && known => Ok(()),
             Ok(_) => Err(Denied::Credentials),
             Err(error) => {
-                tracing::error!(%error, client_id = credentials.client_id, "a password could not be verified");
+                tracing::error!(%error, client_id = credentials.client_id, "cannot verify a password");
                 Err(Denied::Credentials)
             }
         }
     }
 
-    /// Whether a client may publish to a topic name, which is the broker's: with the mountpoint in front.
+    /// Whether a client may publish to a topic name of the broker, that is, with the mountpoint.
     ///
-    /// `username` is empty when it has none.
+    /// `username` is empty if it has none.
     pub fn allows_publish(&self, client_id: &str, username: &str, topic: &str) -> bool {
         self.0.policy.load().allows(&Client { client_id, username }, Action::Publish, topic)
     }
 
-    /// Whether a client may subscribe to a topic filter, which is the broker's: with the mountpoint in
-    /// front. A share (`$share/group/filter`) is looked through: a rule speaks of the messages one may
-    /// have, and a group's member may get any of its filter's.
+    /// Whether a client may subscribe to a topic filter of the broker, that is, with the mountpoint. Of a shared
+    /// subscription (`$share/group/filter`) the filter is checked: a rule is about messages, and a member of a group
+    /// may get any message of its filter.
     ///
-    /// A rule that denies fits when its filter and the asked one have a name in common; a rule that allows
-    /// fits when its filter covers the asked one whole. Otherwise one could ask for more than is denied
-    /// (`#` where `secret/#` is denied), or for more than is allowed, and get the forbidden part with it.
+    /// A deny rule matches if its filter and the requested one have a name in common; an allow rule matches if its
+    /// filter covers the requested one. Otherwise a client could request more than is denied (`#` where `secret/#` is
+    /// denied), or more than is allowed, and get the forbidden part with it.
     ///
-    /// `username` is empty when it has none. A malformed filter is not allowed.
+    /// `username` is empty if it has none. A malformed filter is not allowed.
     pub fn allows_subscribe(&self, client_id: &str, username: &str, filter: &str) -> bool {
-        let Ok(parsed) = crate::pubsub::topic::parse_filter(filter) else { return false };
+        let Ok(parsed) = crate::topic::parse_filter(filter) else { return false };
         self.0.policy.load().allows(&Client { client_id, username }, Action::Subscribe, parsed.filter)
     }
 }
@@ -246,7 +217,7 @@ impl Policy {
     }
 
     fn allows(&self, client: &Client<'_>, action: Action, topic: &str) -> bool {
-        let decisive = self.rules.iter().find(|rule| rule.fits(client, action, topic));
+        let decisive = self.rules.iter().find(|rule| rule.matches(client, action, topic));
         decisive.is_none_or(|rule| rule.effect() == Effect::Allow)
     }
 }
@@ -273,10 +244,10 @@ impl Users {
         Ok(Self(checked))
     }
 
-    /// The hash to verify a password with, and whether `username` is known.
+    /// The hash to verify a password against, and whether `username` is known.
     ///
-    /// For an unknown name it is some user's, always the same one for the same name: its verification
-    /// costs what a user's does, also when users' hashes differ in cost. `None` when there are no users.
+    /// For an unknown name it is another user's hash, always the same one for the same name: its verification costs
+    /// what a user's does, also when hashes differ in cost. `None` without users.
     fn find(&self, username: &str) -> Option<(Arc<PasswordHash>, bool)> {
         match self.0.binary_search_by(|(known, _)| known.as_str().cmp(username)) {
             Ok(place) => Some((self.0[place].1.clone(), true)),
@@ -289,7 +260,7 @@ impl Users {
 mod tests {
     use super::*;
 
-    /// "secret", with parameters that cost next to nothing.
+    /// Hash of "secret", with minimal cost.
     const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$3+oP1qKlyJ4YtBGvnjCIBA0OdNqSpNyvOpZGE0rShXQ";
 
     fn options(allow_anonymous: bool, users: &[&str], rules: Vec<Rule>) -> Options {
@@ -311,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_prove_themselves_and_anonymous_clients_need_leave() {
+    async fn users_need_their_password_and_anonymous_clients_permission() {
         let auth = Auth::new(options(false, &["u", "v"], vec![])).unwrap();
         assert_eq!(authenticate(&auth, "u", Some("secret")).await, Ok(()));
         assert_eq!(authenticate(&auth, "u", Some("Secret")).await, Err(Denied::Credentials));
@@ -327,15 +298,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_users_names_mean_nothing() {
+    async fn without_users_names_are_ignored() {
         let auth = Auth::new(options(true, &[], vec![])).unwrap();
-        assert_eq!(authenticate(&auth, "whoever", Some("x")).await, Ok(()));
+        assert_eq!(authenticate(&auth, "any", Some("x")).await, Ok(()));
         auth.replace(options(false, &[], vec![])).unwrap();
-        assert_eq!(authenticate(&auth, "whoever", Some("x")).await, Err(Denied::Anonymous));
+        assert_eq!(authenticate(&auth, "any", Some("x")).await, Err(Denied::Anonymous));
     }
 
     #[test]
-    fn the_first_rule_that_fits_decides_and_none_allows() {
+    fn the_first_matching_rule_decides() {
         let auth = Auth::new(options(
             true,
             &[],
@@ -359,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_names_its_place_and_never_the_hash() {
+    fn a_fault_names_its_index_and_never_the_hash() {
         let mut bad = options(true, &["u", "v"], vec![]);
         bad.users[1].password_hash = HASH.replace("argon2id", "argon2i").into();
         let error = Auth::new(bad).unwrap_err();

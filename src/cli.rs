@@ -1,37 +1,37 @@
-//! The command line: one file a subcommand.
+//! Command line: one file for each subcommand.
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::handler::chain;
-use crate::listener::Inherited;
+use crate::error::report;
+use crate::listener::ActivatedSockets;
 use crate::telemetry::{LogFormat, start_log};
 
 mod admin_client;
-pub mod check;
-pub mod compile;
-pub mod completions;
-pub mod demo;
-pub mod guest;
-pub mod handler;
-pub mod replay;
-pub mod serve;
-pub mod tap;
+pub(crate) mod check;
+pub(crate) mod compile;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod guest;
+pub(crate) mod handler;
+pub(crate) mod replay;
+pub(crate) mod serve;
+pub(crate) mod tap;
 
 /// One gate for every device protocol, in any language.
 ///
-/// Devices speak their own protocols over TCP; your handler, a WebAssembly component or a gRPC server, turns
-/// bytes into messages; polygate does the rest.
+/// A gateway between devices and MQTT: it accepts devices over TCP, TLS, UDP and DTLS, and passes their bytes to your
+/// handler, a WebAssembly component or a gRPC server, which turns them into messages and back.
 #[derive(Debug, Parser)]
 #[command(
     version,
     propagate_version = true,
-    after_help = "Start with:\n  polygate demo\n\nExit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"
+    after_help = "Start with:\n  polygate demo\n\nExit codes: 0 success, 1 failure, 2 wrong usage"
 )]
-pub struct Cli {
-    /// How log lines on stderr are written
+pub(crate) struct Cli {
+    /// Format of the log lines on stderr
     #[arg(
         long,
         global = true,
@@ -43,7 +43,7 @@ pub struct Cli {
         display_order = 1000
     )]
     log_format: LogFormat,
-    /// What is logged: off, error, warn, info, debug or trace, or a list such as "info,polygate::guest=debug"
+    /// Log filter: off, error, warn, info, debug or trace, or a list such as "info,polygate::guest=debug"
     #[arg(
         long,
         global = true,
@@ -77,39 +77,39 @@ pub fn definition() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command that argv asks for. Exit code 0: fine, 1: what was asked failed, 2: wrong usage.
+/// Runs the command of argv. Exit code 0: success, 1: failure, 2: wrong usage.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = start_log(cli.log_format, &cli.log) {
-        eprintln!("polygate: {}", chain(&error));
+        eprintln!("polygate: {}", report(&error));
         return ExitCode::from(2);
     }
-    // Before anything is opened whose descriptor could be taken for one that was handed over.
-    let inherited = match matches!(cli.command, Command::Serve(_)) {
-        true => Inherited::from_environment(|name| std::env::var_os(name)),
-        false => Ok(Inherited::default()),
+    // Before any other descriptor is opened that could be mistaken for a passed socket.
+    let activated = match matches!(cli.command, Command::Serve(_)) {
+        true => ActivatedSockets::from_environment(),
+        false => Ok(ActivatedSockets::default()),
     };
-    let inherited = match inherited {
-        Ok(inherited) => inherited,
+    let activated = match activated {
+        Ok(activated) => activated,
         Err(error) => {
-            eprintln!("polygate: LISTEN_FDS names a descriptor that is no socket: {}", chain(&error));
+            eprintln!("polygate: LISTEN_FDS contains a descriptor that is not a socket: {}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("polygate: cannot start the runtime: {}", chain(&error));
+            eprintln!("polygate: cannot start the runtime: {}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     let code = runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, cli.log_format, inherited).await,
+            Command::Serve(args) => serve::run(args, cli.log_format, activated).await,
             Command::Check(args) => match check::run(&args, &mut io::stdout(), &mut io::stderr()) {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: cannot write the result: {}", chain(&error));
+                    eprintln!("polygate: cannot write the result: {}", report(&error));
                     ExitCode::FAILURE
                 }
             },
@@ -117,14 +117,14 @@ pub fn run() -> ExitCode {
             Command::Replay(args) => match replay::run(args).await {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: {}", chain(&error));
+                    eprintln!("polygate: {}", report(&error));
                     error.exit_code()
                 }
             },
             Command::Guest(args) => match guest::run(args).await {
                 Ok(code) => code,
                 Err(error) => {
-                    eprintln!("polygate: {}", chain(&error));
+                    eprintln!("polygate: {}", report(&error));
                     ExitCode::FAILURE
                 }
             },
@@ -135,7 +135,7 @@ pub fn run() -> ExitCode {
             Command::Man(args) => completions::run_man(&args),
         }
     });
-    // A guest that is still being compiled would hold up the end for as long as that takes.
+    // A compilation that is still running would delay the exit.
     runtime.shutdown_background();
     code
 }

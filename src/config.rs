@@ -1,91 +1,72 @@
-//! What the gateway is to be: checked settings, made of each module's own options.
+//! Configuration file: its schema, its checks, and the [`Config`] with the options of every module.
 //!
-//! [`mod@file`] says what the user may write; `check` turns it into a [`Config`] and finds every fault on the
-//! way, with its line and its key. Nothing below this floor sees a [`Config`]: the gateway takes it apart
-//! and hands out the options.
+//! Each table of the file has its own module, which declares the keys ([`mod@schema`]) and reads them into the options;
+//! `check` puts the tables together and reports every fault with its line and its key. No module of a lower layer uses
+//! [`Config`]: the gateway takes it apart and passes the options on.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::pubsub::topic::Mountpoint;
-use crate::{admin, auth, connection, exproto, listener, pubsub};
+use crate::topic::Mountpoint;
 
+mod adapter;
+mod admin;
+mod auth;
+mod binds;
+mod broker;
 mod check;
-mod fault;
-pub mod file;
-mod findings;
-mod form;
-mod nearest;
-mod outside;
-mod place;
+mod diagnostics;
+mod diff;
+mod gateway;
+mod handler;
+mod listener;
+mod location;
 mod read;
-mod warning;
-mod written;
+mod references;
+pub(crate) mod schema;
+mod suggest;
+mod value;
 
-pub use fault::{Fault, Faults, Unreadable};
-pub use place::{Place, Spot};
-pub use warning::{Advice, Warning};
-pub use written::Written;
+pub use diagnostics::{Advice, Faults, Warning};
+pub(crate) use diff::ConfigSnapshot;
+pub use references::ExternalFiles;
 
 pub use crate::rollout::{Options as Handler, Program};
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of this node, in `Message.node`.
     pub node: Arc<str>,
-    /// What the gateway keeps, such as compiled components.
+    /// The directory of compiled components, for example.
     pub data_dir: PathBuf,
     /// How long connections may take to end when the gateway stops.
     pub drain_timeout: Duration,
-    /// Connections of tcp and tls at a time, `1..`; absent for as many as there are descriptors.
+    /// Concurrent connections of tcp and tls, `1..`; none: as many as the limit on descriptors allows.
     pub connections_max: Option<usize>,
-    /// The `ConnectionAdapter` service; absent when no handler speaks gRPC and none is asked for.
-    pub adapter: Option<exproto::service::Options>,
-    /// Health and metrics; absent for none.
-    pub admin: Option<admin::Options>,
-    /// The embedded broker.
-    pub broker: pubsub::embedded::Options,
-    /// Who may authenticate, publish and subscribe.
-    pub auth: auth::Options,
+    /// The `ConnectionAdapter` service; none: no handler speaks gRPC, and the file has no `[adapter]`.
+    pub adapter: Option<crate::exproto::service::Options>,
+    pub admin: Option<crate::admin::Options>,
+    pub broker: crate::pubsub::embedded::Options,
+    pub auth: crate::auth::Options,
     /// The handlers, in the order of the file.
     pub handlers: Vec<Handler>,
     /// The listeners, in the order of the file.
     pub listeners: Vec<Listener>,
-    /// The file as it was written, to find out later what another one changes.
-    pub written: Written,
+    /// The keys and values of the file, for the differences that a reload logs.
+    pub written: ConfigSnapshot,
 }
 
-/// A listener and what its connections get.
+/// A listener and the options of its connections.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The socket.
-    pub socket: listener::Options,
-    /// The connections' bounds.
-    pub connection: connection::Options,
-    /// Put in front of the devices' topics.
+    pub socket: crate::listener::Options,
+    pub connection: crate::connection::Options,
     pub mountpoint: Mountpoint,
     /// Names of its handlers, in order, at least one; each is one of [`Config::handlers`].
     pub handlers: Vec<Arc<str>>,
-    /// The files with its certificates and keys.
+    /// The files with its certificates, keys and denied addresses.
     pub files: Vec<PathBuf>,
-}
-
-/// What a configuration file refers to outside of itself.
-#[derive(Clone, Copy)]
-pub struct Outside<'a> {
-    /// What paths in the file are relative to.
-    pub base_dir: &'a Path,
-    /// The value of an environment variable.
-    pub env: &'a dyn Fn(&str) -> Option<OsString>,
-}
-
-impl std::fmt::Debug for Outside<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outside").field("base_dir", &self.base_dir).finish_non_exhaustive()
-    }
 }
 
 impl Config {
@@ -98,7 +79,7 @@ impl Config {
     /// [`Faults`], all of them at once.
     pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), Faults> {
         let file = path.display().to_string();
-        match outside::read_text(path, outside::CONFIG_BYTES_MAX) {
+        match references::read_text(path, references::CONFIG_BYTES_MAX) {
             Ok(text) => Self::parse(&text, path.parent().unwrap_or(Path::new("")), &file),
             Err(why) => Err(Faults::Unreadable { file, why }),
         }
@@ -110,7 +91,7 @@ impl Config {
     ///
     /// [`Faults`], all of them at once.
     pub fn parse(text: &str, base_dir: &Path, file_name: &str) -> Result<(Self, Vec<Warning>), Faults> {
-        Self::parse_with(text, file_name, Outside { base_dir, env: &|name| std::env::var_os(name) })
+        Self::parse_with(text, file_name, ExternalFiles { base_dir, env: &|name| std::env::var_os(name) })
     }
 
     /// As [`parse`](Self::parse), with the environment as an argument.
@@ -118,7 +99,11 @@ impl Config {
     /// # Errors
     ///
     /// [`Faults`], all of them at once.
-    pub fn parse_with(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Self, Vec<Warning>), Faults> {
-        check::check(text, file_name, outside)
+    pub fn parse_with(
+        text: &str,
+        file_name: &str,
+        external: ExternalFiles<'_>,
+    ) -> Result<(Self, Vec<Warning>), Faults> {
+        check::check(text, file_name, external)
     }
 }

@@ -1,8 +1,9 @@
-//! The vocabulary of a connection: who is at the far end, what happens, what may be asked, how it ends.
+//! Types of a connection: ids, addresses, [`Event`], [`Command`], messages, close reasons; the connection registry and
+//! limit.
 //!
-//! Plain data without tokio, clock or lock; every floor above speaks these words. [`Event`] goes up
-//! from a connection to its handler, [`Command`] comes down from the handler to its connection, and
-//! nothing else passes between the two.
+//! This file is plain data without tokio, clock or lock; its submodules [`registry`] (mailboxes) and [`limit`]
+//! (semaphore) are not. An [`Event`] goes up from a connection to its handler, a [`Command`] comes down from the
+//! handler to its connection, and nothing else passes between the two.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,37 +12,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretSlice};
 
 mod close_reason;
+pub(crate) mod limit;
 mod refused;
-pub mod room;
-pub mod table;
+pub(crate) mod registry;
 
 pub use close_reason::CloseReason;
-pub use refused::{Denied, Refused};
+pub(crate) use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///
-/// Never reused while the process lives. The first one is drawn at start, so an id that a handler kept from an
-/// earlier life of the gateway, or took from another gateway, is most likely unknown here instead of meaning
-/// somebody else. Below 2^53, because that is where the numbers of guests in JavaScript become inexact. Shown and
-/// sent as 16 lower-case hexadecimal digits.
+/// Never reused while the process lives. The first id is random, so an id that a handler kept from an earlier run of
+/// the gateway, or got from another gateway, is most likely unknown here instead of naming another connection. Below
+/// 2^53, because the numbers of JavaScript guests are inexact beyond. Displayed and sent as 16 lower-case hexadecimal
+/// digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(u64);
 
 impl ConnId {
-    /// The id as the number that guests see.
+    /// The id as a number, as guests get it.
     pub fn to_u64(self) -> u64 {
         self.0
     }
 
-    /// The connection that a guest means by this number; it may not exist.
+    /// The id with this number; no such connection may exist.
     pub const fn from_u64(id: u64) -> Self {
         Self(id)
     }
 
-    /// Reads the form that [`Display`](fmt::Display) writes; `None` for any other text.
+    /// Parses the form that [`Display`](fmt::Display) writes; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let canonical = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if !canonical {
@@ -63,12 +64,12 @@ impl fmt::Debug for ConnId {
     }
 }
 
-/// Hands out [`ConnId`]s.
+/// Generator of [`ConnId`]s.
 #[derive(Debug)]
 pub struct ConnIds(AtomicU64);
 
 impl ConnIds {
-    /// Starts at a random number below 2^52, which leaves as many again to be handed out.
+    /// Starts at a random number below 2^52, which leaves 2^52 further ids.
     ///
     /// # Errors
     ///
@@ -78,25 +79,23 @@ impl ConnIds {
         Ok(Self(AtomicU64::new(first)))
     }
 
-    /// The next id.
     pub fn next(&self) -> ConnId {
         ConnId(self.0.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// The device's address, or the one that a PROXY header carried.
+/// Address of the device, or the one from a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddr(pub SocketAddr);
 
 impl PeerAddr {
-    /// The address without the port, as `${peerhost}` and ExProto's `peername.host` show it.
+    /// The address without the port, for `${peerhost}` and ExProto's `peername.host`.
     ///
     /// An IPv4 peer of a dual-stack socket is shown as IPv4.
     pub fn host(&self) -> IpAddr {
         self.0.ip().to_canonical()
     }
 
-    /// The port.
     pub fn port(&self) -> u16 {
         self.0.port()
     }
@@ -118,24 +117,19 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// The transport a peer came over.
+/// Transport of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SocketKind {
-    /// Plain TCP.
     Tcp,
-    /// TLS over TCP.
     Tls,
-    /// Plain UDP.
     Udp,
-    /// DTLS over UDP.
     Dtls,
 }
 
 impl SocketKind {
-    /// Each of them.
     pub const ALL: [Self; 4] = [Self::Tcp, Self::Tls, Self::Udp, Self::Dtls];
 
-    /// Its word in addresses, conversations and logs.
+    /// Name in addresses, conversations and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -145,7 +139,7 @@ impl SocketKind {
         }
     }
 
-    /// Whether the peer sends datagrams, each a whole, instead of a stream of bytes.
+    /// Whether the peer sends datagrams instead of a stream of bytes.
     pub const fn has_datagrams(self) -> bool {
         match self {
             Self::Tcp | Self::Tls => false,
@@ -153,7 +147,7 @@ impl SocketKind {
         }
     }
 
-    /// The most bytes that one datagram can carry to the peer; `None` for a stream.
+    /// Maximum size of one datagram to the peer; `None` for a stream.
     pub const fn datagram_bytes_max(self) -> Option<usize> {
         match self {
             Self::Tcp | Self::Tls => None,
@@ -164,7 +158,7 @@ impl SocketKind {
         }
     }
 
-    /// Whether what is sent is encrypted.
+    /// Whether the transport is encrypted.
     pub const fn is_secure(self) -> bool {
         match self {
             Self::Tcp | Self::Udp => false,
@@ -188,56 +182,50 @@ pub struct Certificate {
     pub dn: String,
 }
 
-/// What is known of a connection from its first moment on.
+/// Properties of a connection from its accept on.
 #[derive(Clone, Debug)]
 pub struct ConnInfo {
-    /// The transport.
     pub kind: SocketKind,
-    /// The device.
     pub peer: PeerAddr,
     /// The listener's bound address.
     pub local: ListenAddr,
-    /// Present only when the device presented a certificate and it was verified.
+    /// Present only if the device presented a certificate that was verified.
     pub certificate: Option<Certificate>,
 }
 
-/// Who the peer says it is.
+/// Client identity of a peer, as given to `authenticate`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientInfo {
-    /// Name of the device's protocol; any text, also none.
+    /// Name of the device's protocol; may be empty.
     pub proto_name: String,
-    /// Version of the device's protocol; any text, also none.
+    /// Version of the device's protocol; may be empty.
     pub proto_ver: String,
-    /// Not empty; unique among the devices of the broker: the newest connection wins.
+    /// Not empty; unique among the clients of the broker: the newest connection wins.
     pub client_id: String,
-    /// Empty when the device has none.
+    /// Empty if the device has none.
     pub username: String,
 }
 
 impl ClientInfo {
-    /// What it counts against a bound of bytes.
+    /// Bytes that count against a limit.
     pub fn weight(&self) -> usize {
         self.proto_name.len() + self.proto_ver.len() + self.client_id.len() + self.username.len()
     }
 }
 
-/// MQTT's quality of service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum QoS {
-    /// 0
     #[default]
     AtMostOnce = 0,
-    /// 1
     AtLeastOnce = 1,
-    /// 2
     ExactlyOnce = 2,
 }
 
 impl TryFrom<u32> for QoS {
     type Error = u32;
 
-    /// Gives the number back when it is not 0, 1 or 2.
+    /// Returns the number as error if it is not 0, 1 or 2.
     fn try_from(number: u32) -> Result<Self, u32> {
         match number {
             0 => Ok(Self::AtMostOnce),
@@ -248,44 +236,41 @@ impl TryFrom<u32> for QoS {
     }
 }
 
-/// A published message, as a subscriber gets it.
+/// A published message, as delivered to a subscriber.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// The gateway or broker node that took it in.
+    /// Gateway or broker node that received it.
     pub node: Arc<str>,
     /// Unique per message; 32 hexadecimal digits.
     pub id: String,
-    /// The publisher's.
     pub qos: QoS,
-    /// The publisher's client id.
+    /// Client id of the publisher.
     pub from: String,
-    /// Topic name.
     pub topic: String,
-    /// Payload.
     pub payload: Bytes,
-    /// When it was taken in, in milliseconds since the Unix epoch.
+    /// Time of its receipt, in milliseconds since the Unix epoch.
     pub timestamp_ms: u64,
 }
 
 impl Message {
-    /// What it counts against a bound of bytes: topic and payload.
+    /// Bytes that count against a limit: topic and payload.
     pub fn weight(&self) -> usize {
         self.topic.len() + self.payload.len()
     }
 }
 
-/// What a connection reports to its handler.
+/// Event that a connection reports to its handler.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// First of all, before any byte was read.
+    /// The first event, before any byte is read.
     SocketCreated(Arc<ConnInfo>),
     /// The next bytes of the stream, or one whole datagram.
     ReceivedBytes(Bytes),
-    /// The keepalive interval ran out.
+    /// The keepalive interval expired.
     TimerTimeout(Timer),
     /// Messages of this connection's subscriptions, in order, at least one.
     ReceivedMessages(Vec<Message>),
-    /// Last of all.
+    /// The last event.
     SocketClosed(CloseReason),
 }
 
@@ -302,30 +287,32 @@ impl Event {
     }
 }
 
-/// The timers a handler may start.
+/// Timers of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
-    /// Ends the connection when its peer has been silent for too long.
+    /// Closes the connection after silence of the peer.
     Keepalive,
 }
 
-/// What a handler asks of its connection.
-#[derive(Debug)]
+/// Operation that a handler requests: the one type for live calls, dry runs, logs and comparisons.
+///
+/// A new operation is added here, in [`Adapter::apply`](crate::adapter::Adapter::apply), in the strict rules of
+/// `adapter/dry_run.rs`, in `tap.rs`, in `local_replay/device.rs`, and in the two interfaces: `exproto/service.rs` and
+/// `handler/wasm/imports.rs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Queue bytes for the peer.
     Send(Bytes),
     /// Flush, then close.
     Close,
-    /// Say who the peer is.
+    /// Authenticate the peer as this client.
     Authenticate {
-        /// Who it says it is.
         client: ClientInfo,
-        /// What it proves it with.
-        password: Option<SecretString>,
+        /// `None` also where the command is logged: see [`Command::without_password`].
+        password: Option<Password>,
     },
     /// Start or restart a timer.
     StartTimer {
-        /// Which one.
         timer: Timer,
         /// Not zero.
         interval: Duration,
@@ -334,18 +321,15 @@ pub enum Command {
     StopTimer(Timer),
     /// Publish as this client.
     Publish {
-        /// Topic name, before the mountpoint is put in front.
+        /// Topic name without the mountpoint.
         topic: String,
-        /// Quality of service.
         qos: QoS,
-        /// Payload.
         payload: Bytes,
     },
     /// Subscribe as this client.
     Subscribe {
-        /// Topic filter, before the mountpoint is put in front; may be `$share/group/filter`.
+        /// Topic filter without the mountpoint; may be `$share/group/filter`.
         filter: String,
-        /// Quality of service.
         qos: QoS,
     },
     /// End a subscription; no error when there is none.
@@ -353,15 +337,19 @@ pub enum Command {
         /// Topic filter as it was subscribed.
         filter: String,
     },
+    /// Publish without a client: no mountpoint, no rules. Needs no connection.
+    RawPublish { topic: String, qos: QoS, payload: Bytes },
 }
 
 impl Command {
-    /// What it counts against a bound of bytes: the parts whose size the caller decides.
+    /// Bytes that count against a limit: the parts that the caller sizes.
     pub fn weight(&self) -> usize {
         match self {
             Self::Send(bytes) => bytes.len(),
             Self::Authenticate { client, .. } => client.weight(),
-            Self::Publish { topic, payload, .. } => topic.len() + payload.len(),
+            Self::Publish { topic, payload, .. } | Self::RawPublish { topic, payload, .. } => {
+                topic.len() + payload.len()
+            }
             Self::Subscribe { filter, .. } | Self::Unsubscribe { filter } => filter.len(),
             Self::Close | Self::StartTimer { .. } | Self::StopTimer(_) => 0,
         }
@@ -378,15 +366,53 @@ impl Command {
             Self::Publish { .. } => "publish",
             Self::Subscribe { .. } => "subscribe",
             Self::Unsubscribe { .. } => "unsubscribe",
+            Self::RawPublish { .. } => "raw_publish",
+        }
+    }
+
+    /// A copy for logs and comparisons.
+    #[must_use]
+    pub fn without_password(&self) -> Self {
+        match self {
+            Self::Authenticate { client, password: _ } => Self::Authenticate { client: client.clone(), password: None },
+            _ => self.clone(),
         }
     }
 }
+
+/// Password of a client; any bytes, as in MQTT. Never printed; zeroed when dropped; compared in constant time.
+#[derive(Clone)]
+pub struct Password(SecretSlice<u8>);
+
+impl Password {
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(SecretSlice::from(bytes.into()))
+    }
+
+    pub fn expose(&self) -> &[u8] {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().len() == other.expose().len() && openssl::memcmp::eq(self.expose(), other.expose())
+    }
+}
+
+impl Eq for Password {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// An id survives the wire, and no other text is taken for one.
+    /// An id round-trips through its text form, and no other text parses.
     #[test]
     fn conn_id_has_one_written_form() {
         let ids = ConnIds::new().unwrap();
@@ -398,7 +424,7 @@ mod tests {
         }
     }
 
-    /// A guest whose only numbers are floating-point ones sees every id as it is.
+    /// Ids are exact in guests with floating-point numbers only.
     #[test]
     fn conn_ids_are_exact_as_floating_point_numbers() {
         for _ in 0..100 {

@@ -1,66 +1,65 @@
-//! The task that owns one connection: its socket, its handler's side, its queues, its end.
+//! Connection task: owns the socket, the handler attachment, the bounded queues, the deadlines and the close of one
+//! connection.
 //!
-//! It begins when the peer is accepted and ends when the peer, the handler, a deadline or the operator ends it.
-//! It never drops bytes of the stream, and never holds more than its bounds.
+//! It starts when a peer is accepted and ends when the peer, the handler, a deadline or the operator closes the
+//! connection. It never drops bytes of a stream, and never holds more than its limits.
 #![doc = include_str!("connection/LIFECYCLE.md")]
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::OwnedSemaphorePermit;
-
-use crate::adapter::{Adapter, Lent, Outbound, Services};
-use crate::conn::room::{self, Room};
-use crate::conn::table::{Entered, Held, Mail, Mailbox, Mails, MessageBounds, Table};
+use crate::adapter::{Adapter, AdapterSlot, Outbound, Services};
+use crate::conn::limit::{self, ConnectionLimit};
+use crate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota, Registration, Registry};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
-use crate::dispatch::{Chain, Link, Membership};
+use crate::dispatch::{Chain, Link};
 use crate::framing::{Framer, Framing};
-use crate::handler::Attached;
 use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
 
+mod close;
 mod delivery;
-mod ending;
-mod framed;
-mod meter;
-mod moving;
+mod event_queue;
+mod handler_slot;
+mod inbound;
+mod ingress_limit;
+mod io;
+mod migrate;
+mod outbound;
 mod shadow;
 mod state;
-mod waiting;
-mod waking;
 
-pub use meter::Rates;
-pub use state::{Idle, Phase, State, Timeouts};
-pub use waiting::Waiting;
+pub use ingress_limit::Rates;
+pub(crate) use state::Timeouts;
+pub(crate) use state::{Phase, State};
 
-use ending::linger;
-use meter::Meter;
-use shadow::Shadow;
+use close::linger;
+use handler_slot::HandlerSlot;
+use inbound::Inbound;
+use io::{ConnectionGauges, DeadlineTimer, WaitFor, Wakeup, is_reset, socket_error};
+use outbound::{Output, SocketWriter};
 use state::Due;
-use waking::{Alarm, Happening, Shown, Until, is_reset, socket_error};
 
-/// Mails that are taken out together: the messages among them become one event.
+/// Maximum number of mails taken from the mailbox in one wakeup; the messages among them become one event.
 const MAILS_AT_ONCE: usize = 64;
 
-/// What every connection of a listener is given.
+/// Options of all connections of a listener.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The listener's name.
     pub listener: Arc<str>,
-    /// Connections at a time, `1..`.
+    /// Maximum number of open connections, `1..`.
     pub connections_max: usize,
-    /// The spans that end a connection.
     pub timeouts: Timeouts,
-    /// Bytes of the stream that may wait for the handler; one read, of at most 64 KiB, may go over it.
+    /// Maximum bytes of a stream queued for the handler; one read, of at most 64 KiB, may exceed it.
     pub inbound_bytes_max: usize,
-    /// Messages that may wait for the handler.
+    /// Limits of the messages queued for the handler.
     pub messages: MessageBounds,
-    /// Bytes that may wait for the socket.
+    /// Maximum bytes queued for the socket.
     pub outbound_bytes_max: usize,
-    /// How fast the device may send.
+    /// Ingress rate limits of one device.
     pub rates: Rates,
-    /// How a stream is cut into frames; none: as it is read. A datagram is a frame already.
+    /// Framing of a stream; `None`: the handler gets each read. A datagram is a frame already.
     pub framing: Option<Arc<Framing>>,
 }
 
@@ -74,80 +73,76 @@ struct Shared {
     common: Common,
     services: Arc<Services>,
     chain: Chain,
-    room: Room,
+    limit: ConnectionLimit,
     metrics: ListenerMetrics,
 }
 
-/// What the connections of all listeners share.
+/// Shared by the connections of all listeners.
 #[derive(Clone, Debug)]
 pub struct Common {
-    /// Names them.
     pub ids: Arc<ConnIds>,
-    /// Finds them.
-    pub table: Table,
-    /// Who watches them.
+    pub registry: Registry,
     pub taps: Taps,
-    /// Room for all of them together, where they take something that the process has only so much of.
-    pub room: Option<Room>,
+    /// Connection limit of the whole gateway, where connections use a resource that the process has a fixed amount of.
+    pub limit: Option<ConnectionLimit>,
 }
 
-/// The right to hold one connection: the listener's, and the gateway's where that counts.
+/// Permit for one open connection: of its listener, and of the gateway if a gateway limit applies.
 #[derive(Debug)]
 pub struct Permit {
-    _listener: room::Permit,
-    _gateway: Option<room::Permit>,
+    _listener: limit::Permit,
+    _gateway: Option<limit::Permit>,
 }
 
 impl Connections {
-    /// What the connections of a listener share.
     pub fn new(options: Options, common: Common, services: Services, chain: Chain, metrics: ListenerMetrics) -> Self {
-        let room = Room::new(options.connections_max);
-        Self(Arc::new(Shared { options, common, services: Arc::new(services), chain, room, metrics }))
+        let limit = ConnectionLimit::new(options.connections_max);
+        Self(Arc::new(Shared { options, common, services: Arc::new(services), chain, limit, metrics }))
     }
 
-    /// The same listener with other options, services and handlers, for the connections that it opens from now on; those it
-    /// has keep theirs, and their places.
+    /// The same listener with other options, services and handlers for new connections. Existing connections keep
+    /// theirs, and count against the new limit.
     #[must_use]
     pub fn revised(&self, options: Options, services: Services, chain: Chain) -> Self {
         let last = &self.0;
-        last.room.resize(options.connections_max);
+        last.limit.resize(options.connections_max);
         Self(Arc::new(Shared {
             options,
             common: last.common.clone(),
             services: Arc::new(services),
             chain,
-            room: last.room.clone(),
+            limit: last.limit.clone(),
             metrics: last.metrics.clone(),
         }))
     }
 
-    /// Waits until one more connection may be held.
+    /// Waits until the limits allow one more connection.
     pub async fn permit(&self) -> Permit {
-        let listener = self.0.room.permit().await;
-        let gateway = match &self.0.common.room {
-            Some(room) => Some(room.permit().await),
+        let listener = self.0.limit.permit().await;
+        let gateway = match &self.0.common.limit {
+            Some(limit) => Some(limit.permit().await),
             None => None,
         };
         Permit { _listener: listener, _gateway: gateway }
     }
 
-    /// The right to hold one more connection, if it may be held now.
+    /// A permit, if the limits allow one more connection now.
     pub fn try_permit(&self) -> Option<Permit> {
-        let listener = self.0.room.try_permit()?;
-        let gateway = match &self.0.common.room {
-            Some(room) => Some(room.try_permit()?),
+        let listener = self.0.limit.try_permit()?;
+        let gateway = match &self.0.common.limit {
+            Some(limit) => Some(limit.try_permit()?),
             None => None,
         };
         Some(Permit { _listener: listener, _gateway: gateway })
     }
 
-    /// A connection for an accepted peer. It can be asked for things from now on, and lives by its `run`.
+    /// A connection for an accepted peer. Adapter operations reach it from now on; `run` serves it.
     pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
         let now = Instant::now();
         let id = shared.common.ids.next();
         let info = Arc::new(info);
-        let (mailbox, mails) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_shed.clone());
+        let (mailbox, receiver) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_dropped.clone());
         let outbound = if info.kind.has_datagrams() { Outbound::of_datagrams } else { Outbound::of_stream };
         let mut adapter = Adapter::new(
             Arc::clone(&info),
@@ -157,151 +152,102 @@ impl Connections {
         );
         let framing = shared.options.framing.as_ref().filter(|_| !info.kind.has_datagrams());
         let framer = framing.map(|framing| Box::new(Framer::new(Arc::clone(framing))));
-        let position = shared.chain.choose();
-        let versions = &shared.chain.link(position).versions;
-        let membership = versions.enter(id);
-        let shadow = Shadow::of(versions, id, &info);
-        adapter.keep_journal(shadow.is_some());
+        let handler = HandlerSlot::choose(&shared.chain, id, &info);
+        adapter.enable_command_log(handler.shadow.is_some());
+        let inbox = Inbox { receiver, quota: Arc::clone(mailbox.quota()), served_last: false };
         Connection {
-            attached: membership.version().handler().attach(id, &info),
-            adapter: Lent::new(adapter),
-            position,
-            membership,
-            shadow,
+            adapter: AdapterSlot::new(adapter),
+            handler,
             tap: None,
-            review: None,
             state: State::new(now, shared.options.timeouts),
-            waiting: Waiting::new(shared.options.inbound_bytes_max),
-            framer,
-            held: Arc::clone(mailbox.held()),
-            entered: shared.common.table.enter(mailbox),
-            mails,
+            inbound: Inbound::new(shared.options.inbound_bytes_max, framer, now),
+            outbound: SocketWriter::new(),
+            registration: shared.common.registry.enter(mailbox),
+            inbox,
             info,
-            input: Input::Open,
-            output: Output::Open,
-            unflushed: false,
-            counted: false,
-            had_mail: false,
-            alarm: None,
-            meter: Meter::new(now),
-            held_back: None,
-            received_bytes: 0,
-            sent_bytes: 0,
-            shown: Shown::new(Arc::clone(&shared)),
+            deadline_timer: None,
+            gauges: ConnectionGauges::new(Arc::clone(&shared)),
             shared,
             _permit: permit,
         }
     }
 }
 
-/// One accepted peer, from its first event to its last.
+/// One connection, from its first event to its last.
 #[derive(Debug)]
 pub struct Connection {
     shared: Arc<Shared>,
     info: Arc<ConnInfo>,
-    adapter: Lent,
-    attached: Attached,
-    /// Which of the chain's handlers serves.
-    position: usize,
-    /// Which version of it.
-    membership: Membership,
-    /// A version of the handler that is tried beside it.
-    shadow: Option<Box<Shadow>>,
-    /// Somebody watches.
-    tap: Option<Box<Tap>>,
-    /// Asked to look at the handler's versions, at the next moment between two events.
-    review: Option<OwnedSemaphorePermit>,
     state: State,
-    waiting: Waiting,
-    /// Cuts what waits into frames.
-    framer: Option<Box<Framer>>,
-    held: Arc<Held>,
-    mails: Mails,
-    input: Input,
-    output: Output,
-    /// The socket itself may still hold bytes that it took.
-    unflushed: bool,
-    /// It is among the live connections of the metrics.
-    counted: bool,
-    /// The last thing that happened was a mail.
-    had_mail: bool,
-    alarm: Option<Alarm>,
-    meter: Meter,
-    /// Until when its stream is not read, because it is over its rate.
-    held_back: Option<Instant>,
-    received_bytes: u64,
-    sent_bytes: u64,
-    shown: Shown,
-    entered: Entered,
+    inbound: Inbound,
+    outbound: SocketWriter,
+    adapter: AdapterSlot,
+    handler: HandlerSlot,
+    inbox: Inbox,
+    tap: Option<Box<Tap>>,
+    deadline_timer: Option<DeadlineTimer>,
+    gauges: ConnectionGauges,
+    registration: Registration,
     _permit: Permit,
 }
 
-/// Whether more bytes can come from the peer.
+/// Receiving side of a connection's mailbox.
 #[derive(Debug)]
-enum Input {
-    Open,
-    /// The peer has reset the stream, as a write has found out; what it had sent before can still be read.
-    Reset(CloseReason),
-    Ended(CloseReason),
-}
-
-/// Whether the peer can still be sent bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
-    Open,
-    /// We have ended our side.
-    Ended,
-    Broken,
+struct Inbox {
+    receiver: MailReceiver,
+    quota: Arc<MessageQuota>,
+    /// The last wakeup was mail, so the socket is polled first next time.
+    served_last: bool,
 }
 
 impl Connection {
-    /// Decides that the connection ends, before it has begun to run.
+    /// Closes the connection before it runs.
     pub fn end(&mut self, reason: CloseReason) {
         self.state.close(reason);
     }
 
-    /// Serves the peer on its socket until the connection has ended.
+    /// Serves the peer on its socket until the connection has closed.
     pub async fn run(mut self, mut socket: Socket) {
         let metrics = &self.shared.metrics;
         metrics.accepted.inc();
         metrics.connections.inc();
-        self.counted = true;
+        self.gauges.is_live = true;
         tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, "connected");
 
         let reason = self.serve(&mut socket).await;
         self.state.close(reason);
         let reason = self.finish(&mut socket).await;
-        self.tell_closed(reason).await;
-        if matches!((&self.input, self.output), (Input::Open, Output::Ended)) && !self.info.kind.has_datagrams() {
+        self.notify_closed(reason).await;
+        if self.inbound.is_open() && self.outbound.output() == Output::Ended && !self.info.kind.has_datagrams() {
             linger(&mut socket).await;
         }
     }
 
     fn conn(&self) -> crate::conn::ConnId {
-        self.entered.conn()
+        self.registration.conn()
     }
 
-    /// The handler that serves.
+    /// The handler in use.
     fn link(&self) -> &Link {
-        self.shared.chain.link(self.position)
+        self.handler.link(&self.shared.chain)
     }
 
-    /// Everything between the first event and the decision to end.
+    /// From the first event to the decision to close.
     async fn serve(&mut self, socket: &mut Socket) -> CloseReason {
         let created = Event::SocketCreated(Arc::clone(&self.info));
         if let Err(reason) = self.deliver(socket, created).await {
             return reason;
         }
         loop {
-            if let Some(reason) = self.ends_at_once() {
+            if let Some(reason) = self.closes_immediately() {
                 return reason;
             }
-            if let Some(turn) = self.review.take() {
-                self.review(socket).await;
+            if let Some(turn) = self.handler.reconcile.take() {
+                self.reconcile_version(socket).await;
                 drop(turn);
                 continue;
             }
-            // While the peer does not take what it is sent, its handler is not given more to answer.
+            // Back-pressure: while the outbound queue is full, the handler gets no further event that it would answer.
             if !self.adapter.outbound().is_full()
                 && let Some(event) = self.pop()
             {
@@ -310,25 +256,25 @@ impl Connection {
                 }
                 continue;
             }
-            if self.nothing_waits() {
-                match (self.state.phase(), &self.input) {
-                    (Phase::Closing(reason), _) | (Phase::Open, Input::Ended(reason)) => return reason.clone(),
-                    (Phase::Open, Input::Open | Input::Reset(_)) => {}
+            if self.inbound.is_empty() {
+                match (self.state.phase(), self.inbound.ended()) {
+                    (Phase::Closing(reason), _) | (Phase::Open, Some(reason)) => return reason.clone(),
+                    (Phase::Open, None) => {}
                 }
             }
-            let happening = self.happening(socket, Until::AnythingHappens).await;
-            self.handle(happening).await;
+            let next_wakeup = self.next_wakeup(socket, WaitFor::Anything).await;
+            self.handle(next_wakeup).await;
         }
     }
 
-    /// The next event that waits, with its counters.
+    /// Takes the next event for the handler, and counts it.
     fn pop(&mut self) -> Option<Event> {
-        let mut event = self.next_waiting()?;
+        let mut event = self.next_event()?;
         let metrics = &self.shared.metrics;
         match &mut event {
             Event::ReceivedMessages(messages) => {
                 metrics.delivered.inc_by(messages.len() as u64);
-                self.held.remove(messages);
+                self.inbox.quota.remove(messages);
                 for message in messages {
                     self.adapter.unmount(message);
                 }
@@ -338,81 +284,110 @@ impl Connection {
         Some(event)
     }
 
-    /// Acts on what has happened.
-    async fn handle(&mut self, happening: Happening) {
-        match happening {
-            Happening::Mail(Some(mail)) => {
+    async fn handle(&mut self, next_wakeup: Wakeup) {
+        match next_wakeup {
+            Wakeup::Mail(Some(mail)) => {
                 self.handle_mail(*mail).await;
-                // Messages that are there already go to the handler as one event.
+                // Messages that are already in the mailbox go to the handler as one event.
                 for _ in 1..MAILS_AT_ONCE {
-                    // At the bound the next command waits, whichever of them has reached it.
+                    // The outbound queue is full: the next command waits in the mailbox.
                     if self.adapter.outbound().is_full() {
                         break;
                     }
-                    match self.mails.try_recv() {
+                    match self.inbox.receiver.try_recv() {
                         Ok(mail) => self.handle_mail(*mail).await,
                         Err(_) => break,
                     }
                 }
             }
-            // The table holds a sender as long as this task lives; without one, nobody can reach it any more.
-            Happening::Mail(None) => self.state.close(CloseReason::Draining),
-            Happening::Read | Happening::Room | Happening::Flushed => {}
-            Happening::WriteFailed(error) => {
-                self.output = Output::Broken;
-                if matches!(self.input, Input::Open) && is_reset(&error) {
-                    self.input = Input::Reset(socket_error(&error));
+            // The registry holds a sender as long as this task lives; without one, nothing can reach the connection.
+            Wakeup::Mail(None) => self.state.close(CloseReason::Draining),
+            Wakeup::Read | Wakeup::OutboundWritable | Wakeup::Flushed => {}
+            Wakeup::WriteFailed(error) => {
+                self.outbound.break_off();
+                if is_reset(&error) {
+                    self.inbound.reset(socket_error(&error));
                 } else {
-                    self.end_input(socket_error(&error));
+                    self.inbound.end(socket_error(&error));
                 }
             }
-            Happening::Alarm => {
-                self.alarm = None;
+            Wakeup::Deadline => {
+                self.deadline_timer = None;
                 let now = Instant::now();
-                self.handle_silence(now);
-                if !self.has_room_for_bytes() || self.held_back.is_some() {
-                    // The socket is not read while its handler is behind or its rate is used up: the silence is ours, not the peer's.
+                let was_paused = self.inbound.is_paused();
+                if *self.state.phase() == Phase::Open {
+                    self.inbound.handle_timeout(now);
+                }
+                if was_paused {
+                    // The gateway was not reading the socket, so the silence is not the peer's.
                     self.state.handle_received(now);
                 }
-                self.held_back = self.held_back.filter(|until| *until > now);
                 match self.state.handle_timeout(now) {
-                    Some(Due::Keepalive) => self.waiting.push_timer(Timer::Keepalive),
+                    Some(Due::Keepalive) => self.inbound.push_timer(Timer::Keepalive),
                     Some(Due::Write) => {
-                        self.output = Output::Broken;
-                        self.end_input(CloseReason::WriteTimedOut);
+                        self.outbound.break_off();
+                        self.inbound.end(CloseReason::WriteTimedOut);
                     }
-                    Some(Due::Idle) | None => {}
+                    Some(Due::Idle | Due::Login) | None => {}
                 }
             }
         }
     }
 
+    /// The oldest queued event, or the next frame. Invalid framing closes the connection; the events behind it are
+    /// still delivered.
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let polled = self.inbound.poll_event(Instant::now(), self.handler.messages_max());
+            self.count_skipped();
+            match polled {
+                Ok(event) => return event,
+                Err(broken) => self.state.close(CloseReason::FramingBroken(broken.to_string())),
+            }
+        }
+    }
+
+    fn count_skipped(&mut self) {
+        let skipped = self.inbound.take_skipped();
+        if skipped > 0 {
+            self.count_unframed(skipped, "skipped bytes outside of frames");
+        }
+    }
+
+    fn count_unframed(&self, bytes: u64, what: &'static str) {
+        self.shared.metrics.unframed_bytes.inc_by(bytes);
+        tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, bytes, "{what}");
+    }
+
     async fn handle_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Ask(handler_conn, command, reply) => {
-                let result = if handler_conn == self.entered.handler_conn() {
+                let result = if handler_conn == self.registration.handler_conn() {
                     self.adapter.apply(command).await
                 } else {
                     Err(Refused::Gone)
                 };
-                self.follow_timer();
+                self.follow_adapter();
                 self.show_asked();
                 if let Err(_unread) = reply.send(result) {
                     tracing::trace!(conn = %self.conn(), "the caller did not wait for the answer");
                 }
             }
             Mail::Deliver(message) => {
-                // Unmounted when it is handed on: its weight must be the same until then.
-                self.waiting.push_message(message);
+                // Unmounted when it is delivered: its charged size must stay the same until then.
+                self.inbound.push_message(message);
             }
             Mail::End(reason) => self.state.close(reason),
-            Mail::Review(turn) => self.review = Some(turn),
+            Mail::ReconcileVersion(permit) => self.handler.reconcile = Some(permit),
         }
     }
 
-    fn follow_timer(&mut self) {
+    fn follow_adapter(&mut self) {
         if let Some(change) = self.adapter.take_timer_change() {
             self.state.handle_timer(Instant::now(), change);
+        }
+        if self.adapter.client_id().is_some() {
+            self.state.handle_authenticated();
         }
     }
 }

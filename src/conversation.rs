@@ -1,9 +1,9 @@
-//! Recorded conversations: what a device, its handler and the broker say to one another, as a text file.
+//! Recorded conversations: the traffic between a device, its handler and the broker, as a text file.
 //!
-//! Owns the text format (extension `.conversation`), and what is done with it: [`read`](Conversation::read),
-//! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with what really happens ([`run`]),
-//! play against a gateway ([`play`]) and record the answers anew ([`bless`]). Reading, printing, comparing and blessing are
-//! pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
+//! Owns the text format (extension `.conversation`) and its uses: [`read`](Conversation::read),
+//! [`parse`](Conversation::parse), print (its [`Display`](std::fmt::Display)), compare with a run ([`run`]),
+//! replay against a gateway ([`play`]) and record the responses again ([`bless`]). Reading, printing, comparing and
+//! blessing are pure: no socket, no clock. A file has at most [`FILE_BYTES_MAX`] and [`LINES_MAX`].
 //!
 //! # Grammar
 //!
@@ -12,22 +12,22 @@
 //! line      = blank | comment | transport | step ;
 //! comment   = "#" any text ;                            (* a line of its own *)
 //! transport = "transport" ( "tcp" | "tls" | "udp" | "dtls" ) ;   (* at most once, before the first step; tcp if absent *)
-//! step      = [ "@" seconds "s" ] action ;              (* time since the connection's start; never goes back *)
+//! step      = [ "@" seconds "s" ] action ;              (* time since the connection's start; never decreases *)
 //! action    = ">" bytes                                 (* the device sends *)
-//!           | "<" pattern                               (* the device gets *)
+//!           | "<" pattern                               (* the device receives *)
 //!           | "publish" text [ qos ] payload            (* the handler publishes *)
 //!           | "deliver" text [ qos ] payload            (* a message arrives for the device's subscription *)
-//!           | "timer" "keepalive"                       (* the timer runs out *)
+//!           | "timer" "keepalive"                       (* the timer expires *)
 //!           | "close" ( "peer" | "handler" | "keepalive" | "idle" | "gateway" ) ;   (* last *)
 //! qos       = "qos=" ( "0" | "1" | "2" ) ;              (* 0 if absent *)
 //! payload   = "json" JSON value | bytes ;
-//! bytes     = { hex digit, hex digit | text } ;         (* spaces between them as you like *)
+//! bytes     = { hex digit, hex digit | text } ;         (* spaces between them are optional *)
 //! pattern   = { hex digit, hex digit | "??" | text } ;  (* "??" is any one byte *)
 //! text      = '"' { character | "\r" | "\n" | "\t" | "\0" | "\\" | '\"' | "\x" hex digit hex digit } '"' ;
 //! ```
 //!
 //! A line that begins with a space or a tab continues the line before it. In the JSON of a `publish` line the string
-//! `"*"` stands for any value. What all this is for is told to users in `docs/conversations.md`.
+//! `"*"` stands for any value. `docs/conversations.md` is the users' guide.
 
 use std::time::Duration;
 
@@ -35,32 +35,33 @@ use bytes::Bytes;
 
 use crate::conn::{QoS, SocketKind, Timer};
 
-pub mod bless;
+pub(crate) mod bless;
 mod cursor;
 mod fault;
 mod folder;
 mod parse;
 mod pattern;
-pub mod play;
+pub(crate) mod play;
 mod print;
-pub mod run;
+pub(crate) mod run;
 
-pub use fault::{Fault, Faults, Problem, ReadError};
-pub use folder::{FolderError, files, read_all};
-pub use pattern::{Difference, Pattern, Payload};
+pub(crate) use fault::{Faults, ReadError};
+pub(crate) use folder::{FolderError, files, read_all};
+pub use pattern::Payload;
+pub(crate) use pattern::{Difference, Pattern};
 
-/// The longest file that is read, in bytes. A line of text costs some eight times its length in memory.
+/// Maximum file length in bytes. A line of text costs some eight times its length in memory.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The most lines of a file: some hundred bytes of memory each, also the empty ones.
-pub const LINES_MAX: usize = 250_000;
+/// Maximum number of lines: some hundred bytes of memory each, also for empty ones.
+pub(crate) const LINES_MAX: usize = 250_000;
 
-/// The latest time stamp: a year. Keeps arithmetic on instants far from overflow.
-pub const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Maximum time stamp: a year. Keeps arithmetic on instants far from overflow.
+pub(crate) const OFFSET_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// One recorded conversation: the life of one connection.
 ///
-/// Two conversations are equal when they say the same; their names and the lines on which they say it do not matter.
+/// Equality compares the content; names and line numbers do not matter.
 #[derive(Clone, Debug)]
 pub struct Conversation {
     name: String,
@@ -68,44 +69,44 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// A conversation made of items, which get the line numbers that they have when it is printed; `name` is what messages
-    /// call it, usually the path of its file.
+    /// A conversation of these items, which get the line numbers of the printed form; `name` is used in
+    /// messages, usually the path of the file.
     ///
-    /// Nothing is checked: what [`Conversation::parse`] would refuse, for example a step after `close`, is for the caller
-    /// to avoid.
+    /// Nothing is checked: the caller avoids what [`Conversation::parse`] would refuse, for example a step after
+    /// `close`.
     pub fn new(name: impl Into<String>, mut items: Vec<Item>) -> Self {
         let mut next = 1_u32;
         for item in &mut items {
             item.line = next;
-            let breaks = item.what.to_string().matches('\n').count();
+            let breaks = item.content.to_string().matches('\n').count();
             next = next.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX)).saturating_add(1);
         }
         Self { name: name.into(), items }
     }
 
-    /// What messages call it.
+    /// The name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Everything in it, in order, with the comments and blank lines.
+    /// All items, in order, with the comments and blank lines.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
 
     /// The steps, in order, each with its line.
     pub fn steps(&self) -> impl Iterator<Item = (u32, &Step)> {
-        self.items.iter().filter_map(|item| match &item.what {
-            What::Step(step) => Some((item.line, step)),
-            What::Blank | What::Comment(_) | What::Transport(_) => None,
+        self.items.iter().filter_map(|item| match &item.content {
+            Line::Step(step) => Some((item.line, step)),
+            Line::Blank | Line::Comment(_) | Line::Transport(_) => None,
         })
     }
 
-    /// The transport that it was recorded on; TCP unless it says otherwise.
+    /// The transport of the recording; TCP by default.
     pub fn transport(&self) -> SocketKind {
-        let said = self.items.iter().find_map(|item| match item.what {
-            What::Transport(kind) => Some(kind),
-            What::Blank | What::Comment(_) | What::Step(_) => None,
+        let said = self.items.iter().find_map(|item| match item.content {
+            Line::Transport(kind) => Some(kind),
+            Line::Blank | Line::Comment(_) | Line::Step(_) => None,
         });
         said.unwrap_or(SocketKind::Tcp)
     }
@@ -117,86 +118,85 @@ impl PartialEq for Conversation {
     }
 }
 
-/// One line of the file, or several when they continue each other.
+/// One line of the file, with its continuations.
 ///
-/// Two items are equal when they say the same, wherever they stand.
+/// Equality compares the content; line numbers do not matter.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Its first line in the file, from 1; 0 for an item that is in no conversation yet.
+    /// Its first line in the file, from 1; 0 for an item without a conversation.
     pub line: u32,
-    /// What it says.
-    pub what: What,
+    pub content: Line,
 }
 
 impl Item {
-    /// An item that stands in no file yet.
-    pub fn new(what: What) -> Self {
-        Self { line: 0, what }
+    /// An item without a conversation.
+    pub fn new(content: Line) -> Self {
+        Self { line: 0, content }
     }
 }
 
 impl PartialEq for Item {
     fn eq(&self, other: &Self) -> bool {
-        self.what == other.what
+        self.content == other.content
     }
 }
 
-/// What a line says.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq)]
-pub enum What {
-    /// Nothing.
+pub enum Line {
+    /// An empty line.
     Blank,
-    /// What follows the `#`, without white space at the end.
+    /// The text after the `#`, without trailing white space.
     Comment(String),
-    /// The transport that the conversation was recorded on.
+    /// The transport of the recording.
     Transport(SocketKind),
-    /// Something that happens.
+    /// A step.
     Step(Step),
 }
 
-/// Something that happens on the connection.
+/// A step on the connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// When, since the connection's start, in whole microseconds up to [`OFFSET_MAX`]; `None` when it was not recorded.
+    /// Time since the connection's start, in whole microseconds up to [`OFFSET_MAX`]; `None` if it was not recorded.
     pub at: Option<Duration>,
-    /// What.
+    /// The action.
     pub action: Action,
 }
 
 impl Step {
-    /// A step whose time is not recorded.
+    /// A step without a recorded time.
     pub fn new(action: Action) -> Self {
         Self { at: None, action }
     }
 }
 
-/// What happens.
+/// The action of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `>`: the device sends these bytes, at least one; a datagram when the transport has datagrams.
     FromPeer(Bytes),
-    /// `<`: the device gets these bytes, at least one, cut in any way.
+    /// `<`: the device receives these bytes, at least one, split in any way.
     ToPeer(Pattern),
     /// `publish`: the handler publishes.
     Publish(Message),
     /// `deliver`: a message arrives for one of the device's subscriptions.
     Deliver(Message),
-    /// `timer`: a timer that the handler has started runs out.
+    /// `timer`: a timer of the handler expires.
     Timer(Timer),
     /// `close`: the connection ends.
-    Close(Closer),
+    Close(ClosedBy),
 }
 
 impl Action {
-    /// Whether it comes from outside the handler: what a player does, as opposed to what it waits for.
+    /// Whether it comes from outside the handler: a player performs stimuli, and waits for the other actions.
     pub fn is_stimulus(&self) -> bool {
         match self {
-            Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(Closer::Peer) => true,
+            Self::FromPeer(_) | Self::Deliver(_) | Self::Timer(_) | Self::Close(ClosedBy::Peer) => true,
             Self::ToPeer(_) | Self::Publish(_) | Self::Close(_) => false,
         }
     }
 
-    /// The word with which its line begins.
+    /// The first word of its line.
     pub fn word(&self) -> &'static str {
         match self {
             Self::FromPeer(_) => ">",
@@ -212,7 +212,7 @@ impl Action {
 /// A message in a conversation: topic as the handler sees it, without any mountpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Topic name; any text, what the broker makes of it is not decided here.
+    /// Topic name; any text, the broker decides about it.
     pub topic: String,
     /// Quality of service.
     pub qos: QoS,
@@ -220,14 +220,14 @@ pub struct Message {
     pub payload: Payload,
 }
 
-/// Who ends the connection.
+/// The closing side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closer {
+pub enum ClosedBy {
     /// The device.
     Peer,
     /// The handler asked for it.
     Handler,
-    /// The keepalive timer ran out.
+    /// The keepalive timer expired.
     Keepalive,
     /// The device sent nothing within the idle timeout.
     Idle,
@@ -235,7 +235,7 @@ pub enum Closer {
     Gateway,
 }
 
-impl Closer {
+impl ClosedBy {
     /// Every closer.
     pub const ALL: [Self; 5] = [Self::Peer, Self::Handler, Self::Keepalive, Self::Idle, Self::Gateway];
 

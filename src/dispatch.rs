@@ -1,46 +1,45 @@
-//! Listener to handlers: which one a connection gets, which version of it, and what follows when it fails.
+//! Dispatcher: the handler chain of a listener, the versions of each handler, circuit breaker, failure recovery,
+//! migration.
 //!
-//! A [`Chain`] is a listener's handlers in order. [`Versions`] is one of them over time: the builds of it that are loaded,
-//! the one that is active, and whether it works ([`Breaker`]). What happens to an event that failed is decided
-//! in [`Recovery`]; the connection does it.
+//! A [`Chain`] is a listener's handlers in order. [`Versions`] is one handler over time: its loaded builds, the active
+//! one, and its health ([`Breaker`]). [`Recovery`] decides what follows a failed event; the connection executes it.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::rate::Rate;
-use crate::telemetry::{HandlerMetrics, Lines, Telemetry, lines_in};
+use crate::telemetry::{HandlerMetrics, LogLimiter, Telemetry, lines_in};
 
 mod breaker;
+mod connection_migrator;
 mod health;
-mod mover;
 mod recovery;
 mod versions;
 
-pub use breaker::{Breaker, Change, TRIPPED_BY};
-pub use mover::Mover;
-pub use recovery::{Next, OnFailure, Policy, Recovery};
-pub use versions::{Membership, Others, Placement, Plan, Share, Trial, TrialKind, Version, Versions};
+pub use connection_migrator::ConnectionMigrator;
+pub(crate) use recovery::{Next, OnFailure, Policy, Recovery};
+pub(crate) use versions::{Membership, Placement, Trial, TrialKind};
+pub use versions::{OldConnections, Plan, Version, Versions};
 
-/// Failures of a handler that are told as warnings, for each listener: a hundred devices that each have a fault get through,
-/// and of a hundred thousand it is enough to see ten a second. All are counted.
+/// Rate limit of warnings about a handler's failures, per listener: a hundred devices with one failure each get
+/// through, and of a hundred thousand, ten lines a second are enough. All are counted.
 static FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(100, Duration::from_secs(10)));
 
-/// A listener's handlers in order: the first that is healthy serves, those behind it are its fallback.
+/// A listener's handlers in order: the first healthy one serves, the ones behind it are its fallback.
 #[derive(Clone, Debug)]
 pub struct Chain(Arc<[Link]>);
 
 /// One handler of a chain.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// The handler.
     pub versions: Arc<Versions>,
-    /// Its counters behind this listener.
+    /// Its metrics under this listener.
     pub metrics: HandlerMetrics,
-    /// Its failures there that may be told.
-    pub failures: Lines,
+    /// Log limiter of its failures under this listener.
+    pub failures: LogLimiter,
 }
 
-/// A chain without handlers was asked for.
+/// A listener has no handlers.
 #[derive(Debug, thiserror::Error)]
 #[error("listener {listener:?} has no handler; expected at least one")]
 pub struct EmptyChain {
@@ -52,7 +51,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// [`EmptyChain`], without any.
+    /// [`EmptyChain`] without handlers.
     pub fn new(
         listener: &Arc<str>,
         handlers: impl IntoIterator<Item = Arc<Versions>>,
@@ -63,7 +62,7 @@ impl Chain {
             .map(|versions| Link {
                 metrics: telemetry.handler(listener, versions.name()),
                 versions,
-                failures: Lines::new(&FAILURES),
+                failures: LogLimiter::new(&FAILURES),
             })
             .collect();
         if links.is_empty() {
@@ -72,19 +71,19 @@ impl Chain {
         Ok(Self(links))
     }
 
-    /// The position of the handler for a new connection: the first that is healthy, or the first at all.
+    /// Position of the handler for a new connection: the first healthy one, or the first if none is healthy.
     pub fn choose(&self) -> usize {
         self.0.iter().position(|link| link.versions.is_healthy()).unwrap_or_default()
     }
 
-    /// The handler at a position, as `choose` and `after` give it.
+    /// The handler at a position returned by `choose` or `after`.
     pub fn link(&self, position: usize) -> &Link {
         // `new` refuses an empty chain, and positions come from this chain.
         &self.0[position.min(self.0.len() - 1)]
     }
 
-    /// The position of the handler that takes over from the one at `position`: the first healthy one behind it, or
-    /// the first behind it at all.
+    /// Position of the handler that takes over from the one at `position`: the first healthy one behind it, or the one
+    /// behind it if none is healthy.
     pub fn after(&self, position: usize) -> Option<usize> {
         let behind = position + 1..self.0.len();
         behind.clone().find(|next| self.0[*next].versions.is_healthy()).or(behind.into_iter().next())

@@ -1,11 +1,11 @@
-//! The stop signal.
+//! Drain: the stop signal of a graceful shutdown.
 //!
-//! Two moments: from [`Drain::begin`] on nothing new is accepted; from [`Drain::end`] on no connection is
-//! left that needs the services behind it.
+//! Two moments: after [`Drain::begin`] nothing new is accepted; after [`Drain::end`] no connection is left that needs
+//! the services behind it.
 
 use tokio_util::sync::CancellationToken;
 
-/// Shared by everything that accepts or serves until the gateway stops.
+/// Shared by every task that accepts or serves until the gateway stops.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     begun: CancellationToken,
@@ -13,17 +13,16 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Not yet signalled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Says that the gateway stops accepting. Cannot be taken back.
+    /// Signals that the gateway stops accepting. Irreversible.
     pub fn begin(&self) {
         self.begun.cancel();
     }
 
-    /// Returns once [`Drain::begin`] was called.
+    /// Waits for [`Drain::begin`].
     pub async fn signalled(&self) {
         self.begun.cancelled().await;
     }
@@ -33,12 +32,12 @@ impl Drain {
         self.begun.is_cancelled()
     }
 
-    /// Says that no connection is left. Cannot be taken back.
+    /// Signals that no connection is left. Irreversible.
     pub fn end(&self) {
         self.ended.cancel();
     }
 
-    /// Returns once [`Drain::end`] was called.
+    /// Waits for [`Drain::end`].
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }

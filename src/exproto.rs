@@ -1,11 +1,11 @@
-//! The ExProto messages and services as generated from `proto/exproto.proto`, and the way between them
-//! and the gateway's own words.
+//! ExProto messages and services as generated from `proto/exproto.proto`, and conversions from and to the types of
+//! [`conn`](crate::conn).
 
 pub mod service;
 
 use crate::conn::{self, ClientInfo, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 
-/// What `proto/exproto.proto` says, as prost and tonic generate it.
+/// Code generated from `proto/exproto.proto` by prost and tonic.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -21,7 +21,7 @@ pub mod proto {
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/exproto.bin"));
 }
 
-/// What the caller of an adapter operation is told.
+/// Result code of an adapter operation.
 impl From<&Refused> for proto::ResultCode {
     fn from(refused: &Refused) -> Self {
         match refused {
@@ -71,7 +71,7 @@ impl From<&ConnInfo> for proto::ConnInfo {
     }
 }
 
-/// `mountpoint` is left out: the listener's configuration decides it, as in EMQX 5.1 and later.
+/// `mountpoint` is ignored: the listener's configuration decides it, as in EMQX 5.1 and later.
 impl From<proto::ClientInfo> for ClientInfo {
     fn from(info: proto::ClientInfo) -> Self {
         Self {
@@ -114,6 +114,6 @@ impl From<proto::TimerType> for Timer {
 }
 
 /// The text of `OnSocketClosed.reason`.
-pub fn close_reason(reason: &CloseReason, kind: SocketKind) -> String {
+pub(crate) fn close_reason(reason: &CloseReason, kind: SocketKind) -> String {
     reason.exproto(matches!(kind, SocketKind::Tls | SocketKind::Dtls)).into_owned()
 }

@@ -1,12 +1,13 @@
-//! Cuts a peer's stream into frames before its handler sees it. Pure: no socket, no clock, `now` is an argument.
+//! Framing: cuts a peer's stream into frames before its handler gets them. Pure: no socket, no clock, `now` is an
+//! argument.
 //!
-//! A listener has one [`Framing`], shared by all its connections; each of them has a [`Framer`], which holds the unfinished
-//! frame at the end of what has arrived, never more of it than one frame may have, and nothing between two frames. Bytes go
-//! in as they are read; frames are taken out one at a time, so that what waits for a handler takes no more memory than
-//! the bytes themselves, however small its frames are. No byte is looked at twice, however the stream is cut, but for as many
-//! as a delimiter has.
+//! A listener has one [`Framing`], shared by all its connections; each connection has a [`Framer`], which holds at most
+//! the unfinished frame at the end of the stream, up to the frame limit, and nothing between two frames. Bytes are
+//! pushed as they are read; frames are taken one at a time, so that queued frames take no more memory than their bytes,
+//! however small they are. No byte is scanned twice for any fragmentation of the stream, except as many as a delimiter
+//! has.
 //!
-//! The words are those of the guests' SDK (`polygate_guest::framing`), with which a guest cuts its stream itself.
+//! The terms are those of the guest SDK (`polygate_guest::framing`), with which a guest frames its stream itself.
 
 mod delimited;
 mod fixed;
@@ -27,57 +28,57 @@ pub use flagged::{Escapes, Flagged};
 pub use length::{LengthPrefixed, Order, Width};
 pub use silence::Silence;
 
-/// The largest frame that a listener can be given, in bytes.
-pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Maximum frame size that can be configured, in bytes.
+pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 
-/// The longest delimiter, in bytes.
-pub const DELIMITER_BYTES_MAX: usize = 16;
+/// Maximum length of a delimiter, in bytes.
+pub(crate) const DELIMITER_BYTES_MAX: usize = 16;
 
-/// How the frames of a stream are told apart. Every bound is in bytes as they are on the wire, with all that belongs to
-/// the frame.
+/// How a stream is cut into frames. Every bound (`max`) is in bytes as they are on the wire, with length and escapes and
+/// without delimiter, line feed and flags, as in the guests' SDK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// They say how long they are.
+    /// Length-prefixed frames.
     Length(LengthPrefixed),
-    /// They end with certain bytes.
+    /// Frames that end with a delimiter.
     Delimiter(Delimited),
-    /// They have one length.
+    /// Frames of one fixed length.
     Fixed(Fixed),
-    /// They end with a line feed.
+    /// Lines of text.
     Line(Lines),
-    /// They stand between flags.
+    /// Frames between flags (HDLC).
     Escape(Flagged),
-    /// There is silence between them.
+    /// Frames with silence between them.
     Gap(Silence),
 }
 
-/// What the handler gets of a frame.
+/// Part of a frame that the handler gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deliver {
-    /// All of it, as it came.
+    /// The whole frame as received.
     Wire,
-    /// What it carries: without the length and what stands before it, without the delimiter, without flags and escapes.
+    /// The payload: without the length and the bytes before it, without the delimiter, without flags and escapes.
     Payload,
 }
 
-/// Why a stream cannot be cut any further.
+/// The stream does not match its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A frame over the bound.
+    /// A frame over the limit.
     TooLong {
-        /// The bound, in bytes.
+        /// The limit, in bytes.
         max: usize,
-        /// The length that the frame says it has; none: its end has not come.
+        /// The announced length; `None`: no end found.
         found: Option<u64>,
     },
-    /// A length too small for the frame's own beginning.
+    /// A length smaller than the header.
     TooShort {
-        /// The bytes that every frame has.
+        /// The minimum length.
         min: usize,
-        /// The length that the frame says it has.
+        /// The announced length.
         found: i64,
     },
-    /// A framing with frames of no bytes: cutting would never end.
+    /// Frames of zero bytes: cutting would never end.
     Empty,
 }
 
@@ -98,17 +99,17 @@ impl fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
-/// Where a frame lies in the bytes that begin with it.
+/// Position of a frame in the bytes that begin with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cut {
-    /// What the handler gets of it.
+    /// The part that the handler gets.
     frame: Range<usize>,
-    /// Its bytes on the wire, from 1: where the next one begins.
+    /// Its size on the wire, from 1: the start of the next frame.
     wire_len: usize,
 }
 
 impl Framing {
-    /// Its name in the configuration.
+    /// Name in the configuration.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Length(_) => "length",
@@ -120,8 +121,18 @@ impl Framing {
         }
     }
 
-    /// The most bytes that one frame may have on the wire; no more of them are ever held.
+    /// The most bytes that one frame may have on the wire, with delimiters; no more of them are ever held.
     pub fn wire_max(&self) -> usize {
+        self.max().saturating_add(match self {
+            Self::Delimiter(delimited) => delimited.delimiter.len(),
+            Self::Line(_) => 1,
+            Self::Escape(_) => 2,
+            Self::Length(_) | Self::Fixed(_) | Self::Gap(_) => 0,
+        })
+    }
+
+    /// The bound of a frame in bytes, without delimiters.
+    fn max(&self) -> usize {
         match self {
             Self::Length(length) => length.max,
             Self::Delimiter(delimited) => delimited.max,
@@ -132,8 +143,8 @@ impl Framing {
         }
     }
 
-    /// Where the frame that `bytes` begin with lies; none when it is unfinished. Of `bytes`, the first `seen` were
-    /// unfinished before, and there are at most [`Framing::wire_max`] of them.
+    /// Position of the first frame of `bytes`; `None` if it is unfinished. The first `seen` bytes were scanned before,
+    /// and `bytes` has at most [`Framing::wire_max`].
     fn cut(&self, bytes: &[u8], seen: usize) -> Result<Option<Cut>, Broken> {
         match self {
             Self::Length(length) => length.cut(bytes),
@@ -145,34 +156,34 @@ impl Framing {
     }
 }
 
-/// Cuts one stream. What is pushed is taken out with [`Framer::poll_frame`] until there is no more; frames that only
-/// silence ends come out of [`Framer::handle_timeout`].
+/// Framer of one stream. Frames are taken with [`Framer::poll_frame`] until there is none; frames that end by silence
+/// come from [`Framer::handle_timeout`].
 #[derive(Debug)]
 pub struct Framer {
     framing: Arc<Framing>,
-    /// Not looked at yet.
+    /// Not scanned yet.
     arrived: Bytes,
-    /// The beginning of a frame.
+    /// Start of a frame.
     held: Vec<u8>,
     place: Place,
-    /// When the silence is long enough.
+    /// End of the silence.
     silent_at: Option<Instant>,
     skipped: u64,
 }
 
-/// Where the stream is.
+/// State of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Before the first frame, or in what is skipped.
+    /// Before the first frame, or in skipped bytes.
     Outside,
     /// In a frame, or between two.
     Inside,
-    /// Where nothing can be understood any more.
+    /// After a framing error.
     Broken,
 }
 
 impl Framer {
-    /// Stands before the first byte of a stream.
+    /// A framer at the start of a stream.
     pub fn new(framing: Arc<Framing>) -> Self {
         let place = match *framing {
             Framing::Escape(_) => Place::Outside,
@@ -183,12 +194,12 @@ impl Framer {
         Self { framing, arrived: Bytes::new(), held: Vec::new(), place, silent_at: None, skipped: 0 }
     }
 
-    /// Whether only time tells where a frame ends, so that bytes must be pushed when they are read.
+    /// Whether frames end by silence, so that bytes must be pushed as soon as they are read.
     pub fn cuts_by_time(&self) -> bool {
         matches!(*self.framing, Framing::Gap(_))
     }
 
-    /// The next bytes of the stream, which came now.
+    /// Appends bytes of the stream, received now.
     pub fn push(&mut self, now: Instant, bytes: Bytes) {
         if let Framing::Gap(silence) = *self.framing {
             if !bytes.is_empty() {
@@ -204,11 +215,11 @@ impl Framer {
         }
     }
 
-    /// The next frame, or none before more bytes are pushed. It may have no bytes, where only the payload is asked for.
+    /// The next frame, or `None` until more bytes are pushed. A payload may be empty.
     ///
     /// # Errors
     ///
-    /// [`Broken`], once. All that follows is skipped.
+    /// [`Broken`], once. All further bytes are skipped.
     pub fn poll_frame(&mut self) -> Result<Option<Bytes>, Broken> {
         if self.arrived.is_empty() {
             return Ok(None);
@@ -223,7 +234,7 @@ impl Framer {
         };
         if found.is_err() {
             self.place = Place::Broken;
-            // What arrived may have been copied behind what was held; it is still there.
+            // The arrived bytes may have been copied behind the held ones; the original is still there.
             self.skipped += (unfinished + self.arrived.len()) as u64;
             self.held = Vec::new();
             self.arrived.clear();
@@ -235,13 +246,13 @@ impl Framer {
         found
     }
 
-    /// When [`Framer::handle_timeout`] is to be called next; none: when more bytes have come.
+    /// Time of the next [`Framer::handle_timeout`] call; `None` until more bytes arrive.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.silent_at
     }
 
-    /// The frame that is finished because nothing has come since. What is told in time has no part in it: bytes that came
-    /// after the silence, but were pushed before this was called, belong to the frame before it.
+    /// The frame that silence has ended. Bytes that arrived after the silence, but were pushed before this call, belong
+    /// to the frame before it.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Bytes> {
         if self.silent_at.is_none_or(|silent_at| now < silent_at) {
             return None;
@@ -249,7 +260,7 @@ impl Framer {
         self.end()
     }
 
-    /// The stream has ended, or is silent: the last frame, if no more was needed to finish it.
+    /// End of the stream, or silence: the last frame, if it needs no more bytes.
     pub fn end(&mut self) -> Option<Bytes> {
         if !self.cuts_by_time() {
             return None;
@@ -260,30 +271,30 @@ impl Framer {
         (!frame.is_empty()).then(|| frame.into())
     }
 
-    /// Bytes of a frame whose end has not come.
+    /// Bytes of an unfinished frame.
     pub fn unfinished(&self) -> usize {
         self.held.len()
     }
 
-    /// Bytes that were pushed and not looked at yet, in which there may be frames.
+    /// Bytes pushed and not scanned yet, which may contain frames.
     pub fn arrived(&self) -> usize {
         self.arrived.len()
     }
 
-    /// Bytes that are in no frame, since this was last asked: between flags that are too far apart, before the first
-    /// flag, in a wrong escape, too many without a silence, or after a broken frame.
+    /// Bytes outside of frames since the last call: between flags too far apart, before the first flag, in a wrong
+    /// escape, too many without a silence, or after a broken frame.
     pub fn take_skipped(&mut self) -> u64 {
         std::mem::take(&mut self.skipped)
     }
 
     fn poll_cut(&mut self, framing: &Framing) -> Result<Option<Bytes>, Broken> {
-        let max = framing.wire_max();
+        let wire_max = framing.wire_max();
         let seen = self.held.len();
-        let fits = max.saturating_sub(seen).min(self.arrived.len());
+        let fits = wire_max.saturating_sub(seen).min(self.arrived.len());
         let found = if seen == 0 {
             framing.cut(&self.arrived[..fits], 0)?
         } else {
-            hold(&mut self.held, &self.arrived[..fits], max);
+            hold(&mut self.held, &self.arrived[..fits], wire_max);
             framing.cut(&self.held, seen)?
         };
         match found {
@@ -298,10 +309,10 @@ impl Framer {
                 };
                 Ok(Some(whole.slice(frame)))
             }
-            None if seen + fits == max => Err(Broken::TooLong { max, found: None }),
+            None if seen + fits == wire_max => Err(Broken::TooLong { max: framing.max(), found: None }),
             None => {
                 if seen == 0 {
-                    hold(&mut self.held, &self.arrived, max);
+                    hold(&mut self.held, &self.arrived, wire_max);
                 }
                 self.arrived.clear();
                 Ok(None)
@@ -310,8 +321,8 @@ impl Framer {
     }
 }
 
-/// Puts bytes behind those that are held, with room for `max` at most. They grow by halves like any vector, and for a
-/// frame that says how long it is too: a peer that only says so gets no memory for it.
+/// Appends bytes to the held ones, with capacity for `max` at most. The capacity grows by doubling even if the frame
+/// announces its length: an announcement alone allocates nothing.
 fn hold(held: &mut Vec<u8>, bytes: &[u8], max: usize) {
     let len = held.len() + bytes.len();
     if len > held.capacity() {

@@ -1,4 +1,4 @@
-//! The composition root: builds everything, binds everything, runs, drains.
+//! Composition root: builds and binds everything, runs, reloads, drains.
 
 use std::fmt;
 use std::io;
@@ -13,48 +13,43 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::auth::{self, Auth};
-use crate::config::{Config, Written};
-use crate::conn::room::Room;
-use crate::conn::table::Table;
+use crate::config::{Config, ConfigSnapshot};
+use crate::conn::limit::ConnectionLimit;
+use crate::conn::registry::Registry;
 use crate::conn::{CloseReason, ConnIds, ListenAddr};
 use crate::connection::Common;
-use crate::dispatch::{EmptyChain, Mover};
+use crate::dispatch::{ConnectionMigrator, EmptyChain};
 use crate::drain::Drain;
 use crate::exproto::service::{self, Adapter};
 use crate::handler::wasm::Compiler;
-use crate::listener::{self, Inherited};
+use crate::listener::{self, ActivatedSockets};
 use crate::pubsub::{PubSub, embedded};
-use crate::rollout::{self, Asker, Loader, Rollouts};
+use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod descriptors;
-mod listening;
+mod listeners;
 
-pub use listening::ListenersChanged;
-use listening::{House, Listenings};
+pub(crate) use listeners::ListenersChanged;
+use listeners::{Context, Listeners};
 
-/// How long the accept loops may take to notice that the gateway stops; they wait for nothing else.
+/// Timeout for the accept loops to stop; they wait for nothing else.
 const ACCEPT_LOOPS_END: Duration = Duration::from_secs(1);
 
-/// How long answers of the admin port that are under way may take to end, such as that of a watcher who waits.
+/// Timeout for open responses of the admin port, such as a tap stream.
 const ANSWERS_END: Duration = Duration::from_secs(1);
 
-/// Why the gateway could not be started. Nothing is left running.
+/// The gateway could not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be made.
+    /// The data directory cannot be created.
     #[error("cannot use {dir:?} as the data directory")]
-    DataDir {
-        /// The directory.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The operating system gave no random numbers.
+    DataDir { dir: PathBuf, source: io::Error },
+    /// The operating system's random generator failed.
     #[error("the system's random generator failed")]
     Random(#[source] getrandom::Error),
-    /// The rules or users cannot be used.
+    /// Invalid rules or users.
     #[error(transparent)]
     Auth(#[from] auth::OptionsError),
     /// The embedded broker did not start.
@@ -66,13 +61,13 @@ pub enum StartError {
     /// A listener has no handler.
     #[error(transparent)]
     EmptyChain(#[from] EmptyChain),
-    /// A listener's address is refused.
+    /// A listener's address cannot be bound.
     #[error(transparent)]
     Listener(#[from] listener::BindError),
-    /// The adapter's address is refused.
+    /// The adapter's address cannot be bound.
     #[error(transparent)]
     Adapter(#[from] service::BindError),
-    /// The admin port's address is refused.
+    /// The admin port's address cannot be bound.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
 }
@@ -81,27 +76,27 @@ pub enum StartError {
 pub struct Gateway {
     drain: Drain,
     drain_timeout: Duration,
-    table: Table,
+    registry: Registry,
     telemetry: Telemetry,
     broker: embedded::Broker,
     admin: Option<JoinHandle<()>>,
-    listenings: Mutex<Listenings>,
+    listeners: Mutex<Listeners>,
     bound: Bound,
     auth: Auth,
-    rollouts: Rollouts,
-    /// The configuration that it runs with, but for what reloads have changed.
-    written: Mutex<Written>,
+    manager: RolloutManager,
+    /// The configuration at the start, with the reloaded changes.
+    written: Mutex<ConfigSnapshot>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }
 
-/// Why a configuration that was read again is not followed. Everything is as it was.
+/// A configuration was not reloaded. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// A version of a handler cannot be had.
+    /// A version of a handler cannot be loaded.
     #[error(transparent)]
     Handler(#[from] rollout::Error),
-    /// A listener's address is refused.
+    /// A listener's address cannot be bound.
     #[error(transparent)]
     Listener(#[from] listener::BindError),
     /// A listener has no handler.
@@ -112,18 +107,17 @@ pub enum ReloadError {
     Auth(#[from] auth::OptionsError),
 }
 
-/// What came of a configuration that was read again.
+/// Result of a reload.
 #[derive(Clone, Debug)]
 pub struct Reloaded {
-    /// The listeners that have come, gone or moved; what else has changed of a listener holds for its new connections.
+    /// Added, removed and moved listeners; other changes of a listener apply to its new connections.
     pub listeners: ListenersChanged,
-    /// The handlers that have changed.
-    pub changed: Vec<rollout::Done>,
-    /// The keys that differ from what the gateway was started with, and are followed only after a restart.
+    pub changed: Vec<rollout::ChangeResult>,
+    /// Keys that differ from the running configuration and need a restart.
     pub needs_restart: Vec<String>,
 }
 
-/// The addresses that were bound, with the ports that the system chose.
+/// Bound addresses, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
     /// The listeners, by name, in the order of the configuration.
@@ -132,12 +126,11 @@ pub struct Bound {
     pub adapter: Option<SocketAddr>,
     /// The embedded broker's MQTT port.
     pub broker: Option<SocketAddr>,
-    /// The admin port.
     pub admin: Option<SocketAddr>,
 }
 
 impl Bound {
-    /// The address of a listener.
+    /// Bound address of a listener.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         self.listeners.iter().find(|(listener, _)| &**listener == name).map(|(_, address)| address.0)
     }
@@ -150,21 +143,25 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Builds and binds everything, then accepts devices.
+    /// Builds and binds everything, then accepts connections.
     ///
     /// # Errors
     ///
-    /// [`StartError`], with the first thing that did not work.
+    /// [`StartError`], the first error.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, Compiler::Here, Inherited::default()).await
+        Self::start_with(config, Compiler::InProcess, ActivatedSockets::default()).await
     }
 
-    /// As [`start`](Self::start), with guests compiled elsewhere than in this process, and sockets that others have bound.
+    /// As [`start`](Self::start), with another compiler for guests, and with sockets from socket activation.
     ///
     /// # Errors
     ///
-    /// [`StartError`], with the first thing that did not work.
-    pub async fn start_with(config: Config, compiler: Compiler, mut inherited: Inherited) -> Result<Self, StartError> {
+    /// [`StartError`], the first error.
+    pub async fn start_with(
+        config: Config,
+        compiler: Compiler,
+        mut activated: ActivatedSockets,
+    ) -> Result<Self, StartError> {
         choose_crypto_provider();
         let Config {
             node,
@@ -181,16 +178,16 @@ impl Gateway {
         } = config;
         for listener in &mut listeners {
             let socket = &mut listener.socket;
-            socket.given = inherited.take(&socket.name, socket.bind).map(Arc::new);
+            socket.given = activated.take(&socket.name, socket.bind).map(Arc::new);
         }
-        for socket in inherited.left() {
-            tracing::warn!(socket, "no listener is meant by a socket that was handed over");
+        for socket in activated.unclaimed() {
+            tracing::warn!(socket, "socket activation passed a socket that no listener uses");
         }
-        drop(inherited);
+        drop(activated);
         std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
-        let table = Table::default();
+        let registry = Registry::default();
         let taps = Taps::default();
         let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
         let auth = Auth::new(auth)?;
@@ -200,54 +197,60 @@ impl Gateway {
             versions_dir: data_dir.join("versions"),
             drain_timeout,
             has_adapter: adapter.is_some(),
-            mover: Mover::new(table.clone()),
+            migrator: ConnectionMigrator::new(registry.clone()),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         };
-        let rollouts = Rollouts::open(handlers, loader, services).await?;
-        tracing::info!(handlers = rollouts.names().len(), "handlers ready");
+        let manager = RolloutManager::open(handlers, loader, services).await?;
+        tracing::info!(handlers = manager.names().len(), "handlers ready");
 
         let broker = embedded::Broker::start(broker, auth.clone()).await?;
         let mut bound = Bound { broker: broker.local_addr(), ..Bound::default() };
         let pubsub = PubSub::Embedded(broker.clone());
-        let room = connections_max.or_else(descriptors::connections_max);
-        tracing::info!(connections_max = room, "room for connections of tcp and tls");
-        let mut listenings = Listenings::new(House {
-            common: Common { ids, table: table.clone(), taps: taps.clone(), room: room.map(Room::new) },
+        let limit = connections_max.or_else(descriptors::connections_max);
+        tracing::info!(connections_max = limit, "connection limit");
+        let mut running = Listeners::new(Context {
+            common: Common {
+                ids,
+                registry: registry.clone(),
+                taps: taps.clone(),
+                limit: limit.map(ConnectionLimit::new),
+            },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
-            rollouts: rollouts.clone(),
+            manager: manager.clone(),
             telemetry: telemetry.clone(),
             drain: drain.clone(),
         });
         let counters = broker.counters();
         telemetry.broker(
-            &counters.client_sheds,
+            &counters.client_dropped,
+            &counters.client_oversize,
             &counters.publishes_denied,
             &counters.subscribes_denied,
             &counters.retained_refused,
         );
         let ports = async {
-            let opened = listenings.open(&listeners)?;
+            let opened = running.open(&listeners)?;
             let adapter = match &adapter {
                 Some(options) => {
-                    let service = Adapter::new(table.clone(), pubsub.clone(), telemetry.clone());
+                    let service = Adapter::new(registry.clone(), pubsub.clone(), telemetry.clone());
                     Some(service.serve(options, drain.clone()).await?)
                 }
                 None => None,
             };
             let admin = match admin {
                 Some(options) => {
-                    let watched = (table.clone(), taps.clone());
-                    Some(admin::serve(options, telemetry.clone(), rollouts.clone(), watched, drain.clone()).await?)
+                    let watched = (registry.clone(), taps.clone());
+                    Some(admin::serve(options, telemetry.clone(), manager.clone(), watched, drain.clone()).await?)
                 }
                 None => None,
             };
             Ok((opened, adapter, admin))
         };
-        // With this nothing can fail any more, so no device is let in only to be cut off.
+        // Last, because nothing can fail after it: no connection is accepted only to be closed by a failed start.
         let started = ports.await.and_then(|(opened, adapter, admin)| {
-            listenings.follow(listeners, opened)?;
+            running.follow(listeners, opened)?;
             Ok((adapter, admin))
         });
         let (adapter, admin) = match started {
@@ -271,14 +274,14 @@ impl Gateway {
         Ok(Self {
             drain,
             drain_timeout,
-            table,
+            registry,
             telemetry,
             broker,
             admin: admin.map(|admin| admin.task),
-            listenings: Mutex::new(listenings),
+            listeners: Mutex::new(running),
             bound,
             auth,
-            rollouts,
+            manager,
             written: Mutex::new(written),
             reloading: tokio::sync::Mutex::default(),
         })
@@ -286,50 +289,49 @@ impl Gateway {
 
     /// The addresses that are bound.
     pub fn bound(&self) -> Bound {
-        Bound { listeners: self.listenings.lock().bound(), ..self.bound.clone() }
+        Bound { listeners: self.listeners.lock().bound(), ..self.bound.clone() }
     }
 
-    /// The metrics.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
     /// The live connections.
-    pub fn connections(&self) -> &Table {
-        &self.table
+    pub fn connections(&self) -> &Registry {
+        &self.registry
     }
 
     /// The handlers and their versions.
-    pub fn handlers(&self) -> &Rollouts {
-        &self.rollouts
+    pub fn handlers(&self) -> &RolloutManager {
+        &self.manager
     }
 
-    /// Follows a configuration that was read again, as far as that is possible without a restart. Listeners that did not
-    /// change keep their sockets and connections, those that did apply to new connections, those that are gone accept no
-    /// more; a handler that it changes gets a new version; users and rules are replaced.
+    /// Applies a new configuration, as far as possible without a restart. Unchanged listeners keep their sockets and
+    /// connections, changed ones apply to new connections, removed ones stop accepting; a changed handler gets a new
+    /// version; users and rules are replaced.
     ///
     /// # Errors
     ///
-    /// All that is wrong; then everything is as it was.
+    /// All errors; then nothing has changed.
     pub async fn reload(&self, config: Config) -> Result<Reloaded, Vec<ReloadError>> {
-        let _turn = self.reloading.lock().await;
+        let _guard = self.reloading.lock().await;
         let Config { auth, handlers, listeners, written, .. } = config;
         let names: Vec<Arc<str>> = handlers.iter().map(|handler| Arc::clone(handler.name())).collect();
         let one = |error: ReloadError| vec![error];
 
         Auth::new(auth.clone()).map_err(|error| one(error.into()))?;
-        let opened = self.listenings.lock().open(&listeners).map_err(|error| one(error.into()))?;
-        let changed = match self.rollouts.reload(handlers, Asker::Reload).await {
+        let opened = self.listeners.lock().open(&listeners).map_err(|error| one(error.into()))?;
+        let changed = match self.manager.reload(handlers, Initiator::Reload).await {
             Ok(changed) => changed,
             Err(errors) => return Err(errors.into_iter().map(ReloadError::from).collect()),
         };
         self.auth.replace(auth).map_err(|error| one(error.into()))?;
-        let changes = self.listenings.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
-        let closing = self.listenings.lock().take_closing();
-        for retirement in closing {
-            retirement.closed().await;
+        let changes = self.listeners.lock().follow(listeners, opened).map_err(|error| one(error.into()))?;
+        let closing = self.listeners.lock().take_closing();
+        for shutdown in closing {
+            shutdown.closed().await;
         }
-        self.rollouts.retain(&names);
+        self.manager.retain(&names);
 
         let is_followed =
             |key: &String| ["handlers", "listeners", "auth"].iter().any(|table| key.split('.').next() == Some(table));
@@ -342,27 +344,27 @@ impl Gateway {
         Ok(Reloaded { listeners: changes, changed, needs_restart })
     }
 
-    /// Stops accepting, ends every connection in order, and returns when all have ended or the drain timeout
-    /// is over. Gives the number of connections that had not ended by then.
+    /// Graceful shutdown: stops accepting, closes every connection in order, and returns when all have closed or the
+    /// drain timeout has passed. Returns the number of connections still open then.
     pub async fn stop(self) -> usize {
-        tracing::info!(connections = self.table.len(), "stopping");
+        tracing::info!(connections = self.registry.len(), "stopping");
         self.drain.begin();
-        let mut tasks = self.listenings.into_inner().end(ACCEPT_LOOPS_END).await;
-        let asked = async {
-            let mailboxes = self.table.all();
-            let mut asked: FuturesUnordered<_> =
+        let mut tasks = self.listeners.into_inner().end(ACCEPT_LOOPS_END).await;
+        let close_all = async {
+            let mailboxes = self.registry.all();
+            let mut close_all: FuturesUnordered<_> =
                 mailboxes.iter().map(|mailbox| mailbox.end(CloseReason::Draining)).collect();
-            while asked.next().await.is_some() {}
+            while close_all.next().await.is_some() {}
         };
         let ended = async {
             for connections in &mut tasks {
                 while connections.join_next().await.is_some() {}
             }
         };
-        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(asked, ended) }).await;
-        let left = tasks.iter().map(JoinSet::len).sum();
+        let all_ended = tokio::time::timeout(self.drain_timeout, async { tokio::join!(close_all, ended) }).await;
+        let open = tasks.iter().map(JoinSet::len).sum();
         if all_ended.is_err() {
-            tracing::warn!(connections = left, "the drain timeout is over; these connections are cut off");
+            tracing::warn!(connections = open, "drain timeout passed; closing the remaining connections");
         }
         for mut connections in tasks {
             connections.shutdown().await;
@@ -372,16 +374,16 @@ impl Gateway {
         if let Some(admin) = self.admin
             && tokio::time::timeout(ANSWERS_END, admin).await.is_err()
         {
-            tracing::debug!("somebody still reads an answer of the admin port");
+            tracing::debug!("an open response of the admin port did not end in time");
         }
         tracing::info!("stopped");
-        left
+        open
     }
 }
 
-/// Two of rustls' providers are compiled in, because some dependency brings ring along, so one must be named.
+/// Two providers of rustls are compiled in, because a dependency enables ring, so one must be selected.
 fn choose_crypto_provider() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        tracing::trace!("this process has chosen its TLS provider before");
+        tracing::trace!("the TLS provider of this process is already installed");
     }
 }

@@ -1,17 +1,18 @@
-//! The program behind a listener: a gRPC server that speaks ExProto, or a guest.
+//! Protocol handler of a listener: an ExProto gRPC server, or a WASM component in this process (a guest).
 //!
-//! A [`Handler`] is shared by all connections of a listener; attaching a connection gives an [`Attached`],
-//! which takes that connection's events one at a time. What the handler asks for meanwhile goes through the
-//! connection's [`Adapter`](crate::adapter::Adapter).
+//! All connections of a listener share a [`Handler`]; attaching a connection creates an [`Attachment`], which takes the
+//! events of that connection one at a time. The handler's operations go through the connection's
+//! [`Adapter`](crate::adapter::Adapter).
 
-use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::conn::{ConnId, ConnInfo};
 
-pub mod grpc;
-pub mod wasm;
+mod error;
+pub(crate) mod grpc;
+pub(crate) mod wasm;
+
+pub(crate) use error::CallError;
 
 /// A handler of either kind; cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,7 +24,7 @@ pub enum Handler {
 }
 
 impl Handler {
-    /// Its name in the configuration, in logs and metrics.
+    /// Name in the configuration, in logs and metrics.
     pub fn name(&self) -> &Arc<str> {
         match self {
             Self::Grpc(handler) => handler.name(),
@@ -31,15 +32,15 @@ impl Handler {
         }
     }
 
-    /// Binds a connection to this handler. Nothing is sent or started before the first event.
-    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attached {
+    /// Attaches a connection. The first event makes the first call, and creates the instance of a guest.
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Attachment {
         match self {
-            Self::Grpc(handler) => Attached::Grpc(handler.attach(conn, info)),
-            Self::Wasm(handler) => Attached::Wasm(handler.attach(conn, info)),
+            Self::Grpc(handler) => Attachment::Grpc(handler.attach(conn, info)),
+            Self::Wasm(handler) => Attachment::Wasm(handler.attach(conn, info)),
         }
     }
 
-    /// Whether the handler can be reached (a gRPC server) or started (a guest). No connection is part of it.
+    /// Checks that the handler can be reached (a gRPC server) or started (a guest), without a connection.
     ///
     /// # Errors
     ///
@@ -54,65 +55,9 @@ impl Handler {
 
 /// One connection's side of a handler.
 #[derive(Debug)]
-pub enum Attached {
+pub enum Attachment {
     /// Calls go over the network; adapter operations come back through the mailbox.
-    Grpc(grpc::Remote),
-    /// Calls go into an instance; adapter operations are made in the same task, during the call.
+    Grpc(grpc::GrpcClient),
+    /// Calls enter an instance; adapter operations run in the same task, during the call.
     Wasm(wasm::Guest),
-}
-
-/// Why an event was not handled. The kinds decide what happens next.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The handler could not be reached, or the call was cut off by its transport, or no instance could be made.
-    #[error("unavailable: {0}")]
-    Unavailable(String),
-    /// No answer within the handler's timeout.
-    #[error("no answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
-    /// The handler ran and failed.
-    #[error("{0}")]
-    Fault(String),
-    /// The handler does not speak this interface.
-    #[error("unfit: {0}")]
-    Unfit(String),
-}
-
-impl CallError {
-    /// The kind's name in metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Unavailable(_) => "unavailable",
-            Self::Timeout(_) => "timeout",
-            Self::Fault(_) => "fault",
-            Self::Unfit(_) => "unfit",
-        }
-    }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = words(error);
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = words(cause);
-        // Some libraries repeat their cause in their own text.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// An error's own text. The system's errors lose their numbers, which say nothing to people, and their capital.
-fn words(error: &(dyn Error + 'static)) -> String {
-    let text = error.to_string();
-    let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-    let Some(reason) = number.and_then(|number| text.strip_suffix(&format!(" (os error {number})"))) else {
-        return text;
-    };
-    let mut characters = reason.chars();
-    characters.next().into_iter().flat_map(char::to_lowercase).chain(characters).collect()
 }

@@ -1,66 +1,77 @@
 //! polygate: one gate for every device protocol, in any language.
 //!
-//! A **listener** accepts a **peer**; one task owns the **connection**; its **handler** is told what
-//! happens; through the **adapter** the handler answers; what it publishes goes to **pubsub**.
+//! A **listener** accepts a **peer**; one task owns the **connection**; the connection reports events to its **handler**;
+//! the handler acts through the **adapter**; its messages go to **pubsub**.
 //!
-//! The modules, from the top of the house to its ground floor. Imports point down.
+//! The module map, from the top layer down. A module imports from the layers below it only.
 //!
-//! | floor | module | what it is |
+//! | layer | module | content |
 //! | --- | --- | --- |
-//! | 9 | [`cli`] | one file a subcommand: serve, check, demo, replay, guest, completions and man |
-//! | 8 | [`gateway`] | the composition root: builds everything, binds everything, runs, reloads, drains |
-//! | 7 | [`config`] | checked settings, made of each module's own options; finds every fault at once |
-//! | 7 | [`admin`] | health and metrics over HTTP |
-//! | 6 | [`rollout`] | new versions of handlers, while devices stay connected |
-//! | 6 | [`serve`] | the accept loop |
-//! | 6 | [`exproto::service`] | the gRPC `ConnectionAdapter` |
-//! | 5 | [`connection`] | the task that owns one connection: its queues, its deadlines, its end |
-//! | 5 | [`dispatch`] | listener to handlers |
-//! | 5 | [`rehearsal`] | conversations played against a guest in its real host, without a gateway |
-//! | 4 | [`handler`] | a gRPC server or a guest: the five things a connection reports |
-//! | 4 | [`tap`] | watching one connection, as a conversation |
-//! | 3 | [`adapter`] | the operations: send, close, authenticate, timers, publish, subscribe |
-//! | 2 | [`listener`] | bind, next peer, and what it must pass: TCP, TLS, UDP, DTLS, PROXY headers, rules, limits |
-//! | 2 | [`framing`] | cuts a stream into frames before its handler; pure |
-//! | 2 | [`pubsub`] | publish and subscribe; the embedded broker; topics, filters, mountpoints |
-//! | 2 | [`auth`] | who may authenticate, and what they may publish and subscribe |
-//! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and the way to the gateway's words |
-//! | 1 | [`conn`] | the vocabulary of a connection; the table from its id to its mailbox |
-//! | 1 | [`conversation`] | recorded conversations: parse, print, play, record |
-//! | 1 | [`telemetry`] | the log, how much of it one may fill, and every metric |
-//! | 0 | [`drain`], [`rate`], [`files`] | the stop signal; how much may pass in which time; whole files |
-#![warn(missing_docs, unreachable_pub)]
+//! | 9 | [`cli`] | command line, one file for each subcommand: serve, check, demo, replay, guest, handler, tap, completions, man |
+//! | 8 | [`gateway`] | composition root: builds, binds, runs, reloads and drains everything |
+//! | 7 | [`config`] | configuration file to checked settings, which are made of the options of each module; finds all errors at once |
+//! | 7 | [`admin`] | admin HTTP port: health, metrics, REST API for handlers, tap stream |
+//! | 6 | [`rollout`] | hot swap: versions of handlers, canary, shadow, rollback |
+//! | 6 | [`serve`] | accept loop |
+//! | 6 | [`exproto::service`] | gRPC service `ConnectionAdapter` |
+//! | 5 | [`connection`] | task that owns one connection: queues, deadlines, failure recovery, close |
+//! | 5 | [`dispatch`] | handler chain of a listener: health, circuit breaker, versions, fallback |
+//! | 5 | [`local_replay`] | conversations replayed against a guest in process, without a gateway |
+//! | 4 | [`handler`] | gRPC servers and guests behind one interface |
+//! | 4 | [`tap`] | live view of one connection in the format of conversations |
+//! | 3 | [`adapter`] | operations of a handler: send, close, authenticate, timers, publish, subscribe |
+//! | 2 | [`listener`] | sockets: TCP, TLS, UDP, DTLS, PROXY protocol, access rules, limits |
+//! | 2 | [`framing`] | cuts a stream into frames before the handler; pure |
+//! | 2 | [`pubsub`] | publish and subscribe; the embedded MQTT broker |
+//! | 2 | [`auth`] | authentication of clients; authorization of publish and subscribe |
+//! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and conversions to the types of [`conn`] |
+//! | 1 | [`conn`] | types of a connection: ids, events, commands, close reasons; registry; limits |
+//! | 1 | [`topic`] | MQTT topic names, topic filters, mountpoints, templates; pure |
+//! | 1 | [`conversation`] | recorded conversations: parse, print, replay, record |
+//! | 1 | [`telemetry`] | log, log rate limits, every metric |
+//! | 0 | [`drain`] | stop signal |
+//! | 0 | [`rate`] | token-bucket rate limiter |
+//! | 0 | [`percent`], [`atomic_file`], [`error`] | percentages; atomic file replacement; error reports |
+#![warn(unreachable_pub)]
 
-pub mod cli;
+mod cli;
 
-pub mod gateway;
+mod gateway;
 
-pub mod admin;
-pub mod config;
+mod admin;
+mod config;
 
-pub mod rollout;
-pub mod serve;
+mod rollout;
+mod serve;
 
-pub mod connection;
-pub mod dispatch;
-pub mod rehearsal;
+mod connection;
+mod dispatch;
+mod local_replay;
 
-pub mod handler;
-pub mod tap;
+mod handler;
+mod tap;
 
-pub mod adapter;
+mod adapter;
 
-pub mod auth;
-pub mod exproto;
-pub mod framing;
-pub mod listener;
-pub mod pubsub;
-pub mod wit;
+mod auth;
+mod exproto;
+mod framing;
+mod listener;
+mod pubsub;
+mod wit;
 
-pub mod conn;
-pub mod conversation;
-pub mod telemetry;
+mod conn;
+mod conversation;
+mod telemetry;
+mod topic;
 
-pub mod drain;
-pub mod files;
-pub mod rate;
+mod atomic_file;
+mod drain;
+mod error;
+mod percent;
+mod rate;
+
+#[doc(hidden)]
+pub mod testing;
+
+pub use cli::run;

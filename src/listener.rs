@@ -1,8 +1,7 @@
-//! A bound address that accepts peers.
+//! Listeners: bound addresses that accept connections over TCP, TLS, UDP and DTLS.
 //!
-//! A listener owns its socket until it is dropped. It never fails once it is bound: what goes wrong with
-//! one peer ends that peer, and what goes wrong with the machine (no descriptors left) is counted, told
-//! and tried again.
+//! A listener owns its socket until it is dropped. It never fails once it is bound: an error of one peer ends that
+//! peer, and a shortage of resources (no descriptors left) is counted, logged and retried.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,53 +11,52 @@ use std::time::Instant;
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
-pub mod access;
-mod arrival;
+pub(crate) mod access;
 mod bind;
-pub mod credentials;
-mod door;
-pub mod dtls;
-pub mod flow;
+pub(crate) mod credentials;
+pub(crate) mod dtls;
+mod establish;
+pub(crate) mod flow;
+mod flow_gate;
 mod handshake;
-mod inherited;
 mod openssl;
-pub mod proxy;
-pub mod psk;
+pub(crate) mod per_address;
+pub(crate) mod proxy;
+pub(crate) mod psk;
 mod socket;
-pub mod sources;
+mod socket_activation;
+mod socket_options;
 mod tcp;
-pub mod tls;
-mod tuning;
+pub(crate) mod tls;
 mod udp;
 
-pub use arrival::{Accepted, Admission, Arrived, TurnedAway};
-pub use bind::{Bind, MalformedBind};
-pub use door::{Door, Entry, Knock};
-pub use handshake::HandshakeError;
-pub use inherited::Inherited;
-pub use socket::{Received, Socket};
-pub use tuning::{Keepalive, Tuning};
-pub use udp::{Datagrams, Flow};
+pub(crate) use bind::Bind;
+pub(crate) use establish::{Admission, Pending};
+pub(crate) use flow_gate::FlowGate;
+pub(crate) use handshake::HandshakeError;
+pub(crate) use socket::{Received, Socket};
+pub(crate) use socket_activation::ActivatedSockets;
+pub(crate) use socket_options::{Keepalive, SocketOptions};
+pub(crate) use udp::{Datagrams, Flow};
 
-/// What a listener is to be.
+/// The options of a listener.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name in the configuration, in logs and metrics.
+    /// In the configuration, in logs and metrics.
     pub name: Arc<str>,
     /// Where it accepts.
     pub bind: Bind,
-    /// Peers that the kernel keeps for us until they are accepted, `1..`; the kernel's own bound
-    /// (`net.core.somaxconn`) applies besides.
+    /// Length of the kernel's accept queue, `1..`; the kernel's own bound (`net.core.somaxconn`) applies besides.
     pub backlog: u32,
-    /// Peers that may be about their handshake at a time, `1..`; more wait in the backlog.
+    /// Handshakes in progress at a time, `1..`; more peers wait in the backlog.
     pub handshakes_max: usize,
-    /// What a peer has to pass.
+    /// The checks before a peer gets a connection.
     pub admission: Admission,
-    /// What the operating system is told of its sockets.
-    pub tuning: Tuning,
-    /// A socket that another program has bound for it.
+    /// Options of its sockets.
+    pub socket_options: SocketOptions,
+    /// A socket that another program has bound for it (socket activation).
     pub given: Option<Arc<OwnedFd>>,
-    /// For transports of datagrams.
+    /// For datagram transports.
     pub datagrams: Datagrams,
 }
 
@@ -90,7 +88,7 @@ pub enum Listener {
     Udp(udp::UdpListener),
 }
 
-/// Sockets whose doors ask for cookies.
+/// Sockets with a cookie exchange.
 fn bind_dtls(
     options: &Options,
     predecessor: Option<&udp::Settings>,
@@ -98,17 +96,17 @@ fn bind_dtls(
 ) -> io::Result<udp::UdpListener> {
     let secret = dtls::Secret::new()?;
     let now = Instant::now();
-    let door = move || Door::Dtls(Box::new(dtls::Door::new(&secret, now)));
-    udp::UdpListener::bind(options, predecessor, metrics, door)
+    let gate = move || FlowGate::Dtls(Box::new(dtls::CookieVerifier::new(&secret, now)));
+    udp::UdpListener::bind(options, predecessor, metrics, gate)
 }
 
 impl Listener {
-    /// Binds the address; from here on peers may connect. A listener that has the address already and is about to end
-    /// hands its socket over, as far as its transport allows.
+    /// Binds the address; from here on peers can connect. A listener with the same address that is about to end hands
+    /// its socket over, if its transport allows it.
     ///
     /// # Errors
     ///
-    /// [`BindError`], when the operating system refuses the address.
+    /// [`BindError`]: the operating system refuses the address.
     pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
         let (stream, datagrams) = match predecessor.map(|handle| &handle.of) {
             Some(HandleOf::Tcp(settings)) => (Some(settings), None),
@@ -120,7 +118,7 @@ impl Listener {
                 settings.hand_over(options, metrics).map(Self::Tcp)
             }
             SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || Door::Open).map(Self::Udp),
+            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || FlowGate::Open).map(Self::Udp),
             SocketKind::Dtls => bind_dtls(options, datagrams, metrics).map(Self::Udp),
         };
         bound.map_err(|source| BindError::new(options, source))
@@ -134,7 +132,7 @@ impl Listener {
         }
     }
 
-    /// What stays with whoever may change it while it accepts.
+    /// The handle that changes it while it accepts.
     pub fn handle(&self) -> Handle {
         match self {
             Self::Tcp(listener) => Handle { bind: listener.bind_asked(), of: HandleOf::Tcp(listener.settings()) },
@@ -142,7 +140,7 @@ impl Listener {
         }
     }
 
-    /// What peers have to pass now.
+    /// The current admission checks.
     pub fn admission(&self) -> Arc<Admission> {
         match self {
             Self::Tcp(listener) => listener.admission(),
@@ -150,7 +148,7 @@ impl Listener {
         }
     }
 
-    /// Whether peers wait somewhere until they are accepted. Those that send datagrams do not.
+    /// Whether unaccepted peers wait in a backlog. Datagram sockets have none.
     pub fn has_backlog(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
@@ -158,8 +156,8 @@ impl Listener {
         }
     }
 
-    /// Has the peers that come from now on, where it takes the sockets of another listener over. Until it is called, those
-    /// are the other's: whoever binds it may still do without it.
+    /// Starts to receive new peers, if it takes over the sockets of another listener. Until then they are the other's,
+    /// so the caller may still discard this one.
     pub fn begin(&mut self) {
         match self {
             Self::Tcp(_) => {}
@@ -167,8 +165,8 @@ impl Listener {
         }
     }
 
-    /// The next peer. Can be dropped and called again without losing one.
-    pub async fn accept(&mut self) -> Arrived {
+    /// The next peer. Cancel safe.
+    pub async fn accept(&mut self) -> Pending {
         match self {
             Self::Tcp(listener) => listener.accept().await,
             Self::Udp(listener) => listener.accept().await,
@@ -176,7 +174,7 @@ impl Listener {
     }
 }
 
-/// A listener that accepts, for whoever may change it meanwhile.
+/// Handle of an accepting listener, to change its options.
 #[derive(Clone, Debug)]
 pub struct Handle {
     bind: Bind,
@@ -190,12 +188,12 @@ enum HandleOf {
 }
 
 impl Handle {
-    /// The address as it was asked for, and the transport.
+    /// The configured address and transport.
     pub fn bind(&self) -> Bind {
         self.bind
     }
 
-    /// Whether its sockets stay bound after it accepts no more, for the peers that it has.
+    /// Whether its sockets stay bound for its open connections after it stops accepting.
     pub fn outlives_accepting(&self) -> bool {
         match &self.of {
             HandleOf::Tcp(_) => false,
@@ -203,11 +201,11 @@ impl Handle {
         }
     }
 
-    /// Follows other options with the same address, for the peers that come from now on.
+    /// Applies other options with the same address to new peers.
     ///
     /// # Errors
     ///
-    /// The operating system's.
+    /// Those of the operating system.
     pub fn follow(&self, options: &Options) -> io::Result<()> {
         match &self.of {
             HandleOf::Tcp(settings) => settings.follow(options),
@@ -221,7 +219,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::handler::chain;
+    use crate::error::report;
 
     fn options(transport: SocketKind, address: SocketAddr) -> Options {
         Options {
@@ -230,48 +228,51 @@ mod tests {
             backlog: 1,
             handshakes_max: 1,
             admission: Admission::default(),
-            tuning: Tuning::default(),
+            socket_options: SocketOptions::default(),
             given: None,
             datagrams: Datagrams { sockets: 1, flows_max: 1, queue: flow::Bounds { datagrams_max: 1, bytes_max: 1 } },
         }
     }
 
-    /// What only another socket could follow is told, each time until it is taken back, and by the listener that takes the socket
-    /// over too.
+    /// An option that needs another socket is reported at each reload until it is reverted, also by the listener that
+    /// takes over the socket.
     #[tokio::test]
-    async fn what_a_socket_cannot_follow_is_told() {
+    async fn options_that_need_another_socket_are_reported() {
         for transport in [SocketKind::Tcp, SocketKind::Udp] {
             let plain = options(transport, SocketAddr::from(([127, 0, 0, 1], 0)));
-            let other = Options { tuning: Tuning { reuse_port: true, ..Tuning::default() }, ..plain.clone() };
+            let other = Options {
+                socket_options: SocketOptions { reuse_port: true, ..SocketOptions::default() },
+                ..plain.clone()
+            };
             let metrics = || crate::telemetry::Telemetry::new().listener(&plain.name);
             let listener = Listener::bind(&plain, None, metrics()).unwrap();
-            let told = |handle: &Handle, options| handle.follow(options).map_err(|error| error.to_string());
-            let refused = Err("reuse_port takes a restart, or another address".to_owned());
+            let message = |handle: &Handle, options| handle.follow(options).map_err(|error| error.to_string());
+            let refused = Err("reuse_port needs a restart, or another address".to_owned());
             for _ in 0..2 {
-                assert_eq!(told(&listener.handle(), &other), refused, "{transport}");
+                assert_eq!(message(&listener.handle(), &other), refused, "{transport}");
             }
-            assert_eq!(told(&listener.handle(), &plain), Ok(()), "{transport}");
+            assert_eq!(message(&listener.handle(), &plain), Ok(()), "{transport}");
             let successor = Listener::bind(&other, Some(&listener.handle()), metrics()).unwrap();
             assert_eq!(successor.local_addr(), listener.local_addr());
-            assert_eq!(told(&successor.handle(), &other), refused, "{transport}");
+            assert_eq!(message(&successor.handle(), &other), refused, "{transport}");
         }
     }
 
-    /// What the operator reads is one sentence, and a low port says what it needs.
+    /// The error is one sentence, with a hint for ports below 1024.
     #[test]
     fn a_refused_address_is_one_sentence() {
-        let told = |port: u16, number: i32| {
+        let message = |port: u16, number: i32| {
             let options = options(SocketKind::Tcp, SocketAddr::from(([0, 0, 0, 0], port)));
-            chain(&BindError::new(&options, io::Error::from_raw_os_error(number)))
+            report(&BindError::new(&options, io::Error::from_raw_os_error(number)))
         };
         let denied = rustix::io::Errno::ACCESS.raw_os_error();
         assert_eq!(
-            told(502, denied),
+            message(502, denied),
             "cannot bind listener \"modbus\" on tcp://0.0.0.0:502: permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)"
         );
-        assert_eq!(told(7993, denied), "cannot bind listener \"modbus\" on tcp://0.0.0.0:7993: permission denied");
+        assert_eq!(message(7993, denied), "cannot bind listener \"modbus\" on tcp://0.0.0.0:7993: permission denied");
         assert_eq!(
-            told(502, rustix::io::Errno::ADDRINUSE.raw_os_error()),
+            message(502, rustix::io::Errno::ADDRINUSE.raw_os_error()),
             "cannot bind listener \"modbus\" on tcp://0.0.0.0:502: address already in use"
         );
     }

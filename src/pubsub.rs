@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::conn::table::Mailbox;
+use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, PeerAddr, QoS, Refused};
 
-pub mod embedded;
-pub mod topic;
+pub(crate) mod embedded;
 
 /// `Message.from` of what the gateway itself publishes (`RawPublish`).
-pub const GATEWAY: &str = "exproto";
+pub(crate) const GATEWAY: &str = "exproto";
 
 /// The broker behind the devices. Clones share it.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub enum Session {
 pub enum Error {
     /// The topic name or filter is malformed.
     #[error(transparent)]
-    Topic(#[from] topic::Malformed),
+    Topic(#[from] crate::topic::Malformed),
     /// The payload is larger than the broker takes.
     #[error("the payload has {bytes} bytes, and {bytes_max} are allowed")]
     PayloadTooLarge {
@@ -167,17 +166,20 @@ mod tests {
     /// A handler's author reads each thing once.
     #[test]
     fn a_refusal_says_what_came_and_what_was_expected() {
-        let error = Error::from(topic::parse_filter("a/#/b").unwrap_err());
+        let error = Error::from(crate::topic::parse_filter("a/#/b").unwrap_err());
         assert_eq!(error.to_string(), r##"topic filter "a/#/b": "#" is allowed only at the end"##);
         assert_eq!(Refused::from(error).to_string(), r##"topic filter: "a/#/b": "#" is allowed only at the end"##);
         let error = Error::PayloadTooLarge { bytes: 11, bytes_max: 10 };
         assert_eq!(Refused::from(error).to_string(), "payload: the payload has 11 bytes, and 10 are allowed");
         let error = Error::TooManySubscriptions { subscriptions_max: 3 };
-        assert_eq!(Refused::from(error).to_string(), "the client's list of subscriptions is full (3 entries)");
+        assert_eq!(
+            Refused::from(error).to_string(),
+            "the client's list of subscriptions reached the limit of 3 entries"
+        );
         assert_eq!(Refused::from(Error::Replaced), Refused::Gone);
         assert_eq!(
             Refused::from(Error::Stopped).to_string(),
-            "the broker did not take it: the broker has been stopped"
+            "the broker did not accept it: the broker has been stopped"
         );
     }
 }

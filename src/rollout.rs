@@ -1,11 +1,12 @@
-//! New versions of handlers, while devices stay connected.
+//! Rollout: hot swap of handlers while devices stay connected; canary, shadow, rollback.
 //!
-//! A version is loaded beside the others, off the data path, and looked at; then the connections go over to it as the
-//! handler's [`Swap`] says; it is watched for a while, and if too much fails the last version comes back. What
-//! was loaded is kept on disk, so that any of the last versions can be made active, also after a restart.
+//! A new version is loaded beside the others, off the data path, and checked; then connections migrate to it as the
+//! handler's [`Swap`] says. Its failures are watched for a while, and if too many events fail, the previous version
+//! becomes active again. Versions are kept on disk, so any of the last ones can be activated, also after a restart.
 //!
-//! [`Rollouts`] does it, for all handlers, in steps that have a file each: `prepare` loads and looks, `commit` makes the
-//! change, `settling` sees to what comes of it. What is decided without a clock or a disk is in the pure files beside.
+//! [`RolloutManager`] does this for all handlers, in steps with a file each: `prepare` loads and checks, `commit` makes
+//! the change, `watch_change` migrates connections and watches the new version. Decisions without a clock or a disk are
+//! in the pure files beside.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,50 +15,50 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dispatch::{Policy, Share};
+use crate::dispatch::Policy;
 use crate::handler::{grpc, wasm};
+use crate::percent::Percent;
 
 mod commit;
 mod conversations;
 mod error;
+mod health_window;
 mod index;
-mod line;
 mod loader;
+mod managed_handler;
+mod manager;
 mod prepare;
-mod rollouts;
-mod settling;
 mod start;
 mod status;
 mod store;
-mod watch;
+mod watch_change;
 
-pub use conversations::{ConversationsError, Deviations};
-pub use error::{Error, LoadError};
-pub use index::{Origin, Record, What};
-pub use loader::Loader;
-pub use rollouts::{Candidate, Done, Rollouts, Services};
-pub use status::{HandlerStatus, TrialStatus, VersionState, VersionStatus};
-pub use watch::FAILURES_MIN;
+pub(crate) use conversations::ConversationsError;
+pub use error::Error;
+pub(crate) use error::LoadError;
+pub use health_window::FAILURES_MIN;
+pub(crate) use loader::Loader;
+pub(crate) use managed_handler::COMPONENT_BYTES_MAX;
+pub(crate) use manager::Services;
+pub use manager::{Candidate, ChangeResult, RolloutManager};
+pub use status::VersionState;
+pub(crate) use status::{HandlerStatus, VersionStatus};
 
-/// What the configuration says of one handler.
+/// Configuration of one handler.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What it is.
     pub program: Program,
-    /// How its failures are met.
     pub policy: Policy,
-    /// How a new version takes over.
     pub swap: Swap,
-    /// When the last one comes back by itself.
+    /// Automatic rollback.
     pub rollback: Rollback,
-    /// What compiling a guest may take.
+    /// Limits of compilation.
     pub compile: wasm::Bounds,
-    /// Files and folders of conversations that a new version, if it is a guest, must do as recorded.
+    /// Files and folders of conversations that a new version must pass, if it is a guest.
     pub conversations: Vec<PathBuf>,
 }
 
 impl Options {
-    /// The handler's name.
     pub fn name(&self) -> &Arc<str> {
         self.program.name()
     }
@@ -68,12 +69,10 @@ impl Options {
 pub enum Program {
     /// A gRPC server that speaks ExProto.
     Grpc(grpc::Options),
-    /// A guest.
     Wasm(wasm::Options),
 }
 
 impl Program {
-    /// The handler's name.
     pub fn name(&self) -> &Arc<str> {
         match self {
             Self::Grpc(options) => &options.name,
@@ -82,16 +81,17 @@ impl Program {
     }
 }
 
-/// How a new version takes over.
+/// Swap mode of a new version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
-    /// Connections go over to it between two events. One that cannot stays until it ends or the drain timeout is over.
+    /// Connections migrate to it between two events. One that cannot keeps its version until it closes or the drain
+    /// timeout has passed.
     Live,
-    /// It gets the new connections; the others stay until they end.
+    /// It gets new connections; existing ones keep their version until they close.
     NewConnections,
-    /// It is tried on this part of the new connections.
-    Canary(Share),
-    /// It is tried on the same events without effect; differences are counted.
+    /// It gets this percentage of the new connections on trial.
+    Canary(Percent),
+    /// It gets the same events in a dry run; differences are counted.
     Shadow,
 }
 
@@ -100,16 +100,16 @@ impl fmt::Display for Swap {
         match self {
             Self::Live => f.write_str("live"),
             Self::NewConnections => f.write_str("new-connections"),
-            Self::Canary(share) => write!(f, "canary:{share}"),
+            Self::Canary(percent) => write!(f, "canary:{percent}"),
             Self::Shadow => f.write_str("shadow"),
         }
     }
 }
 
-/// A text that is no [`Swap`].
+/// The text is not a [`Swap`].
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{found:?} is no way to swap; expected live, new-connections, shadow or canary:SHARE with a SHARE such as 5%, in 0.01%..=100%"
+    "{found:?} is not a swap mode; expected live, new-connections, shadow or canary:SHARE with a SHARE such as 5%, in 0.01%..=100%"
 )]
 pub struct MalformedSwap {
     found: String,
@@ -126,43 +126,43 @@ impl FromStr for Swap {
             "shadow" => Ok(Self::Shadow),
             _ => text
                 .strip_prefix("canary:")
-                .and_then(Share::parse)
-                .filter(|share| share.basis_points() > 0)
+                .and_then(Percent::parse)
+                .filter(|percent| percent.basis_points() > 0)
                 .map(Self::Canary)
                 .ok_or_else(|| MalformedSwap { found: text.chars().take(80).collect() }),
         }
     }
 }
 
-/// When the last version comes back by itself.
+/// Automatic rollback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
-    /// Failures among the new version's events, over which it is taken out; all for never.
-    pub threshold: Share,
-    /// How long it is watched.
+    /// Failed events of the new version, above which it is rolled back; 100% disables the rollback.
+    pub threshold: Percent,
+    /// How long failures are watched.
     pub window: Duration,
 }
 
-/// Who asked for a change; told in the log and kept with a version.
+/// Initiator of a change; logged and stored with the version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
-    /// The gateway starts.
+pub enum Initiator {
+    /// Gateway start.
     Start,
-    /// The configuration was read again.
+    /// Reload of the configuration.
     Reload,
-    /// A call of the admin port, from this address.
+    /// Call of the admin API, from this address.
     Admin(SocketAddr),
-    /// Nobody: too much had failed.
-    Watch,
+    /// Automatic rollback.
+    HealthWindow,
 }
 
-impl fmt::Display for Asker {
+impl fmt::Display for Initiator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("start"),
             Self::Reload => f.write_str("reload"),
             Self::Admin(address) => write!(f, "admin {address}"),
-            Self::Watch => f.write_str("rollback"),
+            Self::HealthWindow => f.write_str("rollback"),
         }
     }
 }
@@ -172,13 +172,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn swaps_are_read_as_they_are_written() {
+    fn swaps_round_trip() {
         for text in ["live", "new-connections", "shadow", "canary:5%", "canary:0.25%"] {
             assert_eq!(text.parse::<Swap>().unwrap().to_string(), text);
         }
         for text in ["", "Live", "canary", "canary:", "canary:0%", "canary:101%", "canary:5"] {
-            let told = text.parse::<Swap>().unwrap_err().to_string();
-            assert!(told.starts_with(&format!("{text:?} is no way to swap; expected live")), "{told}");
+            let error = text.parse::<Swap>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{text:?} is not a swap mode; expected live")), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The accept loop.
+//! Accept loop of one listener: permit, accept, one task per connection; the accept rate limit.
 
 use std::time::Instant;
 
@@ -9,98 +9,102 @@ use tokio_util::sync::CancellationToken;
 use crate::conn::CloseReason;
 use crate::connection::{Connections, Permit};
 use crate::drain::Drain;
-use crate::listener::{Arrived, Listener};
-use crate::rate::{Bucket, Rate};
+use crate::listener::{Listener, Pending};
+use crate::rate::{Rate, TokenBucket};
 
-/// The end of a listener whose connections live on.
+/// Shutdown of one listener; its connections stay open.
 #[derive(Clone, Debug, Default)]
-pub struct Retirement {
-    asked: CancellationToken,
+pub struct ListenerShutdown {
+    requested: CancellationToken,
     closed: CancellationToken,
 }
 
-impl Retirement {
-    /// Asks for it. Cannot be taken back.
+impl ListenerShutdown {
+    /// Requests the shutdown. Irreversible.
     pub fn ask(&self) {
-        self.asked.cancel();
+        self.requested.cancel();
     }
 
-    /// Returns once the socket accepts no more.
+    /// Waits until the socket is closed.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }
 }
 
-/// Accepts peers until `drain` is signalled, one task for each; gives the tasks that still run then. Once its retirement
-/// is asked for, the socket is closed, and what it has accepted lives on.
+/// Accepts connections until `drain` is signalled, one task for each; returns the tasks still running then. After
+/// `shutdown` is requested the socket is closed, and accepted connections stay open.
 ///
-/// A permit is taken before `accept`: when the listener is full, new peers wait in the kernel's backlog, and so they do when
-/// they come too fast. A datagram socket has no backlog: there a new peer is shed and counted. When `connections` are
-/// others, the next peer gets those.
+/// A permit is taken before `accept`: at the connection limit or the accept rate limit, new connections wait in the
+/// kernel's backlog. A datagram socket has no backlog: there a new flow is rejected and counted. A change of
+/// `connections` applies to new connections.
 pub async fn serve(
     listener: Listener,
     mut connections: watch::Receiver<Connections>,
     drain: Drain,
-    retirement: Retirement,
+    shutdown: ListenerShutdown,
 ) -> JoinSet<()> {
-    // However this ends, nobody waits for the socket any more.
-    let _closed = retirement.closed.clone().drop_guard();
+    // Whatever ends this loop, the waiters of the shutdown are released.
+    let _closed = shutdown.closed.clone().drop_guard();
     let mut tasks = JoinSet::new();
     let mut listener = Some(listener);
-    let mut pace = Pace(Bucket::full(Instant::now()));
+    let mut limiter = AcceptLimiter(TokenBucket::full(Instant::now()));
     while listener.is_some() || !tasks.is_empty() {
         let current = connections.borrow_and_update().clone();
         tokio::select! {
-            // In this order: who comes after a reload must not meet what held before it.
+            // In this order: a connection accepted after a reload must get the new options.
             biased;
             () = drain.signalled() => break,
-            () = retirement.asked.cancelled(), if listener.is_some() => {
+            () = shutdown.requested.cancelled(), if listener.is_some() => {
                 listener = None;
-                retirement.closed.cancel();
+                shutdown.closed.cancel();
             }
-            // Without a sender they stay what they are.
+            // Without a sender they do not change.
             Ok(()) = connections.changed() => {}
-            // A task that has ended keeps its memory until this is told.
+            // A finished task keeps its memory until it is joined.
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "the task of a connection has panicked");
                 }
             }
-            (permit, arrived) = next(&mut listener, &current, &mut pace) => {
-                tasks.spawn(open(current, permit, arrived, drain.clone()));
+            (permit, pending) = next(&mut listener, &current, &mut limiter) => {
+                tasks.spawn(open(current, permit, pending, drain.clone()));
             }
         }
     }
     tasks
 }
 
-/// The next peer for whom there is room; never one, without a listener. Can be dropped and called again without losing one.
-async fn next(listener: &mut Option<Listener>, connections: &Connections, pace: &mut Pace) -> (Permit, Arrived) {
+/// The next connection within the limits; pending for ever without a listener. Cancel-safe: no peer is lost.
+async fn next(
+    listener: &mut Option<Listener>,
+    connections: &Connections,
+    limiter: &mut AcceptLimiter,
+) -> (Permit, Pending) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     if listener.has_backlog() {
         let permit = connections.permit().await;
-        pace.wait(listener).await;
-        let arrived = listener.accept().await;
-        pace.count(listener);
-        return (permit, arrived);
+        limiter.wait(listener).await;
+        let pending = listener.accept().await;
+        limiter.count(listener);
+        return (permit, pending);
     }
     loop {
-        let arrived = listener.accept().await;
+        let pending = listener.accept().await;
         match connections.try_permit() {
-            Some(_) if !pace.take(listener) => arrived.shed("connection_rate"),
-            Some(permit) => return (permit, arrived),
-            None => arrived.shed("connections_max"),
+            Some(_) if !limiter.take(listener) => pending.shed("connection_rate"),
+            Some(permit) => return (permit, pending),
+            None => pending.shed("connections_max"),
         }
     }
 }
 
-/// How fast a listener's peers are accepted.
-struct Pace(Bucket);
+/// Rate limiter of accepts.
+struct AcceptLimiter(TokenBucket);
 
-impl Pace {
-    /// Waits until one more may be accepted. To be called again when the listener has another rate.
+impl AcceptLimiter {
+    /// Waits until the rate allows one accept. Must be called again when the rate has changed.
     async fn wait(&mut self, listener: &Listener) {
         while let Some(rate) = self.rate(listener) {
             let ready = self.0.ready_at(&rate);
@@ -111,39 +115,39 @@ impl Pace {
         }
     }
 
-    /// The rate that holds now. One at a time is accepted, so there are no debts but those of another rate.
+    /// The current rate. Accepts are charged one at a time, so a debt can only come from an earlier rate.
     fn rate(&mut self, listener: &Listener) -> Option<Rate> {
         let rate = listener.admission().connection_rate;
         if let Some(rate) = &rate {
-            self.0.forgive(rate, Instant::now());
+            self.0.cap_debt(rate, Instant::now(), 0);
         }
         rate
     }
 
-    /// One was accepted.
+    /// Charges one accept.
     fn count(&mut self, listener: &Listener) {
         if let Some(rate) = self.rate(listener) {
             self.0.charge(&rate, Instant::now(), 1);
         }
     }
 
-    /// Whether one more may be accepted, which counts then.
+    /// Whether the rate allows one accept; charges it.
     fn take(&mut self, listener: &Listener) -> bool {
         self.rate(listener).is_none_or(|rate| self.0.take(&rate, Instant::now(), 1).is_ok())
     }
 }
 
-/// One peer, from its arrival to its end.
-async fn open(connections: Connections, permit: Permit, arrived: Arrived, drain: Drain) {
+/// Serves one peer, from its handshake to the close of its connection.
+async fn open(connections: Connections, permit: Permit, pending: Pending, drain: Drain) {
     let accepted = tokio::select! {
         biased;
-        accepted = arrived.establish() => accepted,
+        accepted = pending.establish() => accepted,
         () = drain.signalled() => return,
     };
     let Some(accepted) = accepted else { return };
     let mut connection = connections.open(accepted.info, permit);
     if drain.is_signalled() {
-        // Those that are asked to end may have been looked for before this one could be found.
+        // The drain may have listed the open connections before this one was registered.
         connection.end(CloseReason::Draining);
     }
     connection.run(accepted.socket).await;

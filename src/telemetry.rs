@@ -1,7 +1,7 @@
-//! Log set-up, and every metric with its name, once.
+//! Telemetry: log set-up, and every metric with its name, once.
 //!
-//! The parts of the gateway hold handles to the counters they move, resolved when a listener or a handler
-//! is built, so that no event looks up a label.
+//! Other modules hold handles to their counters, resolved when a listener or a handler is built, so that no event looks
+//! up a label.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,15 +13,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-mod lines;
+mod line_format;
 mod log;
+mod log_limit;
 
-pub use lines::{LineBudget, Lines, MaySay, lines_in};
-pub use log::{LogError, LogFormat, start_log};
+pub use log::{LogFormat, start_log};
+pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 
-/// The log target of what devices and handlers say to one another, byte for byte, at level trace only. It has
-/// whatever the devices send, their passwords among it.
-pub const PAYLOAD_LOG: &str = "polygate::payload";
+/// Log target of the bytes between devices and handlers, at level trace only. Payloads may contain passwords of
+/// devices.
+pub(crate) const PAYLOAD_LOG: &str = "polygate::payload";
 
 /// Upper bounds of the buckets of event durations, in seconds: from one call into a guest to a hanging server.
 const EVENT_SECONDS: [f64; 12] = [0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
@@ -57,7 +58,7 @@ struct HandlerLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ApartLabel {
+struct DeprioritizedLabel {
     handler: Arc<str>,
     reason: &'static str,
 }
@@ -103,7 +104,7 @@ pub struct Telemetry {
     connections: Family<ListenerLabel, Gauge>,
     accepted: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
-    turned_away: Family<ReasonLabel, Counter>,
+    rejected: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     received_bytes: Family<ListenerLabel, Counter>,
     sent_bytes: Family<ListenerLabel, Counter>,
@@ -113,14 +114,14 @@ pub struct Telemetry {
     inbound_queue_bytes: Family<ListenerLabel, Gauge>,
     outbound_queue_bytes: Family<ListenerLabel, Gauge>,
     queued_messages: Family<ListenerLabel, Gauge>,
-    sheds: Family<ReasonLabel, Counter>,
-    held_back: Family<ListenerLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
+    throttled_reads: Family<ListenerLabel, Counter>,
     event_seconds: Family<EventLabel, Histogram, EventSeconds>,
     failures: Family<FailureLabel, Counter>,
     undelivered: Family<EventLabel, Counter>,
     recoveries: Family<ActionLabel, Counter>,
     healthy: Family<HandlerLabel, Gauge>,
-    trips: Family<HandlerLabel, Counter>,
+    breaker_opened: Family<HandlerLabel, Counter>,
     moved: Family<HandlerLabel, Counter>,
     pinned: Family<HandlerLabel, Counter>,
     shadow_events: Family<HandlerLabel, Counter>,
@@ -131,9 +132,9 @@ pub struct Telemetry {
     swaps: Family<SwapLabel, Counter>,
     instances: Family<HandlerLabel, Gauge>,
     instance_memory_bytes: Family<HandlerLabel, Gauge>,
-    log_lines_shed: Family<HandlerLabel, Counter>,
+    suppressed_log_lines: Family<HandlerLabel, Counter>,
     memory_waits: Family<HandlerLabel, Counter>,
-    events_apart: Family<ApartLabel, Counter>,
+    deprioritized: Family<DeprioritizedLabel, Counter>,
     adapter_calls: Family<OperationLabel, Counter>,
 }
 
@@ -158,19 +159,23 @@ impl Telemetry {
         let accepted = Family::default();
         registry.register("accepted_connections", "Connections accepted", accepted.clone());
         let accept_errors = Family::default();
-        registry.register("accept_errors", "Accepts that failed and were tried again", accept_errors.clone());
-        let turned_away = Family::default();
-        registry.register("turned_away", "Peers that got no connection, by reason", turned_away.clone());
+        registry.register("accept_errors", "Accepts that failed and were retried", accept_errors.clone());
+        let rejected = Family::default();
+        registry.register(
+            "connections_rejected",
+            "Peers rejected before they got a connection, by reason",
+            rejected.clone(),
+        );
         let closes = Family::default();
-        registry.register("closes", "Connections ended, by reason", closes.clone());
+        registry.register("closes", "Connections closed, by reason", closes.clone());
         let received_bytes = Family::default();
         registry.register_with_unit("received", "Bytes from devices", Unit::Bytes, received_bytes.clone());
         let sent_bytes = Family::default();
         registry.register_with_unit("sent", "Bytes to devices", Unit::Bytes, sent_bytes.clone());
         let published = Family::default();
-        registry.register("published_messages", "Messages that devices published", published.clone());
+        registry.register("published_messages", "Messages published by devices", published.clone());
         let delivered = Family::default();
-        registry.register("delivered_messages", "Messages handed to handlers", delivered.clone());
+        registry.register("delivered_messages", "Messages delivered to handlers", delivered.clone());
         let unframed_bytes = Family::default();
         registry.register_with_unit("unframed", "Bytes from devices in no frame", Unit::Bytes, unframed_bytes.clone());
         let inbound_queue_bytes = Family::default();
@@ -189,45 +194,48 @@ impl Telemetry {
         );
         let queued_messages = Family::default();
         registry.register("queued_messages", "Messages for devices that wait for a handler", queued_messages.clone());
-        let sheds = Family::default();
-        registry.register("sheds", "What was dropped on purpose, by reason", sheds.clone());
-        let held_back = Family::default();
-        registry.register("held_back_reads", "Reads after which a stream had to wait for its rate", held_back.clone());
-        let event_seconds = Family::new_with_constructor(EventSeconds);
-        registry.register_with_unit(
-            "event",
-            "How long a handler took for an event",
-            Unit::Seconds,
-            event_seconds.clone(),
+        let dropped = Family::default();
+        registry.register("dropped", "Datagrams, flows and messages dropped, by reason", dropped.clone());
+        let throttled_reads = Family::default();
+        registry.register(
+            "reads_throttled",
+            "Reads after which a stream was throttled by its rate limit",
+            throttled_reads.clone(),
         );
+        let event_seconds = Family::new_with_constructor(EventSeconds);
+        registry.register_with_unit("event", "Duration of events at a handler", Unit::Seconds, event_seconds.clone());
         let failures = Family::default();
-        registry.register("handler_failures", "Events that a handler did not handle, by kind", failures.clone());
+        registry.register("handler_failures", "Events that failed at a handler, by kind", failures.clone());
         let undelivered = Family::default();
-        registry.register("undelivered_events", "Events that no handler got", undelivered.clone());
+        registry.register("undelivered_events", "Events that were delivered to no handler", undelivered.clone());
         let recoveries = Family::default();
-        registry.register("recoveries", "What was done about failures of a handler, by action", recoveries.clone());
+        registry.register("recoveries", "Recoveries from failures of a handler, by action", recoveries.clone());
         let healthy = Family::default();
         registry.register("handler_healthy", "Whether a handler gets new connections", healthy.clone());
-        let trips = Family::default();
-        registry.register("handler_trips", "How often a handler was taken out", trips.clone());
+        let breaker_opened = Family::default();
+        registry.register(
+            "handler_breaker_opened",
+            "Times that the circuit breaker of a handler opened",
+            breaker_opened.clone(),
+        );
         let moved = Family::default();
-        registry.register("moved_connections", "Connections that went over to another version", moved.clone());
+        registry.register("moved_connections", "Connections migrated to another version", moved.clone());
         let pinned = Family::default();
         registry.register(
             "pinned_connections",
-            "Connections that were to go over to another version and stayed",
+            "Connections that could not migrate to another version",
             pinned.clone(),
         );
         let shadow_events = Family::default();
-        registry.register("shadow_events", "Events that a version of a handler got as a shadow", shadow_events.clone());
+        registry.register("shadow_events", "Events of a shadow version", shadow_events.clone());
         let shadow_differences = Family::default();
         registry.register(
             "shadow_differences",
-            "Events with which a shadow did something else than the active version",
+            "Events with which a shadow version failed or differed from the active version",
             shadow_differences.clone(),
         );
         let versions = Family::default();
-        registry.register("handler_versions", "Versions of a handler that hold memory", versions.clone());
+        registry.register("handler_versions", "Versions of a handler in memory", versions.clone());
         let version_connections = Family::default();
         registry.register(
             "handler_version_connections",
@@ -237,7 +245,7 @@ impl Telemetry {
         let active_version = Family::default();
         registry.register("handler_active_version", "The version that serves new connections", active_version.clone());
         let swaps = Family::default();
-        registry.register("handler_swaps", "Changes of a handler that were asked for, by result", swaps.clone());
+        registry.register("handler_swaps", "Requested changes of a handler, by result", swaps.clone());
         let instances = Family::default();
         registry.register("instances", "Live instances of a guest", instances.clone());
         let instance_memory_bytes = Family::default();
@@ -250,16 +258,20 @@ impl Telemetry {
         let memory_waits = Family::default();
         registry.register(
             "guest_memory_waits",
-            "Times that memory was waited for, since failures have used up what the handler gets while it keeps failing",
+            "Times that an event waited for memory, because its failing handler had used up its memory rate",
             memory_waits.clone(),
         );
-        let log_lines_shed = Family::default();
-        registry.register("guest_log_lines_shed", "Lines of guests that the log left out", log_lines_shed.clone());
-        let events_apart = Family::default();
+        let suppressed_log_lines = Family::default();
         registry.register(
-            "guest_events_apart",
-            "Events of guests that went on in threads of low priority",
-            events_apart.clone(),
+            "guest_log_lines_suppressed",
+            "Log lines of guests that were suppressed",
+            suppressed_log_lines.clone(),
+        );
+        let deprioritized = Family::default();
+        registry.register(
+            "guest_events_deprioritized",
+            "Events of guests that continued in threads of low priority",
+            deprioritized.clone(),
         );
         let adapter_calls = Family::default();
         registry.register("adapter_calls", "Calls of the gRPC adapter, by result", adapter_calls.clone());
@@ -269,7 +281,7 @@ impl Telemetry {
             connections,
             accepted,
             accept_errors,
-            turned_away,
+            rejected,
             closes,
             received_bytes,
             sent_bytes,
@@ -279,14 +291,14 @@ impl Telemetry {
             inbound_queue_bytes,
             outbound_queue_bytes,
             queued_messages,
-            sheds,
-            held_back,
+            dropped,
+            throttled_reads,
             event_seconds,
             failures,
             undelivered,
             recoveries,
             healthy,
-            trips,
+            breaker_opened,
             moved,
             pinned,
             shadow_events,
@@ -297,14 +309,14 @@ impl Telemetry {
             swaps,
             instances,
             instance_memory_bytes,
-            log_lines_shed,
+            suppressed_log_lines,
             memory_waits,
-            events_apart,
+            deprioritized,
             adapter_calls,
         }
     }
 
-    /// The page that Prometheus scrapes, in the OpenMetrics text format 1.0.
+    /// Metrics in the OpenMetrics text format 1.0, as scraped by Prometheus.
     ///
     /// # Errors
     ///
@@ -315,31 +327,37 @@ impl Telemetry {
         Ok(page)
     }
 
-    /// Shows the counters that the embedded broker keeps.
+    /// Registers the counters of the embedded broker.
     pub fn broker(
         &self,
-        client_sheds: &Counter,
+        client_dropped: &Counter,
+        client_oversize: &Counter,
         publishes_denied: &Counter,
         subscribes_denied: &Counter,
         retained_refused: &Counter,
     ) {
         let mut registry = self.lock();
         for (name, help, counter) in [
-            ("broker_client_sheds", "Messages shed at the full queue of an MQTT client", client_sheds),
-            ("broker_publishes_denied", "Messages of MQTT clients that were refused", publishes_denied),
-            ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", subscribes_denied),
-            ("broker_retained_refused", "Retained messages passed on but not kept", retained_refused),
+            ("broker_client_dropped", "Messages dropped at the full queue of an MQTT client", client_dropped),
+            (
+                "broker_client_oversize",
+                "Messages over the maximum packet size of an MQTT client, not delivered",
+                client_oversize,
+            ),
+            ("broker_publishes_denied", "Publishes of MQTT clients that were denied", publishes_denied),
+            ("broker_subscribes_denied", "Subscribes of MQTT clients that were denied", subscribes_denied),
+            ("broker_retained_refused", "Retained messages delivered but not stored", retained_refused),
         ] {
             registry.register(name, help, counter.clone());
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
-        // A panic while the page was written leaves nothing half done: the registry is only read there.
+        // A panic while rendering leaves the registry intact: it is only read there.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters of one listener.
+    /// Metrics of one listener.
     pub fn listener(&self, name: &Arc<str>) -> ListenerMetrics {
         let label = ListenerLabel { listener: Arc::clone(name) };
         ListenerMetrics {
@@ -354,21 +372,21 @@ impl Telemetry {
             inbound_queue_bytes: self.inbound_queue_bytes.get_or_create_owned(&label),
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
-            messages_shed: self.shed(name, "messages_full"),
-            held_back: self.held_back.get_or_create_owned(&label),
-            turned_away: self.turned_away.clone(),
-            sheds: self.sheds.clone(),
+            messages_dropped: self.shed(name, "messages_full"),
+            throttled_reads: self.throttled_reads.get_or_create_owned(&label),
+            rejected: self.rejected.clone(),
+            dropped: self.dropped.clone(),
             closes: self.closes.clone(),
             listener: Arc::clone(name),
         }
     }
 
-    /// Counts what a listener sheds for this reason.
+    /// Counter of items dropped by a listener for this reason.
     fn shed(&self, listener: &Arc<str>, reason: &'static str) -> Counter {
-        self.sheds.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
+        self.dropped.get_or_create_owned(&ReasonLabel { listener: Arc::clone(listener), reason })
     }
 
-    /// The counters of one handler behind one listener.
+    /// Metrics of one handler under one listener.
     pub fn handler(&self, listener: &Arc<str>, handler: &Arc<str>) -> HandlerMetrics {
         let seconds = |event| {
             self.event_seconds.get_or_create_owned(&EventLabel {
@@ -391,12 +409,12 @@ impl Telemetry {
         }
     }
 
-    /// The health of one handler.
+    /// Health metrics of one handler.
     pub fn health(&self, handler: &Arc<str>) -> HealthMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
         HealthMetrics {
             healthy: self.healthy.get_or_create_owned(&label),
-            trips: self.trips.get_or_create_owned(&label),
+            breaker_opened: self.breaker_opened.get_or_create_owned(&label),
             moved: self.moved.get_or_create_owned(&label),
             pinned: self.pinned.get_or_create_owned(&label),
             shadow_events: self.shadow_events.get_or_create_owned(&label),
@@ -404,7 +422,7 @@ impl Telemetry {
         }
     }
 
-    /// The gauges of one version of a handler.
+    /// Metrics of one version of a handler.
     pub fn version(&self, handler: &Arc<str>, version: u32) -> VersionMetrics {
         let label = VersionLabel { handler: Arc::clone(handler), version };
         VersionMetrics {
@@ -415,30 +433,31 @@ impl Telemetry {
         }
     }
 
-    /// A version is the active one from now on.
+    /// Sets the active version.
     pub fn activated(&self, handler: &Arc<str>, version: u32) {
         let label = HandlerLabel { handler: Arc::clone(handler) };
         self.active_version.get_or_create(&label).set(version.into());
     }
 
-    /// Counts a change of a handler, by what came of it.
+    /// Counts a change of a handler, by result.
     pub fn swapped(&self, handler: &Arc<str>, result: &'static str) {
         self.swaps.get_or_create(&SwapLabel { handler: Arc::clone(handler), result }).inc();
     }
 
-    /// The gauges of one guest's instances.
+    /// Metrics of one guest's instances.
     pub fn instances(&self, handler: &Arc<str>) -> InstanceMetrics {
         let label = HandlerLabel { handler: Arc::clone(handler) };
-        let apart =
-            |reason| self.events_apart.get_or_create_owned(&ApartLabel { handler: Arc::clone(handler), reason });
+        let deprioritized = |reason| {
+            self.deprioritized.get_or_create_owned(&DeprioritizedLabel { handler: Arc::clone(handler), reason })
+        };
         InstanceMetrics {
             live: self.instances.get_or_create_owned(&label),
             memory_bytes: self.instance_memory_bytes.get_or_create_owned(&label),
-            log_lines_shed: self.log_lines_shed.get_or_create_owned(&label),
+            suppressed_log_lines: self.suppressed_log_lines.get_or_create_owned(&label),
             memory_waits: self.memory_waits.get_or_create_owned(&label),
-            apart_by_time: apart("time"),
-            apart_by_memory: apart("memory"),
-            apart_by_suspicion: apart("suspicion"),
+            deprioritized_by_time: deprioritized("time"),
+            deprioritized_by_memory: deprioritized("memory"),
+            deprioritized_by_failures: deprioritized("suspicion"),
         }
     }
 
@@ -448,22 +467,18 @@ impl Telemetry {
     }
 }
 
-/// The counters of one listener.
+/// Metrics of one listener.
 #[derive(Clone, Debug)]
 pub struct ListenerMetrics {
-    /// Live connections.
     pub connections: Gauge,
-    /// Connections accepted.
     pub accepted: Counter,
-    /// Accepts that failed and were tried again.
+    /// Accepts that failed and were retried.
     pub accept_errors: Counter,
-    /// Bytes from devices.
     pub received_bytes: Counter,
-    /// Bytes to devices.
     pub sent_bytes: Counter,
-    /// Messages that devices published.
+    /// Messages published by devices.
     pub published: Counter,
-    /// Messages handed to handlers.
+    /// Messages delivered to handlers.
     pub delivered: Counter,
     /// Bytes from devices that are in no frame of the listener's framing.
     pub unframed_bytes: Counter,
@@ -473,31 +488,31 @@ pub struct ListenerMetrics {
     pub outbound_queue_bytes: Gauge,
     /// Messages for devices that wait for a handler.
     pub queued_messages: Gauge,
-    /// Messages for which a connection had no room.
-    pub messages_shed: Counter,
-    /// Reads after which a stream had to wait for its rate.
-    pub held_back: Counter,
-    turned_away: Family<ReasonLabel, Counter>,
-    sheds: Family<ReasonLabel, Counter>,
+    /// Messages dropped because a connection's limit was reached.
+    pub messages_dropped: Counter,
+    /// Reads after which a stream was throttled by its rate limit.
+    pub throttled_reads: Counter,
+    rejected: Family<ReasonLabel, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     listener: Arc<str>,
 }
 
 impl ListenerMetrics {
-    /// Counts a peer that got no connection.
-    pub fn turned_away(&self, reason: &'static str) {
-        self.turned_away.get_or_create(&self.reason(reason)).inc();
+    /// Counts a peer rejected before it got a connection.
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejected.get_or_create(&self.reason(reason)).inc();
     }
 
-    /// Counts something of a peer or for it that was dropped on purpose, such as a datagram.
+    /// Counts one dropped item, such as a datagram.
     pub fn shed(&self, reason: &'static str) {
-        self.sheds.get_or_create(&self.reason(reason)).inc();
+        self.dropped.get_or_create(&self.reason(reason)).inc();
     }
 
-    /// Counts several such things.
-    pub fn sheds(&self, reason: &'static str, count: u64) {
+    /// Counts several dropped items.
+    pub fn dropped(&self, reason: &'static str, count: u64) {
         if count > 0 {
-            self.sheds.get_or_create(&self.reason(reason)).inc_by(count);
+            self.dropped.get_or_create(&self.reason(reason)).inc_by(count);
         }
     }
 
@@ -505,13 +520,13 @@ impl ListenerMetrics {
         ReasonLabel { listener: Arc::clone(&self.listener), reason }
     }
 
-    /// Counts the end of a connection.
+    /// Counts a closed connection.
     pub fn closed(&self, reason: &'static str) {
         self.closes.get_or_create(&self.reason(reason)).inc();
     }
 }
 
-/// The counters of one handler behind one listener.
+/// Metrics of one handler under one listener.
 #[derive(Clone, Debug)]
 pub struct HandlerMetrics {
     created: Histogram,
@@ -538,46 +553,46 @@ impl HandlerMetrics {
         }
     }
 
-    /// Counts an event that the handler did not handle.
+    /// Counts a failed event.
     pub fn failed(&self, kind: &'static str) {
         let label = FailureLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), kind };
         self.failures.get_or_create(&label).inc();
     }
 
-    /// Counts what was done about a failure.
+    /// Counts a recovery action.
     pub fn recovered(&self, action: &'static str) {
         let label = ActionLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), action };
         self.recoveries.get_or_create(&label).inc();
     }
 
-    /// Counts an event that no handler got.
+    /// Counts an event that was delivered to no handler.
     pub fn undelivered(&self, event: &'static str) {
         let label = EventLabel { listener: Arc::clone(&self.listener), handler: Arc::clone(&self.handler), event };
         self.undelivered.get_or_create(&label).inc();
     }
 }
 
-/// The health of one handler.
+/// Health metrics of one handler.
 #[derive(Clone, Debug)]
 pub struct HealthMetrics {
     /// 1 while it gets new connections, else 0.
     pub healthy: Gauge,
-    /// How often it was taken out.
-    pub trips: Counter,
-    /// Connections that went over to another version.
+    /// Times that its circuit breaker opened.
+    pub breaker_opened: Counter,
+    /// Connections migrated to another version.
     pub moved: Counter,
-    /// Connections that were to go over to another version and stayed.
+    /// Connections that could not migrate.
     pub pinned: Counter,
-    /// Events that a version got as a shadow.
+    /// Events of its shadow version.
     pub shadow_events: Counter,
-    /// Those of them with which it did something else than the active version, or failed.
+    /// Those with which the shadow version failed or differed from the active version.
     pub shadow_differences: Counter,
 }
 
-/// The gauges of one version of a handler. Its own label ends with it.
+/// Metrics of one version of a handler. Its own label is removed on drop.
 #[derive(Debug)]
 pub struct VersionMetrics {
-    /// Versions of the handler that hold memory.
+    /// Versions of the handler in memory.
     pub loaded: Gauge,
     /// Live connections of this version.
     pub connections: Gauge,
@@ -591,22 +606,21 @@ impl Drop for VersionMetrics {
     }
 }
 
-/// The gauges and counters of one guest's instances.
+/// Metrics of one guest's instances.
 #[derive(Clone, Debug)]
 pub struct InstanceMetrics {
-    /// Live instances.
     pub live: Gauge,
     /// Linear memory of all of them.
     pub memory_bytes: Gauge,
-    /// Lines that the log left out, because an instance said too many.
-    pub log_lines_shed: Counter,
-    /// Events that went on in threads of low priority because they took long.
-    pub apart_by_time: Counter,
-    /// The same because they took much memory.
-    pub apart_by_memory: Counter,
-    /// Events that ran there from their beginning, since the handler keeps failing.
-    pub apart_by_suspicion: Counter,
-    /// Times that such an event waited for memory, since failures have used up what the handler gets while it keeps failing.
+    /// Log lines suppressed by the rate limit of an instance.
+    pub suppressed_log_lines: Counter,
+    /// Events continued in threads of low priority because of their CPU time.
+    pub deprioritized_by_time: Counter,
+    /// The same because of their memory.
+    pub deprioritized_by_memory: Counter,
+    /// Events that started in threads of low priority, because the handler keeps failing.
+    pub deprioritized_by_failures: Counter,
+    /// Times that such an event waited for memory, because the failing handler had used up its memory rate.
     pub memory_waits: Counter,
 }
 
@@ -614,12 +628,12 @@ pub struct InstanceMetrics {
 mod tests {
     use super::*;
 
-    /// The operator's list has every metric that there is.
+    /// docs/operations.md lists every metric.
     #[test]
     fn every_metric_is_documented() {
         let telemetry = Telemetry::new();
         let counter = Counter::default();
-        telemetry.broker(&counter, &counter, &counter, &counter);
+        telemetry.broker(&Counter::default(), &counter, &counter, &counter, &counter);
         let documented = include_str!("../docs/operations.md");
         let page = telemetry.render().unwrap();
         let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

@@ -1,15 +1,14 @@
-//! The guest interface as generated from `wit/handler.wit`, and the way between it and the gateway's own
-//! words.
+//! Guest interface as generated from `wit/handler.wit`, and conversions from and to the types of [`conn`](crate::conn).
 
 use crate::conn::{self, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 
-/// What `wit/handler.wit` says, as wasmtime generates it.
+/// Code generated from `wit/handler.wit` by wasmtime.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod bindings {
     wasmtime::component::bindgen!({
         path: "wit",
         world: "connection-handler",
-        // These may wait for the broker; the others only look at or change the connection's own state.
+        // These may wait for the broker; the others only use the connection's own state.
         imports: {
             "polygate:handler/adapter.authenticate": async,
             "polygate:handler/adapter.publish": async,
@@ -33,7 +32,7 @@ pub mod migration {
     });
 }
 
-pub use bindings::polygate::handler::types;
+pub(crate) use bindings::polygate::handler::types;
 
 impl From<&Refused> for types::ErrorCode {
     fn from(refused: &Refused) -> Self {
@@ -73,7 +72,7 @@ impl From<&ConnInfo> for types::ConnInfo {
     }
 }
 
-/// `mountpoint` is left out: the listener's configuration decides it.
+/// `mountpoint` is ignored: the listener's configuration decides it.
 impl From<types::ClientInfo> for conn::ClientInfo {
     fn from(info: types::ClientInfo) -> Self {
         Self {
@@ -141,7 +140,7 @@ impl From<&CloseReason> for types::CloseReason {
             CloseReason::PeerClosed | CloseReason::SocketError(_) => Self::Peer,
             CloseReason::HandlerAsked => Self::Handler,
             CloseReason::KeepaliveExpired => Self::KeepaliveTimeout,
-            CloseReason::IdleTimedOut => Self::IdleTimeout,
+            CloseReason::IdleTimedOut | CloseReason::LoginTimedOut => Self::IdleTimeout,
             CloseReason::Replaced => Self::Replaced,
             CloseReason::Kicked => Self::Kicked,
             CloseReason::Expired => Self::Expired,

@@ -1,4 +1,4 @@
-//! The devices: each sends, waits for its bytes to come back, and sends again.
+//! Load clients: each sends, waits for the echo, and sends again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use crate::dtls;
 use crate::identity::HOST;
 
-/// What the devices speak.
+/// The transport of the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
@@ -24,19 +24,19 @@ pub enum Transport {
     Dtls,
 }
 
-/// Where devices connect, and how.
+/// The address and transport of a server.
 #[derive(Clone)]
 pub struct Gate {
     pub transport: Transport,
     pub address: SocketAddr,
-    /// What a device of TLS believes.
+    /// TLS configuration of a device.
     pub tls: TlsConnector,
-    /// What a device of DTLS believes.
+    /// DTLS configuration of a device.
     pub dtls: SslContext,
 }
 
-/// After this long without an answer over UDP or DTLS, a datagram is taken for lost and sent again: hundreds of times what any row
-/// has. Where all devices speak at once and the kernel's buffer is small, some are lost.
+/// After this long without an answer over UDP or DTLS, a datagram counts as lost and is sent again: hundreds of times
+/// the latency of any row. Some are lost when all devices send at once and the kernel's buffer is small.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 
 /// A device's socket.
@@ -91,7 +91,7 @@ impl Device {
         debug_assert_eq!(back, payload);
     }
 
-    /// Goes, and leaves nothing behind that would add up.
+    /// Closes without TIME_WAIT and without a session at the server.
     fn reset(self) {
         match self {
             // Ports that linger in TIME_WAIT would be used up within seconds.
@@ -121,7 +121,7 @@ pub struct Load {
     payload: Arc<[u8]>,
 }
 
-/// What the devices have seen.
+/// The measurement of the devices.
 pub struct Measured {
     /// Nanoseconds of each round trip, sorted.
     latencies_ns: Vec<u32>,
@@ -157,13 +157,13 @@ impl Load {
         Self { devices, payload }
     }
 
-    /// Lets the server come to rest after its last answer.
+    /// Waits until the server is idle after its last answer.
     pub async fn settle(self) -> Self {
         tokio::time::sleep(Duration::from_millis(500)).await;
         self
     }
 
-    /// All devices at once, each one round trip after another.
+    /// All devices concurrently, each one round trip after another.
     pub async fn round_trips(self, span: Duration) -> (Self, Measured) {
         let started = Instant::now();
         let mut tasks = JoinSet::new();
@@ -193,7 +193,7 @@ impl Load {
     }
 }
 
-/// Devices that connect, make one round trip and go; gives how many did so per second.
+/// Devices that connect, make one round trip and close; returns their number per second.
 pub async fn open_and_close(gate: &Gate, devices: usize, payload_bytes: usize, span: Duration) -> f64 {
     let payload: Arc<[u8]> = vec![7; payload_bytes].into();
     let count = Arc::new(AtomicU64::new(0));

@@ -1,4 +1,4 @@
-//! Devices that do what a line on stdin asks for.
+//! Device process: performs the requests on its stdin.
 
 use std::io::{self, BufRead};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -12,18 +12,18 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Devices of one address of theirs; a system has some 28,000 ports for that, and finds a free one slowly when most
+/// Devices for each source address; a system has some 28,000 ports for each, and finds a free one slowly when most
 /// are taken.
 const DEVICES_PER_ADDRESS: usize = 4_000;
 
-/// A device, and the number that it says, so that another one's bytes are noticed.
+/// A device, and the number that it sends, to detect the bytes of another one.
 pub struct Device<S> {
     pub number: u64,
     pub stream: S,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
-    /// Says its number, over and over, and waits for the same to come back.
+    /// Sends its number repeatedly, and waits for the echo.
     pub async fn echo(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let said: Vec<u8> = self.number.to_be_bytes().into_iter().cycle().take(buffer.len()).collect();
         self.stream.write_all(&said).await?;
@@ -33,19 +33,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
     }
 }
 
-/// Connects devices, so many at a time; each has had its first bytes back, so its instance lives.
+/// Connects devices with this concurrency; each has received its first echo, so its instance is live.
 pub async fn open(
     numbers: Range<usize>,
     listeners: &[SocketAddr],
     payload_bytes: usize,
-    at_once: usize,
+    with_full_burst: usize,
 ) -> Vec<Device<TcpStream>> {
     let devices = futures::stream::iter(numbers).map(|number| async move {
         let mut device = connect(number, listeners[number % listeners.len()]).await?;
         device.echo(&mut vec![0; payload_bytes]).await?;
         io::Result::Ok(device)
     });
-    devices.buffer_unordered(at_once).try_collect().await.expect("a device failed")
+    devices.buffer_unordered(with_full_burst).try_collect().await.expect("a device failed")
 }
 
 async fn connect(number: usize, to: SocketAddr) -> io::Result<Device<TcpStream>> {
@@ -54,12 +54,12 @@ async fn connect(number: usize, to: SocketAddr) -> io::Result<Device<TcpStream>>
     socket.bind(SocketAddrV4::new(Ipv4Addr::new(127, 0, third, 1), 0).into())?;
     let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;
-    // A reset at the end: ports that linger in TIME_WAIT would be missing in the next row.
+    // Closes with a reset: ports that linger in TIME_WAIT would be missing in the next row.
     stream.set_zero_linger()?;
     Ok(Device { number: number as u64, stream })
 }
 
-/// What was measured of echoes.
+/// Measured echoes.
 pub struct Echoes {
     pub elapsed: Duration,
     latencies_us: Histogram<u64>,
@@ -78,7 +78,7 @@ impl Echoes {
         self.latencies_us.value_at_percentile(percent)
     }
 
-    /// Of devices in several processes, which began at the same time.
+    /// The sum over several processes that began at the same time.
     pub fn together(all: impl IntoIterator<Item = Self>) -> Self {
         all.into_iter().fold(Self::none(), |mut sum, some| {
             sum.elapsed = sum.elapsed.max(some.elapsed);
@@ -87,7 +87,7 @@ impl Echoes {
         })
     }
 
-    /// As one line: the microseconds in all, and the number of echoes of each latency.
+    /// As one line: the duration in microseconds, and the number of echoes of each latency.
     fn to_line(&self) -> String {
         let latencies = self.latencies_us.iter_recorded();
         let latencies = latencies.map(|step| format!(" {}:{}", step.value_iterated_to(), step.count_at_value()));
@@ -107,18 +107,18 @@ impl Echoes {
     }
 }
 
-/// Echoes of all devices in turn, so many at a time, at least one of each.
+/// Echoes of all devices in turn with this concurrency, at least one of each.
 pub async fn echo<S>(
     devices: Vec<Device<S>>,
     payload_bytes: usize,
     span: Duration,
-    at_once: usize,
+    with_full_burst: usize,
 ) -> (Vec<Device<S>>, Echoes)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let started = Instant::now();
-    let mut groups: Vec<Vec<Device<S>>> = (0..at_once.min(devices.len())).map(|_| Vec::new()).collect();
+    let mut groups: Vec<Vec<Device<S>>> = (0..with_full_burst.min(devices.len())).map(|_| Vec::new()).collect();
     let count = groups.len();
     for (index, device) in devices.into_iter().enumerate() {
         groups[index % count].push(device);
@@ -149,10 +149,10 @@ where
     (devices, echoes)
 }
 
-/// Does what it is asked on stdin, one line at a time: `open FIRST COUNT BYTES` for devices and their first echo, `echo
+/// Performs the requests on stdin, one a line: `open FIRST COUNT BYTES` for devices and their first echo, `echo
 /// SECONDS BYTES`, and `close`.
 pub async fn obey<S>(
-    at_once: usize,
+    with_full_burst: usize,
     mut open: impl AsyncFnMut(Range<usize>, usize) -> Vec<Device<S>>,
     mut closed: impl AsyncFnMut(),
 ) where
@@ -170,7 +170,7 @@ pub async fn obey<S>(
             }
             "echo" => {
                 let span = Duration::from_secs(number(1) as u64);
-                let (back, echoes) = echo(devices, number(2), span, at_once).await;
+                let (back, echoes) = echo(devices, number(2), span, with_full_burst).await;
                 devices = back;
                 println!("{}", echoes.to_line());
             }

@@ -1,4 +1,4 @@
-//! DTLS 1.2 by openssl over tokio's sockets: the bare echo server, and the devices of both rows.
+//! DTLS 1.2 by OpenSSL over tokio's sockets: the bare echo server, and the devices of both rows.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -17,25 +17,24 @@ use crate::identity::{self, HOST};
 /// The longest datagram of a handshake, in bytes of UDP payload.
 const MTU: u32 = 1200;
 
-/// No datagram is longer.
+/// Maximum datagram.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 
-/// No record holds more data.
+/// Maximum data of a record.
 const RECORD_BYTES_MAX: usize = 1 << 14;
 
-/// How often a device in its handshake asks openssl whether it wants to send something again: it looks at its clock only
-/// when it is called.
+/// How often a device in its handshake checks OpenSSL's retransmission timer, which has no callback.
 const RETRANSMISSION_CHECK: Duration = Duration::from_millis(100);
 
-/// The datagrams between openssl and a socket.
+/// The datagrams between OpenSSL and a socket.
 struct Wire {
-    /// One at most; empty when there is none.
+    /// At most one; empty if there is none.
     inbound: Vec<u8>,
     outbound: VecDeque<Vec<u8>>,
 }
 
 impl Wire {
-    /// With room for this much that comes in.
+    /// With this capacity for inbound bytes.
     fn new(inbound_bytes: usize) -> Self {
         Self { inbound: Vec::with_capacity(inbound_bytes), outbound: VecDeque::new() }
     }
@@ -64,15 +63,15 @@ impl Write for Wire {
     }
 }
 
-/// Echoes what comes in the sessions of all peers, from one loop, with the certificate in this directory. It asks for no
-/// cookie, and has no clock: devices send again what was lost, and then openssl does so too.
+/// Echoes data in the sessions of all peers, from one loop, with the certificate in this directory. It has no cookie
+/// exchange and no timer: devices retransmit, and OpenSSL answers again.
 pub async fn serve(identity: &Path) {
     let context = server(identity);
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
-    // As the gateway asks for.
+    // As in the gateway.
     socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("cannot set SO_RCVBUF");
     println!("{}", socket.local_addr().expect("no address"));
-    // Workers wait for the socket themselves; the main thread would have to be woken for each datagram.
+    // A worker thread polls the socket itself; the main thread would have to be woken for each datagram.
     tokio::spawn(answer(socket, context)).await.expect("the server has panicked");
 }
 
@@ -82,7 +81,7 @@ async fn answer(socket: UdpSocket, context: SslContext) {
     loop {
         let (count, peer) = socket.recv_from(&mut datagram).await.expect("cannot receive");
         let datagram = &datagram[..count];
-        // A port may have had another device before.
+        // The port may have been used by another device before.
         if is_hello(datagram) && peers.get(&peer).is_none_or(|stream: &SslStream<Wire>| stream.ssl().is_init_finished())
         {
             let mut ssl = session(&context);
@@ -101,7 +100,7 @@ async fn answer(socket: UdpSocket, context: SslContext) {
     }
 }
 
-/// Does the handshake and then echoes, until there is nothing to read or the session has ended.
+/// Performs the handshake and then echoes, until there is nothing to read or the session has ended.
 fn echo(stream: &mut SslStream<Wire>, data: &mut [u8]) -> Result<Infallible, Error> {
     loop {
         let count = stream.ssl_read(data)?;
@@ -109,7 +108,7 @@ fn echo(stream: &mut SslStream<Wire>, data: &mut [u8]) -> Result<Infallible, Err
     }
 }
 
-/// Whether a handshake begins with this: a record of a handshake (22) in the epoch without keys, whose first message is a
+/// Whether a handshake begins with this datagram: a handshake record (22) in epoch 0 whose first message is a
 /// ClientHello (1) (RFC 6347 sections 4.1 and 4.2.2).
 fn is_hello(datagram: &[u8]) -> bool {
     matches!(datagram, [22, _, _, 0, 0, rest @ ..] if rest.get(8) == Some(&1))
@@ -122,7 +121,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Does the handshake over a connected socket.
+    /// Performs the handshake over a connected socket.
     pub async fn connect(socket: UdpSocket, context: &SslContext) -> Self {
         let mut ssl = session(context);
         ssl.param_mut().set_host(HOST).expect("a name");
@@ -137,7 +136,7 @@ impl Device {
                 Err(error) if error.code() == ErrorCode::WANT_READ => {}
                 Err(error) => panic!("the handshake failed: {error}"),
             }
-            // No datagram is as good: openssl is asked again.
+            // Without a datagram OpenSSL is called again too.
             drop(tokio::time::timeout(RETRANSMISSION_CHECK, this.take_in()).await);
         }
     }
@@ -147,7 +146,7 @@ impl Device {
         self.flush().await;
     }
 
-    /// The bytes of the next record; can be given up while it waits.
+    /// The bytes of the next record. Cancel safe.
     pub async fn receive(&mut self, data: &mut [u8]) -> usize {
         loop {
             match self.stream.ssl_read(data) {
@@ -155,17 +154,17 @@ impl Device {
                 Err(error) if error.code() == ErrorCode::WANT_READ => {}
                 Err(error) => panic!("the session has ended: {error}"),
             }
-            // The end of the handshake again, if the server has missed it.
+            // Retransmits the end of the handshake, if the server has missed it.
             self.flush().await;
             self.take_in().await;
         }
     }
 
-    /// Says that the session is over, so that no server keeps it.
+    /// Ends the session, so that the server does not keep it.
     pub fn end(mut self) {
         self.stream.shutdown().expect("cannot end the session");
         for datagram in &self.stream.get_ref().outbound {
-            // What does not fit into the socket is lost like any other datagram.
+            // A datagram that does not fit into the socket's buffer is lost like any other.
             drop(self.socket.try_send(datagram));
         }
     }
@@ -181,7 +180,7 @@ impl Device {
     }
 }
 
-/// Devices that believe the certificate in this directory, and choose the cipher suite, so that every row computes alike.
+/// Devices that trust the certificate in this directory, with a fixed cipher suite, so that every row computes alike.
 pub fn devices(identity: &Path) -> SslContext {
     let mut context = builder(SslMethod::dtls_client());
     context.set_cipher_list("ECDHE-ECDSA-AES128-GCM-SHA256").expect("no such suite");
@@ -198,7 +197,7 @@ fn server(identity: &Path) -> SslContext {
     context.build()
 }
 
-/// What both sides share: nobody resumes a session, so every handshake is a full one.
+/// Common options: no session is resumed, so every handshake is a full one.
 fn builder(method: SslMethod) -> SslContextBuilder {
     let mut context = SslContext::builder(method).expect("no openssl");
     context.set_min_proto_version(Some(SslVersion::DTLS1_2)).expect("no DTLS 1.2");

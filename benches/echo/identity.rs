@@ -1,4 +1,4 @@
-//! The certificate that every server of TLS and DTLS shows, made for the run, and the devices that believe it.
+//! The certificate of all TLS and DTLS servers, made for the run, and clients that trust it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// The name in the certificate.
 pub const HOST: &str = "localhost";
 
-/// A certificate and its key, in a directory that is there for as long as this.
+/// A certificate and its key, in a temporary directory.
 pub struct Identity(TempDir);
 
 impl Identity {
@@ -25,12 +25,12 @@ impl Identity {
         Self(dir)
     }
 
-    /// The directory, for the servers.
+    /// The directory.
     pub fn dir(&self) -> &str {
         self.0.path().to_str().expect("the temporary directory has a name in UTF-8")
     }
 
-    /// Devices that believe it, and have each not been there before: every handshake is a full one.
+    /// Devices that trust it, without session tickets: every handshake is a full one.
     pub fn connector(&self) -> TlsConnector {
         install_provider();
         let mut roots = RootCertStore::empty();
@@ -41,7 +41,7 @@ impl Identity {
     }
 }
 
-/// What a server needs that shows the certificate in this directory.
+/// A server with the certificate in this directory.
 pub fn acceptor(dir: &Path) -> TlsAcceptor {
     install_provider();
     let key = PrivateKeyDer::from_pem_file(key(dir)).expect("no key");
@@ -63,8 +63,8 @@ fn certificate_in(dir: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(certificate(dir)).expect("no certificate")
 }
 
-/// The gateway's own, so that both ends of every row compute alike.
+/// The crypto provider of the gateway, so that both ends of every row compute alike.
 fn install_provider() {
-    // A second call finds it there.
+    // A second call finds it installed.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
 }

@@ -1,4 +1,4 @@
-//! Many devices at once, each with an instance of its own in one gateway: what one costs, and what an echo costs among
+//! Many live devices, each with an instance of its own in one gateway: the memory of one, and the cost of an echo among
 //! so many.
 
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::devices::{self, Echoes};
 use crate::process::Server;
 
-/// Addresses that the gateway listens on: 127.0.0.1 and on.
+/// Listen addresses of the gateway: from 127.0.0.1 on.
 pub const LISTENERS: u8 = 4;
 
-/// Connections that are being opened, and echoes on their way, at a time.
+/// Concurrency of connects and echoes.
 pub const CONCURRENCY: usize = 256;
 
-/// Descriptors that each side needs for other things.
+/// Descriptors that each side needs for other purposes.
 const DESCRIPTORS_ELSE: usize = 500;
 
-/// Prints a row for each number of devices. Where one table of descriptors does not hold the largest number, the gateway
+/// Prints a row for each number of devices. If one descriptor table is too small for the largest number, the gateway
 /// has threads with a table each, for all rows, and the devices are in as many processes.
 pub async fn run(numbers: &[usize], payload_bytes: usize, seconds: u64) {
     let most = numbers.iter().max().copied().unwrap_or(0);
@@ -40,7 +40,7 @@ pub async fn run(numbers: &[usize], payload_bytes: usize, seconds: u64) {
 async fn measure(count: usize, payload_bytes: usize, span: Duration) {
     let server = Server::start(&["guests"]).await;
     let listeners = server.listeners();
-    // The first connection pays for what is made once.
+    // The first connection pays for shared state.
     drop(devices::open(0..1, listeners, payload_bytes, 1).await);
     let before = Taken::by(&server);
     let descriptors_before = server.descriptors();
@@ -65,10 +65,10 @@ async fn measure_in_tables(count: usize, tables: usize, payload_bytes: usize, se
     let mut server = Server::start(&["tables", &tables.to_string()]).await;
     let mut clients = Vec::with_capacity(tables);
     for listener in server.addresses() {
-        let at_once = CONCURRENCY.div_ceil(tables);
-        clients.push(Server::start(&["devices", &listener.to_string(), &at_once.to_string()]).await);
+        let with_full_burst = CONCURRENCY.div_ceil(tables);
+        clients.push(Server::start(&["devices", &listener.to_string(), &with_full_burst.to_string()]).await);
     }
-    // The first connection of each thread pays for what is made once.
+    // The first connection of each thread pays for shared state.
     for client in &mut clients {
         client.ask(&format!("open 0 1 {payload_bytes}")).await;
         client.ask("close").await;
@@ -155,12 +155,12 @@ impl Taken {
     }
 }
 
-/// Connections that one table of descriptors holds, up to the number that is wanted. Raises the limit of this process
-/// and of the servers it starts as far as that takes and the system allows.
+/// The number of connections that fit one descriptor table, up to the wanted one. Raises the limit of this process
+/// and of its child processes as far as needed and permitted.
 pub fn room_for(wanted: usize) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let needed = Some((wanted + DESCRIPTORS_ELSE) as u64);
-    // Beyond the hard limit only the administrator may go.
+    // Only a privileged process may exceed the hard limit.
     for limit in [Rlimit { current: needed, maximum: maximum.max(needed) }, Rlimit { current: maximum, maximum }] {
         if current < needed && setrlimit(Resource::Nofile, limit).is_ok() {
             break;

@@ -1,12 +1,11 @@
-//! Round trips through the gateway beside those through a bare echo server: rate, latency, CPU and memory,
-//! measured in one run on one machine, so that the ratios mean something although the figures do not travel.
+//! Round trips through the gateway compared with a bare echo server: rate, latency, CPU and memory,
+//! measured in one run on one machine, so that the ratios are meaningful although the figures depend on the machine.
 //!
 //! `cargo bench --bench echo` prints the table; `-- --seconds 2 --connections 1,100` makes it shorter.
-//! `-- --live 1000,10000,100000` shows instead what so many devices take that are connected at once, each with an
-//! instance of its own; where the limit on descriptors is short of that, threads have a table of descriptors
-//! each. `-- --neighbours` shows what a bad guest does to the devices of a good one, and `-- --swap
-//! 10000` what so many devices feel of a swap of their handler's version.
-//! Each server is a process of its own, so that its CPU time and memory are its own; the client is this one.
+//! `-- --live 1000,10000,100000` measures live devices with an instance each; if the limit on descriptors is too low
+//! for them, threads have a table of descriptors each. `-- --neighbours` measures the effect of a misbehaving guest on
+//! the devices of another one, and `-- --swap 10000` the effect of a hot swap on so many devices.
+//! Each server is a process of its own, for its CPU time and memory; the client is this one.
 
 mod client;
 mod devices;
@@ -31,14 +30,14 @@ use client::{Gate, Load, Measured, Transport};
 use identity::Identity;
 use process::Server;
 
-/// The program's own, for all servers alike.
+/// The same allocator as polygate, for all servers alike.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Measures round trips per second, latency, CPU and memory of the gateway beside a bare echo server.
+/// Measures round trips per second, latency, CPU and memory of the gateway compared with a bare echo server.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How long each row is measured
+    /// Duration of each row in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// Numbers of connections
@@ -47,33 +46,33 @@ struct Args {
     /// Bytes of each round trip
     #[arg(long, default_value_t = 64)]
     payload_bytes: usize,
-    /// Which servers, by the beginning of their names; all when absent
+    /// Servers, by prefix of their names; default: all
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Numbers of devices that are connected at once, instead of the table
+    /// Measure these numbers of live devices instead of the table
     #[arg(long, value_delimiter = ',')]
     live: Option<Vec<usize>>,
-    /// Latency beside guests that misbehave, instead of the table; all of them when none is named
+    /// Measure the latency beside misbehaving guests instead of the table; default: all of them
     #[arg(long, value_delimiter = ',', num_args = 0.., value_parser = neighbours::BAD)]
     neighbours: Option<Vec<String>>,
-    /// With --neighbours: how often each is measured with the bad guest and without it
+    /// With --neighbours: number of rounds with and without the misbehaving guest
     #[arg(long, default_value_t = 10, requires = "neighbours")]
     rounds: usize,
-    /// With --neighbours: how long a bad device that was cut off waits before it connects again, in milliseconds
+    /// With --neighbours: pause of a disconnected device of the misbehaving guest before it reconnects, in milliseconds
     #[arg(long, default_value_t = 50, requires = "neighbours")]
     pause_ms: u64,
-    /// Number of devices whose handler is swapped, instead of the table
+    /// Measure a hot swap with this number of devices instead of the table
     #[arg(long)]
     swap: Option<usize>,
-    /// Given by cargo bench
+    /// Passed by cargo bench
     #[arg(long, hide = true)]
     bench: bool,
-    /// This process is one of the servers
+    /// Run as one of the servers
     #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
     server: Option<Vec<String>>,
 }
 
-/// The servers under test, in the order of the table; the first of each transport is what its others are compared with.
+/// The servers under test, in the order of the table; the first of each transport is the baseline of the others.
 const SUBJECTS: [Subject; 11] = [
     Subject { name: "bare tokio echo", kind: Kind::Bare, transport: Transport::Tcp },
     Subject { name: "echo guest", kind: Kind::Guest, transport: Transport::Tcp },
@@ -153,7 +152,7 @@ async fn main() -> ExitCode {
 
 struct Row {
     measured: Measured,
-    /// CPU time of the server and what it took of memory.
+    /// CPU time and memory of the server.
     cpu_us_per_round_trip: f64,
     kib_per_connection: f64,
     opened_per_second: f64,
@@ -184,7 +183,7 @@ async fn measure(subject: &Subject, connections: usize, identity: &Identity, arg
     };
     let (tls, dtls) = (identity.connector(), dtls::devices(identity.dir().as_ref()));
     let gate = Gate { transport, address: server.address(), tls, dtls };
-    // The first connection pays for what is made once.
+    // The first connection pays for shared state.
     Load::open(&gate, 1, args.payload_bytes).await.round_trips(Duration::from_millis(200)).await;
     let memory_before = server.memory_kib();
     let load = Load::open(&gate, connections, args.payload_bytes).await;

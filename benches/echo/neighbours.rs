@@ -1,4 +1,4 @@
-//! What the devices of a good guest feel of a bad one beside it in the same gateway.
+//! Noisy-neighbour benchmark: the effect of a misbehaving guest on the devices of a good one in the same gateway.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -16,32 +16,32 @@ use crate::live::CONCURRENCY;
 use crate::pace::{pace, percentile};
 use crate::process::Server;
 
-/// The bad guests, in the order of the table; each misbehaves when it is told its name. The first one only echoes it: the
-/// row shows what devices cost that come and go.
+/// The misbehaving guests, in the order of the table; each misbehaves when it receives its name. The first one only
+/// echoes it: the baseline of devices that connect and disconnect.
 pub const BAD: [&str; 7] = ["echo", "forever", "trap", "hoard", "babble", "flood", "recurse"];
 
-/// Devices of the good guest, and how often each says something.
+/// Devices of the good guest, and their interval.
 const GOOD_DEVICES: usize = 200;
 const GOOD_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Devices of the bad guest. Each connects, makes it misbehave, waits until it is cut off or has its word back, pauses, and
-/// connects again. They begin spread over the pause: that all come at one moment is another question.
+/// Devices of the misbehaving guest. Each connects, triggers it, waits until it is disconnected or has the echo,
+/// pauses, and reconnects. Their starts are spread over the pause: simultaneous connects are not measured here.
 const BAD_DEVICES: u32 = 4;
 
-/// What a row is measured with.
+/// The parameters of a measurement.
 #[derive(Clone, Copy)]
 pub struct Course {
-    /// How often with the bad guest and without it.
+    /// Rounds with and without the misbehaving guest.
     pub rounds: usize,
-    /// How long each time.
+    /// The duration of a round.
     pub span: Duration,
     pub payload_bytes: usize,
-    /// How long a bad device that was cut off waits.
+    /// The pause of a disconnected device.
     pub pause: Duration,
 }
 
-/// Prints a row for each bad guest. Rounds with it and without it alternate; what is compared are the medians over the
-/// rounds. The first row has nobody beside the good guest, and shows what the machine alone does.
+/// Prints a row for each misbehaving guest. Rounds with and without it alternate; the medians over the rounds are
+/// compared. The first row has no second guest, and shows the noise of the machine.
 pub async fn run(only: &[String], course: Course) {
     header();
     for bad in [None].into_iter().chain(BAD.map(Some)) {
@@ -52,7 +52,7 @@ pub async fn run(only: &[String], course: Course) {
     }
 }
 
-/// What one kind of round was like, by round.
+/// The results of one kind of round, by round.
 #[derive(Default)]
 struct Rounds {
     p50: Vec<Duration>,
@@ -64,7 +64,7 @@ struct Rounds {
 }
 
 async fn measure(bad: Option<&str>, course: Course) {
-    // Where an operator's log would go, a file.
+    // The log goes to a file, as in operation.
     let log = Stdio::from(tempfile::tempfile().expect("no file for the log"));
     let server = Server::start_with(&["neighbours", bad.unwrap_or(BAD[0])], log).await;
     let [good_address, bad_address] = server.listeners() else { panic!("two listeners") };
@@ -84,7 +84,7 @@ async fn measure(bad: Option<&str>, course: Course) {
         }
         good = round(&server, good, course, &mut beside).await;
         stop.cancel();
-        // The next round begins when the last one of them is cut off.
+        // The next round begins when the last one of them is disconnected.
         while let Some(ended) = tasks.join_next().await {
             ended.expect("a bad device has panicked");
         }
@@ -94,7 +94,7 @@ async fn measure(bad: Option<&str>, course: Course) {
         device.end().await;
     }
     let tries = tries.load(Ordering::Relaxed);
-    print(bad.unwrap_or("nobody"), tries, trying, &mut alone, &mut beside);
+    print(bad.unwrap_or("none"), tries, trying, &mut alone, &mut beside);
 }
 
 async fn round(
@@ -119,11 +119,11 @@ async fn round(
     good
 }
 
-/// One bad device.
+/// One device of the misbehaving guest.
 struct Bad {
     address: SocketAddr,
     word: String,
-    /// When it begins.
+    /// Its start.
     first: Duration,
     pause: Duration,
 }
@@ -134,10 +134,10 @@ impl Bad {
         tokio::time::sleep(first).await;
         while !stop.is_cancelled() {
             let mut stream = TcpStream::connect(address).await.expect("cannot connect");
-            // A reset at the end: ports that linger in TIME_WAIT would be used up.
+            // Closes with a reset: ports that linger in TIME_WAIT would be used up.
             stream.set_zero_linger().expect("cannot set SO_LINGER");
             let mut buffer = vec![0; 64 << 10];
-            // However it is cut off, that was the purpose.
+            // Any error is the expected disconnect.
             if stream.write_all(word.as_bytes()).await.is_ok() {
                 while stream.read(&mut buffer).await.is_ok_and(|count| count > 0 && &buffer[..count] != word.as_bytes())
                 {
@@ -172,7 +172,7 @@ fn header() {
 
 fn print(name: &str, tries: u64, trying: Duration, alone: &mut Rounds, beside: &mut Rounds) {
     let tries_per_second = tries as f64 / trying.as_secs_f64();
-    // What a try takes of the threads that the good devices wait for. Theirs is the same with it and without it.
+    // CPU time of the serving threads for each try; that of the good devices is the same with and without.
     let serving_us = (beside.serving.as_secs_f64() - alone.serving.as_secs_f64()) * 1e6 / tries.max(1) as f64;
     let mut medians = |of: fn(&mut Rounds) -> &mut Vec<Duration>| {
         [&mut *alone, &mut *beside].map(|rounds| percentile(of(rounds), 50).as_micros())

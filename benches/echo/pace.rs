@@ -1,4 +1,4 @@
-//! Devices that say something at their own pace, whether or not the gateway keeps up.
+//! Devices with a fixed interval (open-loop load), whether or not the gateway keeps up.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,18 +10,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::devices::Device;
 
-/// Something that a device has said, and had back.
+/// One echoed message.
 #[derive(Clone, Copy)]
 pub struct Answered {
-    /// When it was due.
+    /// Its due time.
     pub due: Instant,
-    /// How long it took from then on. A device's own clock is late by up to a millisecond; where nothing else kept it, that is
+    /// The latency from then on. A device's own timer is late by up to a millisecond; without another cause, that is
     /// left out.
     pub latency: Duration,
 }
 
-/// All devices say something once in the interval, spread evenly over it, until they are stopped. What was due while a
-/// device waited for an answer is said after it, and its time counts from when it was due.
+/// Each device sends once in the interval, spread evenly over it, until it is stopped. Messages that become due while a
+/// device waits for an answer are sent after it, and their latency counts from their due time.
 pub async fn pace(
     devices: Vec<Device<TcpStream>>,
     interval: Duration,
@@ -61,7 +61,7 @@ pub async fn pace(
 }
 
 impl Device<TcpStream> {
-    /// Says its number and that of its turn, over and over, and waits for the same to come back.
+    /// Sends its number and that of its turn repeatedly, and waits for the echo.
     async fn say(&mut self, turn: u64, buffer: &mut [u8]) -> io::Result<()> {
         let words = [self.number.to_be_bytes(), turn.to_be_bytes()];
         let said: Vec<u8> = words.into_iter().flatten().cycle().take(buffer.len()).collect();
@@ -71,7 +71,7 @@ impl Device<TcpStream> {
         Ok(())
     }
 
-    /// Says that it has no more to say; there is nothing left to come back.
+    /// Ends the stream; nothing more may arrive.
     pub async fn end(mut self) {
         self.stream.shutdown().await.expect("the socket is lost");
         let mut rest = Vec::new();
@@ -80,7 +80,7 @@ impl Device<TcpStream> {
     }
 }
 
-/// The latency that so many percent of the answers do not exceed.
+/// The latency percentile.
 pub fn percentile(latencies: &mut [Duration], percent: usize) -> Duration {
     latencies.sort_unstable();
     latencies.get(latencies.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()

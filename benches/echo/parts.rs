@@ -1,49 +1,49 @@
-//! The parts of a gateway, put together so that a measurement can reach between them.
+//! The parts of a gateway, assembled for measurements between them.
 
 use std::sync::Arc;
 
-use polygate::adapter::Services;
-use polygate::auth::Auth;
-use polygate::config::{self, Config, Program};
-use polygate::conn::ConnIds;
-use polygate::conn::table::Table;
-use polygate::connection::{Common, Connections};
-use polygate::dispatch::{Chain, Version, Versions};
-use polygate::exproto::service;
-use polygate::handler::{Handler, grpc, wasm};
-use polygate::pubsub::PubSub;
-use polygate::pubsub::embedded::Broker;
-use polygate::tap::Taps;
-use polygate::telemetry::Telemetry;
+use polygate::testing::adapter::Services;
+use polygate::testing::auth::Auth;
+use polygate::testing::config::{self, Config, Program};
+use polygate::testing::conn::ConnIds;
+use polygate::testing::conn::registry::Registry;
+use polygate::testing::connection::{Common, Connections};
+use polygate::testing::dispatch::{Chain, Version, Versions};
+use polygate::testing::exproto::service;
+use polygate::testing::handler::{Handler, grpc, wasm};
+use polygate::testing::pubsub::PubSub;
+use polygate::testing::pubsub::embedded::Broker;
+use polygate::testing::tap::Taps;
+use polygate::testing::telemetry::Telemetry;
 use tokio::sync::watch;
 
-/// What the connections of all listeners share.
+/// State shared by the connections of all listeners.
 pub struct Parts {
     pub telemetry: Telemetry,
-    pub table: Table,
+    pub table: Registry,
     pub versions: Arc<Versions>,
     pub pubsub: PubSub,
     pub adapter: service::Options,
     pub listeners: Vec<config::Listener>,
-    host: wasm::Host,
+    host: wasm::Runtime,
     auth: Auth,
     ids: Arc<ConnIds>,
     taps: Taps,
 }
 
 impl Parts {
-    /// Of a configuration with one handler.
+    /// From a configuration with one handler.
     pub async fn start(config: Config) -> Self {
         let telemetry = Telemetry::new();
         let auth = Auth::new(config.auth).expect("no users");
-        let host = wasm::Host::start(config.data_dir.join("components")).expect("no engine");
+        let host = wasm::Runtime::start(config.data_dir.join("components")).expect("no engine");
         let pubsub = PubSub::Embedded(Broker::start(config.broker, auth.clone()).await.expect("no broker"));
         let [handler] = <[_; 1]>::try_from(config.handlers).expect("one handler");
         let health = telemetry.health(handler.name());
         let first = version(&host, &telemetry, 1, handler).await;
         Self {
             versions: Versions::new(first, health),
-            table: Table::default(),
+            table: Registry::default(),
             adapter: config.adapter.expect("an adapter"),
             listeners: config.listeners,
             ids: Arc::new(ConnIds::new().expect("no randomness")),
@@ -66,7 +66,7 @@ impl Parts {
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
         let common =
-            Common { ids: Arc::clone(&self.ids), table: self.table.clone(), taps: self.taps.clone(), room: None };
+            Common { ids: Arc::clone(&self.ids), registry: self.table.clone(), taps: self.taps.clone(), limit: None };
         let connections = Connections::new(listener.connection.clone(), common, services, chain, metrics);
         watch::channel(connections).1
     }
@@ -76,13 +76,13 @@ impl Parts {
         version(&self.host, &self.telemetry, number, handler).await
     }
 
-    /// How many versions hold memory, as the gauge says it.
+    /// The gauge of versions that hold memory.
     pub fn versions_loaded(&self) -> i64 {
         self.telemetry.version(self.versions.name(), 1).loaded.get()
     }
 }
 
-async fn version(host: &wasm::Host, telemetry: &Telemetry, number: u32, handler: config::Handler) -> Arc<Version> {
+async fn version(host: &wasm::Runtime, telemetry: &Telemetry, number: u32, handler: config::Handler) -> Arc<Version> {
     let name = Arc::clone(handler.name());
     let program = match handler.program {
         Program::Grpc(options) => Handler::Grpc(grpc::Handler::new(options).expect("no TLS is asked for")),

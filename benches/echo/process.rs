@@ -1,4 +1,4 @@
-//! A server in a process of its own, and what the kernel says of it.
+//! A server in a process of its own, and its statistics from the kernel.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 
-/// A child process that has told its addresses; ends when dropped.
+/// A child process that has printed its addresses; killed on drop.
 pub struct Server {
     child: Child,
     stdin: Mutex<ChildStdin>,
@@ -20,7 +20,7 @@ pub struct Server {
 /// CPU time of a gateway.
 #[derive(Clone, Copy, Default)]
 pub struct CpuTimes {
-    /// Of its threads for events that take long.
+    /// Of its background threads for long events.
     pub long: Duration,
     /// Of all others.
     pub serving: Duration,
@@ -37,7 +37,7 @@ impl Server {
         Self::start_with(args, Stdio::inherit()).await
     }
 
-    /// The same with a log of its own.
+    /// The same with another log.
     pub async fn start_with(args: &[&str], log: Stdio) -> Self {
         let this = std::env::current_exe().expect("this program has no path");
         let mut child = Command::new(this)
@@ -56,17 +56,17 @@ impl Server {
         Self { child, stdin, stdout, addresses }
     }
 
-    /// Where devices or, for a handler, the gateway connect.
+    /// The first address.
     pub fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// All that it has told.
+    /// All printed addresses.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Where devices connect, when the last address is the adapter's.
+    /// The listeners, if the last address is the adapter's.
     pub fn listeners(&self) -> &[SocketAddr] {
         &self.addresses[..self.addresses.len() - 1]
     }
@@ -76,12 +76,12 @@ impl Server {
         self.addresses[self.addresses.len() - 1]
     }
 
-    /// A line for the server's stdin.
+    /// Writes a line to the server's stdin.
     pub async fn tell(&self, line: &str) {
         self.stdin.lock().await.write_all(format!("{line}\n").as_bytes()).await.expect("the server is gone");
     }
 
-    /// A line for the server's stdin, and the one that it answers.
+    /// Writes a line to the server's stdin, and returns its response.
     pub async fn ask(&mut self, line: &str) -> String {
         self.tell(line).await;
         self.stdout.next_line().await.expect("cannot read").expect("the server has ended")
@@ -92,22 +92,22 @@ impl Server {
         fs::read_to_string(format!("/proc/{pid}/{file}")).expect("cannot read /proc")
     }
 
-    /// Memory that is this process's own: resident pages, those that are shared counted by their share. All
-    /// instances of a guest share the pages of its image that they have not written to.
+    /// Proportional set size: resident pages, shared ones counted by their share. All instances of a guest share the
+    /// unmodified pages of its image.
     pub fn memory_kib(&self) -> f64 {
         let rollup = self.proc("smaps_rollup");
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("no Pss");
         line.trim().trim_end_matches(" kB").parse().expect("no number")
     }
 
-    /// Page tables, which no process shares.
+    /// Page tables, which are not shared.
     pub fn page_tables_kib(&self) -> f64 {
         let status = self.proc("status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).expect("no VmPTE");
         line.trim().trim_end_matches(" kB").parse().expect("no number")
     }
 
-    /// What `vm.max_map_count` bounds.
+    /// The number that `vm.max_map_count` bounds.
     pub fn mappings(&self) -> usize {
         self.proc("maps").lines().count()
     }
@@ -118,7 +118,7 @@ impl Server {
         fs::read_dir(format!("/proc/{pid}/fd")).expect("cannot read /proc").count()
     }
 
-    /// CPU time so far, of those threads that are there, to the nanosecond.
+    /// CPU time so far of the live threads, to the nanosecond.
     pub fn cpu_times(&self) -> CpuTimes {
         let pid = self.child.id().expect("the server is gone");
         let mut times = CpuTimes::default();
@@ -126,7 +126,7 @@ impl Server {
             let thread = thread.expect("cannot read /proc").path();
             let read = |file: &str| fs::read_to_string(thread.join(file)).unwrap_or_default();
             let nanoseconds = read("schedstat").split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0);
-            let of = if ["guest-slow", "guest-spare"].contains(&read("comm").trim()) {
+            let of = if ["guest-low-prio", "guest-idle-prio"].contains(&read("comm").trim()) {
                 &mut times.long
             } else {
                 &mut times.serving

@@ -1,13 +1,13 @@
-//! The servers, each run in a process of its own: a bare echo, the gateway, a gRPC handler.
+//! Server processes: a bare echo, the gateway, a gRPC handler.
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use polygate::config::{Config, Program};
-use polygate::exproto::proto;
-use polygate::gateway::Gateway;
+use polygate::testing::config::{Config, Program};
+use polygate::testing::exproto::proto;
+use polygate::testing::gateway::Gateway;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,7 +28,7 @@ pub async fn run(args: &[String]) {
         ["bare", "dtls", identity] => dtls::serve(Path::new(identity)).await,
         ["guest", transport, identity] => secure_gateway(transport, Path::new(identity)).await,
         ["guest", transport] => gateway(GUEST, 1, transport).await,
-        // Memory that no slot holds puts it there.
+        // More memory than a slot has selects the large engine.
         ["large-guest"] => gateway(&format!("{GUEST}\nmemory_max = \"17MiB\""), 1, "tcp").await,
         ["guests"] => gateway(GUEST, live::LISTENERS, "tcp").await,
         ["neighbours", bad] => neighbours(bad).await,
@@ -36,10 +36,12 @@ pub async fn run(args: &[String]) {
             let (dir, tables) = (start(), tables.parse().expect("no number"));
             tables::run(Parts::start(config(GUEST, tables, dir.path())).await).await;
         }
-        ["devices", listener, at_once] => {
-            let (listener, at_once) = ([listener.parse().expect("no address")], at_once.parse().expect("no number"));
-            let open = async |numbers, payload_bytes| devices::open(numbers, &listener, payload_bytes, at_once).await;
-            devices::obey(at_once, open, async || {}).await;
+        ["devices", listener, with_full_burst] => {
+            let (listener, with_full_burst) =
+                ([listener.parse().expect("no address")], with_full_burst.parse().expect("no number"));
+            let open =
+                async |numbers, payload_bytes| devices::open(numbers, &listener, payload_bytes, with_full_burst).await;
+            devices::obey(with_full_burst, open, async || {}).await;
         }
         ["swap"] => swap().await,
         ["grpc", handler, transport] => gateway(&grpc(handler), 1, transport).await,
@@ -82,14 +84,14 @@ async fn echo(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<
             return Ok(());
         }
         stream.write_all(&buffer[..count]).await?;
-        // TLS may keep the last record back.
+        // TLS may hold the last record.
         stream.flush().await?;
     }
 }
 
 async fn bare_udp() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("cannot bind");
-    // As the gateway asks for.
+    // As in the gateway.
     socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("cannot set SO_RCVBUF");
     println!("{}", socket.local_addr().expect("no address"));
     let mut buffer = vec![0; 64 * 1024];
@@ -111,15 +113,15 @@ const GUEST: &str = concat!(
     "/guests/dist/echo.wasm\""
 );
 
-/// The log, and a directory for what a gateway keeps.
+/// Starts the log, and makes a data directory.
 fn start() -> tempfile::TempDir {
-    // A row that breaks says why.
+    // A failing row logs the reason.
     let filter = std::env::var("POLYGATE_LOG").unwrap_or_else(|_| "warn".to_owned());
-    polygate::telemetry::start_log(polygate::telemetry::LogFormat::Text, &filter).expect("no log");
+    polygate::testing::telemetry::start_log(polygate::testing::telemetry::LogFormat::Text, &filter).expect("no log");
     tempfile::tempdir().expect("no temporary directory")
 }
 
-/// A gateway with one handler, listening on so many loopback addresses.
+/// A gateway with one handler, and listeners on several loopback addresses.
 fn config(handler: &str, listeners: u8, dir: &Path) -> Config {
     config_over("tcp", "", handler, listeners, dir)
 }
@@ -149,7 +151,7 @@ async fn secure_gateway(transport: &str, identity: &Path) {
     run_gateway(config_over(transport, &keys, GUEST, 1, dir.path())).await;
 }
 
-/// A gateway with the echo guest, and a listener for it, and another guest on a second one.
+/// A gateway with the echo guest, and a second listener with another guest.
 async fn neighbours(bad: &str) {
     let dir = start();
     let mut config = config(GUEST, 2, dir.path());
@@ -162,7 +164,7 @@ async fn neighbours(bad: &str) {
     run_gateway(config).await;
 }
 
-/// A gateway whose echo guest is swapped for what stdin says.
+/// A gateway whose echo guest is swapped by requests on stdin.
 async fn swap() {
     let dir = start();
     let handler = |request: &str| {
@@ -182,7 +184,7 @@ async fn run_gateway(config: Config) {
     std::future::pending::<()>().await;
 }
 
-/// Sends every chunk of bytes back by the adapter, whose address comes on stdin.
+/// Echoes through the adapter, whose address is on stdin.
 async fn handler() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("cannot bind");
     println!("{}", listener.local_addr().expect("no address"));
@@ -221,7 +223,7 @@ impl ConnectionUnaryHandler for Echo {
     async fn on_received_bytes(&self, request: Request<proto::ReceivedBytesRequest>) -> Answer {
         let proto::ReceivedBytesRequest { conn, bytes } = request.into_inner();
         let mut adapter = ConnectionAdapterClient::clone(&self.adapter);
-        // A device that has gone meanwhile is no fault of the handler's.
+        // The device may have disconnected meanwhile.
         drop(adapter.send(proto::SendBytesRequest { conn, bytes }).await?);
         done()
     }

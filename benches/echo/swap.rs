@@ -1,13 +1,13 @@
-//! Many live devices while their handler's version is swapped: what each feels, and when the old version is gone.
+//! Hot swap with many live devices: the latency of each during the swap, and the time until the old version is freed.
 
 use std::time::{Duration, Instant};
 
-use polygate::config;
-use polygate::dispatch::{Mover, Others, Plan};
-use polygate::drain::Drain;
-use polygate::exproto::service::Adapter;
-use polygate::listener::Listener;
-use polygate::serve::{Retirement, serve as accept};
+use polygate::testing::config;
+use polygate::testing::dispatch::{ConnectionMigrator, OldConnections, Plan};
+use polygate::testing::drain::Drain;
+use polygate::testing::exproto::service::Adapter;
+use polygate::testing::listener::Listener;
+use polygate::testing::serve::{ListenerShutdown, serve as accept};
 use tokio_util::sync::CancellationToken;
 
 use crate::devices::{self, lines};
@@ -19,16 +19,16 @@ use crate::process::Server;
 /// Swaps from a guest to another version of it, one after another.
 const GUEST_SWAPS: usize = 3;
 
-/// How often each device says something.
+/// The interval of each device.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same where a gRPC server answers: it takes many times the CPU time.
+/// The same with a gRPC server, which takes many times the CPU time.
 const GRPC_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the old version may take to go.
+/// Timeout until the old version is freed.
 const GONE_MAX: Duration = Duration::from_secs(60);
 
-/// Prints a row for each swap: what the devices felt in so many seconds before it, and in the time that it took.
+/// Prints a row for each swap: the latencies in so many seconds before it, and during it.
 pub async fn run(count: usize, payload_bytes: usize, seconds: u64) {
     header();
     let mut server = Server::start(&["swap"]).await;
@@ -106,8 +106,8 @@ fn print(name: &str, devices: usize, answer: &str, mut quiet: Vec<Duration>, mut
     );
 }
 
-/// The gateway: swaps to the handler that a line of stdin asks for, and says how many connections have moved, how many
-/// have not, and after how many milliseconds all had, and the old version was gone.
+/// The gateway: swaps to the handler in each line of stdin, and prints the numbers of moved and pinned connections, and
+/// the milliseconds until all had moved and until the old version was freed.
 pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
     let drain = Drain::new();
     let adapter = Adapter::new(parts.table.clone(), parts.pubsub.clone(), parts.telemetry.clone());
@@ -115,11 +115,11 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let metrics = parts.telemetry.listener(&options.socket.name);
         let socket = Listener::bind(&options.socket, None, metrics).expect("cannot bind");
         print!("{} ", socket.local_addr());
-        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), Retirement::default()));
+        tokio::spawn(accept(socket, parts.connections(options), drain.clone(), ListenerShutdown::default()));
     }
     println!("{}", adapter.serve(&parts.adapter, drain).await.expect("no adapter"));
 
-    let mover = Mover::new(parts.table.clone());
+    let migrator = ConnectionMigrator::new(parts.table.clone());
     let health = parts.telemetry.health(parts.versions.name());
     let mut lines = lines();
     while let Some(line) = lines.recv().await {
@@ -127,8 +127,8 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
         let active = parts.version(number, handler(&line)).await;
         let (moved, pinned) = (health.moved.get(), health.pinned.get());
         let started = Instant::now();
-        parts.versions.follow(Plan { active, others: Others::Move, trial: None });
-        mover.review(&parts.versions).await;
+        parts.versions.follow(Plan { active, others: OldConnections::Move, trial: None });
+        migrator.reconcile(&parts.versions).await;
         let reviewed = started.elapsed();
         while parts.versions_loaded() > 1 && started.elapsed() < GONE_MAX {
             tokio::time::sleep(Duration::from_millis(1)).await;

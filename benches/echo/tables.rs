@@ -1,16 +1,16 @@
-//! One gateway process with more sockets than a table of descriptors may hold.
+//! One gateway process with more sockets than one descriptor table may hold.
 //!
-//! The kernel's limit on descriptors holds for each table, and a thread may have a table of its own. So each listener has
-//! a thread with its own table, its own runtime and its own connections, which share everything else: the engine, the
-//! guest, the table of connections, the broker, the metrics.
+//! The kernel limits the descriptors of a table, and a thread may have a table of its own. So each listener has
+//! a thread with its own table, its own runtime and its own connections, which share all other state: the engine, the
+//! guest, the connection registry, the broker, the metrics.
 
 use std::io;
 use std::sync::mpsc;
 use std::thread;
 
-use polygate::drain::Drain;
-use polygate::listener::Listener;
-use polygate::serve::{Retirement, serve};
+use polygate::testing::drain::Drain;
+use polygate::testing::listener::Listener;
+use polygate::testing::serve::{ListenerShutdown, serve};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::devices::lines;
@@ -20,7 +20,7 @@ use crate::parts::Parts;
 /// live connections.
 pub async fn run(parts: Parts) {
     let (bound_tx, bound) = mpsc::channel();
-    // All of them before the first table is taken: whoever wakes a runtime writes to a descriptor of it, from any thread.
+    // All of them before the first table is unshared: a runtime is woken by a write to its descriptor, from any thread.
     let runtimes: Vec<_> = parts.listeners.iter().map(|_| runtime()).collect();
     for (listener, runtime) in parts.listeners.iter().zip(runtimes) {
         let (connections, socket) = (parts.connections(listener), listener.socket.clone());
@@ -29,8 +29,8 @@ pub async fn run(parts: Parts) {
             take_own_table().expect("no table of its own");
             runtime.block_on(async {
                 let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
-                bound_tx.send(socket.local_addr()).expect("nobody waits");
-                serve(socket, connections, Drain::new(), Retirement::default()).await
+                bound_tx.send(socket.local_addr()).expect("the receiver is gone");
+                serve(socket, connections, Drain::new(), ListenerShutdown::default()).await
             })
         });
         print!("{} ", bound.recv().expect("a thread has ended"));
@@ -46,15 +46,15 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("no runtime")
 }
 
-/// From now on this thread's descriptors are its own: a copy of those that the process has at this moment, so what was
-/// opened for all before is at hand, and what is opened later belongs to one thread.
+/// Unshares the descriptor table of this thread (`CLONE_FILES`): a copy of the current one, so shared descriptors stay
+/// available, and later ones belong to one thread.
 #[expect(
     unsafe_code,
     reason = "there is no safe wrapper: descriptors of this thread mean nothing to others from here on"
 )]
 fn take_own_table() -> io::Result<()> {
-    // SAFETY: the call touches no memory. What is opened in this thread from now on, the listener and its sockets, is used and
-    // closed in it alone; what others use of it, the descriptors that wake its runtime, every table has a copy of.
+    // SAFETY: the call touches no memory. Later descriptors of this thread, the listener and its sockets, are used and
+    // closed in it alone; shared ones, which wake its runtime, are copied to every table.
     match unsafe { libc::unshare(libc::CLONE_FILES) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,15 +1,16 @@
-//! Any text as a configuration: it is valid or refused, each fault has a line of the text, and no report shows a secret.
+//! Any text as a configuration: it is valid or refused, each fault has a line of the text, and no report shows a
+//! secret.
 
 #![no_main]
 
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use polygate::config::{Config, Faults, Outside};
+use polygate::testing::config::{Config, Faults, ExternalFiles};
 
 fuzz_target!(|text: &str| {
-    // Files that are named are looked for where there are none.
-    let outside = Outside { base_dir: Path::new("/nonexistent"), env: &|_| Some("s3cr3t-of-the-environment".into()) };
+    // Referenced files do not exist.
+    let outside = ExternalFiles { base_dir: Path::new("/nonexistent"), env: &|_| Some("s3cr3t-of-the-environment".into()) };
     match Config::parse_with(text, "fuzz.toml", outside) {
         Ok((_, warnings)) => warnings.iter().for_each(|warning| assert!(!warning.to_string().is_empty())),
         Err(faults) => {

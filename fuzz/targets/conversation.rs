@@ -1,10 +1,10 @@
-//! Any text as a conversation: it is read or refused, its faults lie inside of it, and what is read means the same when it is
-//! printed.
+//! Any text as a conversation: it is parsed or refused, its faults are inside of it, and the printed form has the same
+//! meaning.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use polygate::conversation::Conversation;
+use polygate::testing::conversation::Conversation;
 
 fuzz_target!(|text: &str| {
     match Conversation::parse("fuzz", text) {

@@ -1,5 +1,5 @@
-//! The peers of a datagram socket, in any order of coming, speaking, being read and going: each datagram goes to the newest
-//! flow of its peer, is read once, in order and whole, or was over a bound; and no more is kept than was allowed.
+//! Flow table and queues under random opens, datagrams, reads and closes: each datagram goes to the newest flow of its
+//! peer, and is read once, in order and whole, or was over a bound; and the bounds hold.
 
 #![no_main]
 
@@ -8,9 +8,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
-use polygate::listener::flow::{Bounds, FlowId, Full, Key, Queue, QueueFull, Table, split};
+use polygate::testing::listener::flow::{Bounds, FlowId, Full, Key, Queue, QueueFull, Table, split};
 
-/// What a flow should hold, its number, and its id.
+/// The expected content of a flow, its number, and its id.
 struct Expected {
     number: usize,
     id: FlowId,
@@ -46,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
                 }
             }
             _ => {
-                // Any flow that ever was: one that was replaced takes nothing from its successor.
+                // Any flow, open or not: a replaced one takes nothing from its successor.
                 let Some((key, id)) = opened.get(usize::from(step[2])) else { continue };
                 let is_newest = expected.get(key).is_some_and(|flow| flow.id == *id);
                 let closed = table.close(key, *id);
@@ -62,7 +62,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Few peers, and two addresses of ours.
+/// Few peers, and two local addresses.
 fn key(byte: u8) -> Key {
     let peer = SocketAddr::from(([10, 0, 0, byte >> 4], 1));
     Key { peer, local: Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, byte & 1))) }
@@ -98,7 +98,7 @@ fn deliver(queue: &mut Queue, bounds: Bounds, flow: &mut Expected, datagram: Vec
     assert!(queue.len() <= bounds.datagrams_max && queue.bytes() < bounds.bytes_max + 128);
 }
 
-/// However long the datagrams of a read are, it is split into all of its bytes, and into one datagram at least.
+/// A read is split into all of its bytes, and into at least one datagram, whatever their length.
 fn borders(bytes: &[u8], datagram_bytes: usize) {
     let datagrams: Vec<&[u8]> = split(bytes, datagram_bytes).collect();
     assert_eq!(datagrams.concat(), bytes);

@@ -1,5 +1,5 @@
-//! Any framing, any stream: however the stream is cut, the frames are the same, no byte is lost, and no more is held than
-//! one frame may have.
+//! Any framing, any stream: however the stream is split, the frames are the same, no byte is lost, and the buffer is
+//! bounded by one frame.
 
 #![no_main]
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use polygate::framing::{
+use polygate::testing::framing::{
     Broken, Delimited, Deliver, Escapes, Fixed, Flagged, Framer, Framing, LengthPrefixed, Lines, Order, Silence, Width,
 };
 
@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Any framing that a configuration file could ask for, and some that none can.
+/// Any framing of a configuration file, and some that none can have.
 fn framing([kind, a, b, c, d, max_high, max_low, deliver, x, y]: [u8; 10]) -> Framing {
     let max = usize::from(u16::from_be_bytes([max_high, max_low]));
     let deliver = if deliver & 1 == 0 { Deliver::Wire } else { Deliver::Payload };
@@ -49,7 +49,7 @@ fn framing([kind, a, b, c, d, max_high, max_low, deliver, x, y]: [u8; 10]) -> Fr
     }
 }
 
-/// What came of a stream: its frames, the bytes that are left, those that were skipped, and why it broke.
+/// The result of a stream: its frames, the remaining bytes, the skipped ones, and the error.
 type Story = (Vec<Bytes>, usize, u64, Option<Broken>);
 
 fn story(framing: &Arc<Framing>, stream: &[u8], size: usize) -> Story {
@@ -70,7 +70,7 @@ fn story(framing: &Arc<Framing>, stream: &[u8], size: usize) -> Story {
     }
     assert_eq!((framer.poll_timeout(), framer.end()), (None, None));
     let skipped = framer.take_skipped();
-    // A frame as it is on the wire has both its flags, which it may share.
+    // A frame on the wire has both its flags, which it may share.
     let flags = if let Framing::Escape(Flagged { deliver: Deliver::Wire, .. }) = **framing { 2 } else { 0 };
     let framed: usize = frames.iter().map(|frame| frame.len() - flags).sum();
     assert!(frames.iter().all(|frame| frame.len() <= framing.wire_max()));
@@ -78,7 +78,7 @@ fn story(framing: &Arc<Framing>, stream: &[u8], size: usize) -> Story {
     (frames, framer.unfinished(), skipped, broken)
 }
 
-/// Each byte of the stream says how long the device waits behind the next few of them.
+/// Each byte of the stream is also the pause of the device after the next few of them.
 fn in_time(framing: &Arc<Framing>, stream: &[u8]) {
     let mut framer = Framer::new(Arc::clone(framing));
     let mut now = Instant::now();

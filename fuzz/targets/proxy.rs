@@ -1,12 +1,12 @@
-//! Any bytes as the beginning of a connection behind a balancer: however they are cut the verdict is the same, and a header never
-//! takes a byte of what stands behind it.
+//! Any bytes as a PROXY header: however they are split the result is the same, and a header never takes a byte of the
+//! data after it.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use polygate::listener::proxy::{BYTES_MAX, Scan, scan};
+use polygate::testing::listener::proxy::{BYTES_MAX, Scan, scan};
 
-/// How headers begin. Nothing leads there byte by byte, so most inputs have it.
+/// Prefixes of headers. A fuzzer does not find them byte by byte, so most inputs have one.
 const BEGINNINGS: [&[u8]; 4] = [b"", b"PROXY ", b"PROXY TCP6 ", b"\r\n\r\n\0\r\nQUIT\n"];
 
 fuzz_target!(|input: &[u8]| {
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
             assert!(len <= bytes.len().min(BYTES_MAX));
             assert_eq!(scan(&bytes[..len - 1]), Ok(Scan::Partial));
         }
-        // Whoever waits for more has a bound on what he waits for.
+        // An incomplete header is bounded.
         Ok(Scan::Partial) => assert!(bytes.len() < BYTES_MAX),
         Err(_) => {}
     }

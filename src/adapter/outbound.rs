@@ -1,98 +1,96 @@
+//! Outbound queue of one connection: bytes or datagrams that wait for the socket, in order, bounded in bytes (back-pressure).
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Pieces offered to one vectored write; more gains nothing, the kernel copies them all the same.
+/// Maximum number of slices of one vectored write; more gain nothing, because the kernel copies them all the same.
 const SLICES_MAX: usize = 16;
 
-/// Pieces below this many bytes are copied together when they wait behind others. What a piece takes beside its
-/// bytes (its entry here, and the whole buffer of the request that brought it, 8 KiB with gRPC) would
-/// otherwise be a hundred times its size, and the bound counts bytes.
+/// Chunks below this size are copied together while others are queued before them. Otherwise the memory of a chunk
+/// beside its bytes (its entry here, and the whole buffer of the request that carried it, 8 KiB with gRPC) would be a
+/// hundred times its size, and the limit counts bytes.
 const GATHERED_BELOW: usize = 4096;
 
-/// What a waiting datagram takes at least, in bytes: its entry here and its own small buffer.
+/// Minimum memory of a queued datagram, in bytes: its entry here and its own small buffer.
 const SMALLEST: usize = 64;
 
-/// Bytes that wait for the peer's socket, in order.
+/// Bytes queued for the peer's socket, in order.
 #[derive(Debug)]
 pub struct Outbound {
-    /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
+    /// The oldest chunk; `more` holds the others. Mostly there is at most one, and `more` allocates nothing.
     first: Bytes,
     more: VecDeque<Bytes>,
-    /// The newest, small ones, copied together.
+    /// The newest small chunks, copied together.
     gathered: BytesMut,
     bytes: usize,
     bytes_max: usize,
-    borders: Borders,
+    boundaries: Boundaries,
 }
 
-/// Whether the pieces are told apart on the wire.
+/// Whether chunk boundaries are kept on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Borders {
+enum Boundaries {
     /// A stream: only the order of the bytes matters.
     None,
-    /// Each piece is a datagram.
+    /// Each chunk is a datagram.
     Kept,
 }
 
 impl Outbound {
-    /// Nothing waits for a peer that gets a stream. At `bytes_max` it is full; the piece that reaches the bound may go
-    /// over it.
+    /// An empty queue for a stream. It is full at `bytes_max`; the chunk that reaches the limit may exceed it.
     pub fn of_stream(bytes_max: usize) -> Self {
-        Self::new(bytes_max, Borders::None)
+        Self::new(bytes_max, Boundaries::None)
     }
 
-    /// Nothing waits for a peer that gets datagrams: each piece is one, and is written by itself. It is full at
-    /// `bytes_max` as well, and when as many wait as would take that much memory if they were empty but for a byte.
+    /// An empty queue for datagrams: each chunk is one, and is written by itself. It is full at `bytes_max`, and when
+    /// the number of datagrams would take that much memory if each had one byte.
     pub fn of_datagrams(bytes_max: usize) -> Self {
-        Self::new(bytes_max, Borders::Kept)
+        Self::new(bytes_max, Boundaries::Kept)
     }
 
-    fn new(bytes_max: usize, borders: Borders) -> Self {
-        Self { first: Bytes::new(), more: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, bytes_max, borders }
+    fn new(bytes_max: usize, boundaries: Boundaries) -> Self {
+        Self { first: Bytes::new(), more: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, bytes_max, boundaries }
     }
 
-    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// Whether no more may be queued.
     pub fn is_full(&self) -> bool {
-        let many = self.borders == Borders::Kept && self.more.len() >= self.bytes_max / SMALLEST;
+        let many = self.boundaries == Boundaries::Kept && self.more.len() >= self.bytes_max / SMALLEST;
         many || self.bytes >= self.bytes_max
     }
 
-    /// How many bytes wait.
+    /// Queued bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The bound.
     pub fn bytes_max(&self) -> usize {
         self.bytes_max
     }
 
-    /// Queues a piece. The caller asked [`Outbound::is_full`] before.
-    pub fn push(&mut self, piece: Bytes) {
-        if piece.is_empty() {
+    /// Appends a chunk. The caller checked [`Outbound::is_full`] before.
+    pub fn push(&mut self, chunk: Bytes) {
+        if chunk.is_empty() {
             return;
         }
-        self.bytes += piece.len();
+        self.bytes += chunk.len();
         if self.first.is_empty() {
-            self.first = piece;
-        } else if self.borders == Borders::Kept {
-            // A copy of a small one, because the request that brought it would be kept with it.
-            self.more.push_back(if piece.len() < GATHERED_BELOW { Bytes::copy_from_slice(&piece) } else { piece });
-        } else if piece.len() < GATHERED_BELOW {
-            self.gathered.extend_from_slice(&piece);
+            self.first = chunk;
+        } else if self.boundaries == Boundaries::Kept {
+            // Small ones are copied, because they would keep the request buffer that carried them.
+            self.more.push_back(if chunk.len() < GATHERED_BELOW { Bytes::copy_from_slice(&chunk) } else { chunk });
+        } else if chunk.len() < GATHERED_BELOW {
+            self.gathered.extend_from_slice(&chunk);
             if self.gathered.len() >= GATHERED_BELOW {
                 self.end_gathering();
             }
         } else {
             self.end_gathering();
-            self.more.push_back(piece);
+            self.more.push_back(chunk);
         }
     }
 
@@ -102,7 +100,7 @@ impl Outbound {
         }
     }
 
-    /// Drops the newest bytes, so that `keep` are left; does nothing when there are no more.
+    /// Drops the newest bytes, so that at most `keep` are left.
     pub fn truncate(&mut self, keep: usize) {
         while self.bytes > keep {
             let excess = self.bytes - keep;
@@ -126,26 +124,26 @@ impl Outbound {
         }
     }
 
-    /// The oldest bytes, when there is nothing behind them that may be written with them: for a plain write.
+    /// The oldest bytes, if no others may be written with them: for a plain write.
     pub fn only(&self) -> Option<&[u8]> {
-        let alone = self.borders == Borders::Kept || (self.more.is_empty() && self.gathered.is_empty());
-        alone.then_some(&*self.first)
+        let is_only = self.boundaries == Boundaries::Kept || (self.more.is_empty() && self.gathered.is_empty());
+        is_only.then_some(&*self.first)
     }
 
     /// The oldest bytes, for a vectored write.
     pub fn slices(&self) -> ([IoSlice<'_>; SLICES_MAX], usize) {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        let pieces = std::iter::once(&self.first).chain(&self.more).map(|piece| &**piece);
+        let chunks = std::iter::once(&self.first).chain(&self.more).map(|chunk| &**chunk);
         let gathered = std::iter::once(&*self.gathered).filter(|gathered| !gathered.is_empty());
-        for (slice, piece) in slices.iter_mut().zip(pieces.chain(gathered)) {
-            *slice = IoSlice::new(piece);
+        for (slice, chunk) in slices.iter_mut().zip(chunks.chain(gathered)) {
+            *slice = IoSlice::new(chunk);
             count += 1;
         }
         (slices, count)
     }
 
-    /// The socket took this many bytes.
+    /// Removes bytes that the socket accepted.
     pub fn advance(&mut self, mut taken: usize) {
         self.bytes -= taken;
         while taken >= self.first.len() {
@@ -156,7 +154,7 @@ impl Outbound {
             match self.more.pop_front() {
                 Some(next) => self.first = next,
                 None => {
-                    // An idle connection keeps no memory for what once waited.
+                    // An idle connection keeps no memory of its queue.
                     self.clear();
                     return;
                 }
@@ -165,7 +163,7 @@ impl Outbound {
         self.first.advance(taken);
     }
 
-    /// Drops what waits: the socket is broken.
+    /// Discards the queue: the socket is broken.
     pub fn clear(&mut self) {
         self.first = Bytes::new();
         self.more = VecDeque::new();
@@ -181,18 +179,18 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However the socket takes them, the bytes leave in the order in which they came, each once.
+        /// For any sizes of writes, the bytes leave in the order of arrival, each once.
         #[test]
         fn bytes_keep_their_order(
-            pieces in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
+            chunks in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
             cut in prop_oneof![1..70usize, 1000..5000usize],
         ) {
             let mut outbound = Outbound::of_stream(1 << 20);
             let mut expected = Vec::new();
-            for (number, size) in pieces.iter().enumerate() {
-                let piece: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
-                expected.extend_from_slice(&piece);
-                outbound.push(Bytes::from(piece));
+            for (number, size) in chunks.iter().enumerate() {
+                let chunk: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
+                expected.extend_from_slice(&chunk);
+                outbound.push(Bytes::from(chunk));
             }
             let mut written: Vec<u8> = Vec::new();
             while !outbound.is_empty() {
@@ -209,18 +207,18 @@ mod tests {
     }
 
     proptest! {
-        /// What is taken back is the end, to the byte; what came before is written as if nothing had happened.
+        /// Truncation removes the newest bytes exactly; the bytes before are written as if nothing had happened.
         #[test]
-        fn the_end_can_be_taken_back(
-            pieces in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
+        fn the_newest_bytes_can_be_truncated(
+            chunks in proptest::collection::vec(prop_oneof![9 => 0..50usize, 1 => 4090..4100usize], 0..40),
             keep in 0..20_000usize,
         ) {
             let mut outbound = Outbound::of_stream(1 << 20);
             let mut expected = Vec::new();
-            for (number, size) in pieces.iter().enumerate() {
-                let piece: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
-                expected.extend_from_slice(&piece);
-                outbound.push(Bytes::from(piece));
+            for (number, size) in chunks.iter().enumerate() {
+                let chunk: Vec<u8> = (0..*size).map(|byte| (byte + number) as u8).collect();
+                expected.extend_from_slice(&chunk);
+                outbound.push(Bytes::from(chunk));
             }
             outbound.truncate(keep);
             expected.truncate(keep);
@@ -238,27 +236,27 @@ mod tests {
         }
     }
 
-    /// Many small pieces take little more room than their bytes.
+    /// Many small chunks take little more memory than their bytes.
     #[test]
-    fn small_pieces_are_gathered() {
+    fn small_chunks_are_gathered() {
         let mut outbound = Outbound::of_stream(1 << 20);
         for _ in 0..100_000 {
             outbound.push(Bytes::from_static(b"x"));
         }
         assert_eq!(outbound.bytes(), 100_000);
-        assert!(outbound.more.len() <= 100_000 / GATHERED_BELOW, "{} pieces", outbound.more.len());
+        assert!(outbound.more.len() <= 100_000 / GATHERED_BELOW, "{} chunks", outbound.more.len());
     }
 
     /// Datagrams are offered one at a time, as they were sent, and their number is bounded too.
     #[test]
-    fn datagrams_keep_their_borders() {
+    fn datagrams_keep_their_boundaries() {
         let mut outbound = Outbound::of_datagrams(1 << 10);
-        for piece in ["ab", "c", "def"] {
-            outbound.push(Bytes::from_static(piece.as_bytes()));
+        for chunk in ["ab", "c", "def"] {
+            outbound.push(Bytes::from_static(chunk.as_bytes()));
         }
-        for piece in ["ab", "c", "def"] {
-            assert_eq!(outbound.only(), Some(piece.as_bytes()));
-            outbound.advance(piece.len());
+        for chunk in ["ab", "c", "def"] {
+            assert_eq!(outbound.only(), Some(chunk.as_bytes()));
+            outbound.advance(chunk.len());
         }
         assert!(outbound.is_empty());
 
@@ -269,7 +267,7 @@ mod tests {
         assert!(outbound.is_full());
     }
 
-    /// It is full at its bound, and the piece that reaches the bound is taken whole.
+    /// It is full at its limit, and the chunk that reaches the limit is queued whole.
     #[test]
     fn it_is_bounded() {
         let mut outbound = Outbound::of_stream(4);

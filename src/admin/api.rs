@@ -1,4 +1,4 @@
-//! `/api/v1/handlers`: what runs, and its changes. Answers are JSON; an error is `{"error": ".."}` and says what was expected.
+//! REST API `/api/v1/handlers`: status and changes of handlers. Responses are JSON; an error is `{"error": ".."}`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,19 +14,19 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Shared;
-use crate::handler::{chain, grpc};
-use crate::rollout::{Asker, Candidate, ConversationsError, Done, Error, LoadError, Swap};
+use crate::error::report;
+use crate::handler::grpc;
+use crate::rollout::{
+    COMPONENT_BYTES_MAX, Candidate, ChangeResult, ConversationsError, Error, Initiator, LoadError, Swap,
+};
 
-/// Largest component that can be uploaded, in bytes: those of interpreted languages have some tens of MiB.
-pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
-
-/// Uploads at a time. Each holds its component in memory.
+/// Maximum number of concurrent uploads. Each holds its component in memory.
 pub(super) const UPLOADS_MAX: usize = 2;
 
-/// How long the body of an upload may take to arrive.
+/// Timeout for the body of an upload.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The routes, without the token, which is asked for before them.
+/// Routes; the caller adds the token check.
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/api/v1/handlers", get(list))
@@ -39,7 +39,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route_layer(middleware::from_fn(refuse_other_sites))
 }
 
-/// What was asked for and not done.
+/// Error response.
 pub(super) struct Refusal {
     status: StatusCode,
     error: String,
@@ -76,34 +76,34 @@ impl From<Error> for Refusal {
             | Error::NoShadow => StatusCode::CONFLICT,
             Error::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Error::NotWasm { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            // The conversations are the gateway's own.
+            // The conversations belong to the gateway's configuration.
             Error::Load(LoadError::Conversations {
                 source: ConversationsError::Folder(_) | ConversationsError::Read(_),
                 ..
             }) => StatusCode::INTERNAL_SERVER_ERROR,
             Error::Load(LoadError::Guest(_) | LoadError::Tls(_) | LoadError::Conversations { .. })
             | Error::Unwell { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            Error::Load(LoadError::Host(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
+            Error::Load(LoadError::Runtime(_) | LoadError::Panicked(_) | LoadError::Store { .. }) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self { status, error: chain(&error) }
+        Self { status, error: report(&error) }
     }
 }
 
-type Answer = Result<Json<Done>, Refusal>;
+type Answer = Result<Json<ChangeResult>, Refusal>;
 
-/// What stands behind the `?` of a change.
+/// Query of a change.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
-    /// How the version takes over; as the configuration says without.
+struct SwapQuery {
+    /// Swap mode; default: as configured.
     swap: Option<String>,
-    /// Whether it takes over at all, or is only kept.
+    /// Whether the version is activated, or only kept.
     #[serde(default = "yes")]
     activate: bool,
-    /// Whether a component takes over without going through the handler's conversations.
+    /// Whether the conversations of a component are not replayed.
     #[serde(default)]
     unchecked: bool,
 }
@@ -112,7 +112,7 @@ fn yes() -> bool {
     true
 }
 
-/// A server in a guest's place, or in another server's.
+/// Body that names a gRPC server as the new version.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Server {
@@ -121,11 +121,11 @@ struct Server {
 }
 
 async fn list(State(shared): State<Shared>) -> Response {
-    Json(json!({ "handlers": shared.rollouts.list() })).into_response()
+    Json(json!({ "handlers": shared.manager.list() })).into_response()
 }
 
 async fn list_versions(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Refusal> {
-    let versions = shared.rollouts.list_versions(&name)?;
+    let versions = shared.manager.list_versions(&name)?;
     Ok(Json(json!({ "handler": name, "versions": versions })).into_response())
 }
 
@@ -133,15 +133,15 @@ async fn upload(
     State(shared): State<Shared>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
-    asked: Query<Asked>,
+    query: Query<SwapQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Done>), Refusal> {
-    let swap = swap(&asked)?;
-    // Before the body is read: what nobody can use need not be sent.
-    shared.rollouts.list_versions(&name)?;
+) -> Result<(StatusCode, Json<ChangeResult>), Refusal> {
+    let swap = swap(&query)?;
+    // Before the body is read: an upload for an unknown handler need not be sent.
+    shared.manager.list_versions(&name)?;
     let Ok(_one) = shared.uploads.try_acquire() else {
-        let error = format!("{UPLOADS_MAX} uploads are under way; expected at most that many");
+        let error = format!("{UPLOADS_MAX} uploads are in progress; expected at most that many");
         return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, error });
     };
     let too_large = || Refusal {
@@ -149,28 +149,28 @@ async fn upload(
         error: format!("the body is too large; expected at most {COMPONENT_BYTES_MAX} bytes"),
     };
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX as u64) {
+    if length.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX) {
         return Err(too_large());
     }
-    let body = match tokio::time::timeout(UPLOAD_TIMEOUT, to_bytes(body, COMPONENT_BYTES_MAX)).await {
+    let body = match tokio::time::timeout(UPLOAD_TIMEOUT, to_bytes(body, COMPONENT_BYTES_MAX as usize)).await {
         Ok(Ok(body)) => body,
-        // A body without a length that is larger ends like one that breaks off.
+        // A larger body without a length fails like an aborted one.
         Ok(Err(error)) if length.is_none() && error.to_string().contains("limit") => return Err(too_large()),
         Ok(Err(error)) => return Err(Refusal::bad(format!("the body cannot be read: {error}"))),
         Err(_) => {
             let seconds = UPLOAD_TIMEOUT.as_secs();
-            let error = format!("the body has not arrived within {seconds} s; expected all of it");
+            let error = format!("the body is incomplete after {seconds} s; expected all of it");
             return Err(Refusal { status: StatusCode::REQUEST_TIMEOUT, error });
         }
     };
     let is_json =
         headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    let candidate = match (is_json, asked.unchecked) {
+    let candidate = match (is_json, query.unchecked) {
         (true, _) => Candidate::Server(server(&body)?),
         (false, false) => Candidate::Component(body),
         (false, true) => Candidate::Unchecked(body),
     };
-    let done = shared.rollouts.swap(&name, candidate, swap, asked.activate, Asker::Admin(peer)).await?;
+    let done = shared.manager.swap(&name, candidate, swap, query.activate, Initiator::Admin(peer)).await?;
     Ok((StatusCode::CREATED, Json(done)))
 }
 
@@ -179,9 +179,9 @@ fn server(body: &[u8]) -> Result<tonic::transport::Uri, Refusal> {
     let Server { kind, url } =
         serde_json::from_slice(body).map_err(|error| Refusal::bad(format!("{error}; {EXPECTED}")))?;
     if kind != "grpc" {
-        return Err(Refusal::bad(format!("{kind:?} is no kind of handler that has a url; {EXPECTED}")));
+        return Err(Refusal::bad(format!("{kind:?} is not a kind of handler with a url; {EXPECTED}")));
     }
-    // Not shown: a password may be in it.
+    // Not shown: it may contain a password.
     grpc::url(&url).ok_or_else(|| Refusal::bad(format!("the url is not of the form scheme://host:port; {EXPECTED}")))
 }
 
@@ -189,11 +189,11 @@ async fn activate(
     State(shared): State<Shared>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path((name, number)): Path<(String, String)>,
-    asked: Query<Asked>,
+    query: Query<SwapQuery>,
 ) -> Answer {
-    let swap = swap(&asked)?;
+    let swap = swap(&query)?;
     let number = number.parse().map_err(|_| Refusal::bad("expected the number of a version"))?;
-    Ok(Json(shared.rollouts.activate(&name, number, swap, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.activate(&name, number, swap, Initiator::Admin(peer)).await?))
 }
 
 async fn roll_back(
@@ -201,7 +201,7 @@ async fn roll_back(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.roll_back(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.roll_back(&name, Initiator::Admin(peer)).await?))
 }
 
 async fn promote(
@@ -209,7 +209,7 @@ async fn promote(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.promote(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.promote(&name, Initiator::Admin(peer)).await?))
 }
 
 async fn abandon(
@@ -217,15 +217,15 @@ async fn abandon(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
 ) -> Answer {
-    Ok(Json(shared.rollouts.abandon(&name, Asker::Admin(peer)).await?))
+    Ok(Json(shared.manager.abandon(&name, Initiator::Admin(peer)).await?))
 }
 
-fn swap(asked: &Asked) -> Result<Option<Swap>, Refusal> {
-    asked.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
+fn swap(query: &SwapQuery) -> Result<Option<Swap>, Refusal> {
+    query.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
 }
 
-/// A browser of the operator's must not be made to change handlers by some page that it shows. Browsers tell the page's site
-/// in `Origin`; and where a page's own name has been pointed at this port, they tell that name in `Host`.
+/// Rejects cross-site requests (CSRF) and DNS rebinding: a page in the operator's browser must not change handlers.
+/// Browsers send the page's site in `Origin`; after DNS rebinding they send the page's name in `Host`.
 async fn refuse_other_sites(request: Request, next: Next) -> Response {
     if is_own_site(request.headers()) {
         return next.run(request).await;
@@ -240,11 +240,11 @@ fn is_own_site(headers: &HeaderMap) -> bool {
     let is_own = header(header::ORIGIN)
         .is_none_or(|origin| host.is_some() && origin.split_once("://").map(|(_, site)| site) == host);
     let has_token = headers.contains_key(header::AUTHORIZATION);
-    is_own && (has_token || host.is_none_or(is_no_name))
+    is_own && (has_token || host.is_none_or(is_address))
 }
 
-/// Whether a `Host` is an address, or the one name that always is this machine.
-fn is_no_name(host: &str) -> bool {
+/// Whether a `Host` is an IP address or `localhost`, which always is this machine.
+fn is_address(host: &str) -> bool {
     host.parse::<SocketAddr>().is_ok()
         || host.parse::<IpAddr>().is_ok()
         || host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|ip| ip.parse::<IpAddr>().is_ok())
@@ -257,13 +257,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_that_are_no_names() {
+    fn host_addresses() {
         for host in ["127.0.0.1:9180", "127.0.0.1", "[::1]:9180", "[::1]", "localhost", "localhost:9180"] {
-            assert!(is_no_name(host), "{host}");
+            assert!(is_address(host), "{host}");
         }
         for host in ["", "evil.example", "evil.example:9180", "localhost.evil.example", "localhost:x", "127.0.0.1.evil"]
         {
-            assert!(!is_no_name(host), "{host}");
+            assert!(!is_address(host), "{host}");
         }
     }
 }

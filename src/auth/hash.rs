@@ -1,59 +1,49 @@
-//! Password hashes: argon2id in PHC form, and no other.
+//! Password hashes: argon2id in PHC form only.
 
 use argon2::{Algorithm, Argon2, Params, PasswordVerifier, Version, password_hash::phc};
 
 use super::HASH_MEMORY_KIB_MAX;
 
-/// The most passes over the memory that a hash may ask for.
+/// Maximum number of passes of a hash.
 const PASSES_MAX: u32 = 64;
 
-/// The most lanes that a hash may ask for.
+/// Maximum number of lanes of a hash.
 const LANES_MAX: u32 = 16;
 
-/// A hash that is known to be one and to cost no more than it may.
+/// A parsed hash within the cost limits.
 pub(super) struct PasswordHash {
     hash: phc::PasswordHash,
     verifier: Argon2<'static>,
 }
 
-/// Why a text cannot be used as a password hash. Never shows the text.
+/// Invalid password hash. Never shows the text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HashFault {
-    /// It is not a PHC string.
     #[error("a PHC string is expected, as in \"$argon2id$v=19$m=19456,t=2,p=1$salt$hash\"")]
     NotPhc,
-    /// It is made by another algorithm.
+    /// Another algorithm.
     #[error("argon2id is expected, and it is {found}")]
-    Algorithm {
-        /// The algorithm's name.
-        found: String,
-    },
-    /// The version is not 19.
+    Algorithm { found: String },
     #[error("version 19 of argon2id is expected, and it is {found}")]
-    Version {
-        /// The version.
-        found: u32,
-    },
-    /// The salt or the hash itself is missing.
+    Version { found: u32 },
+    /// Without salt or without hash.
     #[error("its salt or its hash is missing")]
     Incomplete,
-    /// Its parameters are wrong.
+    /// Invalid parameters.
     #[error("its parameters are not those of argon2id")]
     Params,
-    /// It asks for more than is allowed.
+    /// Too costly.
     #[error("its parameter {name} is {value}, and at most {value_max} is allowed")]
     Costly {
         /// `m` (KiB), `t` or `p`.
         name: char,
-        /// What it asks for.
         value: u32,
-        /// What it may ask for.
         value_max: u32,
     },
 }
 
 impl PasswordHash {
-    /// Reads a hash.
+    /// Parses a hash.
     pub(super) fn parse(text: &str) -> Result<Self, HashFault> {
         let hash = phc::PasswordHash::new(text).map_err(|_| HashFault::NotPhc)?;
         if hash.algorithm.as_str() != Algorithm::Argon2id.as_str() {
@@ -80,7 +70,7 @@ impl PasswordHash {
         Ok(Self { hash, verifier: Argon2::new(Algorithm::Argon2id, Version::V0x13, params) })
     }
 
-    /// Whether this is the hash of `password`. Slow, and takes the memory that the hash asks for.
+    /// Whether this is the hash of `password`. Slow, and uses the memory of the hash's parameters.
     pub(super) fn verify(&self, password: &[u8]) -> bool {
         self.verifier.verify_password(password, &self.hash).is_ok()
     }
@@ -91,7 +81,7 @@ pub(super) mod tests {
     use super::*;
     use argon2::CustomizedPasswordHasher;
 
-    /// A hash that costs next to nothing.
+    /// A hash with minimal cost.
     pub(crate) fn hash(password: &str) -> String {
         let params = Params::new(8, 1, 1, None).unwrap();
         let salt = b"salt salt salt s";
@@ -109,7 +99,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_affordable_argon2id_hash_is_refused() {
+    fn other_hashes_are_rejected() {
         let good = hash("secret");
         let fault = |text: &str| PasswordHash::parse(text).err();
         assert_eq!(fault(&good), None);

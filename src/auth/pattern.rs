@@ -1,6 +1,5 @@
-//! Patterns for client ids and user names: text in which each `*` stands for any characters, also none.
+//! Wildcard patterns for client ids and user names: each `*` matches any characters, also none.
 
-/// A pattern, split at its stars.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern(Vec<Box<str>>);
 
@@ -9,7 +8,7 @@ impl Pattern {
         Self(text.split('*').map(Into::into).collect())
     }
 
-    pub(super) fn fits(&self, text: &str) -> bool {
+    pub(super) fn matches(&self, text: &str) -> bool {
         match self.0.as_slice() {
             [] => false,
             [whole] => **whole == *text,
@@ -17,7 +16,7 @@ impl Pattern {
                 let Some(mut rest) = text.strip_prefix(&**first).and_then(|rest| rest.strip_suffix(&**last)) else {
                     return false;
                 };
-                // The leftmost place of each part leaves the most for those behind it.
+                // The leftmost match of each part leaves the most text for the parts behind it.
                 inner.iter().all(|part| match rest.split_once(&**part) {
                     Some((_, behind)) => {
                         rest = behind;
@@ -36,7 +35,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn stars_stand_for_anything() {
+    fn stars_match_anything() {
         for (pattern, text, expected) in [
             ("*", "", true),
             ("*", "anything", true),
@@ -51,22 +50,22 @@ mod tests {
             ("a**c", "abc", true),
             ("a.c", "abc", false),
         ] {
-            assert_eq!(Pattern::new(pattern).fits(text), expected, "{pattern:?} {text:?}");
+            assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern:?} {text:?}");
         }
     }
 
-    fn slowly(pattern: &str, text: &str) -> bool {
+    fn naive(pattern: &str, text: &str) -> bool {
         match pattern.chars().next() {
             None => text.is_empty(),
-            Some('*') => (0..=text.len()).any(|skipped| slowly(&pattern[1..], &text[skipped..])),
-            Some(char) => text.starts_with(char) && slowly(&pattern[1..], &text[1..]),
+            Some('*') => (0..=text.len()).any(|skipped| naive(&pattern[1..], &text[skipped..])),
+            Some(char) => text.starts_with(char) && naive(&pattern[1..], &text[1..]),
         }
     }
 
     proptest! {
         #[test]
-        fn patterns_agree_with_trying_everything(pattern in "[ab*]{0,7}", text in "[ab]{0,7}") {
-            prop_assert_eq!(Pattern::new(&pattern).fits(&text), slowly(&pattern, &text));
+        fn patterns_agree_with_a_naive_matcher(pattern in "[ab*]{0,7}", text in "[ab]{0,7}") {
+            prop_assert_eq!(Pattern::new(&pattern).matches(&text), naive(&pattern, &text));
         }
     }
 }

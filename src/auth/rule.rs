@@ -1,91 +1,79 @@
-//! Rules: which client may or may not do what with which topics.
+//! Authorization rules: which client may publish or subscribe to which topics.
 
-use crate::pubsub::topic::{self, Identity, Malformed, Placeholder, Template, TemplateError};
+use crate::topic::{self, Identity, Malformed, Placeholder, Template, TemplateError};
 
 use super::pattern::Pattern;
 
 const PLACEHOLDERS: &[Placeholder] = &[Placeholder::ClientId, Placeholder::Username];
 
-/// Whether what a rule fits is allowed.
+/// Effect of a matching rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It is.
     Allow,
-    /// It is not.
     Deny,
 }
 
-/// What a rule speaks of.
+/// Action that a rule applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Publishing.
     Publish,
-    /// Subscribing.
     Subscribe,
-    /// Both.
     All,
 }
 
-/// A rule as it is configured.
+/// Rule as configured.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// What it decides.
     pub effect: Effect,
-    /// What it decides on.
     pub action: Action,
-    /// Patterns of client ids, at least one; each `*` stands for any characters.
+    /// Patterns of client ids, at least one; `*` matches any characters.
     pub clients: Vec<String>,
-    /// Patterns of user names, at least one; absent means any, also none. A client without a user name
-    /// has the empty one, which `*` fits.
+    /// Patterns of user names, at least one; `None`: any, also none. A client without a user name has the empty one,
+    /// which `*` matches.
     pub usernames: Option<Vec<String>>,
-    /// Topic filters, at least one, as the broker sees topics: with the mountpoint. They may use
-    /// `${clientid}` and `${username}`.
+    /// Topic filters of the broker, at least one, with the mountpoint. They may use `${clientid}` and `${username}`.
     pub topics: Vec<String>,
 }
 
-/// Why a rule cannot be used.
+/// Invalid rule.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleFault {
-    /// An empty list, which would fit nobody or nothing.
+    /// An empty list, which would never match.
     #[error("{list} is empty, and at least one entry is required")]
     Empty {
         /// `clients`, `usernames` or `topics`.
         list: &'static str,
     },
-    /// A topic's placeholders are wrong.
+    /// Invalid placeholders in a topic.
     #[error("topics[{topic}]: {fault}")]
     Template {
-        /// Its place in the list, from 0.
+        /// Index in the list, from 0.
         topic: usize,
-        /// What is wrong.
         fault: TemplateError,
     },
-    /// A topic is not a filter.
+    /// A malformed topic filter.
     #[error("topics[{topic}]: {fault}")]
     Malformed {
-        /// Its place in the list, from 0.
+        /// Index in the list, from 0.
         topic: usize,
-        /// What is wrong.
         fault: Malformed,
     },
-    /// A topic is a share. A rule speaks of messages, and holds for whoever shares them too.
+    /// A shared subscription. A rule is about messages, and applies to the members of a group too.
     #[error("topics[{topic}]: {text:?} is a shared subscription, and the filter alone is expected")]
     Share {
-        /// Its place in the list, from 0.
+        /// Index in the list, from 0.
         topic: usize,
-        /// The topic.
         text: String,
     },
 }
 
-/// Whom a rule is asked about.
+/// Client of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client<'a> {
     pub(super) client_id: &'a str,
     pub(super) username: &'a str,
 }
 
-/// A rule that is known to be good.
 #[derive(Debug)]
 pub(super) struct CheckedRule {
     effect: Effect,
@@ -122,37 +110,37 @@ impl CheckedRule {
         self.effect
     }
 
-    /// Whether the rule decides about this `action`, which is not [`Action::All`].
-    pub(super) fn fits(&self, client: &Client<'_>, action: Action, topic: &str) -> bool {
-        let any = |patterns: &[Pattern], text| patterns.iter().any(|pattern| pattern.fits(text));
+    /// Whether the rule decides this `action`, which is not [`Action::All`].
+    pub(super) fn matches(&self, client: &Client<'_>, action: Action, topic: &str) -> bool {
+        let any = |patterns: &[Pattern], text| patterns.iter().any(|pattern| pattern.matches(text));
         (self.action == action || self.action == Action::All)
             && any(&self.clients, client.client_id)
             && self.usernames.as_ref().is_none_or(|usernames| any(usernames, client.username))
-            && self.topics.iter().any(|rule| self.topic_fits(rule, client, action, topic))
+            && self.topics.iter().any(|rule| self.topic_matches(rule, client, action, topic))
     }
 
-    fn topic_fits(&self, rule: &Topic, client: &Client<'_>, action: Action, asked: &str) -> bool {
+    fn topic_matches(&self, rule: &Topic, client: &Client<'_>, action: Action, requested: &str) -> bool {
         let identity = Identity { client_id: client.client_id, username: client.username, peer_host: None };
         let filled;
         let filter = match rule {
             Topic::Fixed(filter) => filter,
             Topic::PerClient(template) => {
                 filled = match self.effect {
-                    // A client whose name would not stay within its place is allowed nothing by it …
+                    // An invalid client name gets no permission from an allow rule …
                     Effect::Allow => match template.fill(&identity) {
                         Ok(filled) => filled,
                         Err(_) => return false,
                     },
-                    // … and does not get around what is denied to it.
+                    // … and does not bypass a deny rule.
                     Effect::Deny => template.fill_widened(&identity),
                 };
                 &*filled
             }
         };
         match (action, self.effect) {
-            (Action::Publish, _) => topic::matches(filter, asked),
-            (_, Effect::Allow) => topic::covers(filter, asked),
-            (_, Effect::Deny) => topic::overlaps(filter, asked),
+            (Action::Publish, _) => topic::matches(filter, requested),
+            (_, Effect::Allow) => topic::covers(filter, requested),
+            (_, Effect::Deny) => topic::overlaps(filter, requested),
         }
     }
 }
@@ -192,10 +180,10 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_covers_what_is_asked_and_a_denial_touches_it() {
+    fn allow_rules_cover_and_deny_rules_overlap_the_filter() {
         let allow = checked(Effect::Allow, &["a/+/x"]).unwrap();
         let deny = checked(Effect::Deny, &["a/+/x"]).unwrap();
-        for (asked, allowed, denied) in [
+        for (requested, allowed, denied) in [
             ("a/b/x", true, true),
             ("a/+/x", true, true),
             ("a/#", false, true),
@@ -203,15 +191,15 @@ mod tests {
             ("a/b", false, false),
             ("b/#", false, false),
         ] {
-            assert_eq!(allow.fits(&client("c", ""), Action::Subscribe, asked), allowed, "{asked}");
-            assert_eq!(deny.fits(&client("c", ""), Action::Subscribe, asked), denied, "{asked}");
+            assert_eq!(allow.matches(&client("c", ""), Action::Subscribe, requested), allowed, "{requested}");
+            assert_eq!(deny.matches(&client("c", ""), Action::Subscribe, requested), denied, "{requested}");
         }
     }
 
     #[test]
     fn no_name_reaches_another_clients_topics() {
         let allow = checked(Effect::Allow, &["d/${clientid}/#", "${username}/#"]).unwrap();
-        let fits = |client_id, username, topic| allow.fits(&client(client_id, username), Action::Publish, topic);
+        let fits = |client_id, username, topic| allow.matches(&client(client_id, username), Action::Publish, topic);
         assert!(fits("a", "", "d/a/x"));
         assert!(fits("a", "u", "u/x"));
         assert!(!fits("a", "", "d/b/x"));
@@ -224,9 +212,9 @@ mod tests {
     }
 
     #[test]
-    fn no_name_gets_around_a_denial() {
+    fn no_name_bypasses_a_deny_rule() {
         let deny = checked(Effect::Deny, &["inbox/${clientid}/private"]).unwrap();
-        let fits = |client_id, topic| deny.fits(&client(client_id, ""), Action::Publish, topic);
+        let fits = |client_id, topic| deny.matches(&client(client_id, ""), Action::Publish, topic);
         assert!(fits("a", "inbox/a/private"));
         assert!(!fits("a", "inbox/b/private"));
         assert!(fits("a/b", "inbox/a/b/private"));
@@ -243,14 +231,14 @@ mod tests {
             topics: vec!["#".to_owned()],
         };
         let rule = CheckedRule::new(&rule).unwrap();
-        assert!(rule.fits(&client("m-1", "guest7"), Action::Publish, "a"));
-        assert!(!rule.fits(&client("m-1", ""), Action::Publish, "a"));
-        assert!(!rule.fits(&client("n-1", "guest7"), Action::Publish, "a"));
-        assert!(!rule.fits(&client("m-1", "guest7"), Action::Subscribe, "a"));
+        assert!(rule.matches(&client("m-1", "guest7"), Action::Publish, "a"));
+        assert!(!rule.matches(&client("m-1", ""), Action::Publish, "a"));
+        assert!(!rule.matches(&client("n-1", "guest7"), Action::Publish, "a"));
+        assert!(!rule.matches(&client("m-1", "guest7"), Action::Subscribe, "a"));
     }
 
     #[test]
-    fn a_rule_that_could_never_work_is_refused() {
+    fn invalid_rules_are_rejected() {
         let fault = |topic: &str| checked(Effect::Allow, &["a", topic]).unwrap_err().to_string();
         assert_eq!(fault("a/#/b"), r##"topics[1]: topic filter "a/#/b": "#" is allowed only at the end"##);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Requests to the admin port of a running gateway.
+//! HTTP client of the admin port of a running gateway.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,32 +14,32 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
-/// How long the connection may take.
+/// Timeout of the connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an answer may take: as long as the gateway may compile, and a little more.
+/// Timeout of a response: longer than the gateway may compile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3700);
 
-/// Largest answer, in bytes.
+/// Maximum response, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// Which gateway is asked.
+/// The addressed gateway.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// The admin port; plain HTTP, so over the network it belongs in a tunnel
+    /// URL of the admin port; plain HTTP, so use a tunnel over a network
     #[arg(long, global = true, default_value = "http://127.0.0.1:9180", env = "POLYGATE_ADMIN", value_name = "URL")]
     admin: AdminUrl,
-    /// A file with the admin token; without it, the environment variable POLYGATE_ADMIN_TOKEN, or none
+    /// File with the admin token; default: the environment variable POLYGATE_ADMIN_TOKEN, or no token
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     token_file: Option<PathBuf>,
 }
 
-/// Where an admin port is: host and port.
+/// Host and port of an admin port.
 #[derive(Clone, Debug)]
 pub(super) struct AdminUrl(String);
 
-/// A text that is no [`AdminUrl`].
+/// A malformed [`AdminUrl`].
 #[derive(Debug, thiserror::Error)]
 #[error("expected the admin port as http://host:port, without a path (https is not supported), found {0:?}")]
 pub(super) struct MalformedAdminUrl(String);
@@ -58,21 +58,21 @@ impl FromStr for AdminUrl {
     }
 }
 
-/// Why there is no answer, or a refusal.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nobody is there.
+pub(crate) enum ClientError {
+    /// The connect failed.
     #[error("cannot reach the admin port at {at}")]
     Connect {
-        /// Where.
+        /// Host and port.
         at: String,
         /// The cause.
         source: io::Error,
     },
-    /// The exchange broke off.
+    /// The exchange was interrupted.
     #[error("the admin port at {at} did not answer")]
     Exchange {
-        /// Where.
+        /// Host and port.
         at: String,
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -85,16 +85,16 @@ pub enum ClientError {
         /// The cause.
         source: io::Error,
     },
-    /// What was received could not be passed on.
-    #[error("cannot write what is received")]
+    /// The response could not be written.
+    #[error("cannot write the response")]
     Write(#[source] io::Error),
-    /// The token is missing or another one.
-    #[error("the admin port at {at} wants another token; give it with --token-file or POLYGATE_ADMIN_TOKEN")]
+    /// The token is missing or wrong.
+    #[error("the admin port at {at} requires another token; set it with --token-file or POLYGATE_ADMIN_TOKEN")]
     Token {
-        /// Where.
+        /// Host and port.
         at: String,
     },
-    /// The gateway does not do what it was asked for.
+    /// The gateway refused the request.
     #[error("{0}")]
     Refused(String),
 }
@@ -106,7 +106,7 @@ struct Refusal {
     error: String,
 }
 
-/// Asks one gateway.
+/// A client of one gateway.
 #[derive(Debug)]
 pub(super) struct Client {
     at: String,
@@ -114,7 +114,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// The gateway that the arguments name.
+    /// The client for these arguments.
     pub(super) fn of(Args { admin: AdminUrl(at), token_file }: Args) -> Result<Self, ClientError> {
         let token = match token_file {
             Some(path) => match std::fs::read_to_string(&path) {
@@ -126,7 +126,7 @@ impl Client {
         Ok(Self { at, token: token.map(Into::into) })
     }
 
-    /// The body of a good answer.
+    /// The body of a successful response.
     pub(super) async fn ask(
         &self,
         method: Method,
@@ -143,7 +143,7 @@ impl Client {
                 let body = to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX).await?;
                 Ok::<_, Cause>((status, body))
             };
-            // The connection is driven by being polled; that it ends is seen by the answer.
+            // Polling drives the connection; its end shows in the response.
             let (answer, _) = tokio::join!(answering, connection);
             answer
         };
@@ -153,7 +153,7 @@ impl Client {
         if status.is_success() { Ok(text) } else { Err(self.refused(status, text)) }
     }
 
-    /// Passes on what a good answer consists of, as it comes, until it ends.
+    /// Streams the body of a successful response, until it ends.
     pub(super) async fn follow(
         &self,
         path: &str,
@@ -223,7 +223,7 @@ impl Client {
     }
 }
 
-/// As much of somebody's words as may stand in a part of a url.
+/// Percent-encodes a text for one segment of a url.
 pub(super) fn escaped(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -247,8 +247,8 @@ mod tests {
         for text in
             ["", "127.0.0.1:9180", "https://h:1", "http://h", "http://:1", "http://h:0", "http://h:1/x", "http://u@h:1"]
         {
-            let told = text.parse::<AdminUrl>().unwrap_err().to_string();
-            assert!(told.starts_with("expected the admin port as http://host:port"), "{told}");
+            let error = text.parse::<AdminUrl>().unwrap_err().to_string();
+            assert!(error.starts_with("expected the admin port as http://host:port"), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `polygate check`: is this configuration valid, and what would it run?
+//! `polygate check`: validates a configuration (dry run), and summarizes it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -8,24 +8,24 @@ use clap::ValueHint;
 
 use crate::config::{Config, Warning};
 
-/// Checks a configuration file and finds every fault at once
+/// Validates a configuration file and reports all faults at once
 ///
-/// Each fault is told with its line, its key, what was found and what was expected. Of a file without faults, says what it
-/// would run, and warns of what works and is probably not meant. Exits with 0 when the file is valid, with 1 when it is not.
+/// Each fault has its line, key, found and expected value. For a valid file, prints a summary, and warnings about valid
+/// but probably unintended settings. Exits with 0 if the file is valid, with 1 otherwise.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate check -c polygate.toml")]
-pub struct Args {
+pub(crate) struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
 }
 
-/// Runs the command: what would run goes to `stdout`, faults go to `stderr` with exit code 1.
+/// Runs the command: the summary goes to `stdout`, faults go to `stderr` with exit code 1.
 ///
 /// # Errors
 ///
-/// When nobody takes the output.
-pub fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io::Result<ExitCode> {
+/// The output cannot be written.
+pub(crate) fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io::Result<ExitCode> {
     match Config::load(&args.config) {
         Ok((config, warnings)) => {
             write!(stdout, "{}", summary(&args.config.display().to_string(), &config, &warnings))?;
@@ -40,7 +40,7 @@ pub fn run(args: &Args, stdout: &mut impl Write, stderr: &mut impl Write) -> io:
     }
 }
 
-/// What the file makes of the gateway, for people.
+/// A summary of the configuration.
 fn summary(file: &str, config: &Config, warnings: &[Warning]) -> String {
     let mut lines: Vec<[String; 2]> =
         vec![["node".to_owned(), config.node.to_string()], ["data".to_owned(), config.data_dir.display().to_string()]];
@@ -83,8 +83,8 @@ mod tests {
         std::fs::write(&config, text).unwrap();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let code = run(&Args { config }, &mut stdout, &mut stderr).unwrap();
-        let told = |bytes| String::from_utf8(bytes).unwrap().replace(&format!("{}/", dir.path().display()), "");
-        (code == ExitCode::SUCCESS, told(stdout), told(stderr))
+        let text = |bytes| String::from_utf8(bytes).unwrap().replace(&format!("{}/", dir.path().display()), "");
+        (code == ExitCode::SUCCESS, text(stdout), text(stderr))
     }
 
     #[test]

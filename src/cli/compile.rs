@@ -1,4 +1,4 @@
-//! `polygate compile`: the part of the gateway that compiles guests, in a process of its own. Nobody but `serve` runs it.
+//! `polygate compile`: compiles a guest in a process of its own. Internal: started by `serve` only.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,64 +6,64 @@ use std::sync::Arc;
 
 use clap::ValueHint;
 
-use crate::handler::chain;
-use crate::handler::wasm::{Host, Options, bound_this_process};
+use crate::error::report;
+use crate::handler::wasm::{Options, Runtime, bound_this_process};
 use crate::telemetry::Telemetry;
 
-/// Compiles a guest into the cache of a gateway, within bounds; the gateway runs it
+/// Compiles a guest into the cache of a gateway, with resource limits; the gateway runs it
 ///
-/// Exits with 0 when the cache has it, with 1 and a reason when it is refused, and by a signal at a bound.
+/// Exits with 0 when the component is in the cache, with 1 and a reason when it is refused, and by a signal at a limit.
 #[derive(Debug, clap::Args)]
 #[command(
     hide = true,
     after_help = "Example:\n  polygate compile --handler=h --component=h.wasm --known-as=h.wasm --cache=data/components \\\n      --instance-memory=16777216 --memory=4294967296 --seconds=300"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The handler's name, for errors
     #[arg(long, value_name = "NAME")]
     handler: Arc<str>,
-    /// The file
+    /// The component
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     component: PathBuf,
-    /// The file's name in errors
+    /// Its name in errors
     #[arg(long, value_name = "FILE")]
     known_as: PathBuf,
-    /// Where the compiled component goes
+    /// The cache directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: PathBuf,
-    /// Linear memory of one instance, in bytes, which decides how it is compiled
+    /// Maximum linear memory of one instance, in bytes, which decides how it is compiled
     #[arg(long, value_name = "BYTES")]
     instance_memory: usize,
-    /// Whether the gateway has an engine for small guests, which also decides that
+    /// Whether the gateway has the engine for small guests, which also decides that
     #[arg(long)]
     small_engine: bool,
-    /// Memory of this process, in bytes
+    /// Maximum memory of this process, in bytes
     #[arg(long, value_name = "BYTES")]
     memory: u64,
-    /// CPU time of this process on each core, in seconds
+    /// Maximum CPU time of this process on each core, in seconds
     #[arg(long, value_name = "SECONDS")]
     seconds: u64,
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> ExitCode {
+pub(crate) fn run(args: Args) -> ExitCode {
     if let Err(error) = bound_this_process(args.memory, args.seconds) {
         eprintln!("handler {:?}: cannot bound the compiler: {error}", args.handler);
         return ExitCode::FAILURE;
     }
     let metrics = Telemetry::new().instances(&args.handler);
     let options = Options { memory_bytes_max: args.instance_memory, ..Options::new(args.handler, args.component) };
-    let host = match Host::start_compiler(args.cache, args.small_engine) {
+    let host = match Runtime::start_compiler(args.cache, args.small_engine) {
         Ok(host) => host,
         Err(error) => {
-            eprintln!("{}", chain(&error));
+            eprintln!("{}", report(&error));
             return ExitCode::FAILURE;
         }
     };
     match host.load(options, metrics) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", chain(&error.about(&args.known_as)));
+            eprintln!("{}", report(&error.about(&args.known_as)));
             ExitCode::FAILURE
         }
     }

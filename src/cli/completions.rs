@@ -1,4 +1,4 @@
-//! `polygate completions` and `polygate man`: the command line, for shells and for people.
+//! `polygate completions` and `polygate man`: shell completions and man pages.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use clap_complete::Shell;
 
 use super::definition;
-use crate::handler::chain;
+use crate::error::report;
 
 /// Prints the completions of a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate completions bash > /usr/share/bash-completion/completions/polygate")]
-pub struct Args {
+pub(crate) struct Args {
     /// The shell
     shell: Shell,
 }
@@ -19,23 +19,23 @@ pub struct Args {
 /// Prints the man page
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate man > /usr/share/man/man1/polygate.1\n  polygate man serve | man -l -")]
-pub struct ManArgs {
-    /// A subcommand, and one of its own, whose page is printed instead
+pub(crate) struct ManArgs {
+    /// A subcommand, optionally with its own subcommand; default: the page of polygate
     #[arg(value_name = "COMMAND")]
     commands: Vec<String>,
 }
 
 /// Writes the completions to stdout.
-pub fn run(args: &Args) -> ExitCode {
+pub(crate) fn run(args: &Args) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut definition(), "polygate", &mut script);
     print("completions", &script)
 }
 
-/// Writes the man page to stdout; exit code 2 when it is to be that of a subcommand that does not exist.
-pub fn run_man(args: &ManArgs) -> ExitCode {
+/// Writes the man page to stdout; exit code 2 for an unknown subcommand.
+pub(crate) fn run_man(args: &ManArgs) -> ExitCode {
     let mut command = definition();
-    // Gives every subcommand its full name and the options that all have in common.
+    // Sets the full name and the global options of every subcommand.
     command.build();
     for name in &args.commands {
         match command.find_subcommand(name) {
@@ -55,19 +55,19 @@ pub fn run_man(args: &ManArgs) -> ExitCode {
     match clap_mangen::Man::new(command).render(&mut page) {
         Ok(()) => print("man page", &page),
         Err(error) => {
-            eprintln!("polygate: cannot make the man page: {}", chain(&error));
+            eprintln!("polygate: cannot make the man page: {}", report(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Writes all of it or says why not: a reader that has read enough and gone is no reason to panic.
+/// Writes the text, or reports why not: a closed pipe must not panic.
 fn print(what: &str, text: &[u8]) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: cannot write the {what}: {}", chain(&error));
+            eprintln!("polygate: cannot write the {what}: {}", report(&error));
             ExitCode::FAILURE
         }
     }

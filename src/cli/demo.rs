@@ -1,4 +1,4 @@
-//! `polygate demo`: the tour.
+//! `polygate demo`: a gateway with recorded devices and an MQTT client.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -12,63 +12,63 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::conversation::play::witness::{self, Watch};
-use crate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
+use crate::conversation::play::mqtt_observer::{self, Watch};
+use crate::conversation::play::{BrokerUrl, GatewayAddr, MqttObserver, Options, play};
 use crate::conversation::{Action, Conversation};
+use crate::error::report;
 use crate::gateway::{Bound, Gateway};
-use crate::handler::chain;
 
 mod positions;
 
 use positions::Position;
 
-/// The guest of the tour, so that there is nothing to build or install first.
+/// The guest of the demo, embedded, so that there is nothing to build or install first.
 const COMPONENT: &[u8] = include_bytes!("../../guests/dist/jt808.wasm");
 
-/// The configuration of the tour; free ports, so it runs beside anything else.
+/// The configuration of the demo; free ports, so it runs beside any other program.
 const CONFIG: &str = include_str!("demo/demo.toml");
 
 /// Recorded terminals: name and text of each conversation.
 const CONVERSATIONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/demo_conversations.rs"));
 
-/// Terminals that are connected at the same time.
+/// Terminals connected at a time.
 const TERMINALS_AT_ONCE: usize = 4;
 
-/// Positions that wait to be printed.
+/// Positions queued for printing.
 const POSITIONS_WAITING_MAX: usize = 1024;
 
-/// How long the last positions may be on their way.
+/// Timeout of the last positions.
 const LAST_POSITIONS: Duration = Duration::from_secs(5);
 
-/// How long the broker may take to let the tour's MQTT clients in.
+/// Timeout of the subscription at the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The tour: recorded trackers in, positions over MQTT out, nothing to install.
+/// Demo: recorded trackers in, positions over MQTT out, nothing to install.
 ///
 /// Starts a gateway with the embedded broker and the JT/T 808 guest on free loopback ports, replays recorded
-/// trackers against it and prints the positions as an MQTT client gets them. Then it goes on serving, and
-/// says how to connect a device and an MQTT client.
+/// trackers against it and prints the positions that an MQTT client receives. Then it continues to serve, and
+/// prints how to connect a device and an MQTT client.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate demo")]
-pub struct Args {
-    /// End after the replay instead of going on serving
+pub(crate) struct Args {
+    /// Exit after the replay
     #[arg(long)]
     once: bool,
 }
 
-/// Why the tour could not be given.
+/// Why the demo failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot make a temporary directory")]
     Dir(#[source] io::Error),
-    #[error("the tour's own configuration is wrong:\n{0}")]
+    #[error("the configuration of the demo has faults:\n{0}")]
     Config(crate::config::Faults),
     #[error(transparent)]
     Start(#[from] crate::gateway::StartError),
-    #[error("the tour's own conversations are wrong")]
+    #[error("the conversations of the demo have faults")]
     Conversations(#[from] crate::conversation::Faults),
     #[error(transparent)]
-    Witness(#[from] crate::conversation::play::WitnessError),
+    MqttObserver(#[from] crate::conversation::play::ObserverError),
     #[error(transparent)]
     Positions(#[from] positions::SubscribeError),
     #[error("the gateway has no port for {0}")]
@@ -77,18 +77,18 @@ enum Error {
     Output(#[source] io::Error),
 }
 
-/// Exit code 0 when every recorded terminal was served and every position arrived, else 1.
-pub async fn run(args: Args) -> ExitCode {
-    match tour(args).await {
+/// Exit code 0 if every recorded terminal was served and every position arrived, else 1.
+pub(crate) async fn run(args: Args) -> ExitCode {
+    match run_demo(args).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-async fn tour(args: Args) -> Result<ExitCode, Error> {
+async fn run_demo(args: Args) -> Result<ExitCode, Error> {
     let dir = TempDir::with_prefix("polygate-demo-").map_err(Error::Dir)?;
     let config = configure(dir.path())?;
     let gateway = Gateway::start(config).await?;
@@ -99,9 +99,13 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     let conversations = conversations()?;
     let expected = conversations.iter().map(positions_in).sum();
     let positions = positions::subscribe(broker, POSITIONS_WAITING_MAX, BROKER_TIMEOUT).await?;
-    let witness =
-        Witness::connect(&broker_url(broker), "", Watch::Topics(witness::topics(&conversations)), BROKER_TIMEOUT)
-            .await?;
+    let observer = MqttObserver::connect(
+        &broker_url(broker),
+        "",
+        Watch::Topics(mqtt_observer::topics(&conversations)),
+        BROKER_TIMEOUT,
+    )
+    .await?;
 
     println!(
         "{} recorded connections of trackers now come to {listener}; their positions, as an MQTT client gets them:\n",
@@ -109,10 +113,10 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     );
     let progress = progress_bar(conversations.len() as u64);
     let printing = tokio::spawn(print_positions(positions, progress.clone(), expected));
-    let failures = replay(&conversations, listener, &witness, &progress).await;
+    let failures = replay(&conversations, listener, &observer, &progress).await;
     let arrived = printing.await.unwrap_or(Ok(0)).map_err(Error::Output)?;
     progress.finish_and_clear();
-    witness.close(BROKER_TIMEOUT).await;
+    observer.close(BROKER_TIMEOUT).await;
 
     println!("\n{} connections replayed, {arrived} of {expected} positions arrived over MQTT.", conversations.len());
     for failure in &failures {
@@ -129,7 +133,7 @@ async fn tour(args: Args) -> Result<ExitCode, Error> {
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Writes the guest and its configuration, as a user would have them, and reads them as a user's.
+/// Writes the guest and its configuration to files, and loads them like those of a user.
 fn configure(dir: &Path) -> Result<Config, Error> {
     std::fs::write(dir.join("jt808.wasm"), COMPONENT).map_err(Error::Dir)?;
     std::fs::write(dir.join("polygate.toml"), CONFIG).map_err(Error::Dir)?;
@@ -145,18 +149,18 @@ fn broker_url(broker: SocketAddr) -> BrokerUrl {
     BrokerUrl::from(broker)
 }
 
-/// Positions that a conversation publishes.
+/// The number of positions that a conversation publishes.
 fn positions_in(conversation: &Conversation) -> usize {
     let is_position =
         |action: &Action| matches!(action, Action::Publish(message) if message.topic.ends_with("/location"));
     conversation.steps().filter(|(_, step)| is_position(&step.action)).count()
 }
 
-/// Plays all conversations, some at a time; gives what did not go as recorded.
+/// Plays all conversations, some at a time; returns the failures.
 async fn replay(
     conversations: &[Conversation],
     listener: SocketAddr,
-    witness: &Witness,
+    observer: &MqttObserver,
     progress: &ProgressBar,
 ) -> Vec<String> {
     let to = GatewayAddr::from(listener);
@@ -164,9 +168,9 @@ async fn replay(
     let (to, options) = (&to, &options);
     stream::iter(conversations)
         .map(|conversation| async move {
-            let played = play(conversation, to, Some(witness), options, |_| {}).await;
+            let played = play(conversation, to, Some(observer), options, |_| {}).await;
             progress.inc(1);
-            played.err().map(|error| format!("{}: {}", conversation.name(), chain(&error)))
+            played.err().map(|error| format!("{}: {}", conversation.name(), report(&error)))
         })
         .buffer_unordered(TERMINALS_AT_ONCE)
         .filter_map(std::future::ready)
@@ -174,7 +178,7 @@ async fn replay(
         .await
 }
 
-/// Prints positions until all that are expected have come, or no more do; gives their number.
+/// Prints positions until all expected ones have arrived, or no more do; returns their number.
 async fn print_positions(
     mut positions: mpsc::Receiver<Position>,
     progress: ProgressBar,
@@ -182,7 +186,7 @@ async fn print_positions(
 ) -> io::Result<usize> {
     let mut arrived = 0;
     while arrived < expected {
-        // While terminals are still connecting there is no hurry.
+        // No timeout while terminals are still connecting.
         let patience =
             if progress.position() < progress.length().unwrap_or(0) { Duration::MAX } else { LAST_POSITIONS };
         match tokio::time::timeout(patience.min(Duration::from_secs(60)), positions.recv()).await {

@@ -1,4 +1,4 @@
-//! `polygate guest`: what the author of a handler needs, without a gateway.
+//! `polygate guest`: tools for authors of guests, without a gateway.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -6,26 +6,27 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::conversation::{FolderError, ReadError};
-use crate::handler::wasm::{HostError, LoadError};
-use crate::handler::{CallError, chain};
+use crate::error::report;
+use crate::handler::CallError;
+use crate::handler::wasm::{LoadError, RuntimeError};
 
-pub mod bench;
-pub mod check;
-pub mod loading;
-pub mod new;
-pub mod test;
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod loading;
+pub(crate) mod new;
+pub(crate) mod test;
 
 use loading::SettingsError;
 
-/// Makes, checks, tests and measures handlers that run inside the gateway
+/// Creates, checks, tests and measures handlers that run inside the gateway
 ///
-/// A guest is a WebAssembly component that turns a device's bytes into messages. These commands run it in the gateway's own
-/// host, without a gateway: no socket is opened and no broker is needed.
+/// A guest is a WebAssembly component that turns a device's bytes into messages. These commands run it in the gateway's
+/// own host, without a gateway: they open no socket and need no broker.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate guest new meter --lang rust\n  polygate guest check meter/handler.wasm\n  polygate guest test meter/handler.wasm meter/conversations"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -38,9 +39,9 @@ enum Command {
     Bench(bench::Args),
 }
 
-/// A command for guests could not do what was asked.
+/// A command for guests failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The new project.
     #[error(transparent)]
     New(#[from] new::NewError),
@@ -49,9 +50,9 @@ pub enum Error {
     Load(#[from] LoadError),
     /// This machine.
     #[error(transparent)]
-    Host(#[from] HostError),
-    /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    Runtime(#[from] RuntimeError),
+    /// All files that cannot be read or parsed.
+    #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// A folder without conversations.
     #[error(transparent)]
@@ -59,7 +60,7 @@ pub enum Error {
     /// The settings of a configuration.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// A conversation that could not be recorded; its file is as it was.
+    /// A conversation could not be recorded; its file is unchanged.
     #[error("{name}: {why}")]
     Record {
         /// The file.
@@ -72,7 +73,7 @@ pub enum Error {
     Failed {
         /// The event.
         event: &'static str,
-        /// What happened.
+        /// The error.
         why: CallError,
     },
     /// A file or a folder.
@@ -83,17 +84,17 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Nobody takes the output.
+    /// The output cannot be written.
     #[error("cannot write the result")]
     Output(#[from] io::Error),
 }
 
-/// Runs the subcommand; results go to standard output. Exit code 1: what was asked for failed, or is not so.
+/// Runs the subcommand; results go to standard output. Exit code 1: the command failed, or its answer is no.
 ///
 /// # Errors
 ///
 /// See [`Error`].
-pub async fn run(args: Args) -> Result<ExitCode, Error> {
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     let mut out = io::stdout();
     let code = match args.command {
         Command::New(args) => new::run(&args, &mut out)?,
@@ -105,9 +106,9 @@ pub async fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-/// A number of bytes for people: three digits or so.
+/// A size with about three digits.
 fn bytes_text(bytes: u64) -> String {
-    // Far below 2^53; what is lost is not shown.
+    // Far below 2^53; the lost digits are not printed.
     let number = bytes as f64;
     match bytes {
         0..1024 => format!("{bytes} B"),
@@ -116,7 +117,7 @@ fn bytes_text(bytes: u64) -> String {
     }
 }
 
-/// A time for people: three digits or so.
+/// A duration with about three digits.
 fn time_text(time: std::time::Duration) -> String {
     let micros = time.as_secs_f64() * 1e6;
     match micros {
@@ -128,7 +129,7 @@ fn time_text(time: std::time::Duration) -> String {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! `polygate handler`: the handlers of a running gateway, and changes of them, through its admin port.
+//! `polygate handler`: lists and changes the handlers of a running gateway, over its admin port.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -9,23 +9,24 @@ use clap::{Subcommand, ValueHint};
 use http::Method;
 use serde::Deserialize;
 
-use crate::handler::chain;
-use crate::rollout::{Done, HandlerStatus, Swap, VersionStatus};
+use crate::error::report;
+use crate::rollout::{ChangeResult, HandlerStatus, Swap, VersionStatus};
 
 use super::admin_client::{self, Client, ClientError};
 
 /// Lists and changes the handlers of a running gateway
 ///
-/// Asks the admin port of the gateway, `[admin]` in its configuration. A version is a component, or a gRPC server in its
-/// place; every change says which version serves from then on. Exits with 1 when the gateway refuses, with its reason.
+/// Uses the admin port of the gateway, `[admin]` in its configuration. A version is a component, or a gRPC server in
+/// its place; every change prints the version that serves from then on. Exits with 1 if the gateway refuses, with its
+/// reason.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate handler list\n  polygate handler swap jt808 jt808-new.wasm --swap canary:5%\n  polygate handler promote jt808\n  polygate handler rollback jt808"
 )]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     gateway: admin_client::Args,
-    /// Print the answer as JSON
+    /// Print the response as JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -34,14 +35,14 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Operation {
-    /// All handlers: which version serves, what is tried, how many connections they have
+    /// All handlers: active version, canary or shadow, number of connections
     List,
     /// The versions of a handler, newest first
     Versions {
         /// The handler
         name: String,
     },
-    /// Gives a handler a new version: a component, or a gRPC server
+    /// Loads a new version of a handler: a component, or a gRPC server
     Swap {
         /// The handler
         name: String,
@@ -51,17 +52,17 @@ enum Operation {
         /// A gRPC server that speaks ExProto, instead
         #[arg(long)]
         url: Option<String>,
-        /// How it takes over: live, new-connections, canary:SHARE or shadow; default: as the configuration says
+        /// How it takes over: live, new-connections, canary:SHARE or shadow; default: from the configuration
         #[arg(long, value_name = "HOW")]
         swap: Option<Swap>,
-        /// Only load and keep it
+        /// Only load and store it
         #[arg(long, conflicts_with = "swap")]
         keep: bool,
-        /// Take it without playing the handler's conversations against it
+        /// Skip the handler's conversations
         #[arg(long, conflicts_with = "url")]
         unchecked: bool,
     },
-    /// Makes one of the last versions serve
+    /// Activates one of the stored versions
     Activate {
         /// The handler
         name: String,
@@ -71,26 +72,26 @@ enum Operation {
         #[arg(long, value_name = "HOW")]
         swap: Option<Swap>,
     },
-    /// Makes the version serve that did before
+    /// Activates the previous version
     Rollback {
         /// The handler
         name: String,
     },
-    /// Makes the version serve that is tried
+    /// Activates the canary or shadow version
     Promote {
         /// The handler
         name: String,
     },
-    /// Ends a trial
+    /// Ends a canary or shadow
     Abandon {
         /// The handler
         name: String,
     },
 }
 
-/// Why the command did not do what it was asked for.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HandlerError {
+pub(crate) enum HandlerError {
     /// A file could not be read.
     #[error("cannot read {path:?}")]
     Read {
@@ -99,13 +100,13 @@ pub enum HandlerError {
         /// The cause.
         source: io::Error,
     },
-    /// The gateway did not answer, or refused.
+    /// The gateway did not respond, or refused.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The answer is not one of a gateway.
-    #[error("the answer is none of a gateway of this version")]
+    /// The response is not from a gateway.
+    #[error("the response is not from a gateway of this version")]
     Answer(#[from] serde_json::Error),
-    /// Nobody takes the result.
+    /// The output cannot be written.
     #[error("cannot write the result")]
     Write(#[source] io::Error),
 }
@@ -120,12 +121,12 @@ struct OfHandler {
     versions: Vec<VersionStatus>,
 }
 
-/// Exit code 0 when it is done, 1 when it is refused.
-pub async fn run(args: Args) -> ExitCode {
+/// Exit code 0 on success, 1 on refusal.
+pub(crate) async fn run(args: Args) -> ExitCode {
     match answer(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }
@@ -173,7 +174,7 @@ async fn change(client: &Client, name: &str, operation: &str, json: bool) -> Res
     changed(client.ask(Method::POST, &format!("{}/{operation}", path(name)), None).await?, json)
 }
 
-/// The path of a handler. Names that need escaping are none of a handler.
+/// The path of a handler. A name that needs escaping is no handler's.
 fn path(name: &str) -> String {
     format!("/api/v1/handlers/{}", admin_client::escaped(name))
 }
@@ -186,7 +187,7 @@ fn changed(answer: String, json: bool) -> Result<String, HandlerError> {
     if json {
         return Ok(answer);
     }
-    let Done { handler, version, state, before } = serde_json::from_str(&answer)?;
+    let ChangeResult { handler, version, state, before } = serde_json::from_str(&answer)?;
     Ok(format!("handler {handler}: version {version} is {}; version {before} was active", state.name()))
 }
 
@@ -227,7 +228,7 @@ fn versions(versions: &[VersionStatus]) -> String {
     table(&rows)
 }
 
-/// Columns as wide as their widest cell.
+/// A table with aligned columns.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!(table(&rows), "A       LONG\nlonger  b\n");
     }
 
-    /// Whatever somebody types as a name stays one segment of the path.
+    /// Any typed name stays one segment of the path.
     #[test]
     fn names_stay_in_their_place() {
         assert_eq!(path("jt808"), "/api/v1/handlers/jt808");

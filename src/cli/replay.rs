@@ -1,7 +1,7 @@
-//! `polygate replay`: plays the device's side of recorded conversations against any gateway.
+//! `polygate replay`: plays the device's side of recorded conversations against a gateway.
 //!
-//! Owns the connections that play at the same time, their pace and the count of what came of them; ends when each has
-//! played its share, or with Ctrl-C. How one conversation is played is [`play`]'s.
+//! Owns the concurrent connections, their pace and the result counts; ends when each has
+//! played its conversations, or with Ctrl-C. [`play`] plays one conversation.
 
 use std::io::Write;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -17,33 +17,33 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::conversation::play::witness::{self, Watch};
+use crate::conversation::play::mqtt_observer::{self, Watch};
 use crate::conversation::play::{
-    BrokerUrl, GatewayAddr, Options, Outcome, PlayError, Played, Witness, WitnessError, play,
+    BrokerUrl, GatewayAddr, MqttObserver, ObserverError, Options, Outcome, PlayError, Played, play,
 };
 use crate::conversation::run::Replies;
 use crate::conversation::{Conversation, ReadError};
-use crate::handler::chain;
+use crate::error::report;
 
 mod record;
 mod report;
 
-pub use record::RecordError;
+pub(crate) use record::RecordError;
 pub(super) use record::replace;
 use report::Report;
 
-/// Results of plays that wait to be counted; a play whose result finds no room waits.
+/// Maximum number of results that wait to be counted; further plays wait.
 const RESULTS_MAX: usize = 256;
 
 /// Plays the device's side of recorded conversations against a gateway.
 ///
-/// Each connection plays at least one conversation and each conversation is played at least once; the files are handed
-/// round. A device is what its conversation says it is: on more connections than files the same device comes several
-/// times, and a gateway may close the older connection of the two. Bytes cannot be made different on each connection,
-/// since frames end in checksums: give as many conversations as devices are wanted.
+/// Each connection plays at least one conversation and each conversation is played at least once; files are reused. A
+/// conversation has the identity of its device: with more connections than files the same device connects several
+/// times, and the gateway may close the older connection of the two. Frames are not rewritten for each connection,
+/// because of their checksums: give as many conversations as devices.
 ///
-/// Prints how many conversations went as recorded, the latency from each ">" line to the end of the "<" line that
-/// follows it, and the first failures. Exits with 0 when all went well, 1 when any failed, 2 for wrong usage.
+/// Prints how many conversations went as recorded, the latency from each ">" line to the end of the next "<" line, and
+/// the first failures. Exits with 0 if all went as recorded, 1 if any failed, 2 for wrong usage.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = "Examples:\n  polygate replay night.conversation --to tcp://127.0.0.1:7993\n  polygate replay *.conversation --to tcp://127.0.0.1:7993 --connections 20 --rate 100/s"
@@ -57,60 +57,60 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS")]
     pub to: GatewayAddr,
 
-    /// How many conversations are played at the same time, each on its connection
+    /// Number of concurrent connections, each playing one conversation at a time
     #[arg(long, value_name = "N", default_value = "1")]
     pub connections: NonZeroU32,
 
-    /// How many conversations begin in a second, all connections together, for example 100/s; without it, one begins as
-    /// soon as a connection is free
+    /// Rate at which conversations start over all connections, for example 100/s; default: as soon as a connection is
+    /// free
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub rate: Option<f64>,
 
-    /// How often each connection plays its share
+    /// Repetitions of the conversations of each connection
     #[arg(long, visible_alias = "repeat", value_name = "N", default_value = "1")]
     pub loops: NonZeroU64,
 
-    /// Keep to the recorded times: 1 as they are, 10 ten times as fast; without it they are ignored
+    /// Keep the recorded times: 1 as recorded, 10 ten times as fast; default: ignore them
     #[arg(long, value_name = "FACTOR", value_parser = parse_speed)]
     pub speed: Option<f64>,
 
-    /// How the bytes from the gateway are compared
+    /// Comparison of the bytes from the gateway
     #[arg(long, value_enum, default_value_t = ComparedReplies::Exact)]
     pub replies: ComparedReplies,
 
-    /// How long to wait for the connection and for each expected line
+    /// Timeout of the connect and of each expected line
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
     pub timeout: Duration,
 
-    /// How long to be silent for a "timer" line, "close keepalive" and "close idle"; without it, conversations that depend
+    /// Maximum silence for a "timer" line, "close keepalive" and "close idle"; without it, conversations that depend
     /// on a timer are refused
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timer_wait: Option<Duration>,
 
-    /// The broker behind the gateway, mqtt://USER:PASSWORD@HOST:PORT (login and port may be left out): to check "publish"
+    /// The broker behind the gateway, mqtt://USER:PASSWORD@HOST:PORT (login and port are optional): to check "publish"
     /// lines and to publish "deliver" lines. With it, a conversation is played by one connection at a time
     #[arg(long, value_name = "URL", env = "POLYGATE_REPLAY_MQTT", hide_env_values = true)]
     pub mqtt: Option<BrokerUrl>,
 
-    /// What the gateway puts in front of each topic, filled in, for example trackers/
+    /// The expanded mountpoint of the listener, for example trackers/
     #[arg(long, value_name = "TEXT", default_value = "", requires = "mqtt")]
     pub mountpoint: String,
 
-    /// Do not compare: write what the gateway answers into the files, one after the other
+    /// Do not compare: record the responses of the gateway in the files, one after the other
     #[arg(long, conflicts_with_all = ["connections", "rate", "loops", "speed", "replies"])]
     pub bless: bool,
 
-    /// With --bless: an answer is over when nothing has come for this long
+    /// With --bless: a response is complete after this silence
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_time, requires = "bless")]
     pub quiet: Duration,
 }
 
-/// How the bytes from the gateway are compared.
+/// Comparison of the bytes from the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComparedReplies {
-    /// Every byte is expected, and is the expected one
+    /// Every byte must be expected and match
     Exact,
-    /// Only the number of bytes of each "<" line is waited for: for load against a gateway that answers in other words
+    /// Only the number of bytes of each "<" line counts: for load on a gateway with other responses
     Counted,
 }
 
@@ -123,30 +123,30 @@ impl From<ComparedReplies> for Replies {
     }
 }
 
-/// The replay could not begin, or its result could not be told.
+/// The replay could not start, or its result could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Files that cannot be read or are no conversations: all of them.
-    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
+    /// All files that cannot be read or parsed.
+    #[error("{}", .0.iter().map(|error| report(error)).collect::<Vec<_>>().join("\n"))]
     Conversations(Vec<ReadError>),
     /// More connections than conversations, with a broker.
     #[error(
         "expected at most {conversations} connections with --mqtt, one for each conversation, found {connections}: \
-         when a conversation is played twice at once, nobody can tell whose message is whose"
+         the messages of two connections with the same conversation cannot be distinguished"
     )]
     TooManyConnections {
-        /// How many were asked for.
+        /// The requested number.
         connections: u32,
-        /// How many conversations there are.
+        /// The number of conversations.
         conversations: usize,
     },
-    /// The broker's side.
+    /// The broker failed.
     #[error(transparent)]
-    Witness(#[from] WitnessError),
+    MqttObserver(#[from] ObserverError),
     /// A conversation could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Standard output does not take the result.
+    /// The output cannot be written.
     #[error("cannot write the result")]
     Output(#[from] std::io::Error),
 }
@@ -156,7 +156,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::TooManyConnections { .. } => ExitCode::from(2),
-            Self::Conversations(_) | Self::Witness(_) | Self::Record(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Conversations(_) | Self::MqttObserver(_) | Self::Record(_) | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -165,8 +165,8 @@ impl Error {
 ///
 /// # Errors
 ///
-/// It could not begin (see [`Error`]). Conversations that fail are a result: they are printed, and the code is 1.
-pub async fn run(args: Args) -> Result<ExitCode, Error> {
+/// It could not start (see [`Error`]). Failed conversations are a result: they are printed, and the code is 1.
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     run_to(args, &mut std::io::stdout()).await
 }
 
@@ -185,18 +185,18 @@ pub async fn run_to(args: Args, out: &mut (impl Write + Send)) -> Result<ExitCod
     if args.mqtt.is_some() && connections as usize > conversations.len() {
         return Err(Error::TooManyConnections { connections, conversations: conversations.len() });
     }
-    let witness = match &args.mqtt {
+    let observer = match &args.mqtt {
         None => None,
         Some(broker) => {
-            let watch = Watch::Topics(witness::topics(&conversations));
-            Some(Witness::connect(broker, &args.mountpoint, watch, args.timeout).await?)
+            let watch = Watch::Topics(mqtt_observer::topics(&conversations));
+            Some(MqttObserver::connect(broker, &args.mountpoint, watch, args.timeout).await?)
         }
     };
     let replay = Arc::new(Replay {
         conversations,
         to: args.to.clone(),
         options: options(&args),
-        witness,
+        observer,
         rate: args.rate,
         loops: args.loops.get(),
         connections,
@@ -205,8 +205,8 @@ pub async fn run_to(args: Args, out: &mut (impl Write + Send)) -> Result<ExitCod
         stop: CancellationToken::new(),
     });
     let report = replay.run_all().await;
-    if let Some(Replay { witness: Some(witness), .. }) = Arc::into_inner(replay) {
-        witness.close(args.timeout).await;
+    if let Some(Replay { observer: Some(observer), .. }) = Arc::into_inner(replay) {
+        observer.close(args.timeout).await;
     }
     out.write_all(report.to_string().as_bytes())?;
     out.flush()?;
@@ -229,32 +229,32 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Conversation>, Error> {
     if faults.is_empty() { Ok(read) } else { Err(Error::Conversations(faults)) }
 }
 
-/// What all connections share.
+/// The shared state of all connections.
 struct Replay {
     conversations: Vec<Conversation>,
     to: GatewayAddr,
     options: Options,
-    witness: Option<Witness>,
+    observer: Option<MqttObserver>,
     rate: Option<f64>,
     loops: u64,
     connections: u32,
     begun: Instant,
-    /// How many conversations have begun, for the pace.
+    /// The number of started conversations, for the pace.
     next_slot: AtomicU64,
     stop: CancellationToken,
 }
 
-/// What came of one play.
+/// The result of one play.
 struct Ended {
     /// Index of the conversation.
     conversation: usize,
-    /// From each `>` line to the `<` line that follows it.
+    /// From each `>` line to the next `<` line.
     latencies: Vec<Duration>,
     played: Result<Played, PlayError>,
 }
 
 impl Replay {
-    /// Plays all, and counts.
+    /// Plays all conversations, and counts.
     async fn run_all(self: &Arc<Self>) -> Report {
         let (results, mut ended) = mpsc::channel(RESULTS_MAX);
         let mut connections = JoinSet::new();
@@ -281,7 +281,8 @@ impl Replay {
                 }
             }
         }
-        // Their channel is closed, so they have ended or are about to; a panic in one of them is a fault of ours, told here.
+        // Their channel is closed, so they have ended or are about to; a panic in one of them is our bug, reported
+        // here.
         while let Some(joined) = connections.join_next().await {
             if let Err(error) = joined {
                 report.count_broken(&error);
@@ -291,7 +292,7 @@ impl Replay {
         report
     }
 
-    /// One connection's share: always the same conversations, so none is played twice at once when there are enough.
+    /// Plays the conversations of one connection: always the same, so none is played twice at once if there are enough.
     async fn play_share(self: Arc<Self>, connection: u32, results: mpsc::Sender<Ended>) {
         let files = self.conversations.len();
         let width = self.connections as usize;
@@ -313,7 +314,7 @@ impl Replay {
         let mut latencies = Vec::new();
         let played = match self.conversations.get(index) {
             Some(conversation) => {
-                play(conversation, &self.to, self.witness.as_ref(), &self.options, |progress| {
+                play(conversation, &self.to, self.observer.as_ref(), &self.options, |progress| {
                     if let Outcome::Met { latency: Some(latency) } = progress.outcome {
                         latencies.push(latency);
                     }
@@ -325,11 +326,12 @@ impl Replay {
         Ended { conversation: index, latencies, played }
     }
 
-    /// Waits for the next slot of the pace. Who is late begins at once: the rate is kept on average while connections are free.
+    /// Waits for the next slot of the pace. A late play starts at once: the average rate is kept while connections are
+    /// free.
     async fn pace(&self) {
         if let Some(rate) = self.rate {
             let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
-            // Slots are far below 2^53, where every one of them is a double.
+            // Slots are far below 2^53, where every integer is a double.
             let after = Duration::try_from_secs_f64(slot as f64 / rate).unwrap_or(crate::conversation::OFFSET_MAX);
             tokio::time::sleep_until(self.begun + after.min(crate::conversation::OFFSET_MAX)).await;
         }
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_says_what_was_expected() {
+    fn usage_errors_have_the_expected_value() {
         let cases = [
             ("--to tcp://gw:1", "<CONVERSATION>"),
             ("a", "--to <ADDRESS>"),

@@ -7,47 +7,48 @@ use clap::ValueHint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Program};
+use crate::error::report;
 use crate::gateway::{Gateway, ListenersChanged, Reloaded};
-use crate::handler::chain;
 use crate::handler::wasm::Compiler;
-use crate::listener::Inherited;
+use crate::listener::ActivatedSockets;
 use crate::telemetry::LogFormat;
 
 mod watching;
 
 use watching::Watcher;
 
-/// This program, also when its file has been replaced by another version meanwhile.
+/// This executable, also after its file was replaced by another version.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Runs the gateway until SIGTERM or SIGINT, then drains
 ///
-/// To drain is to accept no more devices, tell the handlers of the end of each connection and write what was sent,
-/// for as long as `drain_timeout` allows. A second signal ends the process at once. Exits with 0 after a clean stop, with 1
-/// when the gateway could not start or connections had to be cut off.
+/// Draining: no new connections, queued bytes are written, and the handlers get the end of each connection, within
+/// `drain_timeout`. A second signal ends the process at once. Exits with 0 after a complete drain, with 1 when the
+/// gateway could not start or connections had to be closed at the timeout.
 ///
-/// SIGHUP reads the configuration again: listeners come, go and change for the devices that connect then, handlers get new
-/// versions, and those who are connected stay; what needs a restart is named in the log. A configuration with faults
-/// changes nothing. Sockets that systemd has bound (LISTEN_FDS) are taken over.
+/// SIGHUP reads the configuration again: listeners are added, removed and changed for new connections, handlers get new
+/// versions, and connected devices stay; the log names keys that need a restart. A configuration with faults is
+/// rejected as a whole. Sockets passed by systemd (LISTEN_FDS) are used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate serve -c /etc/polygate/polygate.toml")]
-pub struct Args {
+pub(crate) struct Args {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: PathBuf,
-    /// Read the configuration again when its file, a component, a certificate or a list of addresses has changed
+    /// Reload when the configuration file, a component, a certificate or a list of addresses has changed
     #[arg(long)]
     watch: bool,
 }
 
-/// Exit code 0 after a clean stop, 1 when the gateway could not start or connections had to be cut off.
-pub async fn run(args: Args, log_format: LogFormat, inherited: Inherited) -> ExitCode {
+/// Exit code 0 after a complete drain, 1 when the gateway could not start or connections had to be closed at the
+/// timeout.
+pub(crate) async fn run(args: Args, log_format: LogFormat, activated: ActivatedSockets) -> ExitCode {
     let (config, warnings) = match Config::load(&args.config) {
         Ok(loaded) => loaded,
         Err(faults) => {
             match log_format {
                 LogFormat::Text => eprintln!("{faults}"),
-                // Whoever reads JSON reads nothing else, so there the report is one line of the log.
+                // With a JSON log, the report is one line of it.
                 LogFormat::Json => tracing::error!("{faults}"),
             }
             return ExitCode::FAILURE;
@@ -57,18 +58,18 @@ pub async fn run(args: Args, log_format: LogFormat, inherited: Inherited) -> Exi
         tracing::warn!("{warning}");
     }
     tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
-    match serve_until_stopped(config, args, inherited).await {
+    match serve_until_stopped(config, args, activated).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_cut_off) => ExitCode::FAILURE,
         Err(error) => {
-            tracing::error!("{}", chain(error.as_ref()));
+            tracing::error!("{}", report(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Takes as many descriptors as the process may have: each device needs one, and the usual soft limit of 1,024 is there
-/// for programs that select(2). Gives the limit; `None` means that there is none.
+/// Raises the soft limit of descriptors to the hard limit: each device needs one, and the usual soft limit of 1,024 is
+/// for programs with select(2). Returns the limit; `None` is unlimited.
 fn raise_descriptors_max() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -88,14 +89,14 @@ fn raise_descriptors_max() -> Option<u64> {
 async fn serve_until_stopped(
     config: Config,
     args: Args,
-    inherited: Inherited,
+    activated: ActivatedSockets,
 ) -> Result<usize, Box<dyn std::error::Error>> {
-    // Before the start: a signal that comes during a long compilation stops the gateway as well.
+    // Before the start: a signal during a long compilation stops the gateway as well.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hangup = signal(SignalKind::hangup())?;
     let watcher = args.watch.then(|| Watcher::new(files(&args.config, &config)));
     let gateway = tokio::select! {
-        started = Gateway::start_with(config, Compiler::Apart(THIS_PROGRAM.into()), inherited) => started?,
+        started = Gateway::start_with(config, Compiler::Subprocess(THIS_PROGRAM.into()), activated) => started?,
         () = either(&mut terminate, &mut interrupt) => {
             tracing::info!("stopped before the gateway had started");
             return Ok(0);
@@ -111,7 +112,7 @@ async fn serve_until_stopped(
     }
 }
 
-/// The files whose change is a change of the configuration.
+/// The files whose changes trigger a reload.
 fn files(path: &Path, config: &Config) -> Vec<PathBuf> {
     let components = config.handlers.iter().filter_map(|handler| match &handler.program {
         Program::Wasm(options) => Some(options.component.clone()),
@@ -121,7 +122,7 @@ fn files(path: &Path, config: &Config) -> Vec<PathBuf> {
     components.chain(certificates).chain([path.to_owned()]).collect()
 }
 
-/// Reads the configuration again at each SIGHUP and, if that is asked for, at each change of a file; for ever.
+/// Reloads at each SIGHUP and, with a watcher, at each change of a file; for ever.
 async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal, mut watcher: Option<Watcher>) {
     loop {
         let changed = async {
@@ -139,7 +140,7 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
         let (config, warnings) = match tokio::task::spawn_blocking(move || Config::load(&reading)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(faults)) => {
-                tracing::error!("everything stays as it is, because {faults}");
+                tracing::error!(report = %faults, "configuration rejected");
                 continue;
             }
             Err(error) => {
@@ -161,11 +162,11 @@ async fn reload_when_asked(gateway: &Gateway, path: PathBuf, mut hangup: Signal,
                 }
                 let handlers: Vec<String> = changed.into_iter().map(|done| done.handler).collect();
                 let ListenersChanged { added, removed, moved } = listeners;
-                tracing::info!(?handlers, ?added, ?removed, ?moved, "configuration followed");
+                tracing::info!(?handlers, ?added, ?removed, ?moved, "configuration reloaded");
             }
             Err(errors) => {
                 for error in errors {
-                    tracing::error!("everything stays as it is: {}", chain(&error));
+                    tracing::error!(report = %report(&error), "configuration rejected");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! `polygate tap`: what happens on one connection, as it happens.
+//! `polygate tap`: live traffic of one connection.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,26 +9,26 @@ use std::process::ExitCode;
 use clap::ValueHint;
 
 use super::admin_client::{self, Client, ClientError, escaped};
-use crate::handler::chain;
+use crate::error::report;
 
-/// Shows what one connection of a running gateway does, as a conversation
+/// Shows the live traffic of one connection of a running gateway, as a conversation
 ///
-/// Asks the admin port of the gateway, `[admin]` in its configuration. Prints what the device sends and gets, what its handler
-/// publishes, and what else it asks for as comments, until the connection ends or Ctrl-C. The gateway and the device do not
-/// wait: what is not taken in time is left out, and said. A recording is a conversation that `polygate guest test` and
-/// `polygate replay` play, if it was watched from its start: with --next.
+/// Uses the admin port of the gateway, `[admin]` in its configuration. Prints the bytes in both directions, the
+/// published messages, and other operations of the handler as comments, until the connection ends or Ctrl-C. It never
+/// delays the gateway and the device: data that is not received in time is left out, and reported. With --next the
+/// connection is shown from its start, and the recording can be played by `polygate guest test` and `polygate replay`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate tap --client tracker-17\n  polygate tap --next --listener trackers --record night.conversation"
 )]
-#[group(id = "whom", required = true, multiple = false, args = ["client", "conn", "next"])]
-pub struct Args {
+#[group(id = "selector", required = true, multiple = false, args = ["client", "conn", "next"])]
+pub(crate) struct Args {
     #[command(flatten)]
     gateway: admin_client::Args,
-    /// The device that is, or will be, authenticated as this client
+    /// The device that is, or will be, authenticated with this client id
     #[arg(long, value_name = "CLIENTID")]
     client: Option<String>,
-    /// The connection with this id, as the log shows it
+    /// The connection with this id, as in the log
     #[arg(long, value_name = "ID")]
     conn: Option<String>,
     /// The next device that connects
@@ -40,15 +40,15 @@ pub struct Args {
     /// With --next: from this address
     #[arg(long, requires = "next", conflicts_with_all = ["client", "conn"], value_name = "IP")]
     peer: Option<IpAddr>,
-    /// Writes it to a new file as well
+    /// Also record to a new file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     record: Option<PathBuf>,
 }
 
-/// Why there is nothing more to see.
+/// Why the tap failed.
 #[derive(Debug, thiserror::Error)]
-pub enum TapError {
-    /// The file for the recording.
+pub(crate) enum TapError {
+    /// The file of the recording.
     #[error("cannot make the recording {path:?}")]
     Record {
         /// The file.
@@ -56,13 +56,13 @@ pub enum TapError {
         /// The cause.
         source: io::Error,
     },
-    /// The gateway did not answer, or refused.
+    /// The gateway did not respond, or refused.
     #[error(transparent)]
     Client(#[from] ClientError),
 }
 
-/// Exit code 0 at the end of the connection or at Ctrl-C, 1 when there is nothing to see.
-pub async fn run(args: Args) -> ExitCode {
+/// Exit code 0 at the end of the connection or at Ctrl-C, 1 on failure.
+pub(crate) async fn run(args: Args) -> ExitCode {
     let watching = tokio::select! {
         watched = watch(args) => watched,
         _ = tokio::signal::ctrl_c() => Ok(()),
@@ -70,7 +70,7 @@ pub async fn run(args: Args) -> ExitCode {
     match watching {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("polygate: {}", chain(&error));
+            eprintln!("polygate: {}", report(&error));
             ExitCode::FAILURE
         }
     }
@@ -119,7 +119,7 @@ mod tests {
         args: Args,
     }
 
-    /// What is asked for stands in the query, whatever characters it has.
+    /// The selector is in the query, whatever characters it has.
     #[test]
     fn the_query() {
         let of = |words: &[&str]| path(&Line::try_parse_from([&["tap"], words].concat()).unwrap().args);
@@ -128,9 +128,9 @@ mod tests {
         assert_eq!(of(&["--next", "--listener", "l", "--peer", "::1"]), "/api/v1/tap?listener=l&peer=%3A%3A1");
     }
 
-    /// Nobody is watched by accident.
+    /// A tap needs exactly one selector.
     #[test]
-    fn somebody_must_be_named() {
+    fn exactly_one_selector() {
         for words in
             [&["tap"] as &[&str], &["tap", "--client", "a", "--next"], &["tap", "--client", "a", "--peer", "::1"]]
         {

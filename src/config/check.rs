@@ -1,70 +1,59 @@
-//! From the file to a [`Config`]: finds every fault, with its line and its key.
+//! Checks the text of a configuration file: records every fault, or builds the [`Config`].
 //!
-//! All parts are read before any is asked for its value, so a fault in one hides none in another; what
-//! depends on two parts is looked at as soon as those two are there.
+//! All tables are read before the first error returns, so a fault in one hides none in another. A check of two tables
+//! runs as soon as both are valid.
 
 use std::collections::BTreeSet;
 
 use toml::de::DeTable;
 
-use super::fault::{Fault, Faults};
-use super::file;
-use super::findings::{Findings, Told};
+use super::binds::Binds;
+use super::diagnostics::{Advice, Diagnostics, ErrorReported, Faults, Warning};
 use super::read::Table;
-use super::warning::{Advice, Warning};
-use super::{Config, Outside, Written};
-
-mod access;
-mod admission;
-mod binds;
-mod credentials;
-mod framing;
-mod grpc;
-mod guest;
-mod handlers;
-mod listeners;
-mod services;
-mod tuning;
-
-use binds::Binds;
+use super::{Config, ConfigSnapshot, ExternalFiles, adapter, admin, auth, broker, gateway, handler, listener, schema};
 
 /// Checks the text of a configuration file.
-pub(super) fn check(text: &str, file_name: &str, outside: Outside<'_>) -> Result<(Config, Vec<Warning>), Faults> {
-    let findings = Findings::new(text);
+pub(super) fn check(
+    text: &str,
+    file_name: &str,
+    external: ExternalFiles<'_>,
+) -> Result<(Config, Vec<Warning>), Faults> {
+    let diagnostics = Diagnostics::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
-    let config = match syntax(&findings, &errors) {
-        Ok(()) => config(&Table::root(&findings, document.get_ref()), outside, text),
-        // What was understood of a broken file is not what its writer meant.
-        Err(told) => Err(told),
+    let config = match syntax(&diagnostics, &errors) {
+        Ok(()) => config(&Table::root(&diagnostics, document.get_ref()), external, text),
+        // The parsed part of a broken file is not what its author meant.
+        Err(reported) => Err(reported),
     };
-    findings.conclude(file_name, config)
+    diagnostics.conclude(file_name, config)
 }
 
-/// Records what is no TOML: the first of each line, because the others mostly follow from it.
-fn syntax(findings: &Findings<'_>, errors: &[toml::de::Error]) -> Result<(), Told> {
+/// Records the syntax errors: the first of each line, because the others mostly follow from it.
+fn syntax(diagnostics: &Diagnostics<'_>, errors: &[toml::de::Error]) -> Result<(), ErrorReported> {
     let mut lines = BTreeSet::new();
     let mut result = Ok(());
     for error in errors {
-        let place = findings.column(error.span().map_or(0, |span| span.start));
-        if lines.insert(place.line) {
-            // Not the error's whole text, which quotes the line: a secret may stand in it.
-            result = Err(findings.fault(place, Fault::Syntax(error.message().to_owned())));
+        let location = diagnostics.column(error.span().map_or(0, |span| span.start));
+        if lines.insert(location.line) {
+            // Not the error's whole text, which quotes the line: there may be a secret in it.
+            result = Err(diagnostics.fault(location, error.message()));
         }
     }
     result
 }
 
-fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, Told> {
-    root.admit(&[&file::ROOT], &[]);
+fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<Config, ErrorReported> {
+    // The tables are read all the same.
+    let _recorded = root.admit(schema::root::SECTION.title, &[&schema::root::SECTION], &[]);
     let mut binds = Binds::default();
 
-    let handlers = handlers::read(root, outside);
-    let gateway = services::gateway(root, outside);
-    let adapter = services::adapter(root, outside, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
-    let admin = services::admin(root, outside, &mut binds);
-    let broker = services::broker(root, &mut binds);
-    let auth = access::read(root, outside);
-    let listeners = listeners::read(root, outside, &mut binds, handlers.as_ref().ok());
+    let handlers = handler::read(root, external);
+    let gateway = gateway::read(root, external);
+    let adapter = adapter::read(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
+    let admin = admin::read(root, external, &mut binds);
+    let broker = broker::read(root, &mut binds);
+    let auth = auth::read(root, external);
+    let listeners = listener::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
     if let (Ok(broker), Ok(auth)) = (&broker, &auth)
@@ -91,7 +80,7 @@ fn config(root: &Table<'_>, outside: Outside<'_>, text: &str) -> Result<Config, 
         auth: auth.into_options(),
         handlers: handlers.into_options()?,
         listeners,
-        written: Written::read(text),
+        written: ConfigSnapshot::read(text),
     })
 }
 

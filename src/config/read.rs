@@ -1,41 +1,49 @@
-//! A walk through the parsed file that knows at each step where it is.
+//! A walk through the parsed file that knows its location at each step.
 //!
-//! Unlike a deserializer it does not stop at the first fault: every getter records its own and gives
-//! [`Told`] in the value's place, so the caller reads all values before it asks which are there.
+//! Unlike a deserializer it does not stop at the first fault: every getter records its own fault and returns
+//! [`ErrorReported`] in place of the value. So all values are read before the first `?`; [`read_all!`] does that for the
+//! fields of a struct, and [`all`] for the elements of a list.
 
 use std::fmt;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::Fault;
-use super::file::Section;
-use super::findings::{Findings, Told};
-use super::form::{Form, Key, Presence};
-use super::nearest::nearest;
-use super::place::{Place, Spot, join};
-use super::warning::Advice;
+use super::diagnostics::{Advice, Diagnostics, ErrorReported};
+use super::location::{Location, Position, Quoted, join};
+use super::schema::{Key, Presence, Section};
+use super::value::did_you_mean;
 
-/// A value and its place.
+/// Builds a struct from results. Every field is evaluated before the first error returns, so that all faults are
+/// recorded; a base after `..` is a plain value.
+macro_rules! read_all {
+    ($($struct:ident)::+ { $($field:ident: $read:expr),* $(, ..$base:expr)? $(,)? }) => {{
+        let ($($field,)*) = ($($read,)*);
+        $crate::config::read::build(move || Ok($($struct)::+ { $($field: $field?,)* $(..$base)? }))
+    }};
+}
+pub(super) use read_all;
+
+/// Gives the closure of [`read_all!`] its type.
+pub(super) fn build<T>(build: impl FnOnce() -> Result<T, ErrorReported>) -> Result<T, ErrorReported> {
+    build()
+}
+
+/// All values of an iterator. Each is read before the first error returns, so that all faults are recorded.
+pub(super) fn all<T, C: FromIterator<T>>(
+    results: impl Iterator<Item = Result<T, ErrorReported>>,
+) -> Result<C, ErrorReported> {
+    let results: Vec<Result<T, ErrorReported>> = results.collect();
+    results.into_iter().collect()
+}
+
+/// A value and its location.
 #[derive(Clone)]
 pub(super) struct Item<'t> {
-    findings: &'t Findings<'t>,
+    diagnostics: &'t Diagnostics<'t>,
     path: String,
     line: usize,
     value: &'t DeValue<'t>,
-}
-
-// Neither shows what it holds: secrets may be in it.
-impl fmt::Debug for Item<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Item").field("path", &self.path).field("line", &self.line).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Table<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table").field("path", &self.path).field("line", &self.line).finish_non_exhaustive()
-    }
 }
 
 impl<'t> Item<'t> {
@@ -43,58 +51,69 @@ impl<'t> Item<'t> {
         self.value
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { line: Some(self.line), spot: Spot::Key(self.path.clone()) }
+    pub(super) fn location(&self) -> Location {
+        Location { line: Some(self.line), position: Position::Key(self.path.clone()) }
     }
 
-    pub(super) fn fault(&self, fault: Fault) -> Told {
-        self.findings.fault(self.place(), fault)
+    pub(super) fn fault(&self, message: impl fmt::Display) -> ErrorReported {
+        self.diagnostics.fault(self.location(), message)
     }
 
     pub(super) fn warn(&self, advice: Advice) {
-        self.findings.warn(self.place(), advice);
+        self.diagnostics.warn(self.location(), advice);
     }
 
-    /// Records that the value should be something else.
-    pub(super) fn wrong_type(&self, expected: impl Into<String>) -> Told {
-        self.fault(Fault::WrongType { expected: expected.into(), found: shown(self.value) })
+    /// Records that the value has the wrong type.
+    pub(super) fn wrong_type(&self, expected: &str) -> ErrorReported {
+        self.fault(format_args!("expected {expected}, found {}", shown(self.value)))
+    }
+
+    /// As [`wrong_type`](Self::wrong_type), without the value, which may be a secret.
+    pub(super) fn wrong_type_unshown(&self, expected: &str) -> ErrorReported {
+        self.fault(format_args!("expected {expected}, found {}", kind(self.value)))
+    }
+
+    /// Records that a string is not of the expected form.
+    pub(super) fn malformed(&self, expected: &str) -> ErrorReported {
+        self.fault(format_args!("{} is not {expected}", Quoted(self.value.as_str().unwrap_or_default())))
     }
 
     /// The value, which must be a string.
-    pub(super) fn text(&self, expected: &str) -> Result<&'t str, Told> {
+    pub(super) fn text(&self, expected: &str) -> Result<&'t str, ErrorReported> {
         self.value.as_str().ok_or_else(|| self.wrong_type(expected))
     }
 
-    /// The elements, of which each has its own place.
-    pub(super) fn elements(&self, expected: &str) -> Result<Vec<Self>, Told> {
+    /// The elements, each with its own location.
+    pub(super) fn elements(&self, expected: &str) -> Result<Vec<Self>, ErrorReported> {
         let array = self.value.as_array().ok_or_else(|| self.wrong_type(expected))?;
         let element = |(index, element): (usize, &'t Spanned<DeValue<'t>>)| Self {
-            findings: self.findings,
+            diagnostics: self.diagnostics,
             path: format!("{}[{index}]", self.path),
-            line: self.findings.line(element.span().start),
+            line: self.diagnostics.line(element.span().start),
             value: element.get_ref(),
         };
         Ok(array.iter().enumerate().map(element).collect())
     }
 
-    /// The value, which must be a table. Its keys are not looked at yet; see [`Table::admit`].
-    pub(super) fn table(&self) -> Result<Table<'t>, Told> {
+    /// The value, which must be a table. Its keys are not checked; see [`Table::admit`].
+    pub(super) fn table(&self) -> Result<Table<'t>, ErrorReported> {
         let table = self.value.as_table().ok_or_else(|| self.wrong_type("a table"))?;
-        Ok(Table { findings: self.findings, path: self.path.clone(), line: Some(self.line), table })
+        Ok(Table { diagnostics: self.diagnostics, path: self.path.clone(), line: Some(self.line), table })
     }
 
     /// The value, which must be a table with these keys only.
-    pub(super) fn section(&self, section: &'static Section) -> Result<Table<'t>, Told> {
+    pub(super) fn section(&self, section: &'static Section) -> Result<Table<'t>, ErrorReported> {
         let table = self.table()?;
-        table.admit(&[section], &[]);
+        // The other keys are read all the same.
+        let _recorded = table.admit(section.title, &[section], &[]);
         Ok(table)
     }
 }
 
-/// A table and its place.
+/// A table and its location.
 #[derive(Clone)]
 pub(super) struct Table<'t> {
-    findings: &'t Findings<'t>,
+    diagnostics: &'t Diagnostics<'t>,
     path: String,
     line: Option<usize>,
     table: &'t DeTable<'t>,
@@ -102,47 +121,49 @@ pub(super) struct Table<'t> {
 
 impl<'t> Table<'t> {
     /// The file itself.
-    pub(super) fn root(findings: &'t Findings<'t>, table: &'t DeTable<'t>) -> Self {
-        Self { findings, path: String::new(), line: None, table }
+    pub(super) fn root(diagnostics: &'t Diagnostics<'t>, table: &'t DeTable<'t>) -> Self {
+        Self { diagnostics, path: String::new(), line: None, table }
     }
 
-    /// Records each key that is in none of `sections`; one that is in one of `elsewhere` with a better word.
-    pub(super) fn admit(&self, sections: &[&'static Section], elsewhere: &[&'static Section]) -> Option<Told> {
-        let mut told = None;
+    /// Records each key that is in none of `sections`, which errors call `title`. For a key of one of `elsewhere`, the
+    /// message names that section.
+    pub(super) fn admit(
+        &self,
+        title: &str,
+        sections: &[&'static Section],
+        elsewhere: &[&'static Section],
+    ) -> Result<(), ErrorReported> {
         let mut known: Vec<&'static str> = Vec::new();
         for name in sections.iter().flat_map(|section| section.names()) {
-            // Tables of several kinds have some keys in common.
+            // Handlers of both kinds have some keys in common.
             if !known.contains(&name) {
                 known.push(name);
             }
         }
-        for item in self.items() {
-            if known.contains(&item.key) {
-                continue;
-            }
-            let mut others = elsewhere.iter().filter(|section| section.names().any(|name| name == item.key));
-            let fault = match (others.next(), others.next(), sections.first()) {
-                (Some(only), None, _) => Fault::OtherKind { section: only.title },
-                (None | Some(_), _, first) => Fault::UnknownKey {
-                    section: first.map_or("", |section| section.title),
-                    nearest: nearest(item.key, known.iter().copied()),
-                    known: known.clone(),
-                },
-            };
-            told = Some(item.item.fault(fault));
-        }
-        told
+        let unknown = self.items().into_iter().filter(|(key, _)| !known.contains(key));
+        all(unknown.map(|(key, item)| {
+            let mut others = elsewhere.iter().filter(|section| section.names().any(|name| name == key));
+            Err(match (others.next(), others.next()) {
+                (Some(only), None) => item.fault(format_args!("is a key of {} only", only.title)),
+                _ => item.fault(format_args!("is not a key of {title}; {}", did_you_mean(key, &known))),
+            })
+        }))
     }
 
-    /// What a key has, or what its absence means.
-    pub(super) fn get<F: Form, P: Presence<F>>(&self, key: &Key<F, P>) -> Result<P::Value, Told> {
-        match self.item(key.name) {
-            Some(item) => key.form.read(&item).map(P::present),
-            None => key
-                .presence
-                .absent()
-                .ok_or_else(|| self.fault_at(key.name, Fault::Missing { expected: key.form.expected() })),
-        }
+    /// The value of a key, or what its absence means.
+    pub(super) fn get<T, P: Presence<T>>(&self, key: &Key<T, P>) -> Result<P::Value, ErrorReported> {
+        let read = self.item(key.name).map(|item| key.form.read(&item)).transpose()?;
+        let missing = || self.fault_at(key.name, format_args!("is missing; expected {}", key.form.form().expected));
+        key.presence.value(read).ok_or_else(missing)
+    }
+
+    /// As [`get`](Self::get), with a further check of the value, whose message is recorded at the key.
+    pub(super) fn get_with<T, P: Presence<T>, V, E: fmt::Display>(
+        &self,
+        key: &Key<T, P>,
+        check: impl FnOnce(P::Value) -> Result<V, E>,
+    ) -> Result<V, ErrorReported> {
+        check(self.get(key)?).map_err(|message| self.fault_at(key.name, message))
     }
 
     /// The value of a key, unread.
@@ -152,85 +173,102 @@ impl<'t> Table<'t> {
     }
 
     /// The table of a key, which may have the keys of `section` only; `None` without the key.
-    pub(super) fn section(&self, section: &'static Section) -> Result<Option<Table<'t>>, Told> {
+    pub(super) fn section(&self, section: &'static Section) -> Result<Option<Table<'t>>, ErrorReported> {
         self.item(section.key).map(|item| item.section(section)).transpose()
     }
 
     /// As [`section`](Self::section), with an empty table without the key.
-    pub(super) fn section_or_empty(&self, section: &'static Section) -> Result<Table<'t>, Told> {
+    pub(super) fn section_or_empty(&self, section: &'static Section) -> Result<Table<'t>, ErrorReported> {
         static EMPTY: std::sync::LazyLock<DeTable<'static>> = std::sync::LazyLock::new(DeTable::new);
         let path = join(&self.path, section.key);
-        let empty = Table { findings: self.findings, path, line: None, table: &EMPTY };
+        let empty = Table { diagnostics: self.diagnostics, path, line: None, table: &EMPTY };
         Ok(self.section(section)?.unwrap_or(empty))
     }
 
-    /// The tables of an array, which may have the keys of `section` only; none without the key.
-    pub(super) fn rows(&self, section: &'static Section) -> Result<Vec<Table<'t>>, Told> {
-        let Some(item) = self.item(section.key) else {
-            return Ok(Vec::new());
-        };
+    /// Reads each table of an array, which may have the keys of `section` only; an absent array is empty.
+    pub(super) fn rows<T>(
+        &self,
+        section: &'static Section,
+        read: impl FnMut(Table<'t>) -> Result<T, ErrorReported>,
+    ) -> Result<Vec<T>, ErrorReported> {
+        let Some(item) = self.item(section.key) else { return Ok(Vec::new()) };
         let rows = item.elements("an array of tables")?;
-        let rows: Vec<_> = rows.iter().map(|row| row.section(section)).collect();
-        rows.into_iter().collect()
+        let rows: Vec<Table<'t>> = all(rows.iter().map(|row| row.section(section)))?;
+        all(rows.into_iter().map(read))
     }
 
-    /// Everything in the table, in the order of the file.
-    pub(super) fn items(&self) -> Vec<Named<'t>> {
+    /// Keys and values, in the order of the file.
+    pub(super) fn items(&self) -> Vec<(&'t str, Item<'t>)> {
         let mut items: Vec<_> = self.table.iter().collect();
         items.sort_by_key(|(key, _)| key.span().start);
-        items
-            .into_iter()
-            .map(|(key, value)| Named {
-                key: key.get_ref(),
-                item: self.item_of(key.span().start, key.get_ref(), value),
-            })
-            .collect()
+        let named = |(key, value): (&'t Spanned<_>, &'t _)| {
+            let name: &'t std::borrow::Cow<'t, str> = key.get_ref();
+            (&**name, self.item_of(key.span().start, name, value))
+        };
+        items.into_iter().map(named).collect()
     }
 
-    /// The place of a key, or of the table when it lacks the key.
-    pub(super) fn place(&self, name: &str) -> Place {
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.table.contains_key(name)
+    }
+
+    /// The location of a key, or of the table when it lacks the key.
+    pub(super) fn location(&self, name: &str) -> Location {
         match self.item(name) {
-            Some(item) => item.place(),
-            None => Place { line: self.line, spot: Spot::Key(join(&self.path, name)) },
+            Some(item) => item.location(),
+            None => Location { line: self.line, position: Position::Key(join(&self.path, name)) },
         }
     }
 
     /// Records a fault of the table as a whole.
-    pub(super) fn fault(&self, fault: Fault) -> Told {
-        let place = Place { line: self.line, spot: Spot::Key(self.path.clone()) };
-        self.findings.fault(place, fault)
+    pub(super) fn fault(&self, message: impl fmt::Display) -> ErrorReported {
+        let location = Location { line: self.line, position: Position::Key(self.path.clone()) };
+        self.diagnostics.fault(location, message)
     }
 
     /// Records a fault of a key.
-    pub(super) fn fault_at(&self, name: &str, fault: Fault) -> Told {
-        self.findings.fault(self.place(name), fault)
+    pub(super) fn fault_at(&self, name: &str, message: impl fmt::Display) -> ErrorReported {
+        self.diagnostics.fault(self.location(name), message)
     }
 
-    /// Records a fault of a place inside of the table.
-    pub(super) fn fault_in(&self, place: Place, fault: Fault) -> Told {
-        self.findings.fault(place, fault)
+    /// Records a fault of a location inside of the table.
+    pub(super) fn fault_in(&self, location: Location, message: impl fmt::Display) -> ErrorReported {
+        self.diagnostics.fault(location, message)
+    }
+
+    /// Records that neither of two keys is present, of which one is needed.
+    pub(super) fn has_neither(&self, one: &str, other: &str) -> ErrorReported {
+        self.fault(format_args!("has neither {one:?} nor {other:?}; expected one of the two"))
+    }
+
+    /// Records that two keys are present of which one excludes the other.
+    pub(super) fn excludes(&self, name: &str, other: &str) -> ErrorReported {
+        self.fault_at(name, format_args!("excludes {other:?}; expected one of the two"))
+    }
+
+    /// Records that a key is absent without which another has no use.
+    pub(super) fn lacks(&self, name: &str, needed_by: &str) -> ErrorReported {
+        self.fault_at(name, format_args!("is missing; {needed_by:?} needs it"))
+    }
+
+    /// Records that a value is the same as one before it.
+    pub(super) fn duplicate(&self, location: Location, found: &str, first: impl fmt::Display) -> ErrorReported {
+        self.fault_in(location, format_args!("{} is there already, as {first}", Quoted(found)))
     }
 
     /// Records a warning about a key.
     pub(super) fn warn_at(&self, name: &str, advice: Advice) {
-        self.findings.warn(self.place(name), advice);
+        self.diagnostics.warn(self.location(name), advice);
     }
 
     fn item_of(&self, at: usize, name: &str, value: &'t Spanned<DeValue<'t>>) -> Item<'t> {
         Item {
-            findings: self.findings,
+            diagnostics: self.diagnostics,
             path: join(&self.path, name),
-            line: self.findings.line(at),
+            line: self.diagnostics.line(at),
             value: value.get_ref(),
         }
     }
-}
-
-/// An item of a table with its key as it was written.
-#[derive(Clone, Debug)]
-pub(super) struct Named<'t> {
-    pub(super) key: &'t str,
-    pub(super) item: Item<'t>,
 }
 
 /// A value's type, with the value where it is short.
@@ -246,8 +284,8 @@ fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-/// A value's type, for what must not be shown.
-pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
+/// A value's type, for values that must not be shown.
+fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",

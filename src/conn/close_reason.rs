@@ -1,38 +1,41 @@
+//! Close reasons of a connection: names in logs and metrics, and the texts of ExProto.
+
 use std::borrow::Cow;
 use std::fmt;
 
-/// Why a connection ended: the operator's vocabulary, logged once for each connection.
+/// Reason for the close of a connection; logged once per connection.
 ///
-/// One reason inside, two renderings outside: ExProto handlers get the text of [`CloseReason::exproto`],
-/// guests an enum.
+/// ExProto handlers get the text of [`CloseReason::exproto`], guests an enum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// The peer ended its side of the stream.
     PeerClosed,
-    /// The socket failed; the text is the error's kind in the words of errno, for example `econnreset`.
+    /// The socket failed; the text is the errno name, for example `econnreset`.
     SocketError(&'static str),
-    /// The peer did not take what was sent to it within the write timeout.
+    /// The peer accepted no bytes within the write timeout.
     WriteTimedOut,
-    /// The peer sent no byte within the idle timeout.
+    /// The peer sent no byte within the idle timeout, the silence timeout or the flow timeout.
     IdleTimedOut,
-    /// What the peer sent is no frame, as the listener's framing has them; the text says what was expected and found.
+    /// The peer did not authenticate within the login timeout.
+    LoginTimedOut,
+    /// The stream does not match the listener's framing; the text gives expected and received bytes.
     FramingBroken(String),
-    /// The keepalive interval ran out.
+    /// Keepalive expired.
     KeepaliveExpired,
     /// The handler called Close.
     HandlerAsked,
-    /// The handler failed; the text names the event, then what happened.
+    /// The handler failed.
     HandlerFailed {
         /// The event that was not handled, for example `on_received_bytes`.
         event: &'static str,
-        /// What happened, in one phrase.
+        /// The failure, as one phrase.
         error: String,
     },
     /// Another connection authenticated with the same client id.
     Replaced,
-    /// The operator ended it.
+    /// Closed by the operator.
     Kicked,
-    /// The validity of the authentication ended.
+    /// The authentication has expired.
     Expired,
     /// The gateway is stopping.
     Draining,
@@ -46,6 +49,7 @@ impl CloseReason {
             Self::SocketError(_) => "socket_error",
             Self::WriteTimedOut => "write_timed_out",
             Self::IdleTimedOut => "idle_timed_out",
+            Self::LoginTimedOut => "login_timed_out",
             Self::FramingBroken(_) => "framing_broken",
             Self::KeepaliveExpired => "keepalive_expired",
             Self::HandlerAsked => "handler_asked",
@@ -59,14 +63,14 @@ impl CloseReason {
 
     /// `OnSocketClosed.reason` as EMQX 5.1 and later write it; handlers log it and some compare it.
     ///
-    /// `secure` tells a TLS or DTLS connection, whose peer closes it in other words.
+    /// `secure`: a TLS or DTLS connection, for which EMQX writes `ssl_closed`.
     pub fn exproto(&self, secure: bool) -> Cow<'static, str> {
         match self {
             Self::PeerClosed if secure => "{shutdown,ssl_closed}".into(),
             Self::PeerClosed => "{shutdown,tcp_closed}".into(),
             Self::SocketError(errno) => format!("{{shutdown,{errno}}}").into(),
             Self::WriteTimedOut => "{shutdown,send_timeout}".into(),
-            Self::IdleTimedOut => "{shutdown,idle_timeout}".into(),
+            Self::IdleTimedOut | Self::LoginTimedOut => "{shutdown,idle_timeout}".into(),
             Self::FramingBroken(error) => format!("{{shutdown,{{frame_error,{error:?}}}}}").into(),
             Self::KeepaliveExpired => "{shutdown,keepalive_timeout}".into(),
             Self::HandlerAsked | Self::Draining => "{shutdown,normal}".into(),
@@ -87,6 +91,7 @@ impl fmt::Display for CloseReason {
             Self::PeerClosed
             | Self::WriteTimedOut
             | Self::IdleTimedOut
+            | Self::LoginTimedOut
             | Self::KeepaliveExpired
             | Self::HandlerAsked
             | Self::Replaced

@@ -1,61 +1,53 @@
+//! Errors of adapter operations.
+
 use std::fmt;
 
-/// Why an adapter operation was not done.
+/// Error of an adapter operation.
 ///
-/// The text is one plain English sentence for the handler's author: what was expected and what came.
+/// The text is one plain English sentence for the handler's author: expected and received values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The connection is not known or has ended.
+    /// The connection is unknown or has closed.
     #[error("no live connection has this conn")]
     Gone,
     /// A required argument is absent or empty.
     #[error("{what} is required, and was absent or empty")]
-    Missing {
-        /// The argument's name.
-        what: &'static str,
-    },
-    /// An argument is not of its form, or outside its range.
+    Missing { what: &'static str },
+    /// An argument is malformed or out of range.
     #[error("{what}: {why}")]
     Malformed {
-        /// The argument's name.
         what: &'static str,
-        /// What was expected and what came.
+        /// Expected and received values.
         why: String,
     },
-    /// Asked before a successful `authenticate`.
+    /// Called before a successful `authenticate`.
     #[error("{operation} needs a successful Authenticate first")]
-    NotAuthenticated {
-        /// The operation.
-        operation: &'static str,
-    },
+    NotAuthenticated { operation: &'static str },
     /// A second `authenticate` after a success.
     #[error("the connection is authenticated already, as client {client_id:?}")]
-    AlreadyAuthenticated {
-        /// As whom.
-        client_id: String,
-    },
-    /// Refused by the authentication or by a rule.
+    AlreadyAuthenticated { client_id: String },
+    /// Refused by authentication or by a rule.
     #[error("{0}")]
     Denied(Denied),
-    /// A bounded queue is full.
-    #[error("{what} is full ({limit})")]
+    /// A bounded queue is full, or an event has used up a limit.
+    #[error("{what} reached the limit of {limit}")]
     Full {
-        /// Which queue.
+        /// The queue or quantity, as a noun phrase.
         what: &'static str,
-        /// Its bound, with the unit.
+        /// Its maximum, with the unit.
         limit: String,
     },
-    /// The broker could not be reached, or did not answer in time.
-    #[error("the broker did not take it: {0}")]
+    /// The broker is unreachable, or did not answer in time.
+    #[error("the broker did not accept it: {0}")]
     Broker(String),
 }
 
-/// What was denied.
+/// Denied operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// Anonymous clients are not allowed, and no user name was given.
     Anonymous,
-    /// The user name is not known, or the password is not the user's. Which of the two is not told.
+    /// The user name is unknown, or the password is wrong. The text does not say which.
     Credentials,
     /// A rule denies publishing to this topic.
     Publish {

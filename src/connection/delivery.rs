@@ -1,50 +1,53 @@
-//! How an event reaches a handler, and what is done when it does not.
+//! Event delivery to the handler, and failure recovery: hold and retry with backoff, replay in a fresh instance, fall
+//! back along the chain.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::io::{WaitFor, Wakeup};
 use super::shadow::{Compared, Shadow};
-use super::waking::{Happening, Until};
 use super::{Connection, Output};
-use crate::adapter::{Entry, Journal};
+use crate::adapter::{CommandLog, LoggedCommand};
 use crate::conn::{CloseReason, Event};
-use crate::dispatch::{Next, Placement, Recovery};
-use crate::handler::wasm::Desk;
-use crate::handler::{Attached, CallError, grpc};
+use crate::dispatch::{Next, Recovery};
+use crate::handler::{Attachment, CallError, grpc};
 use crate::listener::Socket;
-use crate::tap::Who;
-use crate::telemetry::{MaySay, PAYLOAD_LOG};
+use crate::tap::ConnectionView;
+use crate::telemetry::{LogDecision, PAYLOAD_LOG};
+
+/// Time limit of finding out whether a server still answers.
+const PROBE_MAX: Duration = Duration::from_secs(10);
 
 impl Connection {
-    /// Gives one event to the handler and waits until it is handled, here or by another one of the chain; or
-    /// tells why the connection must end.
+    /// Delivers one event and waits until it is handled, by this handler or by another one of the chain. `Err`: the
+    /// reason why the connection must close.
     pub(super) async fn deliver(&mut self, socket: &mut Socket, event: Event) -> Result<(), CloseReason> {
         self.show_event(&event);
-        // Nearly always it is handled at once; what follows then costs nothing.
+        // The fast path: nearly every event is handled at the first attempt.
         let mut error = match self.attempt(socket, &event).await {
             Ok(()) => {
                 self.settle(&event).await;
-                self.replace_worn().await;
+                self.recycle_instance().await;
                 return Ok(());
             }
             Err(error) => error,
         };
-        // What follows is not what a version that is tried would be compared with.
+        // A shadow version sees no failures of the active one, so from here on the two cannot be compared.
         self.end_shadow().await;
         let created = Event::SocketCreated(Arc::clone(&self.info));
         let is_created = matches!(event, Event::SocketCreated(_));
         let mut recovery = self.recovery();
-        // Whoever takes over must be told of the connection before anything else.
+        // A handler that takes over gets `OnSocketCreated` before any other event.
         let mut introduced = true;
         loop {
-            let ends = self.ends_at_once();
+            let ends = self.closes_immediately();
             let next = match ends {
-                // Nobody is to take over what ends in any case, and do once more what was done.
+                // The connection closes anyway: another handler must not repeat side effects of this event.
                 Some(_) => Next::GiveUp,
-                None => recovery.handle_failure(Instant::now(), &error, self.spread()),
+                None => recovery.handle_failure(Instant::now(), &error, self.jitter()),
             };
-            self.tell_failure(&event, &error, next);
+            self.log_failure(&event, &error, next);
             if let Some(tap) = &mut self.tap {
                 tap.gap(&format!("the handler failed ({}): {error}; next: {}", error.kind(), next.name()));
             }
@@ -59,8 +62,8 @@ impl Connection {
                 }
                 Next::Renew => {
                     self.renew();
-                    if let Attached::Wasm(guest) = &mut self.attached {
-                        guest.suspect();
+                    if let Attachment::Wasm(guest) = &mut self.handler.attachment {
+                        guest.quarantine();
                     }
                     introduced = false;
                 }
@@ -91,13 +94,13 @@ impl Connection {
         }
     }
 
-    /// The last event. It is held for a handler that cannot be reached, and nothing else is tried: nobody but the
-    /// handler that knows the connection has any use for its end.
+    /// Delivers `OnSocketClosed`. It is held for a handler that is unavailable, but never falls back: only the handler
+    /// that knows the connection has a use for it.
     pub(super) async fn deliver_last(&mut self, event: &Event) {
         self.show_event(event);
         self.tap = None;
-        if matches!(&self.attached, Attached::Wasm(guest) if guest.has_failed()) {
-            // Its failure is counted, and there is nobody left to tell.
+        if matches!(&self.handler.attachment, Attachment::Wasm(guest) if guest.has_failed()) {
+            // Its failure is counted, and no instance is left to get the event.
             self.link().metrics.undelivered(event.name());
             self.end_shadow().await;
             return;
@@ -105,13 +108,13 @@ impl Connection {
         let mut recovery = self.recovery();
         let error = loop {
             let started = Instant::now();
-            let result = match &mut self.attached {
-                Attached::Wasm(guest) => {
-                    let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
-                    self.take_back(desk);
+            let result = match &mut self.handler.attachment {
+                Attachment::Wasm(guest) => {
+                    let (backend, result) = guest.call(self.adapter.take(), event).await;
+                    self.adapter.restore(backend);
                     result
                 }
-                Attached::Grpc(remote) => {
+                Attachment::Grpc(remote) => {
                     let timeout = remote.call_timeout();
                     match tokio::time::timeout(timeout, remote.call(event)).await {
                         Ok(result) => result,
@@ -121,68 +124,86 @@ impl Connection {
             };
             let link = self.link();
             link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
-            // A failure counts as an event that nobody got: it does the device no harm any more.
+            // A failure counts as an undelivered event, not against the handler: it does the device no harm any more.
             let Err(error) = result else {
-                link.versions.report(self.membership.version(), event, &Ok(()));
+                link.versions.report(self.handler.version(), event, &Ok(()));
                 self.settle(event).await;
                 return;
             };
-            // A gateway that stops does not wait for a handler that is away.
+            // A gateway that stops does not wait for an unavailable handler.
             let is_stopping = matches!(event, Event::SocketClosed(CloseReason::Draining));
-            let may_hold = matches!(self.attached, Attached::Grpc(_)) && !is_stopping;
-            match recovery.handle_failure(Instant::now(), &error, self.spread()) {
+            let may_hold = matches!(self.handler.attachment, Attachment::Grpc(_)) && !is_stopping;
+            match recovery.handle_failure(Instant::now(), &error, self.jitter()) {
                 Next::Hold { until } if may_hold => tokio::time::sleep_until(until.into()).await,
                 Next::Hold { .. } | Next::Renew | Next::FallBack | Next::GiveUp => break error,
             }
         };
         self.end_shadow().await;
         self.link().metrics.undelivered(event.name());
-        tracing::debug!(conn = %self.conn(), "the handler was not told of the end: {error}");
+        tracing::debug!(conn = %self.conn(), "the handler did not get the last event: {error}");
     }
 
-    /// One call for one event. What a guest had collected when it failed is forgotten: the event has had no effect
-    /// on the peer, and may be delivered again.
+    /// One call for one event. The commands that a guest had collected when it failed are rolled back: the event has
+    /// had no effect on the peer, and may be delivered again.
     async fn attempt(&mut self, socket: &mut Socket, event: &Event) -> Result<(), CallError> {
         let started = Instant::now();
         tracing::trace!(target: PAYLOAD_LOG, conn = %self.conn(), ?event, "to the handler");
-        let result = match &mut self.attached {
-            Attached::Wasm(guest) => {
-                let mark = self.adapter.mark();
-                let (desk, result) = guest.call(Desk::Live(self.adapter.lend()), event).await;
-                self.take_back(desk);
+        let result = match &mut self.handler.attachment {
+            Attachment::Wasm(guest) => {
+                let savepoint = self.adapter.savepoint();
+                let (backend, result) = guest.call(self.adapter.take(), event).await;
+                self.adapter.restore(backend);
                 if result.is_err() {
-                    self.adapter.roll_back(mark);
-                    if let Some(journal) = self.adapter.journal() {
-                        // What was forgotten was not done.
-                        journal.take();
+                    self.adapter.roll_back(savepoint);
+                    if let Some(command_log) = self.adapter.command_log() {
+                        // Commands rolled back were not executed.
+                        command_log.take();
                     }
                 }
                 result
             }
-            Attached::Grpc(remote) => {
+            Attachment::Grpc(remote) => {
                 let (call, timeout) = (remote.call(event), remote.call_timeout());
-                self.while_calling(socket, call, timeout).await
+                match self.while_calling(socket, call, timeout).await {
+                    Err(CallError::Timeout(timeout)) => Err(self.explain_timeout(socket, timeout).await),
+                    result => result,
+                }
             }
         };
         self.observe(event, started, &result);
-        self.follow_timer();
+        self.follow_adapter();
         result
+    }
+
+    /// A server that answers no HTTP/2 ping has not timed out, but is away: stopped, or behind a path that loses packets.
+    async fn explain_timeout(&mut self, socket: &mut Socket, timeout: Duration) -> CallError {
+        let Attachment::Grpc(remote) = &self.handler.attachment else { return CallError::Timeout(timeout) };
+        let is_alive = remote.is_alive();
+        let probe = Box::pin(async move {
+            match is_alive.await {
+                true => Ok(()),
+                false => {
+                    Err(CallError::Unavailable("the server answers neither the call nor an HTTP/2 ping".to_owned()))
+                }
+            }
+        });
+        self.while_calling(socket, probe, PROBE_MAX).await.err().unwrap_or(CallError::Timeout(timeout))
     }
 
     fn observe(&self, event: &Event, started: Instant, result: &Result<(), CallError>) {
         let link = self.link();
         link.metrics.seconds(event.name()).observe(started.elapsed().as_secs_f64());
-        link.versions.report(self.membership.version(), event, result);
+        link.versions.report(self.handler.version(), event, result);
         if let Err(error) = result {
             link.metrics.failed(error.kind());
         }
     }
 
-    /// Tells a watcher what has happened, and looks whether there is one.
+    /// Reports the event to the tap of this connection; attaches a tap if a subscription waits for one.
     fn show_event(&mut self, event: &Event) {
         if self.tap.is_none() && self.shared.common.taps.are_waiting() {
             let is_new = matches!(event, Event::SocketCreated(_));
-            let who = Who {
+            let who = ConnectionView {
                 conn: self.conn(),
                 listener: &self.shared.options.listener,
                 info: &self.info,
@@ -190,7 +211,7 @@ impl Connection {
             };
             self.tap = self.shared.common.taps.tap(&who, is_new);
             if self.tap.is_some() {
-                self.adapter.keep_journal(true);
+                self.adapter.enable_command_log(true);
             }
         }
         if let Some(tap) = &mut self.tap {
@@ -198,42 +219,42 @@ impl Connection {
         }
     }
 
-    /// Tells a watcher what the handler has asked for outside of an event.
+    /// Reports the commands that the handler sent outside of an event to the tap.
     pub(super) fn show_asked(&mut self) {
-        if self.shadow.is_none()
-            && let (Some(tap), Some(journal)) = (&mut self.tap, self.adapter.journal())
+        if self.handler.shadow.is_none()
+            && let (Some(tap), Some(command_log)) = (&mut self.tap, self.adapter.command_log())
         {
-            tap.done(&journal.take().0);
+            tap.done(&command_log.take().0);
         }
     }
 
-    /// An event is handled: tells a watcher what the handler did, and lets a version that is tried do the same.
+    /// After a handled event: reports the handler's commands to the tap, and runs the shadow version.
     async fn settle(&mut self, event: &Event) {
-        if self.tap.is_none() && self.shadow.is_none() {
+        if self.tap.is_none() && self.handler.shadow.is_none() {
             return;
         }
-        let (done, left_out) = self.adapter.journal().map(Journal::take).unwrap_or_default();
+        let (done, left_out) = self.adapter.command_log().map(CommandLog::take).unwrap_or_default();
         if let Some(tap) = &mut self.tap {
             tap.done(&done);
             if left_out > 0 {
-                tap.gap(&format!("{left_out} more things that the handler asked for are left out here"));
+                tap.gap(&format!("{left_out} more commands of the handler are omitted here"));
             }
             if tap.is_over() {
                 self.tap = None;
-                self.adapter.keep_journal(self.shadow.is_some());
+                self.adapter.enable_command_log(self.handler.shadow.is_some());
             }
         }
         self.follow_with_shadow(event, &done, left_out).await;
     }
 
-    /// Lets the version that is tried do what the active one has done, and compares.
-    async fn follow_with_shadow(&mut self, event: &Event, done: &[Entry], left_out: u64) {
+    /// Runs the event in the shadow version and compares its commands with those of the active version.
+    async fn follow_with_shadow(&mut self, event: &Event, done: &[LoggedCommand], left_out: u64) {
         let is_wanted = |shadow: &Shadow| left_out == 0 && shadow.is_wanted(&self.link().versions);
-        if !self.shadow.as_deref().is_some_and(is_wanted) {
+        if !self.handler.shadow.as_deref().is_some_and(is_wanted) {
             self.end_shadow().await;
             return;
         }
-        let Some(shadow) = &mut self.shadow else {
+        let Some(shadow) = &mut self.handler.shadow else {
             return;
         };
         let compared = shadow.follow(event, done).await;
@@ -243,52 +264,46 @@ impl Connection {
             Compared::Same => link.versions.compared(true),
             Compared::Different(what) => {
                 link.versions.compared(false);
-                tracing::info!(%conn, %handler, event = name, "the version that is tried does something else: {what}");
+                tracing::info!(%conn, %handler, event = name, "the shadow version differs: {what}");
             }
             Compared::Failed(error) => {
                 link.versions.compared(false);
-                tracing::warn!(%conn, %handler, event = name, "the version that is tried failed: {error}");
+                tracing::warn!(%conn, %handler, event = name, "the shadow version failed: {error}");
                 self.end_shadow().await;
             }
         }
     }
 
     pub(super) async fn end_shadow(&mut self) {
-        let Some(shadow) = self.shadow.take() else {
+        let Some(shadow) = self.handler.shadow.take() else {
             return;
         };
-        self.adapter.keep_journal(self.tap.is_some());
+        self.adapter.enable_command_log(self.tap.is_some());
         shadow.leave().await;
     }
 
-    pub(super) fn take_back(&mut self, desk: Desk) {
-        match desk {
-            Desk::Live(adapter) => self.adapter.give_back(adapter),
-            Desk::Rehearsal(_) => {}
-        }
-    }
-
     fn recovery(&self) -> Recovery {
-        Recovery::new(self.membership.version().policy(), self.shared.chain.after(self.position).is_some())
+        self.handler.recovery(&self.shared.chain)
     }
 
-    /// Where in the pause between two attempts this connection makes its own; any fixed place will do.
-    fn spread(&self) -> f64 {
-        // Fibonacci hashing: neighbours among the ids end far apart.
+    /// This connection's jitter of the backoff, `0.0..1.0`. It spreads the retries of all connections over the pause,
+    /// so any fixed value will do.
+    fn jitter(&self) -> f64 {
+        // Fibonacci hashing: consecutive ids get distant values.
         let hash = self.conn().to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (hash >> 40) as f64 / (1u64 << 24) as f64
     }
 
-    fn tell_failure(&self, event: &Event, error: &CallError, next: Next) {
+    fn log_failure(&self, event: &Event, error: &CallError, next: Next) {
         let link = self.link();
         link.metrics.recovered(next.name());
-        macro_rules! tell {
+        macro_rules! log_with {
             ($level:ident) => {
                 tracing::$level!(
                     conn = %self.conn(),
                     listener = %self.shared.options.listener,
                     handler = %link.versions.name(),
-                    version = self.membership.version().number(),
+                    version = self.handler.version().number(),
                     event = event.name(),
                     kind = error.kind(),
                     next = next.name(),
@@ -297,104 +312,101 @@ impl Connection {
             };
         }
         match next {
-            // A handler that is away concerns all its connections, again and again; its health is told once.
-            Next::Hold { .. } => tell!(debug),
+            // An unavailable handler affects all its connections, again and again; the log reports its health once.
+            Next::Hold { .. } => log_with!(debug),
             Next::Renew | Next::FallBack | Next::GiveUp => match link.failures.handle_line() {
-                MaySay::No => tell!(debug),
-                MaySay::Yes => tell!(warn),
-                MaySay::After(left_out) => {
+                LogDecision::No => log_with!(debug),
+                LogDecision::Yes => log_with!(warn),
+                LogDecision::After(left_out) => {
                     tracing::warn!(
                         listener = %self.shared.options.listener,
                         handler = %link.versions.name(),
                         left_out,
-                        "the handler fails more often than the log takes"
+                        "log of handler failures rate-limited"
                     );
-                    tell!(warn);
+                    log_with!(warn);
                 }
             },
         }
     }
 
-    /// Waits for the next attempt, or until the handler's version is another. The socket and the mailbox are served
-    /// meanwhile, up to their bounds.
+    /// Waits until the next attempt, or until the handler has a new version. Meanwhile the socket and the mailbox are
+    /// served, up to their limits.
     async fn hold(&mut self, socket: &mut Socket, until: Instant) -> Result<(), CloseReason> {
         let mut pause = pin!(tokio::time::sleep_until(until.into()));
         loop {
-            if let Some(reason) = self.ends_at_once() {
+            if let Some(reason) = self.closes_immediately() {
                 return Err(reason);
             }
-            if self.review.is_some() && self.is_replaced() {
-                // There is another version to go on with, and others wait for their turn to do so.
+            if self.handler.reconcile.is_some() && self.is_replaced() {
+                // A new version can take the event now, and other connections wait for the migration permit.
                 return Ok(());
             }
             tokio::select! {
                 () = &mut pause => return Ok(()),
-                happening = self.happening(socket, Until::AnythingHappens) => self.handle(happening).await,
+                next_wakeup = self.next_wakeup(socket, WaitFor::Anything) => self.handle(next_wakeup).await,
             }
         }
     }
 
-    /// Prepares for another attempt at a handler that could not be reached; tells whether it still knows the
-    /// connection.
+    /// Prepares the next attempt at an unavailable handler. Returns whether the handler still knows the connection.
     fn keeps_state_when_held(&mut self) -> bool {
-        match &mut self.attached {
-            // There was no instance, so there is none that could know it.
-            Attached::Wasm(_) => {
+        match &mut self.handler.attachment {
+            // No instance was made, so none can know the connection.
+            Attachment::Wasm(_) => {
                 self.renew();
                 false
             }
-            Attached::Grpc(remote) => {
-                // It may have been cut off behind an Authenticate of this event.
-                self.adapter.expect_again();
-                !remote.turn_to_another()
+            Attachment::Grpc(remote) => {
+                // The call may have failed after an Authenticate of this event succeeded.
+                self.adapter.allow_reauthentication();
+                !remote.next_endpoint()
             }
         }
     }
 
-    /// The same handler starts anew with this connection: a guest in a fresh instance. If its version has been replaced
-    /// meanwhile, there is no reason to start the old one again.
+    /// Attaches the same handler anew: a guest in a fresh instance. If its version has been replaced meanwhile, the
+    /// active version is used.
     fn renew(&mut self) {
         if self.is_replaced() {
             self.forget_remote();
-            self.membership = self.link().versions.active().enter(self.conn());
+            self.handler.select_active(&self.shared.chain, self.conn());
         }
-        let conn = self.entered.handler_conn();
-        self.attached = self.membership.version().handler().attach(conn, &self.info);
-        self.adapter.reintroduce(conn);
+        let conn = self.registration.handler_conn();
+        self.handler.reattach(conn, &self.info);
+        self.adapter.set_handler_conn(conn);
     }
 
-    /// Whether the connection's version is not the one for it any more.
+    /// Whether another version is to serve the connection.
     fn is_replaced(&self) -> bool {
-        self.link().versions.placement(self.membership.version()) != Placement::Stay
+        self.handler.is_replaced(&self.shared.chain)
     }
 
-    /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers.
-    /// Tells whether there is one.
+    /// The next handler of the chain takes the connection over, with its identity, subscriptions and timers. `false`:
+    /// the chain has no next handler.
     fn fall_back(&mut self) -> bool {
-        let Some(position) = self.shared.chain.after(self.position) else {
+        let (from, conn) = (Arc::clone(self.link().versions.name()), self.conn());
+        if !self.handler.select_next(&self.shared.chain, conn) {
             return false;
-        };
-        let from = Arc::clone(self.link().versions.name());
+        }
         self.forget_remote();
-        self.position = position;
-        self.membership = self.link().versions.enter(self.conn());
         self.renew();
         tracing::info!(conn = %self.conn(), %from, to = %self.link().versions.name(), "fell back to the next handler");
         true
     }
 
-    /// A remote handler that has lost the connection must not reach it any more: it may still be at work on the event
-    /// that it did not answer in time.
+    /// Gives the connection a new id towards handlers, so that a remote handler that has lost the connection cannot
+    /// reach it: the handler may still be at work on the event that it did not answer in time.
     pub(super) fn forget_remote(&mut self) {
-        if matches!(self.attached, Attached::Grpc(_)) {
+        if matches!(self.handler.attachment, Attachment::Grpc(_)) {
             let alias = self.shared.common.ids.next();
-            self.entered.rename(alias);
-            tracing::debug!(conn = %self.conn(), handler_conn = %alias, "handlers know the connection by a new id");
+            self.registration.rename(alias);
+            tracing::debug!(conn = %self.conn(), handler_conn = %alias, "handlers get a new id for the connection");
         }
     }
 
-    /// Drives a call to a remote handler, and meanwhile the socket and the mailbox: the handler asks for
-    /// things from inside the callback and waits for the answers.
+    /// Drives a call to a remote handler while serving the socket and the mailbox: the handler calls the adapter from
+    /// inside the callback and waits for the answers.
     pub(super) async fn while_calling(
         &mut self,
         socket: &mut Socket,
@@ -403,8 +415,8 @@ impl Connection {
     ) -> Result<(), CallError> {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
         loop {
-            let is_to_end = self.output == Output::Open && self.ends_at_once().is_some();
-            let until = if is_to_end { Until::Flushed } else { Until::AnythingHappens };
+            let is_to_end = self.outbound.output() == Output::Open && self.closes_immediately().is_some();
+            let until = if is_to_end { WaitFor::Flushed } else { WaitFor::Anything };
             tokio::select! {
                 biased;
                 done = &mut call => return done,
@@ -412,14 +424,14 @@ impl Connection {
                     if !self.adapter.outbound().is_full() {
                         return Err(CallError::Timeout(timeout));
                     }
-                    // The handler waits for the peer to take its bytes; that wait has its own timeout.
+                    // The handler waits until the peer reads; that wait has its own timeout.
                     deadline.as_mut().reset(tokio::time::Instant::now() + timeout);
                 }
-                happening = self.happening(socket, until) => {
-                    if matches!(happening, Happening::Flushed) {
+                next_wakeup = self.next_wakeup(socket, until) => {
+                    if matches!(next_wakeup, Wakeup::Flushed) {
                         self.end_output(socket).await;
                     } else {
-                        self.handle(happening).await;
+                        self.handle(next_wakeup).await;
                     }
                 }
             }

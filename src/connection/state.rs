@@ -1,92 +1,100 @@
-//! The phases and deadlines of one connection. Pure: no socket, no clock, `now` is an argument.
+//! Phases and deadlines of one connection: idle timeout, keepalive, write timeout. Pure: no socket, no clock, `now` is
+//! an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::adapter::TimerChange;
 use crate::conn::CloseReason;
 
-/// Where a connection is in its life. It only ever moves down this list.
+/// Phase of a connection. It only moves down this list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The handler knows the peer; bytes flow.
     Open,
-    /// It is decided that the connection ends: nothing new is read, what is queued is still written.
+    /// The close is decided: reads stop, queued bytes are still written.
     Closing(CloseReason),
 }
 
-/// The spans that end a connection.
+/// Time limits of a connection. The peer's bytes count as activity, the gateway's do not.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// What silence of the peer ends it without a keepalive.
-    pub idle: Idle,
-    /// How long bytes may wait for a peer that does not take any.
+    /// Until the first byte of the peer.
+    pub idle: Duration,
+    /// Until the peer has authenticated; `None`: it need not.
+    pub login: Option<Duration>,
+    /// Of silence after the first byte, while no keepalive timer runs, which decides instead; `None`: unlimited.
+    pub silence: Option<Duration>,
+    /// Without progress while bytes for the peer are queued.
     pub write: Duration,
 }
 
-/// What silence ends a connection whose handler has started no keepalive timer.
+/// A deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idle {
-    /// That before the first byte: a stream tells of its end later on.
-    BeforeFirst(Duration),
-    /// Any: a peer that sends datagrams just stops. Once a keepalive timer was started, its interval decides instead.
-    Always(Duration),
-}
-
-/// What has become due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// The keepalive interval ran out; the handler is to be told before the connection ends.
+pub(crate) enum Due {
+    /// Keepalive expired; the handler gets `OnTimerTimeout` before the close.
     Keepalive,
-    /// The peer was silent for too long.
+    /// Idle timeout.
     Idle,
-    /// The peer does not take what is sent to it; there is no use in offering it more.
+    /// The peer has not authenticated in time.
+    Login,
+    /// Write timeout: the peer accepts no bytes, so no more are offered.
     Write,
 }
 
-/// Phases and deadlines.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     phase: Phase,
     timeouts: Timeouts,
     opened: Instant,
-    /// When the peer was last heard; `None` before its first byte.
+    /// Time of the last received bytes; `None` before the first.
     received: Option<Instant>,
-    /// The silence after which keepalive expires, and since when it may count.
+    is_authenticated: bool,
+    /// The silence after which keepalive expires, and the start of the timer.
     keepalive: Option<(Duration, Instant)>,
-    /// Since when bytes have waited without the peer taking any.
+    /// Since when queued bytes have waited while the peer accepted none.
     stalled: Option<Instant>,
 }
 
 impl State {
-    /// A connection that was opened now.
-    pub fn new(opened: Instant, timeouts: Timeouts) -> Self {
-        Self { phase: Phase::Open, timeouts, opened, received: None, keepalive: None, stalled: None }
+    pub(crate) fn new(opened: Instant, timeouts: Timeouts) -> Self {
+        Self {
+            phase: Phase::Open,
+            timeouts,
+            opened,
+            received: None,
+            is_authenticated: false,
+            keepalive: None,
+            stalled: None,
+        }
     }
 
-    /// The phase.
-    pub fn phase(&self) -> &Phase {
+    pub(crate) fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// How long the connection has lived.
-    pub fn age(&self, now: Instant) -> Duration {
+    pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened)
     }
 
-    /// Decides that the connection ends. The first reason stays.
-    pub fn close(&mut self, reason: CloseReason) {
+    /// Closes the connection. The first reason is kept.
+    pub(crate) fn close(&mut self, reason: CloseReason) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing(reason);
         }
     }
 
-    /// Bytes or a datagram came from the peer.
-    pub fn handle_received(&mut self, now: Instant) {
+    /// Bytes or a datagram arrived.
+    pub(crate) fn handle_received(&mut self, now: Instant) {
         self.received = Some(now);
     }
 
-    /// The socket was offered bytes: whether it took some, and whether others still wait.
-    pub fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
+    /// The handler has authenticated the peer.
+    pub(crate) fn handle_authenticated(&mut self) {
+        self.is_authenticated = true;
+    }
+
+    /// After a write: whether the socket accepted bytes, and whether others are still queued.
+    pub(crate) fn handle_written(&mut self, now: Instant, took_some: bool, some_wait: bool) {
         if !some_wait {
             self.stalled = None;
         } else if took_some || self.stalled.is_none() {
@@ -96,25 +104,28 @@ impl State {
 
     /// The handler started or stopped a timer.
     ///
-    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). The peer's bytes start it
-    /// anew and ours do not, so our own traffic cannot keep a dead peer alive.
-    pub fn handle_timer(&mut self, now: Instant, change: TimerChange) {
+    /// Keepalive expires after 1.5 times the interval (MQTT 3.1.1 §3.1.2.10). Received bytes restart it and sent bytes
+    /// do not, so the gateway's own traffic cannot keep a dead peer alive.
+    pub(crate) fn handle_timer(&mut self, now: Instant, change: TimerChange) {
         self.keepalive = match change {
             TimerChange::Start(interval) => Some((interval.saturating_add(interval / 2), now)),
             TimerChange::Stop => None,
         };
     }
 
-    /// When [`State::handle_timeout`] is to be called next; `None` when nothing can become due.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.idle_deadline(), self.keepalive_deadline(), self.write_deadline()].into_iter().flatten().min()
+    /// Time of the next [`State::handle_timeout`] call; `None` when no deadline is set.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        [self.idle_deadline(), self.login_deadline(), self.keepalive_deadline(), self.write_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Finds what has become due. The phase moves with it, so the same thing is due once.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
+    /// Returns a deadline that has passed. The phase changes with it, so each is returned once.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         if due(self.write_deadline()) {
-            // Also while closing: the peer does not take the last bytes either.
+            // Also while closing: the last bytes have the same deadline.
             self.close(CloseReason::WriteTimedOut);
             self.stalled = None;
             return Some(Due::Write);
@@ -122,6 +133,10 @@ impl State {
         if due(self.keepalive_deadline()) {
             self.close(CloseReason::KeepaliveExpired);
             return Some(Due::Keepalive);
+        }
+        if due(self.login_deadline()) {
+            self.close(CloseReason::LoginTimedOut);
+            return Some(Due::Login);
         }
         if due(self.idle_deadline()) {
             self.close(CloseReason::IdleTimedOut);
@@ -134,11 +149,15 @@ impl State {
         if self.phase != Phase::Open {
             return None;
         }
-        match (self.timeouts.idle, self.received) {
-            (Idle::BeforeFirst(span), None) => Some(self.opened + span),
-            (Idle::BeforeFirst(_), Some(_)) => None,
-            (Idle::Always(span), received) => self.keepalive.is_none().then(|| received.unwrap_or(self.opened) + span),
+        match self.received {
+            None => self.opened.checked_add(self.timeouts.idle),
+            Some(received) => received.checked_add(self.timeouts.silence.filter(|_| self.keepalive.is_none())?),
         }
+    }
+
+    fn login_deadline(&self) -> Option<Instant> {
+        let is_due = self.phase == Phase::Open && !self.is_authenticated;
+        self.opened.checked_add(self.timeouts.login.filter(|_| is_due)?)
     }
 
     fn keepalive_deadline(&self) -> Option<Instant> {
@@ -160,20 +179,21 @@ mod tests {
 
     fn opened(idle: Duration) -> (Instant, State) {
         let now = Instant::now();
-        (now, State::new(now, Timeouts { idle: Idle::BeforeFirst(idle), write: 1000 * MS }))
+        (now, State::new(now, Timeouts { idle, login: None, silence: None, write: 1000 * MS }))
     }
 
-    /// A peer that sends datagrams is ended after any silence, until a keepalive timer decides instead.
+    /// After the first bytes, a silence longer than its limit closes the connection, until a keepalive timer replaces it.
     #[test]
-    fn silence_between_datagrams() {
+    fn silence_after_the_first_byte() {
         let start = Instant::now();
-        let mut state = State::new(start, Timeouts { idle: Idle::Always(500 * MS), write: 1000 * MS });
-        assert_eq!(state.poll_timeout(), Some(start + 500 * MS), "also before the first");
+        let timeouts = Timeouts { idle: 100 * MS, login: None, silence: Some(500 * MS), write: 1000 * MS };
+        let mut state = State::new(start, timeouts);
+        assert_eq!(state.poll_timeout(), Some(start + 100 * MS), "before the first byte");
         state.handle_received(start + 300 * MS);
         assert_eq!(state.poll_timeout(), Some(start + 800 * MS));
 
         state.handle_timer(start + 300 * MS, TimerChange::Start(4000 * MS));
-        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce that it speaks rarely");
+        assert_eq!(state.poll_timeout(), Some(start + 6300 * MS), "a device may announce long intervals");
         state.handle_timer(start + 300 * MS, TimerChange::Stop);
 
         assert_eq!(state.handle_timeout(start + 799 * MS), None);
@@ -181,7 +201,25 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::IdleTimedOut));
     }
 
-    /// A peer that never speaks is ended at 500 ms, and not at 499.
+    /// A peer that sends bytes and never authenticates is closed; an authenticated one is not.
+    #[test]
+    fn login_deadline() {
+        let start = Instant::now();
+        let timeouts = Timeouts { idle: 100 * MS, login: Some(500 * MS), silence: None, write: 1000 * MS };
+        let (mut stranger, mut device) = (State::new(start, timeouts), State::new(start, timeouts));
+        stranger.handle_received(start + 499 * MS);
+        assert_eq!(stranger.handle_timeout(start + 499 * MS), None);
+        assert_eq!(stranger.handle_timeout(start + 500 * MS), Some(Due::Login));
+        assert_eq!(*stranger.phase(), Phase::Closing(CloseReason::LoginTimedOut));
+        assert_eq!(stranger.poll_timeout(), None, "it is due once");
+
+        device.handle_received(start);
+        device.handle_authenticated();
+        assert_eq!(device.poll_timeout(), None);
+        assert_eq!(device.handle_timeout(start + 5000 * MS), None);
+    }
+
+    /// A peer that sends nothing is closed at 500 ms, and not at 499.
     #[test]
     fn idle_deadline() {
         let (start, mut state) = opened(500 * MS);
@@ -204,7 +242,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 5000 * MS), None);
     }
 
-    /// Keepalive runs out after one and a half intervals of silence, counted from the last byte received.
+    /// Keepalive expires after one and a half intervals of silence, counted from the last received byte.
     #[test]
     fn keepalive_counts_silence() {
         let (start, mut state) = opened(500 * MS);
@@ -220,9 +258,9 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 900 * MS), None, "it is due once");
     }
 
-    /// What we write does not keep a silent peer alive.
+    /// Sent bytes do not keep a silent peer alive.
     #[test]
-    fn our_bytes_do_not_count() {
+    fn sent_bytes_do_not_count() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_timer(start, TimerChange::Start(200 * MS));
@@ -230,7 +268,7 @@ mod tests {
         assert_eq!(state.handle_timeout(start + 300 * MS), Some(Due::Keepalive));
     }
 
-    /// A second start replaces the first; a stop leaves nothing due.
+    /// A second start replaces the first; a stop clears the deadline.
     #[test]
     fn timers_are_replaced_and_stopped() {
         let (start, mut state) = opened(500 * MS);
@@ -242,9 +280,9 @@ mod tests {
         assert_eq!(state.poll_timeout(), None);
     }
 
-    /// A peer that takes nothing is ended after the write timeout; every byte it takes starts it anew.
+    /// A peer that accepts nothing is closed after the write timeout; every accepted byte restarts it.
     #[test]
-    fn a_stalled_peer_is_ended() {
+    fn a_stalled_peer_is_closed() {
         let (start, mut state) = opened(500 * MS);
         state.handle_received(start);
         state.handle_written(start, false, true);
@@ -255,7 +293,7 @@ mod tests {
         assert_eq!(*state.phase(), Phase::Closing(CloseReason::WriteTimedOut));
     }
 
-    /// The first reason to end is the one that is told.
+    /// The first close reason is the reported one.
     #[test]
     fn the_first_reason_stays() {
         let (start, mut state) = opened(500 * MS);

@@ -1,23 +1,23 @@
-//! Writes what really happened into a conversation, keeping what the person wrote around it.
+//! Records the observed responses in a conversation, and keeps the manual edits around them.
 //!
-//! Pure. Stimuli (`>`, `deliver`, `timer`, `close peer`), comments, blank lines and `transport` stay; the lines that tell the
-//! answers are replaced where they no longer fit. A line that still fits stays as it is, so its `??` and `"*"` survive.
+//! Pure. Stimuli (`>`, `deliver`, `timer`, `close peer`), comments, blank lines and `transport` stay; the lines of
+//! responses are replaced where they no longer match. A line that still matches is kept, so its `??` and `"*"` survive.
 
 use bytes::Bytes;
 
 use super::run::Published;
-use super::{Action, Closer, Conversation, Item, Message, Pattern, Payload, Step, What};
+use super::{Action, ClosedBy, Conversation, Item, Line, Message, Pattern, Payload, Step};
 
-/// What happened during a run, cut at its stimuli.
+/// The observed effects of a run, grouped by stimulus.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Happened {
     /// Before the first stimulus.
     pub greeting: Vec<Effect>,
-    /// After each stimulus, in their order; shorter than their number when the connection ended early.
+    /// After each stimulus, in order; fewer than the stimuli if the connection ended early.
     pub answers: Vec<Vec<Effect>>,
 }
 
-/// One thing that the gateway did.
+/// One effect of the gateway or its handler.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// It sent these bytes to the device.
@@ -25,22 +25,22 @@ pub enum Effect {
     /// The handler published this.
     Published(Published),
     /// It ended the connection.
-    Closed(Closer),
+    Closed(ClosedBy),
 }
 
-/// The connection ended although the conversation goes on.
+/// The connection ended before the last stimulus of the conversation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected the connection to stay open until line {line} ({word:?}), it was closed before: cut the conversation there"
 )]
 pub struct EndedEarly {
-    /// The first stimulus that nobody was left to hear.
+    /// The first stimulus after the end.
     pub line: u32,
-    /// The word with which its line begins.
+    /// The first word of its line.
     pub word: &'static str,
 }
 
-/// The conversation with the answers that really came.
+/// The conversation with the observed responses.
 ///
 /// # Errors
 ///
@@ -56,8 +56,8 @@ pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Convers
     for group in groups {
         if closed {
             let Some((line, word)) = group.first().filter(|first| !is_close(first)).and_then(stimulus) else {
-                // The gateway was faster than the device's `close peer`; what the person wrote around it stays.
-                blessed.extend(group.iter().filter(|item| !matches!(item.what, What::Step(_))).cloned());
+                // The gateway closed before the device's `close peer`; manual edits around it are kept.
+                blessed.extend(group.iter().filter(|item| !matches!(item.content, Line::Step(_))).cloned());
                 continue;
             };
             return Err(EndedEarly { line, word });
@@ -68,7 +68,7 @@ pub fn bless(conversation: &Conversation, happened: &Happened) -> Result<Convers
     Ok(Conversation::new(conversation.name(), blessed))
 }
 
-/// Cuts the items before each stimulus.
+/// Splits the items before each stimulus.
 fn groups(items: &[Item]) -> (&[Item], Vec<&[Item]>) {
     let mut starts: Vec<usize> = (0..items.len()).filter(|at| stimulus(&items[*at]).is_some()).collect();
     let preamble = &items[..starts.first().copied().unwrap_or(items.len())];
@@ -77,30 +77,30 @@ fn groups(items: &[Item]) -> (&[Item], Vec<&[Item]>) {
 }
 
 fn stimulus(item: &Item) -> Option<(u32, &'static str)> {
-    match &item.what {
-        What::Step(step) if step.action.is_stimulus() => Some((item.line, step.action.word())),
-        What::Step(_) | What::Blank | What::Comment(_) | What::Transport(_) => None,
+    match &item.content {
+        Line::Step(step) if step.action.is_stimulus() => Some((item.line, step.action.word())),
+        Line::Step(_) | Line::Blank | Line::Comment(_) | Line::Transport(_) => None,
     }
 }
 
 fn is_close(item: &Item) -> bool {
-    matches!(item.what, What::Step(Step { action: Action::Close(_), .. }))
+    matches!(item.content, Line::Step(Step { action: Action::Close(_), .. }))
 }
 
 fn is_answer(item: &Item) -> bool {
-    matches!(&item.what, What::Step(step) if !step.action.is_stimulus())
+    matches!(&item.content, Line::Step(step) if !step.action.is_stimulus())
 }
 
-/// Where a first greeting goes: below the heading, above the comment that belongs to the first stimulus.
+/// Where a new greeting is inserted: below the heading, above the comment of the first stimulus.
 fn preamble_end(preamble: &[Item]) -> usize {
     preamble
         .iter()
-        .rposition(|item| matches!(item.what, What::Blank | What::Transport(_)))
+        .rposition(|item| matches!(item.content, Line::Blank | Line::Transport(_)))
         .map_or(preamble.len(), |at| at + 1)
 }
 
-/// Adds one group with its new answers: each in the place of an old one, the rest after the last old one, or at
-/// `insert_at` when there was none. Tells whether the gateway ended the connection.
+/// Adds one group with its new responses: each in the place of an old one, the rest after the last old one, or at
+/// `insert_at` if there was none. Returns whether the gateway ended the connection.
 fn bless_group(blessed: &mut Vec<Item>, group: &[Item], insert_at: usize, effects: &[Effect]) -> bool {
     let old: Vec<&Item> = group.iter().filter(|item| is_answer(item)).collect();
     let new = answers(&old, effects);
@@ -125,41 +125,41 @@ fn bless_group(blessed: &mut Vec<Item>, group: &[Item], insert_at: usize, effect
     closed
 }
 
-/// The answers as items: old ones that still fit, new ones for the rest.
+/// The responses as items: old ones that still match, new ones for the rest.
 fn answers(old: &[&Item], effects: &[Effect]) -> Vec<Item> {
     if fits(old, effects) {
         return old.iter().map(|item| (*item).clone()).collect();
     }
     let mut old_messages =
-        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::Publish(_), .. })));
+        old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::Publish(_), .. })));
     let mut old_bytes =
-        old.iter().filter(|item| matches!(&item.what, What::Step(Step { action: Action::ToPeer(_), .. })));
-    // An empty send is nothing on a stream, and no `<` line can tell it.
-    let told = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
-    told.map(|effect| match effect {
+        old.iter().filter(|item| matches!(&item.content, Line::Step(Step { action: Action::ToPeer(_), .. })));
+    // An empty send has no effect on a stream, and no `<` line can express it.
+    let sent = effects.iter().filter(|effect| !matches!(effect, Effect::Sent(bytes) if bytes.is_empty()));
+    sent.map(|effect| match effect {
             Effect::Sent(bytes) => {
                 let fitting = old_bytes.next().filter(|item| {
-                    matches!(&item.what, What::Step(Step { action: Action::ToPeer(pattern), .. })
+                    matches!(&item.content, Line::Step(Step { action: Action::ToPeer(pattern), .. })
                         if pattern.len() == bytes.len() && pattern.first_difference(bytes, 0).is_none())
                 });
                 keep_or(fitting, || Action::ToPeer(Pattern::exact(bytes)))
             }
             Effect::Published(published) => {
                 let fitting = old_messages.next().filter(|item| {
-                    matches!(&item.what, What::Step(Step { action: Action::Publish(message), .. }) if is_fit(message, published))
+                    matches!(&item.content, Line::Step(Step { action: Action::Publish(message), .. }) if is_fit(message, published))
                 });
                 keep_or(fitting, || {
                     let (topic, qos) = (published.topic.clone(), published.qos);
                     Action::Publish(Message { topic, qos, payload: Payload::recorded(&published.payload) })
                 })
             }
-            Effect::Closed(by) => Item::new(What::Step(Step::new(Action::Close(*by)))),
+            Effect::Closed(by) => Item::new(Line::Step(Step::new(Action::Close(*by)))),
         })
         .collect()
 }
 
 fn keep_or(fitting: Option<&&Item>, action: impl FnOnce() -> Action) -> Item {
-    fitting.map_or_else(|| Item::new(What::Step(Step::new(action()))), |item| (*item).clone())
+    fitting.map_or_else(|| Item::new(Line::Step(Step::new(action()))), |item| (*item).clone())
 }
 
 fn is_fit(expected: &Message, published: &Published) -> bool {
@@ -168,11 +168,11 @@ fn is_fit(expected: &Message, published: &Published) -> bool {
         && expected.payload.difference(&published.payload).is_none()
 }
 
-/// Whether the old answers tell what happened, whatever the cuts between their `<` lines.
+/// Whether the old responses match the effects, however the bytes are split over `<` lines.
 fn fits(old: &[&Item], effects: &[Effect]) -> bool {
     let (mut cells, mut messages, mut closers) = (Vec::new(), Vec::new(), Vec::new());
     for item in old {
-        if let What::Step(step) = &item.what {
+        if let Line::Step(step) = &item.content {
             match &step.action {
                 Action::ToPeer(pattern) => cells.extend_from_slice(pattern.cells()),
                 Action::Publish(message) => messages.push(message),
@@ -189,8 +189,9 @@ fn fits(old: &[&Item], effects: &[Effect]) -> bool {
             Effect::Closed(by) => closed.push(*by),
         }
     }
-    let same_end =
-        |expected: &Closer, by: &Closer| expected == by || *expected == Closer::Gateway || *by == Closer::Gateway;
+    let same_end = |expected: &ClosedBy, by: &ClosedBy| {
+        expected == by || *expected == ClosedBy::Gateway || *by == ClosedBy::Gateway
+    };
     cells.len() == bytes.len()
         && Pattern::new(cells).first_difference(&bytes, 0).is_none()
         && messages.len() == published.len()

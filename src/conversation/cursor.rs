@@ -1,20 +1,20 @@
-//! Reads the words, bytes and texts of one line that may be continued on the lines below it.
+//! Cursor over the words, bytes and texts of one line with its continuations.
 
 use std::borrow::Cow;
 
 use super::fault::{Fault, Problem};
 
-/// How many characters of an unexpected word are shown.
+/// Maximum length of an unexpected word in an error, in characters.
 const FOUND_CHARS_MAX: usize = 24;
 
 /// Whether `??` may stand for a byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cells {
+pub(super) enum Wildcards {
     Exact,
     Open,
 }
 
-/// A place in a line and its continuations, which follow one another in the file.
+/// A position in a line and its continuations.
 pub(super) struct Cursor<'t> {
     first_line: u32,
     segments: &'t [&'t str],
@@ -24,7 +24,7 @@ pub(super) struct Cursor<'t> {
 }
 
 impl<'t> Cursor<'t> {
-    /// `segments` is not empty; the first stands on `first_line`.
+    /// `segments` is not empty; the first is on `first_line`.
     pub(super) fn new(first_line: u32, segments: &'t [&'t str]) -> Self {
         Self { first_line, segments, segment: 0, offset: 0 }
     }
@@ -42,7 +42,7 @@ impl<'t> Cursor<'t> {
         self.offset += self.peek().map_or(0, char::len_utf8);
     }
 
-    /// Takes the character when it is here.
+    /// Takes the next character if it is this one.
     pub(super) fn take(&mut self, wanted: char) -> bool {
         let here = self.peek() == Some(wanted);
         if here {
@@ -51,7 +51,7 @@ impl<'t> Cursor<'t> {
         here
     }
 
-    /// Goes to the next character that is not white space, on a continuation if need be.
+    /// Skips white space, over continuations.
     pub(super) fn skip_space(&mut self) {
         loop {
             match self.peek() {
@@ -74,7 +74,7 @@ impl<'t> Cursor<'t> {
         &rest[..end]
     }
 
-    /// Takes the letters that stand here.
+    /// Takes the next letters.
     pub(super) fn word_of_letters(&mut self) -> &'t str {
         let rest = self.rest_of_segment();
         let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
@@ -82,14 +82,21 @@ impl<'t> Cursor<'t> {
         &rest[..end]
     }
 
-    /// This place, to come back to in [`Cursor::fault_within`].
-    pub(super) fn mark(&self) -> (usize, usize) {
+    /// The position, for [`Cursor::fault_within`].
+    pub(super) fn position(&self) -> (usize, usize) {
         (self.segment, self.offset)
     }
 
-    /// A fault in the text that [`Cursor::rest`] took at `mark`: on its `line`, from 1, at the byte `column`, from 1.
-    pub(super) fn fault_within(&self, mark: &(usize, usize), line: usize, column: usize, problem: Problem) -> Fault {
-        let (mut segment, mut offset) = *mark;
+    /// A fault in the text that [`Cursor::rest`] took at `position`: on its `line`, from 1, at the byte `column`, from
+    /// 1.
+    pub(super) fn fault_within(
+        &self,
+        position: &(usize, usize),
+        line: usize,
+        column: usize,
+        problem: Problem,
+    ) -> Fault {
+        let (mut segment, mut offset) = *position;
         if line > 1 {
             segment += line - 1;
             offset = 0;
@@ -101,7 +108,7 @@ impl<'t> Cursor<'t> {
         Self { first_line: self.first_line, segments: self.segments, segment, offset }.fault(problem)
     }
 
-    /// Takes all that is left, the line breaks between continuations included.
+    /// Takes the rest, with the line breaks between continuations.
     pub(super) fn rest(&mut self) -> String {
         let mut rest = self.rest_of_segment().to_owned();
         for segment in self.segments.iter().skip(self.segment + 1) {
@@ -113,7 +120,7 @@ impl<'t> Cursor<'t> {
         rest
     }
 
-    /// A fault at this place.
+    /// A fault at this position.
     pub(super) fn fault(&self, problem: Problem) -> Fault {
         let before = self.segments.get(self.segment).and_then(|text| text.get(..self.offset)).unwrap_or("");
         let line = self.first_line.saturating_add(u32::try_from(self.segment).unwrap_or(u32::MAX));
@@ -121,12 +128,12 @@ impl<'t> Cursor<'t> {
         Fault { line, column, problem }
     }
 
-    /// The fault that something else was expected than what stands here.
+    /// A fault: something else was expected here.
     pub(super) fn unexpected(&self, expected: impl Into<Cow<'static, str>>) -> Fault {
         self.fault(Problem::Unexpected { expected: expected.into(), found: self.found(), meant: None })
     }
 
-    /// What stands here, in words.
+    /// A description of the next text.
     fn found(&self) -> String {
         let rest = self.rest_of_segment();
         match rest.chars().next() {
@@ -136,7 +143,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Nothing but white space is left.
+    /// Expects white space only.
     pub(super) fn end(&mut self, after: &str) -> Result<(), Fault> {
         self.skip_space();
         match self.peek() {
@@ -146,15 +153,15 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Takes all that is left as bytes, in hex and in quotes; `None` is any byte.
-    pub(super) fn bytes(&mut self, cells: Cells) -> Result<Vec<Option<u8>>, Fault> {
+    /// Takes the rest as bytes, in hex and in quotes; `None` is any byte.
+    pub(super) fn bytes(&mut self, cells: Wildcards) -> Result<Vec<Option<u8>>, Fault> {
         let mut bytes = Vec::new();
         loop {
             self.skip_space();
             match self.peek() {
                 None => return Ok(bytes),
                 Some('"') => bytes.extend(self.text()?.into_iter().map(Some)),
-                Some('?') if cells == Cells::Open => {
+                Some('?') if cells == Wildcards::Open => {
                     self.bump();
                     if !self.take('?') {
                         return Err(self.unexpected("a second \"?\" (\"??\" is any one byte)"));
@@ -225,7 +232,7 @@ impl<'t> Cursor<'t> {
                 return self.hex_byte("two hex digits after \"\\x\"");
             }
             _ => {
-                // The fault is shown at the backslash, where the reader sees the escape begin.
+                // The fault points to the backslash, where the escape begins.
                 self.offset = start;
                 return Err(self.unexpected(r#"one of the escapes \r \n \t \0 \\ \" \xNN"#));
             }
@@ -235,7 +242,7 @@ impl<'t> Cursor<'t> {
     }
 }
 
-/// A word in quotes, cut when it is long; as it stands in the file where that can be seen.
+/// A quoted word, truncated; unescaped if it is printable.
 fn shown(word: &str) -> String {
     let (start, rest) = match word.char_indices().nth(FOUND_CHARS_MAX) {
         None => (word, ""),

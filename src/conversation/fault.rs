@@ -1,4 +1,4 @@
-//! What is wrong with the text of a conversation, and where.
+//! Errors in the text of a conversation, with their positions.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::print::offset_text;
 
-/// How many faults of one file are told; the rest are counted.
+/// Maximum number of reported faults of one file; the others are counted.
 const FAULTS_MAX: usize = 100;
 
 /// A conversation could not be read from its file.
@@ -36,15 +36,15 @@ pub enum ReadError {
         name: String,
         /// The line, from 1.
         line: u32,
-        /// The first byte that is no part of a character.
+        /// The first byte that is not UTF-8.
         byte: u8,
     },
-    /// The text is no conversation.
+    /// The text is malformed.
     #[error(transparent)]
     Faults(#[from] Faults),
 }
 
-/// Every fault of one conversation, in the order of its lines, at least one.
+/// All faults of one conversation, in the order of its lines, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
     name: String,
@@ -100,14 +100,14 @@ impl Found {
     }
 }
 
-/// One fault of a conversation.
+/// A fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The line in the file, from 1.
     pub line: u32,
     /// The column, in characters, from 1.
     pub column: u32,
-    /// What is wrong there.
+    /// The error.
     pub problem: Problem,
 }
 
@@ -123,25 +123,25 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is wrong.
+/// The error of a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Something else was expected here.
     Unexpected {
-        /// What was expected, in words.
+        /// A description of the expected text.
         expected: Cow<'static, str>,
-        /// What came, in words or quoted.
+        /// A description or quotation of the text.
         found: String,
-        /// The word that was probably meant.
+        /// The suggestion of a word.
         meant: Option<&'static str>,
     },
-    /// What follows `json` is no JSON; the JSON parser's words.
+    /// Malformed JSON after `json`; the error of the JSON parser.
     NotJson(String),
-    /// A time stamp lies before an earlier one.
+    /// A time stamp is earlier than a previous one.
     TimeGoesBack {
-        /// The earlier line's time.
+        /// The previous time.
         before: Duration,
-        /// This line's time.
+        /// The time of this line.
         at: Duration,
     },
     /// A step follows the end of the connection.

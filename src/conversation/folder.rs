@@ -1,14 +1,14 @@
-//! Which files are conversations, and all of them read.
+//! Finds conversation files in folders and reads them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Conversation, ReadError};
 
-/// What the names of conversations in a folder end with.
+/// The extension of conversation files.
 const EXTENSION: &str = "conversation";
 
-/// A folder whose conversations cannot be found.
+/// No conversations could be found in a folder.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// It cannot be read.
@@ -24,12 +24,12 @@ pub enum FolderError {
     Empty(PathBuf),
 }
 
-/// The files among `paths`, and of each folder those that end in `.conversation`, in the order of their names.
+/// The files among `paths`, and the `.conversation` files of each folder, sorted by name.
 ///
 /// # Errors
 ///
-/// [`FolderError`]. Whether a file is there is not looked at.
-pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
+/// [`FolderError`]. Whether a given file exists is not checked.
+pub(crate) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() { files.extend(of_folder(path)?) } else { files.push(path.clone()) }
@@ -57,8 +57,8 @@ fn of_folder(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
 ///
 /// # Errors
 ///
-/// Those that cannot be read, each with the reason.
-pub fn read_all(files: &[PathBuf]) -> Result<Vec<Conversation>, Vec<ReadError>> {
+/// All files that cannot be read, each with the reason.
+pub(crate) fn read_all(files: &[PathBuf]) -> Result<Vec<Conversation>, Vec<ReadError>> {
     let (mut conversations, mut errors) = (Vec::new(), Vec::new());
     for file in files {
         match Conversation::read(file) {

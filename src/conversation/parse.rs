@@ -1,4 +1,4 @@
-//! Text to conversation: finds every fault, one a line, and goes on.
+//! Parser of conversations: reports all faults, one a line.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::cursor::{Cells, Cursor};
+use super::cursor::{Cursor, Wildcards};
 use super::fault::{Fault, Faults, Found, Problem, ReadError};
 use super::{
-    Action, Closer, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Message, OFFSET_MAX, Pattern, Payload, Step, What,
+    Action, ClosedBy, Conversation, FILE_BYTES_MAX, Item, LINES_MAX, Line, Message, OFFSET_MAX, Pattern, Payload, Step,
 };
 use crate::conn::{QoS, SocketKind, Timer};
 
 const TRANSPORTS: [SocketKind; 4] = [SocketKind::Tcp, SocketKind::Tls, SocketKind::Udp, SocketKind::Dtls];
-/// The words that may begin a line; `>` and `<` are no words.
+/// The words that begin a line, except `>` and `<`.
 const WORDS: [&str; 5] = ["publish", "deliver", "timer", "close", "transport"];
 const STEP_EXPECTED: &str = r#"">", "<", "publish", "deliver", "timer" or "close""#;
 const LINE_EXPECTED: &str = r##"">", "<", "publish", "deliver", "timer", "close", "transport", "@" or "#""##;
@@ -30,7 +30,7 @@ impl Conversation {
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
-        // One byte more than is allowed tells a file that is too long, whatever its metadata says.
+        // One byte more than the maximum reveals a longer file, whatever its metadata says.
         let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
         if let Err(source) = read {
             return Err(ReadError::Io { name, source });
@@ -50,11 +50,11 @@ impl Conversation {
         }
     }
 
-    /// Reads a text; `name` is what messages call it.
+    /// Parses a text; `name` is used in messages.
     ///
     /// # Errors
     ///
-    /// Every fault that the text has, at most one a line.
+    /// All faults of the text, at most one a line.
     pub fn parse(name: impl Into<String>, text: &str) -> Result<Self, Faults> {
         let name = name.into();
         let mut reader = Reader::default();
@@ -74,20 +74,20 @@ impl Conversation {
     }
 }
 
-/// A line of the file, or several that continue each other.
+/// A line of the file, with its continuations.
 enum Logical<'t> {
     Blank,
-    /// What follows the `#`.
+    /// The text after the `#`.
     Comment(&'t str),
-    /// A continuation of nothing.
+    /// A continuation without a line before it.
     Stray(&'t str),
     /// A step or a `transport`, with its continuations.
     Entry(Vec<&'t str>),
 }
 
-/// Cuts a text into lines, each with the number of its first, and joins each with its continuations.
+/// Splits a text into lines with their first line numbers, and joins continuations.
 fn logical_lines(text: &str) -> Vec<(u32, Logical<'_>)> {
-    // Some editors put a byte order mark in front, which nobody can see.
+    // Some editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
@@ -116,7 +116,7 @@ fn logical_lines(text: &str) -> Vec<(u32, Logical<'_>)> {
     lines
 }
 
-/// What has been read so far, and what the lines to come must agree with.
+/// The parsed part, for checks of the next lines.
 #[derive(Default)]
 struct Reader {
     items: Vec<Item>,
@@ -132,8 +132,8 @@ struct Reader {
 impl Reader {
     fn read(&mut self, line: u32, logical: &Logical<'_>) {
         let read = match logical {
-            Logical::Blank => Ok(What::Blank),
-            Logical::Comment(text) => Ok(What::Comment(text.trim_end().to_owned())),
+            Logical::Blank => Ok(Line::Blank),
+            Logical::Comment(text) => Ok(Line::Comment(text.trim_end().to_owned())),
             Logical::Stray(text) => {
                 let segments = [*text];
                 let mut cursor = Cursor::new(line, &segments);
@@ -143,12 +143,12 @@ impl Reader {
             Logical::Entry(segments) => self.entry(line, &mut Cursor::new(line, segments)),
         };
         match read {
-            Ok(what) => self.items.push(Item { line, what }),
+            Ok(content) => self.items.push(Item { line, content }),
             Err(fault) => self.faults.push(fault),
         }
     }
 
-    fn entry(&mut self, line: u32, cursor: &mut Cursor<'_>) -> Result<What, Fault> {
+    fn entry(&mut self, line: u32, cursor: &mut Cursor<'_>) -> Result<Line, Fault> {
         let here = |problem| Fault { line, column: 1, problem };
         let at = time(cursor)?;
         let unknown = cursor.unexpected(if at.is_some() { STEP_EXPECTED } else { LINE_EXPECTED });
@@ -162,14 +162,14 @@ impl Reader {
                 "deliver" => Action::Deliver(message(cursor)?),
                 "timer" => Action::Timer(choice(cursor, "the timer", &[("keepalive", Timer::Keepalive)])?),
                 "close" => {
-                    Action::Close(choice(cursor, "who closes", &Closer::ALL.map(|closer| (closer.word(), closer)))?)
+                    Action::Close(choice(cursor, "who closes", &ClosedBy::ALL.map(|closer| (closer.word(), closer)))?)
                 }
                 "transport" if at.is_none() => {
                     let kind = choice(cursor, "the transport", &TRANSPORTS.map(|kind| (kind.name(), kind)))?;
                     return match (self.transport.replace(line), self.first_step) {
                         (Some(first), _) => Err(here(Problem::TransportAgain { first })),
                         (None, Some(_)) => Err(here(Problem::TransportAfterStep)),
-                        (None, None) => Ok(What::Transport(kind)),
+                        (None, None) => Ok(Line::Transport(kind)),
                     };
                 }
                 word => return Err(meant(unknown, word, WORDS)),
@@ -188,7 +188,7 @@ impl Reader {
         if matches!(action, Action::Close(_)) {
             self.closed = Some(line);
         }
-        Ok(What::Step(Step { at, action }))
+        Ok(Line::Step(Step { at, action }))
     }
 }
 
@@ -217,16 +217,16 @@ fn offset(text: &str) -> Option<Duration> {
 }
 
 fn from_peer(cursor: &mut Cursor<'_>) -> Result<Bytes, Fault> {
-    let bytes: Vec<u8> = some_bytes(cursor, Cells::Exact)?.into_iter().flatten().collect();
+    let bytes: Vec<u8> = some_bytes(cursor, Wildcards::Exact)?.into_iter().flatten().collect();
     Ok(Bytes::from(bytes))
 }
 
 fn to_peer(cursor: &mut Cursor<'_>) -> Result<Pattern, Fault> {
-    some_bytes(cursor, Cells::Open).map(Pattern::new)
+    some_bytes(cursor, Wildcards::Open).map(Pattern::new)
 }
 
-/// At least one byte: a stream cannot carry none.
-fn some_bytes(cursor: &mut Cursor<'_>, cells: Cells) -> Result<Vec<Option<u8>>, Fault> {
+/// At least one byte.
+fn some_bytes(cursor: &mut Cursor<'_>, cells: Wildcards) -> Result<Vec<Option<u8>>, Fault> {
     let bytes = cursor.bytes(cells)?;
     if bytes.is_empty() { Err(cursor.unexpected("at least one byte")) } else { Ok(bytes) }
 }
@@ -265,14 +265,14 @@ fn payload(cursor: &mut Cursor<'_>) -> Result<Payload, Fault> {
     let expected = cursor.unexpected(r#"a payload: hex digits, quoted text ("" for none) or json"#);
     match cursor.peek() {
         None => Err(expected),
-        // No hex digit: only the word can be meant.
+        // Not a hex digit, so it can only be the word.
         Some('j') => {
             let word = cursor.word_of_letters();
             if word != "json" {
                 return Err(meant(expected, word, ["json"]));
             }
             cursor.skip_space();
-            let start = cursor.mark();
+            let start = cursor.position();
             let text = cursor.rest();
             serde_json::from_str(&text).map(Payload::Json).map_err(|error| {
                 let why = without_place(&error.to_string());
@@ -281,13 +281,13 @@ fn payload(cursor: &mut Cursor<'_>) -> Result<Payload, Fault> {
         }
         Some('{' | '[') => Err(cursor.unexpected("\"json\" before a JSON value")),
         Some(_) => {
-            let bytes: Vec<u8> = cursor.bytes(Cells::Exact)?.into_iter().flatten().collect();
+            let bytes: Vec<u8> = cursor.bytes(Wildcards::Exact)?.into_iter().flatten().collect();
             Ok(Payload::Bytes(Bytes::from(bytes)))
         }
     }
 }
 
-/// serde_json ends its words with the place in the text that it was given; the fault has the place in the file.
+/// serde_json appends the position in its own text; the fault has the position in the file.
 fn without_place(words: &str) -> String {
     words.rsplit_once(" at line ").map_or(words, |(words, _)| words).to_owned()
 }
@@ -295,13 +295,13 @@ fn without_place(words: &str) -> String {
 /// Takes one of a few words, then the end of the line.
 fn choice<T: Copy, const N: usize>(
     cursor: &mut Cursor<'_>,
-    what: &str,
+    line: &str,
     choices: &[(&'static str, T); N],
 ) -> Result<T, Fault> {
     cursor.skip_space();
     let words = choices.map(|(word, _)| word);
     let quoted = words.map(|word| format!("{word:?}")).join(", ");
-    let fault = cursor.unexpected(format!("{what}: {quoted}"));
+    let fault = cursor.unexpected(format!("{line}: {quoted}"));
     let word = cursor.word();
     let chosen = choices.iter().find(|(choice, _)| *choice == word).map(|(_, value)| *value);
     let value = chosen.ok_or_else(|| meant(fault, word, words))?;
@@ -309,16 +309,16 @@ fn choice<T: Copy, const N: usize>(
     Ok(value)
 }
 
-/// Adds the word that was probably meant: the nearest one within two typing mistakes, whatever the case of its letters.
+/// Adds a suggestion: the nearest word within an edit distance of two, ignoring case.
 fn meant<const N: usize>(mut fault: Fault, word: &str, words: [&'static str; N]) -> Fault {
-    // No word is that long, and comparing takes time and memory with the length.
+    // No word is that long, and the edit distance takes time and memory with the length.
     const WORD_BYTES_MAX: usize = 16;
     if word.len() > WORD_BYTES_MAX {
         return fault;
     }
     let lower = word.to_ascii_lowercase();
     let near = words.into_iter().map(|candidate| (strsim::damerau_levenshtein(&lower, candidate), candidate));
-    // A word of four letters that differs in two is another word; longer words may differ in two.
+    // Words of up to four letters may differ in one, longer words in two.
     let is_near = |(distance, candidate): &(usize, &str)| *distance <= if candidate.len() > 4 { 2 } else { 1 };
     let nearest = near.filter(|(_, candidate)| *candidate != word).filter(is_near).min();
     if let Problem::Unexpected { meant, .. } = &mut fault.problem {

@@ -1,4 +1,4 @@
-//! Patterns for bytes and payloads: what a conversation expects, and how it differs from what came.
+//! Patterns for bytes and payloads, and their differences from the received ones.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use serde_json::{Number, Value};
 /// The JSON string that stands for any value in an expected payload.
 const ANY: &str = "*";
 
-/// Bytes of which some may be anything (`??` in the file).
+/// Bytes with wildcards (`??` in the file).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(Vec<Option<u8>>);
 
 impl Pattern {
-    /// One cell a byte; `None` is any byte.
+    /// One cell for each byte; `None` is any byte.
     pub fn new(cells: Vec<Option<u8>>) -> Self {
         Self(cells)
     }
@@ -23,22 +23,22 @@ impl Pattern {
         Self(bytes.iter().copied().map(Some).collect())
     }
 
-    /// One cell a byte; `None` is any byte.
+    /// One cell for each byte; `None` is any byte.
     pub fn cells(&self) -> &[Option<u8>] {
         &self.0
     }
 
-    /// How many bytes it takes.
+    /// The number of matched bytes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether it takes no byte at all.
+    /// Whether it matches no byte.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The index of the first byte that does not fit, among as many as both have, from `start` on.
+    /// The index of the first mismatch from `start` on, over the shorter length of both.
     pub fn first_difference(&self, bytes: &[u8], start: usize) -> Option<usize> {
         let pairs = self.0.iter().zip(bytes).enumerate().skip(start);
         pairs.into_iter().find(|(_, (cell, byte))| cell.is_some_and(|expected| expected != **byte)).map(|(at, _)| at)
@@ -51,14 +51,14 @@ pub enum Payload {
     /// These bytes, exactly.
     Bytes(Bytes),
     /// JSON, compared by structure: the order of members and white space do not matter, numbers are equal by value
-    /// (`1` is `1.0`), and where it is expected the string `"*"` stands for any value.
+    /// (`1` is `1.0`), and in an expected payload the string `"*"` stands for any value.
     Json(Value),
 }
 
 impl Payload {
-    /// How a payload that was seen is written down: as JSON when it is a JSON object or array, else as its bytes.
+    /// The recorded form of a payload: JSON if it is a JSON object or array, else its bytes.
     ///
-    /// A number alone is JSON too, but whoever publishes `42` means these two characters.
+    /// A number alone is JSON too, but as a payload `42` more likely means these two characters.
     pub fn recorded(bytes: &Bytes) -> Self {
         match serde_json::from_slice(bytes) {
             Ok(value @ (Value::Object(_) | Value::Array(_))) => Self::Json(value),
@@ -66,7 +66,7 @@ impl Payload {
         }
     }
 
-    /// The bytes to send: JSON in its shortest form.
+    /// The bytes to send: JSON in its compact form.
     pub fn to_bytes(&self) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes.clone(),
@@ -74,7 +74,7 @@ impl Payload {
         }
     }
 
-    /// How `actual` differs from what is expected here; `None` when it fits.
+    /// The difference of `actual` from this expected payload; `None` if it matches.
     pub fn difference(&self, actual: &[u8]) -> Option<Difference> {
         match self {
             Self::Bytes(expected) if expected == actual => None,
@@ -87,20 +87,20 @@ impl Payload {
     }
 }
 
-/// How a payload differs from the expected one.
+/// The difference of a payload from the expected one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Difference {
-    /// The bytes are not the same.
+    /// The bytes differ.
     Bytes,
-    /// JSON was expected; why this is none.
+    /// JSON was expected; the error of the parser.
     NotJson(String),
     /// JSON of another structure.
     Json {
         /// JSON pointer (RFC 6901) to the first difference; empty for the whole.
         at: String,
-        /// What was expected there, as JSON; `None` when nothing was.
+        /// The expected value as JSON; `None` if none was.
         expected: Option<String>,
-        /// What came there, as JSON; `None` when nothing did.
+        /// The received value as JSON; `None` if none was.
         received: Option<String>,
     },
 }
@@ -121,7 +121,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The first difference in document order. The depth of both is bounded by the JSON parser's own limit.
+/// The first difference in document order. The JSON parser bounds the depth of both.
 fn json_difference(expected: &Value, actual: &Value, at: &mut String) -> Option<Difference> {
     let here = |at: &str, expected: Option<&Value>, received: Option<&Value>| {
         let shown = |value: &Value| value.to_string();
@@ -166,7 +166,7 @@ fn json_difference(expected: &Value, actual: &Value, at: &mut String) -> Option<
     }
 }
 
-/// JSON has one kind of number: `1` is `1.0`. Two integers are compared as integers, so large ids keep their last digits.
+/// JSON has one number type: `1` is `1.0`. Two integers are compared as integers, so large ids keep their last digits.
 fn same_number(one: &Number, other: &Number) -> bool {
     one == other || (one.is_f64() || other.is_f64()) && one.as_f64() == other.as_f64()
 }

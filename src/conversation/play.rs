@@ -1,50 +1,52 @@
-//! Plays the device's side of a conversation against a gateway, over TCP.
+//! Replay of conversations: plays the device's side against a gateway, over TCP.
 //!
-//! Owns one connection to the gateway and ends it; the comparing is done by [`Run`]. It waits for nothing longer than
-//! [`Options`] says, holds at most [`WAITING_BYTES_MAX`] of what it did not expect, and never retries.
+//! Owns one connection to the gateway and ends it; [`Run`] compares. It waits for nothing longer than [`Options`]
+//! allow, holds at most [`WAITING_BYTES_MAX`] of unexpected bytes, and never retries.
 //!
-//! What a device cannot do alone needs help: `publish` lines are checked and `deliver` lines published by a [`Witness`] at
-//! the broker, a `timer` line is a silence that the caller must allow for. Without help a line is skipped where nothing
-//! depends on it, and the conversation is refused where something does (see [`Unplayable`]).
+//! Some lines need more than a device: a [`MqttObserver`] at the broker checks `publish` lines and publishes `deliver`
+//! lines, and a `timer` line needs a silence that the caller must allow. Without these, a line is skipped if nothing
+//! depends on it, and otherwise the conversation is refused (see [`Unplayable`]).
 
 use std::io;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::run::{Mismatch, Next, Publishes, Replies, Run, Stop};
-use super::{Action, Closer, Conversation};
+use super::run::{LocatedStep, Mismatch, Next, Publishes, Replies, Run};
+use super::{Action, ClosedBy, Conversation};
 
 mod address;
+pub mod mqtt_observer;
 mod plan;
 mod record;
 mod wire;
-pub mod witness;
 
-pub use address::{AddressError, BrokerUrl, GatewayAddr};
-pub use plan::{Need, Unplayable};
-pub use record::{RECORDED_MAX, record};
-pub use witness::{Witness, WitnessError};
+pub use address::{BrokerUrl, GatewayAddr};
+pub use mqtt_observer::MqttObserver;
+pub(crate) use mqtt_observer::ObserverError;
+pub(crate) use plan::Unplayable;
+pub(crate) use record::RECORDED_MAX;
+pub use record::record;
 
-use plan::{Plan, Way};
-use wire::{Seen, Wire};
+use plan::{Plan, StepPlan};
+use wire::{Wire, WireEvent};
 
-/// How many received bytes that no line has taken yet are held; more stay in the socket.
-pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// Maximum number of received bytes that no line has matched yet; more stay in the socket.
+pub(crate) const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
-/// How a conversation is played.
+/// Options of a replay.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long to wait for the connection, for the gateway to take the bytes of a `>` line, and for each expected line.
+    /// Timeout of the connect, of the bytes of a `>` line, and of each expected line.
     pub timeout: Duration,
-    /// How long to wait for what follows a `timer` line, and for `close keepalive` and `close idle`; `None` refuses
-    /// conversations in which something depends on it.
+    /// Timeout after a `timer` line, and of `close keepalive` and `close idle`; `None` refuses conversations that
+    /// depend on them.
     pub timer_wait: Option<Duration>,
-    /// `Some(1.0)` keeps to the recorded times, `Some(10.0)` is ten times as fast; positive. `None` ignores them.
+    /// `Some(1.0)` keeps the recorded times, `Some(10.0)` is ten times as fast; positive. `None` ignores them.
     pub speed: Option<f64>,
     /// How the bytes to the device are compared.
     pub replies: Replies,
-    /// How long to wait, after the device has ended its side, for the gateway to end its own.
+    /// Timeout for the gateway to close after the device has.
     pub linger: Duration,
 }
 
@@ -60,47 +62,48 @@ impl Default for Options {
     }
 }
 
-/// Tells an observer that a step is over.
+/// Report of a finished step.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'c> {
     /// The step and its line.
-    pub stop: Stop<'c>,
-    /// How it went.
+    pub stop: LocatedStep<'c>,
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
-/// How a step went.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
-    /// It was done.
+    /// It was performed.
     Done,
-    /// It was expected, and it came.
+    /// It was expected, and it happened.
     Met {
-        /// For the first `<` line after a `>` line: the time from the beginning of the one to the last byte of the other.
+        /// For the first `<` line after a `>` line: the time from the start of the `>` line to the last byte of the `<`
+        /// line.
         latency: Option<Duration>,
     },
-    /// It could not be done or seen, and nothing depends on it.
+    /// It cannot be performed or observed, and nothing depends on it.
     Skipped,
 }
 
-/// What a conversation that went well took.
+/// Statistics of a successful replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Played {
     /// Bytes to the gateway.
     pub sent_bytes: u64,
     /// Bytes from the gateway.
     pub received_bytes: u64,
-    /// From the first attempt to connect to the end of the connection.
+    /// From the start of the connect to the end of the connection.
     pub took: Duration,
 }
 
-/// A conversation could not be played, or did not go as it says.
+/// A conversation could not be played, or differs.
 #[derive(Debug, thiserror::Error)]
 pub enum PlayError {
-    /// It needs help that was not given.
+    /// It needs a resource that the caller has not given.
     #[error(transparent)]
     Unplayable(#[from] Unplayable),
-    /// No connection.
+    /// The connect failed.
     #[error("cannot connect to {to}")]
     Connect {
         /// The gateway.
@@ -108,57 +111,58 @@ pub enum PlayError {
         /// Why.
         source: io::Error,
     },
-    /// The gateway did not take the bytes of a line in time.
+    /// The bytes of a line were not written in time.
     #[error("line {line}: expected the gateway to take {bytes} bytes within {}, it did not", humantime::format_duration(*.timeout))]
     NotTaken {
         /// The `>` line.
         line: u32,
-        /// How many bytes it has.
+        /// Its length.
         bytes: usize,
-        /// The time it had.
+        /// The timeout.
         timeout: Duration,
     },
-    /// While recording, the answer to a line did not end.
+    /// In a recording, the response to a line did not end.
     #[error("after line {line}: expected an answer of at most {RECORDED_MAX} pieces, more came")]
     Endless {
         /// The line; 0 before the first.
         line: u32,
     },
-    /// What happened is not what the conversation says.
+    /// The connection differs from the conversation.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
-    /// The broker's side failed.
+    /// The broker failed.
     #[error(transparent)]
-    Witness(#[from] WitnessError),
+    MqttObserver(#[from] ObserverError),
 }
 
-/// Plays a conversation, from the connect to its end, and tells `observe` of every step as it is over.
+/// Plays a conversation, from the connect to its end, and reports every finished step to `observe`.
 ///
-/// With a `witness`, `publish` lines are checked and `deliver` lines published; it must have been connected with the topics
-/// of this conversation (see [`witness::topics`]).
+/// With a `mqtt_observer`, `publish` lines are checked and `deliver` lines published; it must be connected with the
+/// topics of this conversation (see [`mqtt_observer::topics`]).
 ///
 /// # Errors
 ///
-/// See [`PlayError`]; the first is the last, the connection is closed then.
+/// See [`PlayError`]; the first one closes the connection.
 pub async fn play(
     conversation: &Conversation,
     to: &GatewayAddr,
-    witness: Option<&Witness>,
+    observer: Option<&MqttObserver>,
     options: &Options,
     mut observe: impl FnMut(Progress<'_>),
 ) -> Result<Played, PlayError> {
-    let plan = Plan::new(conversation, witness.is_some(), options.timer_wait)?;
+    let plan = Plan::new(conversation, observer.is_some(), options.timer_wait)?;
     let begun = Instant::now();
-    let inbox = witness.map(|witness| witness.inbox(conversation));
+    let inbox = observer.map(|observer| observer.inbox(conversation));
     let wire = Wire::connect(to, inbox, options.timeout).await?;
-    let publishes = if witness.is_some() { Publishes::Seen } else { Publishes::Unseen };
+    let publishes = if observer.is_some() { Publishes::Observed } else { Publishes::Unobserved };
     let run = Run::new(conversation, options.replies, publishes);
-    let mut player = Player { run, wire, plan, witness, options, started: Instant::now(), asked: None, hung_up: false };
+    let mut player =
+        Player { run, wire, plan, observer, options, started: Instant::now(), asked: None, hung_up: false };
 
     let mut awaited: Option<(u32, Instant)> = None;
     loop {
         match player.run.poll()? {
-            Next::Do(stop) if stop.step.action == Action::Close(Closer::Peer) => {
+            Next::Do(stop) if stop.step.action == Action::Close(ClosedBy::Peer) => {
                 player.pace(stop).await;
                 player.hang_up().await?;
                 player.run.done();
@@ -185,53 +189,53 @@ pub async fn play(
     Ok(Played { sent_bytes, received_bytes, took: begun.elapsed() })
 }
 
-/// One run on the wire.
+/// One replay on its connection.
 struct Player<'a> {
     run: Run<'a>,
     wire: Wire,
     plan: Plan,
-    witness: Option<&'a Witness>,
+    observer: Option<&'a MqttObserver>,
     options: &'a Options,
     started: Instant,
-    /// When the latest `>` line began, until a `<` line has answered it.
+    /// The start of the latest unanswered `>` line.
     asked: Option<Instant>,
     hung_up: bool,
 }
 
 impl Player<'_> {
     /// Waits until the recorded time of a step.
-    async fn pace(&self, stop: Stop<'_>) {
+    async fn pace(&self, stop: LocatedStep<'_>) {
         if let (Some(speed), Some(at)) = (self.options.speed, stop.step.at) {
             let after = Duration::try_from_secs_f64(at.as_secs_f64() / speed).unwrap_or(super::OFFSET_MAX);
             tokio::time::sleep_until(self.started + after.min(super::OFFSET_MAX)).await;
         }
     }
 
-    async fn act(&mut self, stop: Stop<'_>) -> Result<Outcome, PlayError> {
-        if self.plan.way(stop.line) == Way::Skip {
+    async fn act(&mut self, stop: LocatedStep<'_>) -> Result<Outcome, PlayError> {
+        if self.plan.treatment(stop.line) == StepPlan::Skip {
             return Ok(Outcome::Skipped);
         }
         self.pace(stop).await;
         match &stop.step.action {
             Action::FromPeer(bytes) => {
-                // Not to write into a connection that the gateway has ended: that would hide who ended it, and when.
-                self.take_what_is_there()?;
+                // A write to a connection that the gateway has closed would hide its close.
+                self.take_available()?;
                 self.run.poll()?;
                 self.asked = Some(Instant::now());
                 self.send(stop.line, bytes).await?;
             }
             Action::Deliver(message) => {
-                if let Some(witness) = self.witness {
-                    witness.publish(message, self.options.timeout).await?;
+                if let Some(observer) = self.observer {
+                    observer.publish(message, self.options.timeout).await?;
                 }
             }
-            // The device's part in it is to be silent.
+            // The device is silent.
             Action::Timer(_) | Action::ToPeer(_) | Action::Publish(_) | Action::Close(_) => {}
         }
         Ok(Outcome::Done)
     }
 
-    /// Writes while it goes on reading: a gateway that must write before it reads on would otherwise wait for us, and we for it.
+    /// Writes and reads concurrently: a gateway that must write before it reads on would otherwise deadlock with us.
     async fn send(&mut self, line: u32, bytes: &[u8]) -> Result<(), PlayError> {
         let deadline = Instant::now() + self.options.timeout;
         let mut rest = bytes;
@@ -247,19 +251,19 @@ impl Player<'_> {
                 }
             }
             if !self.wire.is_open() {
-                // The poll that follows says at which line.
+                // The next poll reports the line.
                 return self.run.poll().map(|_| ()).map_err(PlayError::from);
             }
         }
         Ok(())
     }
 
-    fn met(&mut self, stop: Stop<'_>) -> Outcome {
+    fn met(&mut self, stop: LocatedStep<'_>) -> Outcome {
         let asked = if matches!(stop.step.action, Action::ToPeer(_)) { self.asked.take() } else { None };
         Outcome::Met { latency: asked.map(|asked| asked.elapsed()) }
     }
 
-    /// Waits for the next thing to happen, or for the end of patience.
+    /// Waits for the next event, or for the deadline.
     async fn wait(&mut self, deadline: Instant) -> Result<(), PlayError> {
         let room = self.run.waiting_bytes() < WAITING_BYTES_MAX;
         match tokio::time::timeout_at(deadline, self.wire.next(room)).await {
@@ -268,16 +272,16 @@ impl Player<'_> {
         }
     }
 
-    fn handle(&mut self, seen: Seen) -> Result<(), PlayError> {
+    fn handle(&mut self, seen: WireEvent) -> Result<(), PlayError> {
         match seen {
-            Seen::Bytes(bytes) => self.run.handle_bytes(&bytes),
-            Seen::Published(published) => self.run.handle_published(published),
-            Seen::Closed => self.run.handle_closed(Closer::Gateway),
+            WireEvent::Bytes(bytes) => self.run.handle_bytes(&bytes),
+            WireEvent::Published(published) => self.run.handle_published(published),
+            WireEvent::Closed => self.run.handle_closed(ClosedBy::Gateway),
         }
         Ok(())
     }
 
-    fn take_what_is_there(&mut self) -> Result<(), PlayError> {
+    fn take_available(&mut self) -> Result<(), PlayError> {
         while self.run.waiting_bytes() < WAITING_BYTES_MAX {
             match self.wire.try_next()? {
                 Some(seen) => self.handle(seen)?,
@@ -287,7 +291,7 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Ends the device's side, and reads on until the gateway has ended its own.
+    /// Ends the device's side, and reads until the gateway has ended its own.
     ///
     /// A socket closed with unread bytes in it is reset, and a reset makes the gateway lose what it has not read yet.
     async fn hang_up(&mut self) -> Result<(), PlayError> {
@@ -298,14 +302,14 @@ impl Player<'_> {
         let deadline = Instant::now() + self.options.linger;
         while self.wire.is_open() {
             match tokio::time::timeout_at(deadline, self.wire.next(true)).await {
-                Ok(Ok(Seen::Closed)) | Err(_) => break,
+                Ok(Ok(WireEvent::Closed)) | Err(_) => break,
                 Ok(seen) => {
                     self.handle(seen?)?;
                     self.run.settle()?;
                 }
             }
         }
-        self.take_what_is_there()?;
+        self.take_available()?;
         Ok(self.run.settle()?)
     }
 }

@@ -1,28 +1,29 @@
-//! Conversation to text, in one canonical form: a printed conversation that is read and printed again does not change.
+//! Printer of conversations, in one canonical form: a printed conversation that is parsed and printed again is
+//! unchanged.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::{Action, Conversation, Message, Pattern, Payload, Step, What};
+use super::{Action, Conversation, Line, Message, Pattern, Payload, Step};
 
-/// Bytes of hex on one line: with the sign in front it stays well under a hundred columns.
+/// Bytes of hex in one line: with its sign well under a hundred columns.
 const HEX_BYTES_A_LINE: usize = 40;
 
-/// Columns up to which JSON stays on the line of its topic.
+/// Maximum columns of JSON on the line of its topic.
 const JSON_COLUMNS_MAX: usize = 100;
 
 impl fmt::Display for Conversation {
     /// Writes the text of the file, with a line break at the end of each line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.items().iter().try_for_each(|item| writeln!(f, "{}", item.what))
+        self.items().iter().try_for_each(|item| writeln!(f, "{}", item.content))
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blank => Ok(()),
-            // A comment of several lines is as many comments; without this its second line would be a step.
+            // A comment of several lines is as many comments; otherwise its second line would be a step.
             Self::Comment(text) => write!(f, "#{}", text.replace('\n', "\n#")),
             Self::Transport(kind) => write!(f, "transport {kind}"),
             Self::Step(step) => step.fmt(f),
@@ -45,13 +46,13 @@ impl fmt::Display for Step {
     }
 }
 
-/// The time since the connection's start: seconds with three decimals, or six when the last three are not zero.
+/// Time since the connection's start: seconds with three decimals, or six if the last three are not zero.
 pub(super) fn offset_text(at: Duration) -> String {
     let (seconds, micros) = (at.as_secs(), at.subsec_micros());
     if micros % 1000 == 0 { format!("{seconds}.{:03}s", micros / 1000) } else { format!("{seconds}.{micros:06}s") }
 }
 
-/// How bytes are written.
+/// The printed form of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Form {
     Hex,
@@ -59,8 +60,8 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// Quoted when at least nine of ten bytes are text that a reader can tell apart and none is zero, except at the end;
-    /// else hex. A frame with a text inside has its zeros in the header, and is easier to read in hex.
+    /// Quoted if at least nine of ten bytes are unambiguous text and none is zero, except at the end;
+    /// else hex. A frame with a text inside has zeros in its header, and is more readable in hex.
     pub(super) fn of(pattern: &Pattern) -> Self {
         let known: Vec<u8> = pattern.cells().iter().copied().flatten().collect();
         let chars = known.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
@@ -72,7 +73,7 @@ impl Form {
     }
 }
 
-/// Bytes as in a file, on one line.
+/// Bytes in the form of a file, on one line.
 pub(super) fn bytes_text(pattern: &Pattern, form: Form) -> String {
     runs(pattern, form).map(|run| run.text()).collect::<Vec<_>>().join(" ")
 }
@@ -98,7 +99,7 @@ fn message_lines(line: &mut String, message: &Message) {
     }
 }
 
-/// Adds bytes to a line; what does not fit continues below, in the column where the bytes begin.
+/// Appends bytes to a line; the rest continues below, in the column where the bytes begin.
 fn bytes_lines(line: &mut String, pattern: &Pattern) {
     let indent = if line.contains('"') { 2 } else { line.chars().count() };
     let mut first = true;
@@ -114,7 +115,7 @@ fn bytes_lines(line: &mut String, pattern: &Pattern) {
     }
 }
 
-/// Neighbouring cells that are written in the same way.
+/// Consecutive cells of the same form.
 enum Run<'p> {
     Quoted(Vec<u8>),
     Hex(&'p [Option<u8>]),
@@ -132,7 +133,7 @@ impl Run<'_> {
         }
     }
 
-    /// The text, cut into lines: hex by its length, quoted text after each line break in it.
+    /// The text, split into lines: hex by its length, quoted text after each line break in it.
     fn pieces(&self) -> Vec<String> {
         match self {
             Self::Quoted(bytes) => {
@@ -144,7 +145,7 @@ impl Run<'_> {
     }
 }
 
-/// The cells as runs: all in hex, or text around the open cells.
+/// The cells as runs: all in hex, or text around the wildcards.
 fn runs(pattern: &Pattern, form: Form) -> impl Iterator<Item = Run<'_>> {
     let parts: Vec<&[Option<u8>]> = match form {
         Form::Hex => vec![pattern.cells()],
@@ -168,12 +169,12 @@ fn hex(cells: &[Option<u8>]) -> String {
     text
 }
 
-/// Letters and digits of any script and the signs of ASCII: what is certain to show, and to show as what it is.
+/// Letters and digits of any script and ASCII signs: certain to be visible and unambiguous.
 fn can_be_seen(c: char) -> bool {
     c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric()
 }
 
-/// Adds bytes as a quoted text.
+/// Appends bytes as a quoted text.
 fn quote(line: &mut String, bytes: &[u8]) {
     line.push('"');
     for chunk in bytes.utf8_chunks() {

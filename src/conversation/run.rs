@@ -1,44 +1,44 @@
-//! One run of a conversation: what is to be done next, and whether what happens is what it says.
+//! One run of a conversation: the next step, and the comparison with the observed effects.
 //!
-//! Pure: no socket, no clock, no task. A driver asks [`Run::poll`] what comes next, does it, and tells the run what it
-//! sees with the `handle_` functions; the driver over the network is [`super::play`], and a test that calls a handler in
-//! its own process drives the same run. Bytes to the device, published messages and the end of the connection are three
-//! streams: each is compared in its own order, and no order between them is asked for, since none can be observed from
-//! outside. A run holds what came and was not yet expected; the driver bounds it by [`Run::waiting_bytes`].
+//! Pure: no socket, no clock, no task. A driver asks [`Run::poll`] for the next step, performs it, and reports effects
+//! with the `handle_` functions; the driver over the network is [`super::play`], and a test that calls a handler in
+//! process drives the same run. Bytes to the device, published messages and the end of the connection are three
+//! streams: each is compared in order. The order between them is not compared, since it cannot be observed from
+//! outside. A run holds received data that is not expected yet; the driver bounds it by [`Run::waiting_bytes`].
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Action, Closer, Conversation, Message, Step};
+use super::{Action, ClosedBy, Conversation, Message, Step};
 use crate::conn::QoS;
 
 mod mismatch;
 
-pub use mismatch::Mismatch;
+pub(crate) use mismatch::Mismatch;
 
-/// How bytes to the device are compared.
+/// The comparison of bytes to the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replies {
-    /// Every byte that comes is expected by a `<` line, and fits it.
+    /// Every byte must be expected by a `<` line, and match it.
     #[default]
     Exact,
-    /// A `<` line is met by as many bytes as it has, whatever they are, and further bytes are let pass: for load against a
-    /// gateway that answers in other words.
+    /// A `<` line matches any bytes of its length, and further bytes are ignored: for load on a gateway with other
+    /// responses.
     Counted,
 }
 
-/// Whether published messages can be seen.
+/// Whether published messages are observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Publishes {
-    /// Every message is told to the run, and each must be expected.
+pub(crate) enum Publishes {
+    /// All are reported to the run, and each must be expected.
     #[default]
-    Seen,
-    /// None is; `publish` lines are skipped.
-    Unseen,
+    Observed,
+    /// None are; `publish` lines are skipped.
+    Unobserved,
 }
 
-/// A message that was published, as the driver saw it; the topic without mountpoint.
+/// A published message as the driver observed it; the topic without mountpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// Topic name.
@@ -49,24 +49,24 @@ pub struct Published {
     pub payload: Bytes,
 }
 
-/// What comes next.
+/// The next step of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Next<'c> {
-    /// The driver does this, a stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
-    Do(Stop<'c>),
-    /// This was expected, and it came.
-    Met(Stop<'c>),
-    /// This cannot be seen and was passed over.
-    Skipped(Stop<'c>),
-    /// This is expected and has not come; poll again after the next `handle_` call.
-    Await(Stop<'c>),
-    /// Everything was done and met.
+pub(crate) enum Next<'c> {
+    /// The driver performs this stimulus (see [`Action::is_stimulus`]), and then calls [`Run::done`].
+    Do(LocatedStep<'c>),
+    /// This was expected, and it happened.
+    Met(LocatedStep<'c>),
+    /// This cannot be observed and was skipped.
+    Skipped(LocatedStep<'c>),
+    /// This is expected and has not happened; poll again after the next `handle_` call.
+    Await(LocatedStep<'c>),
+    /// All steps are finished.
     End,
 }
 
 /// A step and its line.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stop<'c> {
+pub struct LocatedStep<'c> {
     /// The line in the file.
     pub line: u32,
     /// The step.
@@ -75,24 +75,24 @@ pub struct Stop<'c> {
 
 /// The state of one run.
 #[derive(Debug)]
-pub struct Run<'c> {
-    stops: Vec<Stop<'c>>,
+pub(crate) struct Run<'c> {
+    stops: Vec<LocatedStep<'c>>,
     next: usize,
     replies: Replies,
     publishes: Publishes,
-    /// Bytes to the device that no `<` line has taken yet.
+    /// Bytes to the device that no `<` line has matched yet.
     received: BytesMut,
-    /// How many of them are known to fit the `<` line that is next.
+    /// The number of them that match the next `<` line.
     fitting: usize,
     published: VecDeque<Published>,
-    closed: Option<Closer>,
+    closed: Option<ClosedBy>,
 }
 
 impl<'c> Run<'c> {
-    /// A run at its beginning.
-    pub fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
+    /// A run before its first step.
+    pub(crate) fn new(conversation: &'c Conversation, replies: Replies, publishes: Publishes) -> Self {
         Self {
-            stops: conversation.steps().map(|(line, step)| Stop { line, step }).collect(),
+            stops: conversation.steps().map(|(line, step)| LocatedStep { line, step }).collect(),
             next: 0,
             replies,
             publishes,
@@ -103,44 +103,44 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// The device got these bytes.
-    pub fn handle_bytes(&mut self, bytes: &[u8]) {
+    /// The device has received these bytes.
+    pub(crate) fn handle_bytes(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
 
-    /// The handler published this.
-    pub fn handle_published(&mut self, published: Published) {
+    /// The handler has published this.
+    pub(crate) fn handle_published(&mut self, published: Published) {
         self.published.push_back(published);
     }
 
-    /// The connection was ended by another than the device; [`Closer::Gateway`] when it is not known by whom.
-    pub fn handle_closed(&mut self, by: Closer) {
+    /// Another side than the device closed; [`ClosedBy::Gateway`] if the reason is unknown.
+    pub(crate) fn handle_closed(&mut self, by: ClosedBy) {
         self.closed = Some(by);
     }
 
-    /// How many bytes have come that no line has taken yet.
-    pub fn waiting_bytes(&self) -> usize {
+    /// The number of received bytes that no line has matched yet.
+    pub(crate) fn waiting_bytes(&self) -> usize {
         self.received.len()
     }
 
-    /// The [`Next::Do`] of the last poll is done.
-    pub fn done(&mut self) {
+    /// The [`Next::Do`] of the last poll is performed.
+    pub(crate) fn done(&mut self) {
         self.next += 1;
     }
 
-    /// What comes next.
+    /// The next step.
     ///
     /// # Errors
     ///
-    /// What came is not what the conversation says.
-    pub fn poll(&mut self) -> Result<Next<'c>, Mismatch> {
+    /// The observed effects differ from the conversation.
+    pub(crate) fn poll(&mut self) -> Result<Next<'c>, Mismatch> {
         let Some(stop) = self.stops.get(self.next).copied() else {
             return Ok(Next::End);
         };
         match &stop.step.action {
-            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(Closer::Peer) => {
+            Action::FromPeer(_) | Action::Deliver(_) | Action::Timer(_) | Action::Close(ClosedBy::Peer) => {
                 match self.closed {
-                    Some(by) if by != Closer::Peer => {
+                    Some(by) if by != ClosedBy::Peer => {
                         Err(Mismatch::ClosedBefore { line: stop.line, word: stop.step.action.word(), by })
                     }
                     _ => Ok(Next::Do(stop)),
@@ -150,7 +150,7 @@ impl<'c> Run<'c> {
             Action::Publish(expected) => self.poll_published(stop, expected),
             Action::Close(expected) => match self.closed {
                 None => Ok(Next::Await(stop)),
-                Some(by) if by == *expected || by == Closer::Gateway || *expected == Closer::Gateway => {
+                Some(by) if by == *expected || by == ClosedBy::Gateway || *expected == ClosedBy::Gateway => {
                     self.settle()?;
                     Ok(self.met(stop))
                 }
@@ -159,12 +159,12 @@ impl<'c> Run<'c> {
         }
     }
 
-    fn met(&mut self, stop: Stop<'c>) -> Next<'c> {
+    fn met(&mut self, stop: LocatedStep<'c>) -> Next<'c> {
         self.next += 1;
         Next::Met(stop)
     }
 
-    fn poll_bytes(&mut self, stop: Stop<'c>) -> Result<Next<'c>, Mismatch> {
+    fn poll_bytes(&mut self, stop: LocatedStep<'c>) -> Result<Next<'c>, Mismatch> {
         let Action::ToPeer(pattern) = &stop.step.action else {
             return Ok(Next::Await(stop));
         };
@@ -186,12 +186,12 @@ impl<'c> Run<'c> {
         }
     }
 
-    fn poll_published(&mut self, stop: Stop<'c>, expected: &Message) -> Result<Next<'c>, Mismatch> {
-        if self.publishes == Publishes::Unseen {
+    fn poll_published(&mut self, stop: LocatedStep<'c>, expected: &Message) -> Result<Next<'c>, Mismatch> {
+        if self.publishes == Publishes::Unobserved {
             self.next += 1;
             return Ok(Next::Skipped(stop));
         }
-        // A message may come after the end of the connection: the broker takes its own time.
+        // A message may arrive after the end of the connection, delayed by the broker.
         let Some(received) = self.published.pop_front() else {
             return Ok(Next::Await(stop));
         };
@@ -208,21 +208,21 @@ impl<'c> Run<'c> {
         })
     }
 
-    /// Nothing more will come before the next stimulus: a `<`, `publish` or `close` line that is awaited is in vain.
+    /// No effect will arrive before the next stimulus: an awaited `<`, `publish` or `close` line has failed.
     ///
-    /// For a driver that knows that the handler has answered; one that does not, calls it when its patience ends.
+    /// For a driver that knows that the handler has finished; another one calls it at its timeout.
     ///
     /// # Errors
     ///
-    /// Something is awaited.
-    pub fn handle_silence(&mut self) -> Result<(), Mismatch> {
+    /// A line is awaited.
+    pub(crate) fn handle_silence(&mut self) -> Result<(), Mismatch> {
         match self.poll()? {
             Next::Await(stop) => Err(self.missing(stop, Ended::Silent)),
             Next::Do(_) | Next::Met(_) | Next::Skipped(_) | Next::End => Ok(()),
         }
     }
 
-    fn missing(&self, stop: Stop<'c>, ended: Ended) -> Mismatch {
+    fn missing(&self, stop: LocatedStep<'c>, ended: Ended) -> Mismatch {
         let line = stop.line;
         match &stop.step.action {
             Action::ToPeer(pattern) => {
@@ -240,22 +240,22 @@ impl<'c> Run<'c> {
         }
     }
 
-    /// Everything that has come was expected by the lines so far.
+    /// Checks that all received data was expected by the lines so far.
     ///
-    /// For the end of the connection, and for a driver that knows, before a stimulus, that the handler has answered all
-    /// that went before.
+    /// For the end of the connection, and for a driver that knows, before a stimulus, that the handler has finished all
+    /// previous events.
     ///
     /// # Errors
     ///
-    /// Bytes or a message came that no line expects.
-    pub fn settle(&mut self) -> Result<(), Mismatch> {
+    /// Bytes or a message that no line expects.
+    pub(crate) fn settle(&mut self) -> Result<(), Mismatch> {
         let after = self.next.checked_sub(1).and_then(|last| self.stops.get(last)).map_or(0, |stop| stop.line);
         if self.replies == Replies::Exact && !self.received.is_empty() {
             return Err(Mismatch::UnexpectedBytes { after, received: self.received.split().freeze() });
         }
         self.received.clear();
         match self.published.pop_front() {
-            Some(message) if self.publishes == Publishes::Seen => {
+            Some(message) if self.publishes == Publishes::Observed => {
                 Err(Mismatch::UnexpectedMessage { after, received: Box::new(message) })
             }
             _ => Ok(()),
@@ -263,7 +263,7 @@ impl<'c> Run<'c> {
     }
 }
 
-/// How it became certain that nothing more comes.
+/// Why no further effect will arrive.
 #[derive(Clone, Copy)]
 enum Ended {
     Closed,

@@ -1,4 +1,4 @@
-//! Whether a handler is fit for new connections: its breaker, and the probes while it is open.
+//! Health of a handler: its circuit breaker, shared by all connections, and the probes while it is open.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,10 +11,10 @@ use super::versions::Versions;
 use crate::handler::CallError;
 use crate::telemetry::HealthMetrics;
 
-/// What is known of a handler's health.
+/// Health of one handler.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// There was a failure since the last success; as long as there was none, a success costs one look.
+    /// A failure has occurred since the last success; while `false`, a success costs one atomic load.
     troubled: AtomicBool,
     open: AtomicBool,
     probing: AtomicBool,
@@ -34,13 +34,13 @@ impl Health {
         }
     }
 
-    /// Whether new connections may be given to the handler.
+    /// Whether new connections may use the handler.
     pub(super) fn is_good(&self) -> bool {
         !self.open.load(Ordering::Relaxed)
     }
 
     /// An event was handled.
-    pub(super) fn handled(&self, handler: &str) {
+    pub(super) fn report_success(&self, handler: &str) {
         if self.troubled.load(Ordering::Relaxed) {
             self.change(handler, None, |breaker| {
                 self.troubled.store(false, Ordering::Relaxed);
@@ -61,8 +61,8 @@ impl Health {
         })
     }
 
-    /// Lets the breaker have a report. What follows from it is seen before the next one comes: connections report from
-    /// many threads, and the last word must be the breaker's.
+    /// Applies a report to the breaker. Its effects are published under the lock: connections report from many threads,
+    /// and the published state must be the breaker's last one.
     fn change(&self, handler: &str, error: Option<&CallError>, report: impl FnOnce(&mut Breaker) -> Change) -> Change {
         let change = {
             let mut breaker = self.breaker.lock();
@@ -72,7 +72,7 @@ impl Health {
                 Change::Tripped => {
                     self.open.store(true, Ordering::Relaxed);
                     self.metrics.healthy.set(0);
-                    self.metrics.trips.inc();
+                    self.metrics.breaker_opened.inc();
                 }
                 Change::Recovered => {
                     self.open.store(false, Ordering::Relaxed);
@@ -85,16 +85,22 @@ impl Health {
             Change::None => {}
             Change::Tripped => {
                 let error = error.map(tracing::field::display);
-                tracing::error!(handler, error, "the handler keeps failing; new connections go to the next one");
+                tracing::error!(
+                    handler,
+                    error,
+                    "circuit breaker opened: new connections go to the next handler of their chain, if there is one"
+                );
             }
-            Change::Recovered => tracing::info!(handler, "the handler gets new connections again"),
+            Change::Recovered => {
+                tracing::info!(handler, "circuit breaker closed: the handler gets new connections again")
+            }
         }
         change
     }
 }
 
 impl Versions {
-    /// An event was not handled. Trips the breaker when there are too many of these, and starts the probes.
+    /// An event was not handled. Opens the breaker after too many failures, and starts the probes.
     pub(super) fn failed(self: &Arc<Self>, error: &CallError) {
         let health = self.health();
         let change = health.failed(self.name(), error);
@@ -104,7 +110,7 @@ impl Versions {
     }
 }
 
-/// Looks at an unhealthy handler again and again, until it is well or gone.
+/// Probes an unhealthy handler until it is healthy or removed.
 async fn probe(versions: Weak<Versions>) {
     loop {
         let Some(probe_at) = versions.upgrade().and_then(|versions| {
@@ -128,7 +134,7 @@ async fn probe(versions: Weak<Versions>) {
             breaker.handle_probe(Instant::now(), result.is_ok())
         });
         if let Err(error) = &result {
-            tracing::debug!(handler = %versions.name(), "the handler is still unwell: {error}");
+            tracing::debug!(handler = %versions.name(), "probe failed: {error}");
         }
     }
 }
@@ -141,39 +147,40 @@ mod tests {
     use super::*;
     use crate::telemetry::Telemetry;
 
-    /// Connections report from many threads. Whatever the order, new connections go where the breaker says, and as long
-    /// as it is open the next success is looked at.
+    /// Connections report from many threads. In any order, the published state equals the breaker's, and while it is
+    /// open the next success is reported to it.
     #[test]
     fn reports_at_the_same_time() {
         const ROUNDS: usize = 50_000;
         const REPORTS: usize = 3;
         let health = Health::new(Telemetry::new().health(&"h".into()));
         let error = CallError::Unfit("no".to_owned());
-        let at_once = Barrier::new(2);
-        let wrong = AtomicUsize::new(0);
+        let barrier = Barrier::new(2);
+        let mismatches = AtomicUsize::new(0);
         let report = |fails_first: bool| {
             for _ in 0..ROUNDS {
-                at_once.wait();
+                barrier.wait();
                 for report in 0..REPORTS {
                     if (report % 2 == 0) == fails_first {
                         health.failed("h", &error);
                     } else {
-                        health.handled("h");
+                        health.report_success("h");
                     }
                 }
-                if at_once.wait().is_leader() {
+                if barrier.wait().is_leader() {
                     let is_open = health.breaker.lock().is_open();
-                    let is_told = health.is_good() != is_open && health.metrics.healthy.get() == i64::from(!is_open);
-                    let is_looked_at = health.troubled.load(Ordering::Relaxed) || !is_open;
-                    wrong.fetch_add(usize::from(!is_told || !is_looked_at), Ordering::Relaxed);
+                    let is_published =
+                        health.is_good() != is_open && health.metrics.healthy.get() == i64::from(!is_open);
+                    let is_watched = health.troubled.load(Ordering::Relaxed) || !is_open;
+                    mismatches.fetch_add(usize::from(!is_published || !is_watched), Ordering::Relaxed);
                 }
-                at_once.wait();
+                barrier.wait();
             }
         };
         std::thread::scope(|scope| {
             scope.spawn(|| report(true));
             scope.spawn(|| report(false));
         });
-        assert_eq!(wrong.into_inner(), 0);
+        assert_eq!(mismatches.into_inner(), 0);
     }
 }

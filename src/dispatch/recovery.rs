@@ -1,52 +1,48 @@
-//! What happens to an event that its handler did not handle. Pure: no clock, `now` is an argument.
+//! Recovery from failed events: exponential backoff with jitter while a handler is unavailable, one replay in a fresh
+//! instance, fallback, close. Pure: no clock, `now` is an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::handler::CallError;
 
-/// The first pause before a held event is tried again; each further one is twice as long.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
+/// First backoff pause of a held event; each further pause is twice as long.
+const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
 
-/// The longest pause: a handler that is back is found by every connection within this time.
-const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+/// Longest backoff pause: every connection finds a recovered handler within this time.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// What the operator wants when a handler fails.
+/// `on_failure` of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// Try again, start anew, go on with the next handler; close when nothing of it helps.
+    /// Retry, replay in a fresh instance, fall back to the next handler; close when all fail.
     Fallback,
     /// Close the connection at once, as EMQX does.
     Close,
 }
 
-/// How a handler's failures are met.
+/// Failure policy of a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// What is done at all.
     pub on_failure: OnFailure,
-    /// How long an event is held for a handler that cannot be reached.
+    /// How long an event is held for an unavailable handler.
     pub hold_timeout: Duration,
 }
 
-/// What is to be done about one failure.
+/// Next step after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// The handler gets the event again then; it stays the first of those that wait.
-    Hold {
-        /// When.
-        until: Instant,
-    },
-    /// The same handler starts anew with this connection (a guest in a fresh instance), and gets the event again.
+pub(crate) enum Next {
+    /// Retry at `until`; the event stays first in the queue.
+    Hold { until: Instant },
+    /// Attach the same handler anew (a guest in a fresh instance), and replay the event.
     Renew,
     /// The next handler of the chain takes the connection over, and gets the event.
     FallBack,
-    /// The connection ends.
+    /// Close the connection.
     GiveUp,
 }
 
 impl Next {
-    /// The name in metrics.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Hold { .. } => "hold",
             Self::Renew => "renew",
@@ -56,26 +52,25 @@ impl Next {
     }
 }
 
-/// The failures of one event at one handler.
+/// Recovery state of one event at one handler.
 #[derive(Debug)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     policy: Policy,
-    /// Whether there is another handler behind this one.
+    /// Whether the chain has another handler.
     has_next: bool,
     held_since: Option<Instant>,
-    back_off: Duration,
+    backoff: Duration,
     renewed: bool,
 }
 
 impl Recovery {
-    /// Nothing has failed yet.
-    pub fn new(policy: Policy, has_next: bool) -> Self {
-        Self { policy, has_next, held_since: None, back_off: BACK_OFF_FIRST, renewed: false }
+    pub(crate) fn new(policy: Policy, has_next: bool) -> Self {
+        Self { policy, has_next, held_since: None, backoff: BACKOFF_INITIAL, renewed: false }
     }
 
-    /// The handler did not handle the event. `spread` in `0.0..=1.0` moves the next attempt between half the pause and
-    /// the whole of it, so that connections which failed together do not come back together.
-    pub fn handle_failure(&mut self, now: Instant, error: &CallError, spread: f64) -> Next {
+    /// The event failed. `jitter` in `0.0..=1.0` moves the retry between half the pause and the whole of it, so that
+    /// connections that failed together do not retry together.
+    pub(crate) fn handle_failure(&mut self, now: Instant, error: &CallError, jitter: f64) -> Next {
         if self.policy.on_failure == OnFailure::Close {
             return Next::GiveUp;
         }
@@ -86,8 +81,8 @@ impl Recovery {
                 if now >= end {
                     return self.next();
                 }
-                let pause = self.back_off.mul_f64(0.5 + spread.clamp(0.0, 1.0) / 2.0);
-                self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+                let pause = self.backoff.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+                self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
                 Next::Hold { until: (now + pause).min(end) }
             }
             CallError::Fault(_) if !self.renewed => {
@@ -123,13 +118,13 @@ mod tests {
         CallError::Fault("trap".to_owned())
     }
 
-    /// The table of failures, each kind with a next handler and without.
+    /// Each kind of failure, with a next handler and without.
     #[test]
-    fn each_kind_has_its_way() {
+    fn each_kind_of_failure() {
         let now = Instant::now();
         for (has_next, last) in [(true, Next::FallBack), (false, Next::GiveUp)] {
             let first = |error: CallError| recovery(has_next).handle_failure(now, &error, 1.0);
-            assert_eq!(first(unavailable()), Next::Hold { until: now + BACK_OFF_FIRST });
+            assert_eq!(first(unavailable()), Next::Hold { until: now + BACKOFF_INITIAL });
             assert_eq!(first(CallError::Timeout(HOLD)), last);
             assert_eq!(first(CallError::Unfit("no".to_owned())), last);
             assert_eq!(first(fault()), Next::Renew);
@@ -140,23 +135,22 @@ mod tests {
 
             let mut renewed = recovery(has_next);
             renewed.handle_failure(now, &fault(), 0.0);
-            assert_eq!(renewed.handle_failure(now, &fault(), 0.0), last, "a fresh start is tried once");
+            assert_eq!(renewed.handle_failure(now, &fault(), 0.0), last, "a fresh instance is tried once");
         }
     }
 
-    /// `on_failure = "close"` closes, whatever has failed.
+    /// `on_failure = "close"` closes on any failure.
     #[test]
-    fn closing_is_what_was_asked_for() {
+    fn on_failure_close() {
         for error in [unavailable(), fault(), CallError::Timeout(HOLD), CallError::Unfit("no".to_owned())] {
             let policy = Policy { on_failure: OnFailure::Close, hold_timeout: HOLD };
             assert_eq!(Recovery::new(policy, true).handle_failure(Instant::now(), &error, 0.5), Next::GiveUp);
         }
     }
 
-    /// What an event goes through when it is held, then gets a fresh start that cannot be made, then is held again: the
-    /// time of holding is counted in all, so it ends.
+    /// Held, then replayed in a fresh instance that cannot be made, then held again: the hold timeout covers all of it.
     #[test]
-    fn holding_is_counted_in_all() {
+    fn the_hold_timeout_covers_all_retries() {
         let now = Instant::now();
         let mut recovery = recovery(true);
         assert!(matches!(recovery.handle_failure(now, &unavailable(), 0.0), Next::Hold { .. }));
@@ -166,18 +160,18 @@ mod tests {
     }
 
     proptest! {
-        /// A held event is tried again and again, never later than the longest pause, never beyond the hold timeout, and
-        /// the number of its attempts is bounded.
+        /// A held event is retried within the longest pause and the hold timeout, and the number of attempts is
+        /// bounded.
         #[test]
         fn holding_ends(spreads in proptest::collection::vec(0.0..=1.0f64, 100)) {
             let start = Instant::now();
             let mut now = start;
             let mut recovery = recovery(true);
             let mut attempts = 0;
-            for spread in spreads {
-                match recovery.handle_failure(now, &unavailable(), spread) {
+            for jitter in spreads {
+                match recovery.handle_failure(now, &unavailable(), jitter) {
                     Next::Hold { until } => {
-                        prop_assert!(until > now && until <= now + BACK_OFF_MAX && until <= start + HOLD);
+                        prop_assert!(until > now && until <= now + BACKOFF_MAX && until <= start + HOLD);
                         now = until;
                         attempts += 1;
                     }

@@ -1,7 +1,6 @@
-//! The versions of one configured handler: which of them serves whom.
+//! Versions of one configured handler: the active one, the one on trial, the old ones, and the connections of each.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -13,9 +12,10 @@ use super::health::Health;
 use super::recovery::Policy;
 use crate::conn::{ConnId, Event};
 use crate::handler::{CallError, Handler};
+use crate::percent::Percent;
 use crate::telemetry::{HealthMetrics, VersionMetrics};
 
-/// One loaded build of a handler, with the connections that it serves.
+/// One loaded build of a handler, and its connections.
 #[derive(Debug)]
 pub struct Version {
     number: u32,
@@ -24,13 +24,13 @@ pub struct Version {
     members: Mutex<HashSet<ConnId>>,
     events: AtomicU64,
     failures: AtomicU64,
-    /// Wakes who waits for the next failure.
+    /// Notified at each failure.
     failed: Notify,
     metrics: VersionMetrics,
 }
 
 impl Version {
-    /// A version that serves nobody yet. Numbers start at 1 and grow.
+    /// A version without connections. Numbers start at 1 and grow.
     pub fn new(number: u32, handler: Handler, policy: Policy, metrics: VersionMetrics) -> Arc<Self> {
         metrics.loaded.inc();
         Arc::new(Self {
@@ -45,51 +45,48 @@ impl Version {
         })
     }
 
-    /// Its number.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// The program.
     pub fn handler(&self) -> &Handler {
         &self.handler
     }
 
-    /// How its failures are met.
     pub fn policy(&self) -> Policy {
         self.policy
     }
 
-    /// How many connections it serves.
+    /// Number of its connections.
     pub fn connections(&self) -> usize {
         self.members.lock().len()
     }
 
-    /// The connections that it serves, at this moment.
+    /// Its connections.
     pub fn members(&self) -> Vec<ConnId> {
         self.members.lock().iter().copied().collect()
     }
 
-    /// Counts an event that was handled or not.
-    pub fn count(&self, handled: bool) {
+    /// Counts an event.
+    pub fn count(&self, succeeded: bool) {
         self.events.fetch_add(1, Ordering::Relaxed);
-        if !handled {
+        if !succeeded {
             self.failures.fetch_add(1, Ordering::Relaxed);
             self.failed.notify_one();
         }
     }
 
-    /// Returns at the next failure, or at once when there was one since it last returned. For one waiter at a time.
+    /// Waits for the next failure since the last return. One waiter at a time.
     pub async fn failure(&self) {
         self.failed.notified().await;
     }
 
-    /// Events that it was given, and those of them that failed.
+    /// Number of events, and of failed ones.
     pub fn outcomes(&self) -> (u64, u64) {
         (self.events.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
 
-    /// A connection comes; it leaves when the membership is dropped.
+    /// Adds a connection; it is removed when the membership is dropped.
     pub fn enter(self: &Arc<Self>, conn: ConnId) -> Membership {
         self.members.lock().insert(conn);
         self.metrics.connections.inc();
@@ -100,11 +97,11 @@ impl Version {
 impl Drop for Version {
     fn drop(&mut self) {
         self.metrics.loaded.dec();
-        tracing::debug!(handler = %self.handler.name(), version = self.number, "the version is gone, with its memory");
+        tracing::debug!(handler = %self.handler.name(), version = self.number, "version unloaded");
     }
 }
 
-/// A connection's place at a version.
+/// Membership of a connection in a version.
 #[derive(Debug)]
 pub struct Membership {
     version: Arc<Version>,
@@ -112,7 +109,6 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The version.
     pub fn version(&self) -> &Arc<Version> {
         &self.version
     }
@@ -125,131 +121,71 @@ impl Drop for Membership {
     }
 }
 
-/// What the connections of a version that is not active any more are to do.
+/// Action for the connections of an inactive version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Others {
-    /// Stay until they end by themselves.
-    Stay,
-    /// Go over to the active version, if its state can be carried over; else stay.
+pub enum OldConnections {
+    /// Keep their version until they close.
+    Keep,
+    /// Migrate to the active version if their state can be carried over; else keep their version.
     Move,
-    /// End: their time is over.
+    /// Close.
     End,
 }
 
-/// What one connection is to do.
+/// Action for one connection.
 #[derive(Clone, Debug)]
 pub enum Placement {
-    /// Stay with its version.
-    Stay,
-    /// Go over to this one.
+    /// Keep its version.
+    Keep,
+    /// Migrate to this version.
     Move(Arc<Version>),
-    /// End, so that the device connects again.
+    /// Close, so that the device reconnects.
     End,
 }
 
 impl PartialEq for Placement {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Stay, Self::Stay) | (Self::End, Self::End) => true,
+            (Self::Keep, Self::Keep) | (Self::End, Self::End) => true,
             (Self::Move(to), Self::Move(other)) => Arc::ptr_eq(to, other),
-            (Self::Stay | Self::Move(_) | Self::End, _) => false,
+            (Self::Keep | Self::Move(_) | Self::End, _) => false,
         }
     }
 }
 
-/// A part of a whole, in 1/10,000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Share(u16);
-
-impl Share {
-    /// A part in 1/10,000, `0..=10_000`; more is taken as all.
-    pub fn new(basis_points: u16) -> Self {
-        Self(basis_points.min(10_000))
-    }
-
-    /// In 1/10,000.
-    pub fn basis_points(self) -> u16 {
-        self.0
-    }
-
-    /// A part of so many percent: `"5%"` or `"0.25%"`, with at most two digits behind the point, `0%..=100%`. `None` for
-    /// any other text.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let (whole, hundredths) = text.strip_suffix('%')?.split_once('.').unwrap_or((text.strip_suffix('%')?, "0"));
-        if !(1..=3).contains(&whole.len()) || !(1..=2).contains(&hundredths.len()) {
-            return None;
-        }
-        if !digits(whole) || !digits(hundredths) {
-            return None;
-        }
-        let tenths: u32 = if hundredths.len() == 1 { 10 } else { 1 };
-        // Three digits before the point make up to 99,999, which 16 bits do not hold.
-        let basis_points = whole.parse::<u32>().ok()? * 100 + hundredths.parse::<u32>().ok()? * tenths;
-        u16::try_from(basis_points).ok().filter(|basis_points| *basis_points <= 10_000).map(Self)
-    }
-
-    /// Whether `part` of `whole` is more than this.
-    pub fn is_exceeded(self, part: u64, whole: u64) -> bool {
-        u128::from(part) * 10_000 > u128::from(whole) * u128::from(self.0)
-    }
-
-    /// Whether the turn with this number is among the share. Over 10,000 turns in a row it is exact, and evenly spread.
-    fn has(self, turn: u32) -> bool {
-        let (turn, share) = (u64::from(turn % 10_000), u64::from(self.0));
-        (turn + 1) * share / 10_000 > turn * share / 10_000
-    }
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (whole, hundredths) = (self.0 / 100, self.0 % 100);
-        match (hundredths, hundredths % 10) {
-            (0, _) => write!(f, "{whole}%"),
-            (_, 0) => write!(f, "{whole}.{}%", hundredths / 10),
-            _ => write!(f, "{whole}.{hundredths:02}%"),
-        }
-    }
-}
-
-/// A version that is tried on some connections before it becomes the active one.
+/// A version on trial, before it becomes active.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The version.
     pub version: Arc<Version>,
-    /// How it is tried.
     pub how: TrialKind,
 }
 
-/// How a version is tried.
+/// Kind of trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialKind {
-    /// It serves this part of the new connections.
-    Canary(Share),
-    /// It gets the events of new connections beside the active version, without any effect; differences are counted.
+    /// It serves this percentage of the new connections.
+    Canary(Percent),
+    /// It gets the events of new connections beside the active version, without effects; differences are counted.
     Shadow,
 }
 
-/// Which versions serve whom.
+/// Assignment of connections to versions.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Serves new connections.
     pub active: Arc<Version>,
-    /// What the connections of other versions are to do.
-    pub others: Others,
-    /// Is tried beside it.
+    /// Action for the connections of other versions.
+    pub others: OldConnections,
     pub trial: Option<Trial>,
 }
 
-/// One configured handler over time.
 #[derive(Debug)]
 pub struct Versions {
     name: Arc<str>,
     plan: ArcSwap<Plan>,
-    /// All that may still be loaded.
+    /// Versions that may still be loaded.
     loaded: Mutex<Vec<Weak<Version>>>,
-    /// Numbers the new connections, for a canary's share.
-    turns: AtomicU32,
+    /// Counts new connections, for the canary percentage.
+    counter: AtomicU32,
     health: Health,
     metrics: HealthMetrics,
 }
@@ -259,16 +195,14 @@ impl Versions {
     pub fn new(first: Arc<Version>, metrics: HealthMetrics) -> Arc<Self> {
         let name = Arc::clone(first.handler().name());
         let loaded = Mutex::new(vec![Arc::downgrade(&first)]);
-        let plan = ArcSwap::from_pointee(Plan { active: first, others: Others::Stay, trial: None });
-        Arc::new(Self { name, plan, loaded, turns: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
+        let plan = ArcSwap::from_pointee(Plan { active: first, others: OldConnections::Keep, trial: None });
+        Arc::new(Self { name, plan, loaded, counter: AtomicU32::new(0), health: Health::new(metrics.clone()), metrics })
     }
 
-    /// Its name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Which versions serve whom.
     pub fn plan(&self) -> Arc<Plan> {
         self.plan.load_full()
     }
@@ -278,8 +212,8 @@ impl Versions {
         Arc::clone(&self.plan.load().active)
     }
 
-    /// Changes who serves whom. Connections learn of it when they are asked to review it (see [`Mover`](super::Mover)); new ones
-    /// follow at once.
+    /// Sets the plan. New connections follow it at once, existing ones when
+    /// [`ConnectionMigrator`](super::ConnectionMigrator) asks them to.
     pub fn follow(&self, plan: Plan) {
         {
             let mut loaded = self.loaded.lock();
@@ -294,52 +228,52 @@ impl Versions {
         self.plan.store(Arc::new(plan));
     }
 
-    /// All versions that hold memory, oldest first.
+    /// All versions in memory, oldest first.
     pub fn loaded(&self) -> Vec<Arc<Version>> {
         self.loaded.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// A new connection comes: its version.
+    /// Assigns a new connection to a version.
     pub fn enter(&self, conn: ConnId) -> Membership {
         loop {
             let plan = self.plan.load();
             let version = match &plan.trial {
-                Some(Trial { version, how: TrialKind::Canary(share) })
-                    if share.has(self.turns.fetch_add(1, Ordering::Relaxed)) =>
+                Some(Trial { version, how: TrialKind::Canary(percent) })
+                    if percent.has(self.counter.fetch_add(1, Ordering::Relaxed)) =>
                 {
                     version
                 }
                 Some(_) | None => &plan.active,
             };
             let membership = version.enter(conn);
-            // Whoever changes the plan asks the members of each version afterwards. One that was not yet among them when
-            // they were asked sees the change here.
+            // After a change of the plan, the members of each version are asked to migrate. A connection that was not
+            // yet a member at that moment sees the change here.
             if Arc::ptr_eq(&plan, &self.plan.load()) {
                 return membership;
             }
         }
     }
 
-    /// What a connection of this version is to do.
+    /// The action for a connection of this version.
     pub fn placement(&self, current: &Arc<Version>) -> Placement {
         let plan = self.plan.load();
         let is_tried = plan.trial.as_ref().is_some_and(|trial| Arc::ptr_eq(&trial.version, current));
         if is_tried || Arc::ptr_eq(&plan.active, current) {
-            return Placement::Stay;
+            return Placement::Keep;
         }
         match plan.others {
-            Others::Stay => Placement::Stay,
-            Others::Move => Placement::Move(Arc::clone(&plan.active)),
-            Others::End => Placement::End,
+            OldConnections::Keep => Placement::Keep,
+            OldConnections::Move => Placement::Move(Arc::clone(&plan.active)),
+            OldConnections::End => Placement::End,
         }
     }
 
-    /// How many connections of this version are not where they belong.
-    pub fn strays(&self, version: &Arc<Version>) -> usize {
-        if self.placement(version) == Placement::Stay { 0 } else { version.connections() }
+    /// Number of connections of this version that must migrate or close.
+    pub fn misplaced(&self, version: &Arc<Version>) -> usize {
+        if self.placement(version) == Placement::Keep { 0 } else { version.connections() }
     }
 
-    /// Whether it works well enough for new connections.
+    /// Whether new connections may use it.
     pub fn is_healthy(&self) -> bool {
         self.health.is_good()
     }
@@ -348,12 +282,12 @@ impl Versions {
         &self.health
     }
 
-    /// A connection has gone over to another version.
+    /// Counts a migrated connection.
     pub fn moved(&self) {
         self.metrics.moved.inc();
     }
 
-    /// A version that is tried as a shadow did the same as the active one, or something else.
+    /// Counts an event of a shadow version, and whether its commands were the same.
     pub fn compared(&self, same: bool) {
         self.metrics.shadow_events.inc();
         if !same {
@@ -361,75 +295,23 @@ impl Versions {
         }
     }
 
-    /// A connection was to go over to another version and could not.
+    /// Counts a connection that could not migrate.
     pub fn pinned(&self) {
         self.metrics.pinned.inc();
     }
 
-    /// What came of an event at one of the versions.
+    /// Reports the result of an event at one of the versions.
     ///
-    /// That a handler takes the beginning or the end of a connection shows no more than a probe does. One that fails
-    /// with everything in between would else never count as failing: each new connection begins well.
+    /// Success of the first and the last event of a connection counts no more than a probe. Otherwise a handler that
+    /// fails on every event in between would never open the breaker, because each new connection starts well.
     pub fn report(self: &Arc<Self>, version: &Version, event: &Event, result: &Result<(), CallError>) {
         version.count(result.is_ok());
         match (result, event) {
             (Err(error), _) => self.failed(error),
             (Ok(()), Event::SocketCreated(_) | Event::SocketClosed(_)) => {}
             (Ok(()), Event::ReceivedBytes(_) | Event::ReceivedMessages(_) | Event::TimerTimeout(_)) => {
-                self.health.handled(&self.name);
+                self.health.report_success(&self.name);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Of any 10,000 connections in a row, a canary gets exactly its share; of fewer, one more or less.
-        #[test]
-        fn a_share_is_exact(basis_points in 0..=10_000u16, first in 0..u32::MAX / 2, count in 0..10_000u32) {
-            let share = Share::new(basis_points);
-            let among = |turns: std::ops::Range<u32>| turns.filter(|turn| share.has(*turn)).count();
-            prop_assert_eq!(among(first..first + 10_000), usize::from(basis_points));
-            let expected = f64::from(count) * f64::from(basis_points) / 10_000.0;
-            prop_assert!((among(0..count) as f64 - expected).abs() <= 1.0);
-        }
-
-        /// A share is read as it is written.
-        #[test]
-        fn a_share_is_read_as_it_is_written(basis_points in 0..=10_000u16) {
-            let share = Share::new(basis_points);
-            prop_assert_eq!(Share::parse(&share.to_string()), Some(share));
-        }
-
-        /// What is not a percentage is none, and nothing panics.
-        #[test]
-        fn other_texts_are_no_share(text in "[0-9.%]{0,8}") {
-            if let Some(share) = Share::parse(&text) {
-                let value: f64 = text.trim_end_matches('%').parse().unwrap();
-                prop_assert!((value * 100.0 - f64::from(share.basis_points())).abs() < 1e-6);
-            }
-        }
-    }
-
-    #[test]
-    fn shares_in_words() {
-        for (text, basis_points) in
-            [("0%", 0), ("5%", 500), ("0.5%", 50), ("0.25%", 25), ("0.05%", 5), ("100%", 10_000)]
-        {
-            assert_eq!(Share::parse(text), Some(Share::new(basis_points)));
-            assert_eq!(Share::new(basis_points).to_string(), text);
-        }
-        for text in [
-            "", "%", "5", ".5%", "5.%", "101%", "655.99%", "700%", "999.99%", "100.01%", "-5%", "5 %", "1e2%",
-            "0.005%", "0005%",
-        ] {
-            assert_eq!(Share::parse(text), None, "{text:?}");
-        }
-        assert!(Share::new(500).is_exceeded(6, 100) && !Share::new(500).is_exceeded(5, 100));
     }
 }

@@ -1,7 +1,7 @@
-//! The `ConnectionAdapter` service: gRPC handlers call it, also from inside a callback.
+//! gRPC service `ConnectionAdapter`: gRPC handlers call it, also from inside a callback.
 //!
-//! It decodes, asks the connection through its mailbox and encodes the answer. A refusal is an answer with
-//! a code; the gRPC status is OK in all cases.
+//! It decodes a request, sends it to the connection's mailbox and encodes the result. A refusal is a response with a
+//! code; the gRPC status is always OK.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
-use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
@@ -17,46 +16,46 @@ use tonic::{Request, Response, Status};
 use super::proto;
 use super::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
 use crate::adapter;
-use crate::conn::table::Table;
-use crate::conn::{Command, ConnId, QoS, Refused, Timer};
+use crate::conn::registry::Registry;
+use crate::conn::{Command, ConnId, Password, QoS, Refused, Timer};
 use crate::drain::Drain;
 use crate::pubsub::PubSub;
 use crate::telemetry::Telemetry;
 
-/// HTTP/2 pings to handlers that keep a connection open.
+/// Interval of HTTP/2 pings to connected handlers.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long an accept that failed waits: descriptors come back when connections end.
+/// Pause after a failed accept: descriptors become free when connections close.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Calls of one HTTP/2 connection that are served at a time; its client keeps the others back. Without a bound,
-/// thousands at once look like an attack with small frames to the HTTP/2 library, and it hangs up.
+/// Maximum number of concurrent calls of one HTTP/2 connection; its client queues the others. Without a limit, the
+/// HTTP/2 library takes thousands of concurrent small frames for an attack, and closes the connection.
 const CALLS_IN_FLIGHT_MAX: u32 = 500;
 
 /// Window of one HTTP/2 connection, in bytes; the library's allowance for small frames is half of it.
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
-/// Largest request, in bytes: a `Send` of a few megabytes in one piece, which some handlers make.
+/// Maximum size of a request, in bytes: some handlers send a few megabytes in one `Send`.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
-/// Payloads from this many bytes on stay in the buffer of their request, which has at least 8 KiB.
+/// Payloads of at least this size stay in the buffer of their request, which has at least 8 KiB.
 const SHARED_FROM: usize = 8 << 10;
 
-/// Where the adapter listens and how.
+/// Options of the adapter service.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where; port 0 lets the system choose.
+    /// Address; port 0 lets the system choose.
     pub bind: SocketAddr,
-    /// Certificates; plain HTTP/2 when absent.
+    /// TLS; `None`: plain HTTP/2.
     pub tls: Option<ServerTls>,
 }
 
 /// Certificates of the adapter.
 #[derive(Clone)]
 pub struct ServerTls {
-    /// The certificate chain and its key, in PEM.
+    /// Certificate chain and key, in PEM.
     pub identity_pem: (Vec<u8>, Vec<u8>),
-    /// The authorities that must have signed a caller's certificate, in PEM; none is asked for when absent.
+    /// CAs of client certificates, in PEM; `None`: no client certificate is required.
     pub client_ca_pem: Option<Vec<u8>>,
 }
 
@@ -66,18 +65,13 @@ impl std::fmt::Debug for ServerTls {
     }
 }
 
-/// Why the adapter could not be started.
+/// The adapter service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The operating system refuses the address.
+    /// The address cannot be bound.
     #[error("cannot bind the adapter on {bind}")]
-    Bind {
-        /// The address.
-        bind: SocketAddr,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The certificates cannot be used.
+    Bind { bind: SocketAddr, source: std::io::Error },
+    /// The certificates are not usable.
     #[error("the adapter's tls settings cannot be used")]
     Tls(#[source] tonic::transport::Error),
     /// The reflection service could not be built.
@@ -85,23 +79,23 @@ pub enum BindError {
     Reflection(#[source] tonic_reflection::server::Error),
 }
 
-/// Answers the calls of gRPC handlers.
+/// Implementation of the service.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    table: Table,
+    registry: Registry,
     pubsub: PubSub,
     telemetry: Telemetry,
 }
 
 impl Adapter {
-    /// Reaches the connections of this table, and publishes to this broker.
-    pub fn new(table: Table, pubsub: PubSub, telemetry: Telemetry) -> Self {
-        Self { table, pubsub, telemetry }
+    /// Serves the connections of this registry, and publishes to this broker.
+    pub fn new(registry: Registry, pubsub: PubSub, telemetry: Telemetry) -> Self {
+        Self { registry, pubsub, telemetry }
     }
 
     /// Binds the address and serves the adapter, health and reflection in a task that ends with `drain`.
     ///
-    /// Gives the bound address.
+    /// Returns the bound address.
     ///
     /// # Errors
     ///
@@ -131,22 +125,22 @@ impl Adapter {
             .add_service(health_service)
             .add_service(reflection);
         tokio::spawn(async move {
-            // Handlers need the adapter until the last connection has told them of its end.
+            // Handlers need the adapter until the last OnSocketClosed has returned.
             let stopped = async move { drain.ended().await };
-            if let Err(error) = router.serve_with_incoming_shutdown(callers(listener), stopped).await {
-                tracing::error!(%error, "the adapter has stopped");
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming(listener), stopped).await {
+                tracing::error!(%error, "the adapter service has stopped");
             }
         });
         Ok(bound)
     }
 
-    /// Asks the connection that `conn` names.
+    /// Sends a command to the connection `conn`.
     async fn ask(&self, conn: &str, command: Result<Command, Refused>) -> Result<(), Refused> {
         let id = ConnId::parse(conn).ok_or_else(|| Refused::Malformed {
             what: "conn",
             why: format!("expected 16 hexadecimal digits as the gateway gave them, got {:?}", beginning(conn)),
         })?;
-        let mailbox = self.table.get_for_handler(id).ok_or(Refused::Gone)?;
+        let mailbox = self.registry.get_for_handler(id).ok_or(Refused::Gone)?;
         mailbox.ask(id, command?).await
     }
 
@@ -164,19 +158,19 @@ impl Adapter {
     }
 }
 
-/// The callers that connect. An accept that fails for the machine's sake (no descriptors left) is told and tried
-/// again after a pause; tonic's own loop would try again without one, and keep a processor busy with it.
-fn callers(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+/// Accepts client connections. A failed accept for lack of resources (no descriptors) is logged and retried after a
+/// pause; tonic's own loop would retry without one, and use a whole CPU.
+fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
     futures::stream::unfold((listener, false), |(listener, mut failing)| async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => match stream.set_nodelay(true) {
                     Ok(()) => return Some((Ok(stream), (listener, false))),
-                    Err(error) => tracing::debug!(%error, "a caller was gone when it was accepted"),
+                    Err(error) => tracing::debug!(%error, "a client disconnected before its accept"),
                 },
                 Err(error) => {
                     if !failing {
-                        tracing::error!(%error, "the adapter cannot accept callers; trying again");
+                        tracing::error!(%error, "the adapter cannot accept connections; retrying");
                     }
                     failing = true;
                     tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
@@ -186,13 +180,13 @@ fn callers(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
     })
 }
 
-/// As much of a caller's text as an answer repeats; the whole may have megabytes.
+/// The start of a caller's text, for an error; the whole may have megabytes.
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(40)]
 }
 
-/// The bytes in memory of their own, when the buffer of the whole request would outlive it for a small part:
-/// what is published may be kept for long, in queues and as retained messages.
+/// Copies small payloads, because they would keep the whole request's buffer: published payloads may live long, in
+/// queues and as retained messages.
 fn owned(bytes: Bytes) -> Bytes {
     if bytes.len() < SHARED_FROM { Bytes::copy_from_slice(&bytes) } else { bytes }
 }
@@ -238,7 +232,7 @@ impl ConnectionAdapter for Adapter {
         let request = request.into_inner();
         let command = request.clientinfo.ok_or(Refused::Missing { what: "clientinfo" }).map(|client| {
             // proto3 cannot tell an empty password from none.
-            let password = (!request.password.is_empty()).then(|| SecretString::from(request.password));
+            let password = (!request.password.is_empty()).then(|| Password::new(request.password));
             Command::Authenticate { client: client.into(), password }
         });
         let result = self.ask(&request.conn, command).await;

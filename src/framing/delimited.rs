@@ -1,13 +1,15 @@
+//! Framing by delimiter and by line end.
+
 use super::{Broken, Cut, Deliver};
 
-/// Frames that end with certain bytes.
+/// Frames that end with a delimiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delimited {
-    /// The bytes at the end of each frame, at least one; they cannot stand in a frame.
+    /// The delimiter, at least one byte; it cannot occur in a frame.
     pub delimiter: Box<[u8]>,
-    /// The longest frame, with its delimiter.
+    /// The longest frame in bytes, without its delimiter.
     pub max: usize,
-    /// The payload is what stands before the delimiter.
+    /// The payload precedes the delimiter.
     pub deliver: Deliver,
 }
 
@@ -30,9 +32,9 @@ impl Delimited {
 /// Lines of text: frames that end with a line feed, or with a carriage return and a line feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lines {
-    /// The longest line, with its end.
+    /// The longest line in bytes, without its line feed.
     pub max: usize,
-    /// The payload is what stands before the end of the line.
+    /// The payload precedes the line end.
     pub deliver: Deliver,
 }
 
@@ -48,10 +50,10 @@ impl Lines {
     }
 }
 
-/// Where the first delimiter ends, which is not among the first `seen` bytes.
+/// End of the first delimiter, which does not end within the first `seen` bytes.
 fn end_of(delimiter: &[u8], bytes: &[u8], seen: usize) -> Option<usize> {
     let last = *delimiter.last()?;
-    // It may have been cut in two.
+    // It may have been split between two reads.
     let mut from = seen.max(delimiter.len() - 1);
     loop {
         let at = from + bytes.get(from..)?.iter().position(|byte| *byte == last)?;

@@ -1,9 +1,11 @@
+//! Framing by a fixed length.
+
 use super::{Broken, Cut};
 
-/// Frames that all have one length.
+/// Frames of one fixed length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed {
-    /// That length, from 1.
+    /// From 1.
     pub size: usize,
 }
 

@@ -1,22 +1,23 @@
+//! Framing by flags, with byte stuffing (HDLC, RFC 1662, JT/T 808).
+
 use bytes::{Buf, Bytes};
 
 use super::{Deliver, Framer, Place, hold};
 
-/// Frames between two flags, as HDLC and its descendants have them.
+/// Frames between two flags, as in HDLC and its descendants.
 ///
-/// A flag may be the end of one frame and the start of the next; so a frame whose end was lost costs that frame alone, and a
-/// stream is never broken.
+/// One flag may end a frame and start the next; so a lost flag costs one frame, and a stream never breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flagged {
-    /// How bytes are written that may not stand in a frame, the flag among them.
+    /// Escapes of bytes that must not occur in a frame, the flag among them.
     pub escapes: Escapes,
-    /// The longest frame, with both flags and the escapes; a longer one is skipped.
+    /// The longest frame in bytes, with the escapes and without the flags; a longer one is skipped.
     pub max: usize,
-    /// The payload is what stands between the flags, with the escapes undone; a frame with a wrong escape is skipped.
+    /// The payload is between the flags, unescaped; a frame with an invalid escape is skipped.
     pub deliver: Deliver,
 }
 
-/// How a flag and an escape are written inside of a frame.
+/// Escape scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Escapes {
     /// JT/T 808: 0x7D 0x02 is 0x7E, and 0x7D 0x01 is 0x7D.
@@ -26,14 +27,12 @@ pub enum Escapes {
 }
 
 impl Escapes {
-    /// Stands before and after every frame, and nowhere else.
+    /// Before and after every frame, and nowhere else.
     pub const FLAG: u8 = 0x7e;
-    /// Stands before what is escaped.
+    /// Before an escaped byte.
     pub const ESCAPE: u8 = 0x7d;
-    /// Fewest bytes of a frame: two flags and a byte between them.
-    pub const FRAME_BYTES_MIN: usize = 3;
 
-    /// Undoes the escapes; none when one stands for nothing.
+    /// Unescapes a payload; `None` for an invalid escape.
     fn read(self, raw: Bytes) -> Option<Bytes> {
         if !raw.contains(&Self::ESCAPE) {
             return Some(raw);
@@ -56,9 +55,11 @@ impl Escapes {
 }
 
 impl Framer {
-    /// What is held begins with the flag.
+    /// The held bytes begin with the flag.
     pub(super) fn poll_flagged(&mut self, framing: &Flagged) -> Option<Bytes> {
         let Flagged { escapes, max, deliver } = *framing;
+        // With the flag before it; the flag behind it is never held.
+        let held_max = max.saturating_add(1);
         while let Some(at) = self.arrived.iter().position(|byte| *byte == Escapes::FLAG) {
             let mut head = self.arrived.split_to(at);
             self.arrived.advance(1);
@@ -68,18 +69,18 @@ impl Framer {
                 continue;
             }
             let len = self.held.len().saturating_sub(1) + head.len();
-            if len.saturating_add(2) > max {
+            if len > max {
                 self.skipped += len as u64;
                 self.held = Vec::new();
                 continue;
             }
             if !self.held.is_empty() {
-                hold(&mut self.held, &head, max);
+                hold(&mut self.held, &head, held_max);
                 head = std::mem::take(&mut self.held).into();
                 head.advance(1);
             }
             if head.is_empty() {
-                // The end of a frame and the start of the next, or two flags for the pause between frames.
+                // End of a frame and start of the next, or two flags as idle fill.
                 continue;
             }
             match deliver {
@@ -92,15 +93,15 @@ impl Framer {
         }
         let rest = std::mem::take(&mut self.arrived);
         let len = self.held.len().saturating_sub(1) + rest.len();
-        if self.place == Place::Outside || len.saturating_add(2) > max {
+        if self.place == Place::Outside || len > max {
             self.skipped += len as u64;
             self.held = Vec::new();
             self.place = Place::Outside;
         } else if !rest.is_empty() {
             if self.held.is_empty() {
-                hold(&mut self.held, &[Escapes::FLAG], max);
+                hold(&mut self.held, &[Escapes::FLAG], held_max);
             }
-            hold(&mut self.held, &rest, max);
+            hold(&mut self.held, &rest, held_max);
         }
         None
     }

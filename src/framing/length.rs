@@ -1,6 +1,8 @@
+//! Framing by a length prefix.
+
 use super::{Broken, Cut, Deliver};
 
-/// How many bytes a length has.
+/// Width of a length field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// 8 bits.
@@ -15,39 +17,37 @@ pub enum Width {
     Eight = 8,
 }
 
-/// In which order they come.
+/// Byte order of a length field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The most significant one first: network byte order.
+    /// Most significant byte first (network byte order).
     Big,
-    /// The least significant one first.
+    /// Least significant byte first.
     Little,
 }
 
-/// Frames that say how long they are.
+/// Length-prefixed frames.
 ///
 /// ```text
 /// | offset bytes | width bytes: n | n + adjust bytes |
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthPrefixed {
-    /// How many bytes stand before the length.
+    /// Bytes before the length field.
     pub offset: usize,
-    /// How many bytes the length has.
     pub width: Width,
-    /// In which order they come.
     pub order: Order,
-    /// What the length does not count of what follows it: 2 for a checksum of two bytes behind the body that is counted;
-    /// -6 where a length at offset 4 of 2 bytes counts the whole frame.
+    /// Bytes after the length field that the length does not count: 2 for a checksum of two bytes behind the counted
+    /// body; -6 where a length at offset 4 of 2 bytes counts the whole frame.
     pub adjust: i32,
-    /// The longest frame.
+    /// Maximum size of a frame.
     pub max: usize,
-    /// The payload is what follows the length.
+    /// The payload follows the length field.
     pub deliver: Deliver,
 }
 
 impl LengthPrefixed {
-    /// The bytes that every frame has: up to the end of its length.
+    /// Size of the header: up to the end of the length field.
     pub fn min(&self) -> usize {
         self.offset.saturating_add(self.width as usize)
     }

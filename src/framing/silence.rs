@@ -1,16 +1,18 @@
+//! Framing by silence (idle time), as in Modbus RTU.
+
 use std::time::Duration;
 
 use super::{Framer, Place, hold};
 
-/// Frames with silence between them, such as those of Modbus RTU behind a serial device server.
+/// Frames separated by silence, such as those of Modbus RTU behind a serial device server.
 ///
-/// The silence is that of the reads: bytes that the network has brought together, or that came while the gateway did not
-/// read, cannot be told apart any more.
+/// Silence is measured between reads: frames that the network has merged, or that arrived while the gateway did not
+/// read, cannot be separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// The shortest silence that ends a frame.
+    /// Minimum silence that ends a frame.
     pub silence: Duration,
-    /// The longest frame; a longer one is skipped, up to the next silence.
+    /// Maximum size of a frame; a longer one is skipped, up to the next silence.
     pub max: usize,
 }
 

@@ -1,66 +1,87 @@
 //! gRPC handlers: the user's servers that speak ExProto.
 //!
-//! A [`Handler`] owns a small pool of HTTP/2 connections to each of its urls. They are opened by the first
-//! call and opened anew by the next call after a loss. A device's connection stays with one of them, so its
-//! events take one way; the events' order itself comes from there being only one in flight.
+//! A [`Handler`] owns the HTTP/2 connections to each of its urls (`server.rs`, `channel.rs`). A device stays with one of them. The
+//! order of its events comes from there being one at a time in flight; on streams (`device_streams.rs`) it is the order of one
+//! stream.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tonic::transport::Uri;
+use http::Uri;
+use parking_lot::Mutex;
+use prost::Message;
 
-use self::endpoint::Endpoint;
+use self::channel::Failure;
+use self::device_streams::{Delivered, DeviceStreams};
+use self::server::{Callback, Detected, Manner, Server};
 use super::CallError;
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::exproto::{self, proto};
 
-mod codec;
-mod endpoint;
+mod channel;
+mod device_streams;
 mod failure;
+mod server;
+mod tls;
 
-pub use endpoint::{ClientTls, Service, TlsError};
+pub use server::Service;
+pub(crate) use server::Streams;
+pub(crate) use tls::{ClientTls, TlsError};
 
-/// How long a call may take where nobody says another bound.
-pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// Default time limit of a call.
+pub(crate) const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// HTTP/2 connections for each url where nobody says another number.
-pub const CHANNELS_DEFAULT: usize = 2;
+/// Default number of HTTP/2 connections for each url.
+pub(crate) const CHANNELS_DEFAULT: usize = 2;
+
+/// Default limit of HTTP/2 connections for each url, where streams of devices need more.
+pub(crate) const CHANNELS_MAX_DEFAULT: usize = 1_000;
+
+/// Default number of messages in one call: EMQX sends each delivery by itself, and handlers read only the first of a batch.
+pub(crate) const MESSAGES_PER_CALL_DEFAULT: usize = 1;
 
 /// Where a gRPC handler is and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The handler's name in the configuration, in logs and metrics.
     pub name: Arc<str>,
-    /// One or more `http://` or `https://` addresses; devices are spread over them.
+    /// One or more `http://` or `https://` addresses; devices are distributed over them.
     pub urls: Vec<Uri>,
-    /// Which of ExProto's two services the servers have.
     pub service: Service,
-    /// How long a call may take.
+    /// Of a server of `ConnectionHandler`; `None`: detected.
+    pub streams: Option<Streams>,
     pub call_timeout: Duration,
     /// HTTP/2 connections for each url, `1..`.
     pub channels: usize,
+    /// Limit of them where open streams need more, `channels..`.
+    pub channels_max: usize,
+    /// Messages in one OnReceivedMessages, `1..=1000`.
+    pub messages_per_call: usize,
     /// For `https://` urls.
     pub tls: Option<ClientTls>,
 }
 
 impl Options {
-    /// Servers of which only the addresses are known.
+    /// Default options for servers at these addresses.
     pub fn new(name: Arc<str>, urls: Vec<Uri>) -> Self {
         Self {
             name,
             urls,
             service: Service::Auto,
+            streams: None,
             call_timeout: CALL_TIMEOUT_DEFAULT,
             channels: CHANNELS_DEFAULT,
+            channels_max: CHANNELS_MAX_DEFAULT,
+            messages_per_call: MESSAGES_PER_CALL_DEFAULT,
             tls: None,
         }
     }
 }
 
 /// Reads a server's address: `http://` or `https://`, a host, a port, and nothing else. `None` for any other text.
-pub fn url(text: &str) -> Option<Uri> {
+pub(crate) fn url(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
     let scheme = matches!(url.scheme_str(), Some("http" | "https"));
     let host = url.host().is_some_and(|host| !host.is_empty());
@@ -80,31 +101,27 @@ pub struct Handler(Arc<Shared>);
 struct Shared {
     name: Arc<str>,
     call_timeout: Duration,
-    /// `channels` of each url, the urls taking turns.
-    endpoints: Vec<Endpoint>,
-    /// The first so many of them are of different urls.
-    urls: usize,
+    messages_per_call: usize,
+    servers: Vec<Server>,
     next: AtomicUsize,
 }
 
 impl Handler {
-    /// Prepares the pool; nothing is connected yet.
+    /// Prepares the connections; none is made yet.
     ///
     /// # Errors
     ///
     /// [`TlsError`], when the certificates of `tls` cannot be used.
     pub fn new(options: Options) -> Result<Self, TlsError> {
-        let mut endpoints = Vec::with_capacity(options.channels * options.urls.len());
-        for _ in 0..options.channels {
-            for url in &options.urls {
-                endpoints.push(Endpoint::new(&options.name, url, options.service, options.tls.as_ref())?);
-            }
-        }
+        let manner = (options.service, options.streams);
+        let channels = (options.channels, options.channels_max);
+        let servers =
+            options.urls.iter().map(|url| Server::new(&options.name, url, options.tls.as_ref(), manner, channels));
         Ok(Self(Arc::new(Shared {
+            servers: servers.collect::<Result<_, _>>()?,
             name: options.name,
             call_timeout: options.call_timeout,
-            endpoints,
-            urls: options.urls.len(),
+            messages_per_call: options.messages_per_call.max(1),
             next: AtomicUsize::new(0),
         })))
     }
@@ -114,19 +131,14 @@ impl Handler {
         &self.0.name
     }
 
-    /// How long a call may take.
-    pub fn call_timeout(&self) -> Duration {
-        self.0.call_timeout
-    }
-
-    /// Gives a connection its place in the pool.
-    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> Remote {
-        let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
-        Remote {
+    /// Assigns a connection to a server.
+    pub fn attach(&self, conn: ConnId, info: &Arc<ConnInfo>) -> GrpcClient {
+        GrpcClient {
             handler: self.clone(),
-            endpoint: turn % self.0.endpoints.len().max(1),
+            device: self.0.next.fetch_add(1, Ordering::Relaxed),
             conn: conn.to_string().into(),
             info: Arc::clone(info),
+            streams: Arc::default(),
         }
     }
 
@@ -136,42 +148,113 @@ impl Handler {
     ///
     /// [`CallError::Unavailable`] with the last one's reason; [`CallError::Timeout`].
     pub async fn probe(&self) -> Result<(), CallError> {
-        let mut result = Err(CallError::Unavailable("the handler has no url".to_owned()));
-        for endpoint in self.0.endpoints.iter().take(self.0.urls) {
-            result = tokio::time::timeout(self.0.call_timeout, endpoint.reach())
-                .await
-                .unwrap_or(Err(CallError::Timeout(self.0.call_timeout)));
+        let mut result = Err(no_url());
+        for server in &self.0.servers {
+            result = match tokio::time::timeout(self.0.call_timeout, server.probe()).await {
+                Ok(result) => result.map_err(CallError::from),
+                Err(_) => Err(CallError::Timeout(self.0.call_timeout)),
+            };
             if result.is_ok() {
                 break;
             }
         }
         result
     }
+
+    /// The server of a device, and the device's number there.
+    fn server(&self, device: usize) -> Result<(&Server, usize), CallError> {
+        let servers = &self.0.servers;
+        let server = device.checked_rem(servers.len()).and_then(|index| servers.get(index));
+        server.map(|server| (server, device / servers.len())).ok_or_else(no_url)
+    }
+
+    async fn deliver<M: Message>(
+        &self,
+        device: usize,
+        streams: &Mutex<Option<DeviceStreams>>,
+        callback: Callback,
+        message: &M,
+    ) -> Result<(), CallError> {
+        let (server, device) = self.server(device)?;
+        let mut manner = server.manner();
+        loop {
+            match manner {
+                None => match server.detect(&server.channel(device), callback, message).await? {
+                    Detected::Delivered => return Ok(()),
+                    Detected::Manner(detected) => manner = Some(detected),
+                },
+                Some(known @ (Manner::Unary | Manner::StreamPerEvent)) => {
+                    match server.channel(device).call(callback.path(known), Some(message)).await {
+                        // Another server answers at the same address now.
+                        Err(Failure::Server(status)) if server.forget(&status) => manner = None,
+                        called => return called.map_err(CallError::from),
+                    }
+                }
+                Some(Manner::StreamPerConnection) => {
+                    // One event of a device is in flight at a time. A call that is dropped loses the streams with it.
+                    let mut open = streams.lock().take().unwrap_or_default();
+                    if callback == Callback::SocketClosed {
+                        return Ok(open.close(server, device, message).await?);
+                    }
+                    let delivered = open.deliver(server, device, callback, message).await?;
+                    if delivered == Delivered::Sent {
+                        *streams.lock() = Some(open);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Whether the server of a device answers at all, after a call timed out.
+    async fn is_alive(&self, device: usize) -> bool {
+        match self.server(device) {
+            Ok((server, device)) => server.channel(device).is_alive().await,
+            Err(_) => false,
+        }
+    }
 }
 
-/// A call in flight. It borrows nothing, so the connection goes on with its socket meanwhile.
-pub type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+fn no_url() -> CallError {
+    CallError::Unavailable("the handler has no url".to_owned())
+}
+
+/// A call in flight. It borrows nothing, so the connection serves its socket meanwhile.
+pub(crate) type Call = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
 /// One connection's side of a gRPC handler.
 #[derive(Debug)]
-pub struct Remote {
+pub struct GrpcClient {
     handler: Handler,
-    endpoint: usize,
+    device: usize,
     conn: Arc<str>,
     info: Arc<ConnInfo>,
+    /// Of a device at a streaming server; allocated by its first event.
+    streams: Arc<Mutex<Option<DeviceStreams>>>,
 }
 
-impl Remote {
-    /// How long a call may take; whoever drives the call ends it then.
+impl GrpcClient {
+    /// Time limit of a call; the driver of the call enforces it.
     pub fn call_timeout(&self) -> Duration {
-        self.handler.call_timeout()
+        self.handler.0.call_timeout
     }
 
-    /// Takes a server at another url, if there is one. It does not know the connection.
-    pub fn turn_to_another(&mut self) -> bool {
-        let shared = &self.handler.0;
-        self.endpoint = (self.endpoint + 1) % shared.endpoints.len().max(1);
-        shared.urls > 1
+    /// Most messages in one call.
+    pub fn messages_per_call(&self) -> usize {
+        self.handler.0.messages_per_call
+    }
+
+    /// Selects the server at the next url, if there is one. It does not know the connection.
+    pub fn next_endpoint(&mut self) -> bool {
+        self.device = self.device.wrapping_add(1);
+        *self.streams.lock() = None;
+        self.handler.0.servers.len() > 1
+    }
+
+    /// Whether the server still answers HTTP/2 pings: a call that timed out at a server that does not was cut off by its transport.
+    pub fn is_alive(&self) -> impl Future<Output = bool> + Send + 'static {
+        let (handler, device) = (self.handler.clone(), self.device);
+        async move { handler.is_alive(device).await }
     }
 
     /// Starts the callback for an event.
@@ -180,42 +263,46 @@ impl Remote {
     ///
     /// The call gives every [`CallError`] but the timeout.
     pub fn call(&self, event: &Event) -> Call {
-        let handler = self.handler.clone();
-        let index = self.endpoint;
         let conn = self.conn.as_ref().to_owned();
-        macro_rules! call {
-            ($method:literal, $request:expr) => {{
-                let request = $request;
-                Box::pin(async move { handler.endpoint(index)?.call(endpoint::method!($method), request).await })
-            }};
-        }
         match event {
-            Event::SocketCreated(info) => call!(
-                "OnSocketCreated",
-                proto::SocketCreatedRequest { conn, conninfo: Some(proto::ConnInfo::from(info.as_ref())) }
-            ),
-            Event::ReceivedBytes(bytes) => {
-                call!("OnReceivedBytes", proto::ReceivedBytesRequest { conn, bytes: bytes.clone() })
+            Event::SocketCreated(info) => {
+                let conninfo = Some(proto::ConnInfo::from(info.as_ref()));
+                self.start(Callback::SocketCreated, proto::SocketCreatedRequest { conn, conninfo })
             }
-            Event::TimerTimeout(timer) => call!(
-                "OnTimerTimeout",
-                proto::TimerTimeoutRequest { conn, r#type: proto::TimerType::from(*timer).into() }
-            ),
-            Event::ReceivedMessages(messages) => call!(
-                "OnReceivedMessages",
-                proto::ReceivedMessagesRequest { conn, messages: messages.iter().cloned().map(Into::into).collect() }
-            ),
-            Event::SocketClosed(reason) => call!(
-                "OnSocketClosed",
-                proto::SocketClosedRequest { conn, reason: exproto::close_reason(reason, self.info.kind) }
-            ),
+            Event::ReceivedBytes(bytes) => {
+                self.start(Callback::ReceivedBytes, proto::ReceivedBytesRequest { conn, bytes: bytes.clone() })
+            }
+            Event::TimerTimeout(timer) => {
+                let r#type = proto::TimerType::from(*timer).into();
+                self.start(Callback::TimerTimeout, proto::TimerTimeoutRequest { conn, r#type })
+            }
+            Event::ReceivedMessages(messages) => {
+                // An event of a handler before in the chain may hold more than this one takes in a call.
+                let calls: Vec<_> = messages
+                    .chunks(self.messages_per_call())
+                    .map(|messages| proto::ReceivedMessagesRequest {
+                        conn: conn.clone(),
+                        messages: messages.iter().cloned().map(Into::into).collect(),
+                    })
+                    .collect();
+                let (handler, device, streams) = (self.handler.clone(), self.device, Arc::clone(&self.streams));
+                Box::pin(async move {
+                    for request in calls {
+                        handler.deliver(device, &streams, Callback::ReceivedMessages, &request).await?;
+                    }
+                    Ok(())
+                })
+            }
+            Event::SocketClosed(reason) => {
+                let reason = exproto::close_reason(reason, self.info.kind);
+                self.start(Callback::SocketClosed, proto::SocketClosedRequest { conn, reason })
+            }
         }
     }
-}
 
-impl Handler {
-    fn endpoint(&self, index: usize) -> Result<&Endpoint, CallError> {
-        self.0.endpoints.get(index).ok_or_else(|| CallError::Unavailable("the handler has no url".to_owned()))
+    fn start<M: Message + 'static>(&self, callback: Callback, request: M) -> Call {
+        let (handler, device, streams) = (self.handler.clone(), self.device, Arc::clone(&self.streams));
+        Box::pin(async move { handler.deliver(device, &streams, callback, &request).await })
     }
 }
 
@@ -237,14 +324,6 @@ mod tests {
     }
 
     fn handler(port: u16) -> Handler {
-        Handler::new(Options {
-            name: "h".into(),
-            urls: vec![format!("http://127.0.0.1:{port}").parse().unwrap()],
-            service: Service::Auto,
-            call_timeout: Duration::from_secs(5),
-            channels: 1,
-            tls: None,
-        })
-        .unwrap()
+        Handler::new(Options::new("h".into(), vec![format!("http://127.0.0.1:{port}").parse().unwrap()])).unwrap()
     }
 }

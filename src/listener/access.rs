@@ -1,6 +1,6 @@
-//! Which addresses may connect: ordered rules, and a list of addresses that may not.
+//! Access control by address: ordered allow and deny rules, and a deny list.
 //!
-//! Pure: reading the list's file is the configuration's work. An IPv4 peer of a dual-stack socket, whose address is
+//! Pure: the configuration reads the file of the list. An IPv4 peer of a dual-stack socket, whose address is
 //! written `::ffff:10.0.0.1` there, is an IPv4 peer.
 
 use std::fmt;
@@ -15,22 +15,22 @@ use ipnet::{IpNet, Ipv4Net};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(IpNet);
 
-/// The text is no network.
+/// The text is not a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedNetwork {
     /// Neither an address nor a network.
     #[error("is not an address or a network such as \"10.1.0.0/16\" or \"2001:db8::/32\"")]
     Form,
-    /// An address inside of a network: whether the one or the other is meant is open.
+    /// An address with bits behind the prefix: whether the address or the network is meant is ambiguous.
     #[error("has bits behind its prefix; expected the network \"{network}\", or the address alone")]
     HostBits {
-        /// The network that it is in.
+        /// The network that contains it.
         network: Network,
     },
 }
 
 impl Network {
-    /// Whether the address is one of them.
+    /// Whether the address is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
@@ -87,7 +87,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// What becomes of a peer.
+/// The decision about a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// It may connect.
@@ -96,22 +96,22 @@ pub enum Effect {
     Deny,
 }
 
-/// `allow` or `deny`, and whom: `deny 10.1.0.0/16`, `allow all`.
+/// An access rule: `deny 10.1.0.0/16`, `allow all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What becomes of them.
+    /// The decision about matching addresses.
     pub effect: Effect,
-    /// Whom; all without it, of IPv4 and of IPv6.
+    /// The matching addresses; `None` is all of IPv4 and IPv6.
     pub network: Option<Network>,
 }
 
-/// The text is no rule.
+/// The text is not a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedRule {
-    /// Not two words, of which the first is known.
+    /// Not two words with a known first one.
     #[error("is not a rule such as \"deny 10.1.0.0/16\" or \"allow all\"")]
     Form,
-    /// Whom it is for is not understood.
+    /// The network is malformed.
     #[error(transparent)]
     Network(#[from] MalformedNetwork),
 }
@@ -121,7 +121,7 @@ impl FromStr for Rule {
 
     fn from_str(text: &str) -> Result<Self, MalformedRule> {
         let mut words = text.split_ascii_whitespace();
-        let (Some(effect), Some(whom), None) = (words.next(), words.next(), words.next()) else {
+        let (Some(effect), Some(addresses), None) = (words.next(), words.next(), words.next()) else {
             return Err(MalformedRule::Form);
         };
         let effect = match effect {
@@ -129,7 +129,7 @@ impl FromStr for Rule {
             "deny" => Effect::Deny,
             _ => return Err(MalformedRule::Form),
         };
-        let network = match whom {
+        let network = match addresses {
             "all" => None,
             network => Some(network.parse()?),
         };
@@ -150,15 +150,15 @@ impl fmt::Display for Rule {
     }
 }
 
-/// A set of networks that is searched in the logarithm of their number.
+/// A set of networks with binary search.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Networks {
-    /// Sorted, and neither touching nor overlapping.
+    /// Sorted; ranges neither touch nor overlap.
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
-// Not the networks: there may be a hundred thousand.
+// Without the networks: there may be a hundred thousand.
 impl fmt::Debug for Networks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Networks").field("v4", &self.v4.len()).field("v6", &self.v6.len()).finish()
@@ -166,7 +166,7 @@ impl fmt::Debug for Networks {
 }
 
 impl Networks {
-    /// Whether one of them has the address.
+    /// Whether the address is in one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             IpAddr::V4(address) => find(&self.v4, address.to_bits()),
@@ -188,13 +188,13 @@ impl FromIterator<Network> for Networks {
     }
 }
 
-/// Sorts ranges and makes one of those that touch or overlap.
+/// Sorts ranges and merges those that touch or overlap.
 fn merge<T: Ord + Copy>(mut ranges: Vec<(T, T)>, next: impl Fn(T) -> Option<T>) -> Vec<(T, T)> {
     ranges.sort_unstable();
     let mut merged: Vec<(T, T)> = Vec::new();
     for (first, last) in ranges {
         match merged.last_mut() {
-            // Without a next number nothing can begin behind this one.
+            // Without a successor of its last number, no range can begin behind this one.
             Some(before) if next(before.1).is_none_or(|next| first <= next) => before.1 = before.1.max(last),
             Some(_) | None => merged.push((first, last)),
         }
@@ -208,23 +208,23 @@ fn find<T: Ord + Copy>(ranges: &[(T, T)], wanted: T) -> bool {
     behind.checked_sub(1).and_then(|at| ranges.get(at)).is_some_and(|(_, last)| wanted <= *last)
 }
 
-/// A line of a list that is no network.
+/// A malformed line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLine {
-    /// Its number, from 1.
+    /// From 1.
     pub line: usize,
-    /// What it says.
+    /// The text of the line.
     pub found: String,
-    /// What is wrong with it.
+    /// The error.
     pub why: MalformedNetwork,
 }
 
 impl Networks {
-    /// A list with one address or network in each line. What stands behind a `#` is a comment; empty lines do not count.
+    /// Parses a list with one address or network a line. `#` begins a comment; empty lines are ignored.
     ///
     /// # Errors
     ///
-    /// The lines at fault, at least one and at most `bad_max`, which is `1..`.
+    /// The malformed lines, at least one and at most `bad_max`, which is `1..`.
     pub fn parse_list(text: &str, bad_max: usize) -> Result<Self, Vec<BadLine>> {
         let mut bad = Vec::new();
         let lines = text.lines().enumerate().filter_map(|(index, line)| {
@@ -245,17 +245,17 @@ impl Networks {
     }
 }
 
-/// Who may connect to a listener; cheap to clone.
+/// The access control of a listener; cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Looked at first: these may not, whatever the rules say.
+    /// The deny list; it precedes the rules.
     pub denied: Arc<Networks>,
-    /// In order: the first that fits decides. Whom none fits may connect.
+    /// In order: the first match decides. Addresses without a match may connect.
     pub rules: Arc<[Rule]>,
 }
 
 impl Access {
-    /// What becomes of a peer with this address.
+    /// The decision about this address.
     pub fn decide(&self, address: IpAddr) -> Effect {
         if self.denied.contains(address) {
             return Effect::Deny;
@@ -281,7 +281,7 @@ mod tests {
         access.decide(address.parse().unwrap()) == Effect::Allow
     }
 
-    /// The first rule that fits decides; whom none fits may connect.
+    /// The first match decides; addresses without a match may connect.
     #[test]
     fn the_first_rule_that_fits_decides() {
         let access = access(&["allow 10.1.2.3", "deny 10.1.0.0/16", "deny 2001:db8::/32", "allow all", "deny all"], "");
@@ -299,7 +299,7 @@ mod tests {
         assert!(allows(&Access::default(), "10.1.2.3"));
     }
 
-    /// `all` is everybody; `0.0.0.0/0` and `::/0` are everybody of one family.
+    /// `all` is both families; `0.0.0.0/0` and `::/0` are one each.
     #[test]
     fn families_are_kept_apart() {
         let v4 = access(&["deny 0.0.0.0/0"], "");
@@ -312,7 +312,7 @@ mod tests {
         assert!(!allows(&mapped, "10.9.9.9") && !allows(&mapped, "::ffff:10.9.9.9") && allows(&mapped, "11.0.0.0"));
     }
 
-    /// A list goes before the rules. A tail of a line may be a comment, and lines may end as they do on Windows.
+    /// The deny list precedes the rules. A line may end in a comment, and in CR LF.
     #[test]
     fn a_list_denies() {
         let access = access(&["allow all"], "# scanners\r\n10.0.0.1 # one\r\n\r\n  2001:db8::/32\n192.0.2.0/24");
@@ -324,20 +324,20 @@ mod tests {
         }
     }
 
-    /// Each bad line is told with its number, up to a bound.
+    /// Each malformed line is reported with its number, up to a bound.
     #[test]
     fn bad_lines_have_numbers() {
         let text = "10.0.0.1\nlocalhost # here\n10.0.0.1/8\n1.2.3.4/33\n";
-        let told = |bad_max| Networks::parse_list(text, bad_max).unwrap_err();
-        let lines: Vec<_> = told(9).into_iter().map(|bad| (bad.line, bad.found, bad.why.to_string())).collect();
+        let malformed = |bad_max| Networks::parse_list(text, bad_max).unwrap_err();
+        let lines: Vec<_> = malformed(9).into_iter().map(|bad| (bad.line, bad.found, bad.why.to_string())).collect();
         let form = "is not an address or a network such as \"10.1.0.0/16\" or \"2001:db8::/32\"";
         let bits = "has bits behind its prefix; expected the network \"10.0.0.0/8\", or the address alone";
         let line = |line, found: &str, why: &str| (line, found.to_owned(), why.to_owned());
         assert_eq!(lines, [line(2, "localhost", form), line(3, "10.0.0.1/8", bits), line(4, "1.2.3.4/33", form)]);
-        assert_eq!(told(2).len(), 2);
+        assert_eq!(malformed(2).len(), 2);
     }
 
-    /// What is written is read back; what is no rule is refused.
+    /// The printed form is parsed back; malformed rules are refused.
     #[test]
     fn rules_have_a_written_form() {
         for text in ["allow all", "deny 10.1.0.0/16", "allow 10.1.2.3", "deny 2001:db8::/32", "deny ::1"] {
@@ -352,10 +352,10 @@ mod tests {
         }
     }
 
-    /// Networks of a few neighbours, so that they touch and overlap.
+    /// Networks of few neighbouring addresses, so that they touch and overlap.
     fn networks() -> impl Strategy<Value = Vec<Network>> {
         let network = (any::<bool>(), 0u8..3, 0u8..=16, any::<u16>()).prop_map(|(v6, high, bits, low)| {
-            // The last address of all is among them.
+            // The last address is among them.
             let high = if high == 2 { 255 } else { high };
             let net = match v6 {
                 false => IpNet::new(IpAddr::V4(v4(high, low)), 16 + bits),
@@ -376,7 +376,7 @@ mod tests {
     }
 
     proptest! {
-        /// The set says of each address what asking one network after another says.
+        /// The set agrees with a linear search of the networks for each address.
         #[test]
         fn sets_agree_with_asking_each(networks in networks(), high in 0u8..3, low in any::<u16>()) {
             let set: Networks = networks.iter().copied().collect();
@@ -389,7 +389,7 @@ mod tests {
             }
         }
 
-        /// No text panics, and what is a rule is one again when it is written.
+        /// No text panics, and the printed form of a rule is parsed back.
         #[test]
         fn no_text_panics(text in "(allow|deny)? ?[0-9a-f:./ #]{0,24}", any in any::<String>()) {
             for text in [text, any] {

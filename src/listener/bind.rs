@@ -1,3 +1,5 @@
+//! Bind address of a listener: transport, IP address and port.
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -9,7 +11,7 @@ use crate::conn::SocketKind;
 pub struct Bind {
     /// The transport.
     pub transport: SocketKind,
-    /// Where; port 0 lets the system choose.
+    /// Port 0 lets the system choose.
     pub address: SocketAddr,
 }
 
@@ -19,7 +21,7 @@ impl fmt::Display for Bind {
     }
 }
 
-/// The text is no transport and address.
+/// The text is not a transport and address.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not of the form \"tcp://0.0.0.0:7993\" or \"tcp://[::]:7993\"; the transports are tcp, tls, udp and dtls")]
 pub struct MalformedBind;
@@ -39,7 +41,7 @@ impl FromStr for Bind {
 mod tests {
     use super::*;
 
-    /// The written form is read back, and what is not of the form is refused.
+    /// The printed form is parsed back; malformed text is refused.
     #[test]
     fn bind_has_a_written_form() {
         for text in ["tcp://0.0.0.0:7993", "tcp://[::1]:0", "tls://0.0.0.0:1", "udp://[::]:5", "dtls://127.0.0.1:5684"]

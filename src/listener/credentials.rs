@@ -1,5 +1,5 @@
-//! What a listener shows its peers and asks of them: certificates, keys, authorities, pre-shared keys. Read and checked,
-//! and bound to no library, so that TLS and DTLS are built from the same.
+//! Credentials of a listener: certificates, keys, certificate authorities, revocation lists, pre-shared keys. Parsed
+//! and checked, and independent of the TLS library, so that TLS and DTLS are built from the same.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,34 +14,34 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::psk::Psks;
 
-/// All of it.
+/// The credentials of one listener.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Credentials {
-    /// The listener's own certificates. A peer gets the first one that has the name it asks for and a signature it
-    /// understands; the first of all stands for names that none has. Empty only with `psks`.
+    /// The listener's certificates. A peer gets the first one with the requested name (SNI) and a signature scheme that
+    /// it supports; the first of all is the default for unknown names. Empty only with `psks`.
     pub identities: Vec<Identity>,
-    /// Whether peers are asked for certificates.
+    /// Client authentication.
     pub clients: Clients,
-    /// The versions that are spoken.
+    /// The enabled versions of TLS.
     pub versions: Versions,
     /// The pre-shared keys of peers.
     pub psks: Option<Arc<Psks>>,
 }
 
-/// Whether peers are asked for certificates, and whose are believed.
+/// Whether client certificates are requested, and the trusted authorities.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Clients {
-    /// They are not asked.
+    /// They are not requested.
     #[default]
     Unasked,
-    /// They are asked and may have none; one that they have must be good.
+    /// They are requested and optional; a present one must be valid.
     Optional(Authorities),
-    /// They must have one. A pre-shared key stands for it.
+    /// They are mandatory. A pre-shared key replaces them.
     Required(Authorities),
 }
 
 impl Clients {
-    /// Whose certificates are believed, if they are asked for.
+    /// The trusted authorities, if client certificates are requested.
     pub fn authorities(&self) -> Option<&Authorities> {
         match self {
             Self::Unasked => None,
@@ -62,12 +62,12 @@ pub enum Versions {
     Only13,
 }
 
-/// Those who sign the certificates of peers.
+/// Authorities for client certificates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Authorities {
     /// Their certificates; at least one.
     pub roots: Vec<CertificateDer<'static>>,
-    /// What they have revoked. With any list, each authority in a peer's chain must have one here.
+    /// Revocation lists. With any list, each authority in a peer's chain must have one.
     pub revoked: Vec<CertificateRevocationListDer<'static>>,
 }
 
@@ -93,42 +93,42 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Why a file is none of ours. It shows nothing of a key.
+/// Why a PEM file cannot be used. It contains nothing of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedPem {
-    /// Nothing of the kind is in it.
+    /// There is no section of this kind.
     #[error("has no {0} in PEM")]
     Lacks(&'static str),
     /// A section that cannot be decoded.
     #[error("is not PEM: {0}")]
     Pem(&'static str),
-    /// A section is PEM and yet not what its name says.
+    /// A PEM section whose content is not of its kind.
     #[error("{what} {number} cannot be read")]
     Content {
-        /// What it should be.
+        /// The expected kind.
         what: &'static str,
-        /// The how manyeth of its kind, from 1.
+        /// Its index among sections of this kind, from 1.
         number: usize,
     },
-    /// A key that a passphrase protects.
+    /// The key is encrypted.
     #[error("has an encrypted private key; expected one without a passphrase")]
     Encrypted,
-    /// A key of a kind that is not supported.
+    /// The type of key is not supported.
     #[error(
         "has a private key that cannot be used; expected RSA of 2048 to 8192 bits, ECDSA (P-256, P-384, P-521) or Ed25519"
     )]
     Key,
-    /// The certificate is of another key.
+    /// The key does not belong to the certificate.
     #[error("is not the key of the certificate")]
     OtherKey,
 }
 
 impl Identity {
-    /// Puts a chain, its leaf first, and a key together.
+    /// Combines a chain, leaf first, with its key.
     ///
     /// # Errors
     ///
-    /// [`MalformedPem`] of the key: it cannot be used, or is not that of the leaf.
+    /// [`MalformedPem`] of the key: it is not supported, or not that of the leaf.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, MalformedPem> {
         let provider = aws_lc_rs::default_provider();
         let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(|error| {
@@ -157,28 +157,28 @@ impl Identity {
         &self.key
     }
 
-    /// The chain and the key, as rustls has them.
+    /// The chain and the key in rustls' form.
     pub fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
     }
 
-    /// The DNS names that it is for, in lower case; the first label may be `*`.
+    /// The DNS names of the leaf, in lower case; the first label may be `*`.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// When the leaf ends to be valid.
+    /// The end of the leaf's validity.
     pub fn expires(&self) -> SystemTime {
         self.expires
     }
 }
 
-/// Whether a certificate's name, in lower case, is this one.
+/// Whether a certificate's name, in lower case, equals this one.
 pub(in crate::listener) fn is_name(of_certificate: &str, name: &str) -> bool {
     of_certificate == name
 }
 
-/// Whether a certificate's name stands for this one and others: `*.example` for `a.example`, and not for `a.b.example`.
+/// Whether a certificate's name is a wildcard for this one: `*.example` for `a.example`, and not for `a.b.example`.
 pub(in crate::listener) fn is_wildcard_of(of_certificate: &str, name: &str) -> bool {
     let parent =
         |name: &str| name.split_once('.').map(|(first, parent)| (!first.is_empty()).then(|| parent.to_owned()));
@@ -208,18 +208,18 @@ const REVOCATIONS: &str = "certificate revocation list";
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none, or one that cannot be read.
-pub fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, MalformedPem> {
+pub(crate) fn certificates(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, MalformedPem> {
     let all = sections(file, CERTIFICATE)?;
     each(&all, CERTIFICATE, |der| X509Certificate::from_der(der).is_ok_and(|(rest, _)| rest.is_empty()))?;
     Ok(all)
 }
 
-/// Reads the revocation lists of a file; also gives when the first of them is out of date.
+/// Reads the revocation lists of a file; also returns when the first of them expires.
 ///
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none, or one that cannot be read.
-pub fn revocations(
+pub(crate) fn revocations(
     file: &[u8],
 ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<SystemTime>), MalformedPem> {
     let all: Vec<CertificateRevocationListDer<'static>> = sections(file, REVOCATIONS)?;
@@ -240,7 +240,7 @@ pub fn revocations(
 /// # Errors
 ///
 /// [`MalformedPem`], when there is none.
-pub fn private_key(file: &[u8]) -> Result<PrivateKeyDer<'static>, MalformedPem> {
+pub(crate) fn private_key(file: &[u8]) -> Result<PrivateKeyDer<'static>, MalformedPem> {
     PrivateKeyDer::from_pem_slice(file).map_err(|error| {
         if !matches!(error, pem::Error::NoItemsFound) {
             malformed(&error)
@@ -268,7 +268,7 @@ fn each<T: AsRef<[u8]>>(
     }
 }
 
-/// Without the text of the error, which quotes what may be a key.
+/// A description without the text of the error, which may quote a key.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library may find more to refuse")]
 fn malformed(error: &pem::Error) -> MalformedPem {
     MalformedPem::Pem(match error {
@@ -283,7 +283,7 @@ fn holds(file: &[u8], mark: &[u8]) -> bool {
     file.windows(mark.len()).any(|window| window == mark)
 }
 
-/// A time from its seconds since 1970; what was before does not matter here.
+/// Seconds since 1970 as a time; earlier times are clamped.
 fn time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
@@ -314,27 +314,27 @@ mod tests {
         assert!(!format!("{identity:?}").contains(&format!("{:?}", key.serialize_der())));
     }
 
-    /// What is wrong with a file is told in words that show nothing of it.
+    /// Errors describe a file without quoting it.
     #[test]
     fn files_that_cannot_be_used() {
         let (certificate, key) = made(&["a"]);
         let key = key.serialize_pem();
         let (_, other) = made(&["a"]);
-        let told = |certificate: &str, key: &str| identity(certificate, key).unwrap_err().to_string();
-        assert_eq!(told("", &key), "has no certificate in PEM");
-        assert_eq!(told(&key, &key), "has no certificate in PEM");
-        assert_eq!(told(&certificate, &certificate), "has no private key in PEM");
+        let message = |certificate: &str, key: &str| identity(certificate, key).unwrap_err().to_string();
+        assert_eq!(message("", &key), "has no certificate in PEM");
+        assert_eq!(message(&key, &key), "has no certificate in PEM");
+        assert_eq!(message(&certificate, &certificate), "has no private key in PEM");
         assert_eq!(
-            told(&certificate, &key.replace(" PRIVATE", " ENCRYPTED PRIVATE")),
+            message(&certificate, &key.replace(" PRIVATE", " ENCRYPTED PRIVATE")),
             MalformedPem::Encrypted.to_string()
         );
-        assert_eq!(told(&certificate, &other.serialize_pem()), "is not the key of the certificate");
+        assert_eq!(message(&certificate, &other.serialize_pem()), "is not the key of the certificate");
         let half = &certificate[..certificate.len() / 2];
-        assert_eq!(told(half, &key), "is not PEM: a section has no end");
+        assert_eq!(message(half, &key), "is not PEM: a section has no end");
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert_eq!(told(&format!("{certificate}{broken}"), &key), "certificate 2 cannot be read");
+        assert_eq!(message(&format!("{certificate}{broken}"), &key), "certificate 2 cannot be read");
         let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
-        assert_eq!(told(&certificate, key), MalformedPem::Key.to_string());
+        assert_eq!(message(&certificate, key), MalformedPem::Key.to_string());
         assert_eq!(
             revocations(certificate.as_bytes()).unwrap_err().to_string(),
             "has no certificate revocation list in PEM"

@@ -1,39 +1,39 @@
-//! The peers of one datagram socket, and what waits for each. Pure: no socket, no clock, no lock.
+//! Flow table of a datagram socket, and the receive queue of each flow. Pure: no socket, no clock, no lock.
 //!
-//! A datagram socket hears everybody on one descriptor. [`Table`] tells whose a datagram is, and how many peers there
-//! may be; [`Queue`] holds what a peer has sent and its connection has not yet taken. Both are bounded, because who
-//! sends datagrams need not even own the address in them.
+//! A datagram socket receives for all peers on one descriptor. [`Table`] maps a datagram to its flow and bounds the
+//! number of flows; [`Queue`] holds the received datagrams that the connection has not taken yet. Both are bounded,
+//! because source addresses can be spoofed.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
-/// Below this many flows the table's memory is not worth giving back.
+/// Below this many flows the memory of the table is not released.
 const KEPT_CAPACITY: usize = 1024;
 
-/// Who sent a datagram, and to which of our addresses: the answer must come from there.
+/// The sender of a datagram and the local address it was sent to: the answer must come from there.
 ///
-/// A peer that speaks to two of our addresses has two flows.
+/// A peer that sends to two local addresses has two flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The peer, as the socket names it.
+    /// The peer's address on the socket.
     pub peer: SocketAddr,
-    /// Our address; `None` where the socket has only one.
+    /// The local address; `None` if the socket has only one.
     pub local: Option<IpAddr>,
 }
 
-/// Tells two flows of the same peer apart, one after the other.
+/// Distinguishes successive flows of the same peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowId(u64);
 
-/// As many flows as there may be are open.
+/// The maximum number of flows is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
 /// The flows of a socket.
 ///
-/// Peers choose their addresses, so the hashes are keyed with a secret: nobody can make them collide.
+/// Peers choose their addresses, so the hashes are keyed with a secret against collision attacks.
 #[derive(Debug)]
 pub struct Table<V> {
     flows: HashMap<Key, (FlowId, V)>,
@@ -42,17 +42,17 @@ pub struct Table<V> {
 }
 
 impl<V> Table<V> {
-    /// No flow is open; at most `flows_max` can be.
+    /// An empty table for at most `flows_max` flows.
     pub fn new(flows_max: usize) -> Self {
         Self { flows: HashMap::new(), flows_max, opened: 0 }
     }
 
-    /// From now on at most `flows_max` are opened; those beyond that are open stay.
+    /// Changes the maximum number of flows; open flows beyond it stay.
     pub fn resize(&mut self, flows_max: usize) {
         self.flows_max = flows_max;
     }
 
-    /// How many flows are open.
+    /// The number of open flows.
     pub fn len(&self) -> usize {
         self.flows.len()
     }
@@ -62,21 +62,21 @@ impl<V> Table<V> {
         self.flows.is_empty()
     }
 
-    /// Whether a new peer would be turned away.
+    /// Whether a new peer would be rejected.
     pub fn is_full(&self) -> bool {
         self.flows.len() >= self.flows_max
     }
 
-    /// The flow that a datagram belongs to.
+    /// The flow of a datagram.
     pub fn find(&self, key: &Key) -> Option<&V> {
         self.flows.get(key).map(|(_, flow)| flow)
     }
 
-    /// Opens a flow. One of the same key gives its place to it, is no longer found, and comes back.
+    /// Opens a flow. An existing flow of the same key is replaced and returned.
     ///
     /// # Errors
     ///
-    /// [`Full`], when the key is new and there are as many flows as there may be.
+    /// [`Full`]: the key is new and the maximum number of flows is open.
     pub fn open(&mut self, key: Key, flow: V) -> Result<(FlowId, Option<V>), Full> {
         if self.is_full() && !self.flows.contains_key(&key) {
             return Err(Full);
@@ -87,13 +87,13 @@ impl<V> Table<V> {
         Ok((id, replaced.map(|(_, flow)| flow)))
     }
 
-    /// Forgets a flow, unless another one has taken its place.
+    /// Removes a flow, unless another one has replaced it.
     pub fn close(&mut self, key: &Key, id: FlowId) -> Option<V> {
         if self.flows.get(key)?.0 != id {
             return None;
         }
         let (_, flow) = self.flows.remove(key)?;
-        // After a flood, its memory goes back. A quarter, so that a table that breathes is not copied at each breath.
+        // Memory is released after a flood. At a quarter, so that an oscillating table is not copied each time.
         if self.flows.capacity() > KEPT_CAPACITY && self.flows.len() < self.flows.capacity() / 4 {
             self.flows.shrink_to(self.flows.len() * 2);
         }
@@ -101,7 +101,7 @@ impl<V> Table<V> {
     }
 }
 
-/// What one flow may hold of what its connection has not yet taken.
+/// Bounds of a flow's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Datagrams, `1..`; empty ones count too.
@@ -113,50 +113,51 @@ pub struct Bounds {
 /// Why a datagram was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueFull {
-    /// There are as many datagrams as there may be.
+    /// The maximum number of datagrams is queued.
     Datagrams,
-    /// There are as many bytes as there may be.
+    /// The maximum number of bytes is queued.
     Bytes,
 }
 
-/// The datagrams of one flow that wait, oldest first, each a whole.
+/// The queued datagrams of one flow, oldest first.
 #[derive(Debug)]
 pub struct Queue {
     bounds: Bounds,
-    /// The oldest; the queue holds the others. Mostly there is one at a time, and then no queue.
+    /// The oldest; `more` holds the others. Mostly there is one at a time, and then no allocation.
     first: Option<Bytes>,
     more: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl Queue {
-    /// Nothing waits.
+    /// An empty queue.
     pub fn new(bounds: Bounds) -> Self {
         Self { bounds, first: None, more: VecDeque::new(), bytes: 0 }
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    /// How many datagrams wait.
+    /// The number of queued datagrams.
     pub fn len(&self) -> usize {
         self.more.len() + usize::from(self.first.is_some())
     }
 
-    /// How many bytes wait.
+    /// The number of queued bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Queues a datagram; what waits already is never given up for it.
+    /// Queues a datagram; queued ones are never dropped for it.
     ///
-    /// The bytes are copied, because those of one datagram would otherwise keep the whole buffer that it was received in.
+    /// The bytes are copied, because those of one datagram would otherwise keep the whole buffer that it was received
+    /// in.
     ///
     /// # Errors
     ///
-    /// [`QueueFull`], with the bound that is reached.
+    /// [`QueueFull`], with the reached bound.
     pub fn push(&mut self, datagram: &[u8]) -> Result<(), QueueFull> {
         if self.len() >= self.bounds.datagrams_max {
             return Err(QueueFull::Datagrams);
@@ -179,13 +180,13 @@ impl Queue {
         self.bytes -= first.len();
         self.first = self.more.pop_front();
         if self.more.is_empty() && self.more.capacity() > 0 {
-            // An idle flow keeps no memory for what once waited.
+            // An idle flow keeps no memory of its queue.
             self.more = VecDeque::new();
         }
         Some(first)
     }
 
-    /// Drops what waits, and tells how many datagrams that were.
+    /// Drops the queued datagrams, and returns their number.
     pub fn clear(&mut self) -> usize {
         let dropped = self.len();
         *self = Self::new(self.bounds);
@@ -193,9 +194,9 @@ impl Queue {
     }
 }
 
-/// The datagrams that one read has brought together: all are as long as the first, but for the last.
+/// Splits one read into the datagrams that the kernel coalesced (UDP GRO): all but the last have the same length.
 ///
-/// A datagram may be empty, and then it is alone.
+/// An empty datagram is never coalesced.
 pub fn split(bytes: &[u8], datagram_bytes: usize) -> impl Iterator<Item = &[u8]> {
     let empty = bytes.is_empty().then_some(bytes);
     let size = if datagram_bytes == 0 { bytes.len().max(1) } else { datagram_bytes };
@@ -212,14 +213,14 @@ mod tests {
     use super::*;
 
     fn key(number: u16) -> Key {
-        // Few peers and two addresses of ours, so that keys differ in one part only.
+        // Few peers and two local addresses, so that keys differ in one part only.
         let local = Ipv4Addr::new(127, 0, 0, 1 + (number % 2) as u8);
         Key { peer: SocketAddr::from(([10, 0, 0, 1], number / 2)), local: Some(local.into()) }
     }
 
     proptest! {
-        /// The table does what a plain map of the newest flow of each key would do, up to its bound; a flow that was
-        /// replaced cannot close its successor.
+        /// The table agrees with a plain map of the newest flow of each key, up to its bound; a replaced flow cannot
+        /// close its successor.
         #[test]
         fn it_finds_the_newest_flow(steps in proptest::collection::vec((0..3u8, 0..12u16), 0..200)) {
             const FLOWS_MAX: usize = 8;
@@ -256,7 +257,7 @@ mod tests {
             }
         }
 
-        /// What was queued comes out once, in order, with its borders; what was not was over a bound.
+        /// Queued datagrams come out once, in order and whole; the others exceeded a bound.
         #[test]
         fn datagrams_keep_their_order_and_borders(
             steps in proptest::collection::vec(prop_oneof![3 => (0..40usize).prop_map(Some), 2 => Just(None)], 0..200),
@@ -291,7 +292,7 @@ mod tests {
             prop_assert_eq!((queue.len(), queue.bytes(), queue.pop()), (0, 0, None));
         }
 
-        /// No byte of a read is lost or doubled, and only the last datagram may be shorter.
+        /// No byte of a read is lost or duplicated, and only the last datagram may be shorter.
         #[test]
         fn a_read_is_split_at_its_borders(length in 0..300usize, datagram_bytes in 0..80usize) {
             let bytes: Vec<u8> = (0..length).map(|byte| byte as u8).collect();
@@ -306,7 +307,7 @@ mod tests {
         }
     }
 
-    /// An empty datagram is one datagram, and not none.
+    /// An empty datagram is one datagram.
     #[test]
     fn an_empty_datagram_is_one() {
         assert_eq!(split(b"", 0).collect::<Vec<_>>(), [b""]);
@@ -314,7 +315,7 @@ mod tests {
         assert_eq!(split(b"abcde", 2).collect::<Vec<_>>(), [&b"ab"[..], b"cd", b"e"]);
     }
 
-    /// A flood's memory is given back when its flows are gone.
+    /// The memory of a flood is released when its flows are gone.
     #[test]
     fn a_flood_leaves_no_memory_behind() {
         let mut table = Table::new(usize::MAX);

@@ -1,11 +1,11 @@
-//! How handshakes fail, for TLS and DTLS alike.
+//! Handshake errors of TLS and DTLS.
 
 use std::io;
 
-/// Why a peer's handshake came to nothing. The peer is the cause of all but [`Ours`](Self::Ours).
+/// Why a handshake failed. The peer is the cause of all but [`Ours`](Self::Ours).
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The peer ended the connection before.
+    /// The peer closed during the handshake.
     #[error("ended the connection during the handshake")]
     Closed,
     /// The peer does not speak TLS.
@@ -14,40 +14,40 @@ pub enum HandshakeError {
     /// The peer has no certificate, and one is required.
     #[error("has no certificate")]
     NoCertificate,
-    /// The peer's certificate is not signed by one of the authorities.
+    /// The peer's certificate is not signed by a trusted authority.
     #[error("its certificate is not signed by an authority of client_ca_file")]
     UnknownAuthority,
-    /// The peer's certificate, or one of its chain, is not valid any more or not yet.
+    /// The peer's certificate, or one of its chain, is expired or not valid yet.
     #[error("its certificate has expired, or is not valid yet")]
     Expired,
-    /// The peer's certificate, or one of its chain, is in a revocation list.
+    /// The peer's certificate, or one of its chain, is revoked.
     #[error("its certificate is revoked")]
     Revoked,
-    /// The peer's certificate is not good for another reason.
+    /// The peer's certificate is refused for another reason.
     #[error("its certificate is refused: {0}")]
     BadCertificate(String),
-    /// The peer speaks none of the versions.
-    #[error("speaks no version that is allowed here")]
+    /// There is no version in common.
+    #[error("has no TLS version in common with the listener")]
     NoSharedVersion,
-    /// The peer knows no cipher suite, key exchange or kind of signature that is known here.
+    /// There is no cipher suite, key exchange or signature scheme in common.
     #[error("has no cipher suite, key exchange or kind of signature in common with the listener")]
     NoSharedCipher,
-    /// The peer's pre-shared key is another, or its identity is not known.
-    #[error("its pre-shared key is another one, or its identity is not known")]
+    /// The peer's pre-shared key is wrong, or its identity unknown.
+    #[error("its pre-shared key is wrong, or its identity is unknown")]
     WrongKey,
-    /// The peer has refused us, for example because it does not believe the listener's certificate.
+    /// The peer has sent an alert, for example because it rejects the listener's certificate.
     #[error("refused the handshake with the alert {0}")]
     Refused(String),
-    /// The peer breaks the protocol.
-    #[error("breaks the protocol: {0}")]
+    /// The peer violated the protocol.
+    #[error("protocol violation: {0}")]
     Broken(String),
-    /// The system, or our own side, failed.
-    #[error("the handshake failed on our side: {0}")]
+    /// The gateway or the system failed.
+    #[error("the handshake failed in the gateway: {0}")]
     Ours(String),
 }
 
 impl HandshakeError {
-    /// Its name in metrics.
+    /// The reason label in metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Closed => "handshake_closed",
@@ -68,7 +68,7 @@ impl HandshakeError {
 }
 
 impl From<io::Error> for HandshakeError {
-    /// Of the socket, or of rustls inside of it.
+    /// An error of the socket, or of rustls inside of it.
     fn from(error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(inner) => inner.into(),

@@ -1,4 +1,4 @@
-//! OpenSSL's side of a listener: it serves what rustls does not have, pre-shared keys and DTLS.
+//! OpenSSL contexts of listeners: pre-shared keys and DTLS, which rustls does not support.
 
 use std::ffi::{c_int, c_long};
 use std::ptr;
@@ -17,18 +17,18 @@ use super::credentials::{Authorities, Clients, Credentials, Identity, is_name, i
 use super::handshake::HandshakeError;
 use super::psk::{self, Psk};
 
-/// Suites for peers with a key of TLS 1.2 and before, the best first. Those of 8-byte tags are the only ones that some small
-/// devices have.
+/// Suites with a pre-shared key up to TLS 1.2, in order of preference. Some small devices support only those with
+/// 8-byte tags.
 const PSK_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
     PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-CHACHA20-POLY1305:PSK-AES256-CCM:PSK-AES128-CCM:\
     PSK-AES256-CBC-SHA384:PSK-AES128-CBC-SHA256:PSK-AES256-CCM8:PSK-AES128-CCM8";
 
-/// Suites for peers that go by the listener's certificate.
+/// Suites with the listener's certificate.
 const CERTIFICATE_SUITES: &str = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
     ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
     ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305";
 
-/// Builds what every handshake of a listener starts from.
+/// The context of all handshakes of a listener.
 ///
 /// Sessions are not resumed: a handshake with a pre-shared key costs little more than that.
 ///
@@ -55,13 +55,13 @@ pub(in crate::listener) fn context(
     Ok(main.build())
 }
 
-/// Lets a peer that asks for the name of an identity have that one's context.
+/// Selects the context of an identity by the requested name (SNI).
 pub(in crate::listener) fn choose_by_name(main: &mut SslContextBuilder, identities: &[Identity], all: Vec<SslContext>) {
     let names: Vec<Vec<String>> = identities.iter().map(|identity| identity.names().to_vec()).collect();
     main.set_servername_callback(move |ssl, alert| choose(ssl, alert, &names, &all));
 }
 
-/// The context with the certificate for the name that the peer asks for; without one that has it, the first stays.
+/// The context with the certificate for the requested name; the default stays if no certificate has the name.
 fn choose(ssl: &mut SslRef, alert: &mut SslAlert, names: &[Vec<String>], all: &[SslContext]) -> Result<(), SniError> {
     let fitting = ssl.servername(NameType::HOST_NAME).map(|name| name.to_ascii_lowercase()).and_then(|name| {
         let fits = |fits: fn(&str, &str) -> bool| names.iter().position(|all| all.iter().any(|of| fits(of, &name)));
@@ -81,7 +81,7 @@ fn prepare(
     credentials: &Credentials,
     identity: Option<&Identity>,
 ) -> Result<(), ErrorStack> {
-    // A write that the socket could not take may be tried again from another place in memory, and with more behind it.
+    // A write that would block may be retried from another place in memory, and with more bytes.
     context.set_mode(
         SslMode::AUTO_RETRY
             | SslMode::ENABLE_PARTIAL_WRITE
@@ -95,8 +95,8 @@ fn prepare(
             | SslOptions::CIPHER_SERVER_PREFERENCE,
     );
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // To OpenSSL a pre-shared key of TLS 1.3 is a session; without a name for its kind it takes none where peers are asked for
-    // certificates.
+    // OpenSSL treats a pre-shared key of TLS 1.3 as a session; without a session id context it refuses them if client
+    // certificates are requested.
     context.set_session_id_context(b"polygate")?;
     if let Some(identity) = identity {
         let mut chain = identity.chain().iter();
@@ -111,10 +111,10 @@ fn prepare(
     }
     match (&credentials.psks, identity) {
         (Some(psks), identity) => {
-            // Suites with short tags are below the level that certificates of peers must have.
+            // Suites with short tags are below the security level for certificates.
             let (certificate_suites, level) = if identity.is_some() { (CERTIFICATE_SUITES, 1) } else { ("", 0) };
             context.set_cipher_list(&format!("{certificate_suites}:{PSK_SUITES}:@SECLEVEL={level}"))?;
-            // A key of this kind goes with SHA-256 alone.
+            // A PSK of this kind is bound to SHA-256.
             context.set_ciphersuites("TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256")?;
             psk::serve(context, std::sync::Arc::clone(psks))?;
         }
@@ -123,7 +123,7 @@ fn prepare(
     ask(context, &credentials.clients)
 }
 
-/// Asks peers for certificates.
+/// Requests client certificates.
 pub(in crate::listener) fn ask(context: &mut SslContextBuilder, clients: &Clients) -> Result<(), ErrorStack> {
     match clients {
         Clients::Unasked => context.set_verify(SslVerifyMode::NONE),
@@ -148,7 +148,7 @@ fn believe(context: &mut SslContextBuilder, authorities: &Authorities, mode: Ssl
         context.cert_store_mut().set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)?;
     }
     context.set_verify_callback(mode, |is_good, chain| {
-        // A list that is out of date still says who is revoked; without it nobody could come in.
+        // An outdated list still revokes; otherwise no peer could connect.
         is_good || chain.error().as_raw() == ffi::X509_V_ERR_CRL_HAS_EXPIRED
     });
     Ok(())
@@ -165,8 +165,8 @@ fn add_revoked(context: &mut SslContextBuilder, list: &[u8]) -> Result<(), Error
     };
     let mut begin = list.as_ptr();
     #[expect(unsafe_code, reason = "the library has no call for a revocation list in memory")]
-    // SAFETY: `begin` points to `length` bytes, which are only read. The list that comes of them is not null when it is
-    // used, the store takes its own reference to it, and ours is given back. The context lives, and so does its store.
+    // SAFETY: `begin` points to `length` bytes, which are only read. The parsed list is not null when it is used, the
+    // store takes its own reference to it, and ours is released. The context lives, and so does its store.
     let is_added = unsafe {
         let list = ffi::d2i_X509_CRL(ptr::null_mut(), &raw mut begin, length);
         if list.is_null() {
@@ -179,7 +179,7 @@ fn add_revoked(context: &mut SslContextBuilder, list: &[u8]) -> Result<(), Error
     if is_added { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
-/// What a handshake that failed is to the listener.
+/// Classifies a failed handshake.
 pub(in crate::listener) fn failure(error: &ssl::Error, ssl: &SslRef) -> HandshakeError {
     if let Some(stack) = error.ssl_error().filter(|stack| !stack.errors().is_empty()) {
         return of_stack(stack, ssl);
@@ -190,7 +190,7 @@ pub(in crate::listener) fn failure(error: &ssl::Error, ssl: &SslRef) -> Handshak
     HandshakeError::Ours(error.to_string())
 }
 
-/// Numbers of `openssl/sslerr.h`. They are part of the library's interface, and its crate has few of them.
+/// Numbers of `openssl/sslerr.h`. They are part of the library's interface; its crate has few of them.
 mod reason {
     pub(super) const HTTP_REQUEST: i32 = 156;
     pub(super) const HTTPS_PROXY_REQUEST: i32 = 155;
@@ -208,12 +208,12 @@ mod reason {
     pub(super) const DIGEST_CHECK_FAILED: i32 = 149;
     pub(super) const PSK_IDENTITY_NOT_FOUND: i32 = 223;
     pub(super) const UNEXPECTED_EOF: i32 = 294;
-    /// An alert of the peer has this added to its number.
+    /// Added to the number of an alert from the peer.
     pub(super) const ALERT: i32 = 1000;
 }
 
 fn of_stack(stack: &ErrorStack, ssl: &SslRef) -> HandshakeError {
-    // The signature of an authority of the same name and another key is told of before that which it means.
+    // An error about the signature of another authority with the same name precedes the relevant error.
     let refused = |error: &&openssl::error::Error| error.reason_code() == reason::CERTIFICATE_VERIFY_FAILED;
     let Some(first) = stack.errors().iter().find(refused).or(stack.errors().first()) else {
         return HandshakeError::Closed;

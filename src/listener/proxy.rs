@@ -1,12 +1,12 @@
-//! The PROXY header, by which a load balancer says whose connection it passes on.
+//! PROXY protocol: the header in which a load balancer passes on the address of its client.
 //!
-//! Both versions are read, as in the protocol's text (haproxy.org/download/3.0/doc/proxy-protocol.txt): a line of at most 107
-//! bytes, or a signature of 12 bytes, 4 more, and as many as those say. Whatever stands behind is left in
-//! the socket. What a header says besides addresses (its TLVs) does not count.
+//! Both versions are read, as specified (haproxy.org/download/3.0/doc/proxy-protocol.txt): a line of at most 107
+//! bytes, or a signature of 12 bytes, 4 more, and as many as those say. The bytes after the header stay in the socket.
+//! TLVs are ignored.
 //!
-//! A header of another sender than a TCP connection over IP carries no address that could stand for a peer: `UNKNOWN`,
-//! `LOCAL` (the balancer's own health checks), an unspecified family, datagrams, and a Unix socket, whose client
-//! is on the balancer's machine. The socket's own addresses stay then.
+//! A header for anything but a TCP connection over IP carries no address for a peer: `UNKNOWN`, `LOCAL` (the balancer's
+//! own health checks), an unspecified family, datagrams, and a Unix socket, whose client is on the balancer's machine.
+//! Then the addresses of the socket are kept.
 
 use std::fmt;
 use std::io;
@@ -19,27 +19,27 @@ use tokio::net::TcpStream;
 
 use super::access::Networks;
 
-/// Longest header of version 2 that is read, in bytes. Its addresses take at most 232; the rest are TLVs, of
-/// which the largest that balancers send are a certificate's names.
+/// Longest accepted header of version 2, in bytes. Its addresses take at most 232; the rest are TLVs, of which the
+/// largest that balancers send are a certificate's names.
 pub const BYTES_MAX: usize = 4096;
 
-/// Longest header of version 1, in bytes; the protocol says so.
+/// Longest header of version 1, in bytes, by the specification.
 const LINE_BYTES_MAX: usize = 107;
 
-/// Bytes of a header of version 2 up to and with its length.
+/// Length of the fixed part of a header of version 2.
 const FIXED_BYTES: usize = 16;
 
-/// How a listener reads PROXY headers.
+/// PROXY headers of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Who may send one; without it, everybody: then nobody but the balancer should reach the listener.
+    /// The trusted senders; `None` is all: then only the balancer should be able to reach the listener.
     pub trusted: Option<Networks>,
-    /// How long a peer may take to send one.
+    /// Deadline of the header.
     pub timeout: Duration,
 }
 
 impl Options {
-    /// Whether a header from this address is believed.
+    /// Whether a header from this address is trusted.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.as_ref().is_none_or(|trusted| trusted.contains(address))
     }
@@ -48,27 +48,27 @@ impl Options {
 /// The addresses that a header carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carried {
-    /// Who has connected to the balancer.
+    /// The client of the balancer.
     pub peer: SocketAddr,
-    /// Where.
+    /// The address of the balancer that it connected to.
     pub local: SocketAddr,
 }
 
-/// What the first bytes of a connection are.
+/// The result of a scan of the first bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// All of them belong to a header, and more of it must come.
+    /// The beginning of a header.
     Partial,
-    /// A header, and perhaps something behind it.
+    /// A header, and perhaps more bytes.
     Whole {
-        /// Its length, in bytes.
+        /// In bytes.
         len: usize,
-        /// What it carries; `None` when the socket's own addresses stay.
+        /// Its addresses; `None` keeps those of the socket.
         carried: Option<Carried>,
     },
 }
 
-/// Bytes as an error shows them: quoted, escaped, and not many.
+/// Bytes in an error: quoted, escaped, truncated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found(Box<[u8]>);
 
@@ -84,59 +84,59 @@ impl fmt::Display for Found {
     }
 }
 
-/// The bytes are no PROXY header.
+/// The bytes are not a PROXY header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// They begin in another way: most likely somebody speaks who is no balancer.
+    /// They begin differently: most likely the sender is no balancer.
     #[error("expected a PROXY header, found {found}")]
     Beginning {
-        /// How they begin.
+        /// The first bytes.
         found: Found,
     },
-    /// A line of version 1 that is wrong.
+    /// A malformed line of version 1.
     #[error("expected {expected} in the line of a PROXY header, found {found}")]
     Line {
-        /// What should be there.
+        /// The expected field.
         expected: &'static str,
-        /// The line, as far as it has come.
+        /// The line, as far as received.
         found: Found,
     },
-    /// A header of version 2 whose fixed part is wrong.
+    /// A header of version 2 with a malformed fixed part.
     #[error("expected {expected} in a PROXY header, found {found:#04x}")]
     Byte {
-        /// What should be there.
+        /// The expected value.
         expected: &'static str,
-        /// What is there.
+        /// The received byte.
         found: u8,
     },
-    /// A length that its addresses do not fit in.
+    /// A length that is too short for its addresses.
     #[error("expected at least {expected} bytes of addresses in a PROXY header, found {found}")]
     Short {
-        /// What the addresses take.
+        /// The length of the addresses.
         expected: usize,
-        /// What the header says.
+        /// The length in the header.
         found: usize,
     },
-    /// Longer than any balancer has reason to.
+    /// Longer than headers of balancers are.
     #[error("expected a PROXY header of at most {bytes_max} bytes, found {found}")]
     Long {
         /// The bound.
         bytes_max: usize,
-        /// What the header says.
+        /// The length in the header.
         found: usize,
     },
 }
 
-/// Why a connection has no PROXY header.
+/// Why no PROXY header could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It begins with something else.
+    /// The connection begins with other bytes.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The peer has closed it before.
+    /// The peer has closed before the header was complete.
     #[error("expected a PROXY header, found the end after {bytes} bytes")]
     Ended {
-        /// How much of the header had come.
+        /// The number of received bytes.
         bytes: usize,
     },
     /// The socket failed.
@@ -144,13 +144,14 @@ pub enum ReadError {
     Socket(#[from] io::Error),
 }
 
-/// Reads the header at the beginning of a connection, and not a byte more. Has no deadline of its own.
+/// Reads exactly the header at the beginning of a connection. Has no deadline of its own.
 ///
 /// # Errors
 ///
-/// [`ReadError`]; what was read is lost then, and so is the connection. The same holds when this is dropped before it is done.
-pub async fn read(stream: &mut TcpStream) -> Result<Option<Carried>, ReadError> {
-    // The usual header comes at once and is looked at in one piece; only what surely belongs to it is taken out of the socket.
+/// [`ReadError`]; the received bytes are lost then, and so is the connection. Not cancel safe, for the same reason.
+pub(crate) async fn read(stream: &mut TcpStream) -> Result<Option<Carried>, ReadError> {
+    // The usual header arrives at once and is scanned in one piece; only bytes that belong to it are taken out of the
+    // socket.
     const CHUNK: usize = 256;
     let mut header = Vec::with_capacity(CHUNK);
     loop {
@@ -173,11 +174,11 @@ pub async fn read(stream: &mut TcpStream) -> Result<Option<Carried>, ReadError> 
     }
 }
 
-/// Finds the header that these bytes begin with.
+/// Scans the header at the beginning of these bytes.
 ///
 /// # Errors
 ///
-/// [`Malformed`], as soon as no bytes that could follow would make it a header.
+/// [`Malformed`], as soon as no continuation could make it a header.
 pub fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
     const LINE: &[u8] = b"PROXY ";
     if begins(bytes, v2::PROTOCOL_PREFIX) {
@@ -189,7 +190,7 @@ pub fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
     }
 }
 
-/// Whether the bytes begin with these, or may once more of them have come.
+/// Whether the bytes are a prefix of `with`, or begin with it.
 fn begins(bytes: &[u8], with: &[u8]) -> bool {
     let common = bytes.len().min(with.len());
     bytes[..common] == with[..common]
@@ -209,11 +210,11 @@ fn scan_line(bytes: &[u8]) -> Result<Scan, Malformed> {
         Some(at) => at,
     };
     let (line, len) = (&bytes[..end], end + 2);
-    // Whatever stands behind this word does not count, and the library would have it be four words.
+    // The rest of this line is ignored, but the library requires four words.
     if line == b"PROXY UNKNOWN" || line.starts_with(b"PROXY UNKNOWN ") {
         return Ok(Scan::Whole { len, carried: None });
     }
-    // Numbers with a sign are numbers to the library.
+    // The library accepts numbers with a sign.
     if line.contains(&b'+') {
         return wrong("a port without a sign", line);
     }
@@ -234,7 +235,7 @@ fn scan_line(bytes: &[u8]) -> Result<Scan, Malformed> {
     Ok(Scan::Whole { len, carried })
 }
 
-/// What should have been there.
+/// The expected field.
 fn expected_in_line(error: &v1::BinaryParseError) -> &'static str {
     use v1::ParseError::{
         HeaderTooLong, InvalidDestinationAddress, InvalidDestinationPort, InvalidPrefix, InvalidProtocol,
@@ -265,7 +266,7 @@ fn scan_fields(bytes: &[u8]) -> Result<Scan, Malformed> {
     if len > BYTES_MAX {
         return Err(Malformed::Long { bytes_max: BYTES_MAX, found: len });
     }
-    // With this command the family does not count, and the library would have it be one it knows.
+    // With this command the family is ignored, but the library requires a known one.
     if fixed[12] == VERSION_AND_LOCAL {
         return Ok(if bytes.len() < len { Scan::Partial } else { Scan::Whole { len, carried: None } });
     }
@@ -338,7 +339,7 @@ mod tests {
         Carried { peer: peer.parse().unwrap(), local: local.parse().unwrap() }
     }
 
-    /// A header of version 2 with these bytes behind the signature and this much behind them.
+    /// A header of version 2 with these bytes after the signature, and `rest`.
     fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
         [v2::PROTOCOL_PREFIX, &[command, family], &len, rest].concat()
@@ -346,7 +347,7 @@ mod tests {
 
     const IPV4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 0x04, 0x01, 0xbb];
 
-    /// The examples of the protocol's text, and the longest line there can be.
+    /// The examples of the specification, and the longest possible line.
     #[test]
     fn lines_are_read() {
         let v4 = pair("192.168.0.1:56324", "192.168.0.11:443");
@@ -366,14 +367,14 @@ mod tests {
     fn fields_are_read() {
         let v4 = pair("192.0.2.1:56324", "198.51.100.1:443");
         assert_eq!(whole(&binary(0x21, 0x11, &IPV4)), Some(v4));
-        // A TLV behind the addresses, and something that is none.
+        // A TLV after the addresses, and a malformed one.
         assert_eq!(whole(&binary(0x21, 0x11, &[&IPV4[..], &[4, 0, 1, 42], &[1, 255, 255]].concat())), Some(v4));
         let mut v6 = [0; 36];
         (v6[0], v6[15], v6[16], v6[31], v6[33], v6[35]) = (0x20, 1, 0x20, 2, 80, 81);
         assert_eq!(whole(&binary(0x21, 0x21, &v6)), Some(pair("[2000::1]:80", "[2000::2]:81")));
     }
 
-    /// The socket's own addresses stay for whatever is no TCP connection over IP.
+    /// The addresses of the socket are kept for anything but a TCP connection over IP.
     #[test]
     fn other_senders_carry_no_address() {
         for (command, family, rest) in [
@@ -391,9 +392,9 @@ mod tests {
         }
     }
 
-    /// What is no header is refused as soon as that is known, in words.
+    /// Malformed headers are refused as early as possible, with a description.
     #[test]
-    fn what_is_no_header_is_refused() {
+    fn malformed_headers_are_refused() {
         assert_eq!(refused(b"GET / HTTP/1.1\r\nHost: a"), r#"expected a PROXY header, found "GET / HTTP/1.1\r\n""#);
         assert_eq!(refused(b"\x16\x03"), r#"expected a PROXY header, found "\x16\x03""#);
         assert_eq!(refused(b"PROXYX"), r#"expected a PROXY header, found "PROXYX""#);
@@ -452,7 +453,7 @@ mod tests {
         }
     }
 
-    /// Bytes that are nearly a header, or not at all.
+    /// Random bytes, some close to a header.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         let line = "PROXY (TCP4|TCP6|UNKNOWN|TCP)( [0-9.:a-f+]{1,12}){0,5}(\r\n|\n|\r|)".prop_map(String::into_bytes);
         let fields =
@@ -463,14 +464,14 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes arrive, the verdict is the same, and what is behind a header is never counted in.
+        /// However the bytes are split, the result is the same, and bytes after the header are never counted in.
         #[test]
         fn cutting_changes_nothing(bytes in bytes(), behind in prop::collection::vec(any::<u8>(), 0..20)) {
             let all = [&bytes[..], &behind].concat();
             let verdict = scan(&all);
             for cut in 0..all.len() {
                 match (scan(&all[..cut]), &verdict) {
-                    // A longer piece may tell more of the same.
+                    // A longer prefix may have a more specific result.
                     (Ok(Scan::Partial), _) | (Err(_), Err(_)) => {}
                     (Ok(whole), verdict) => prop_assert_eq!(Ok(&whole), verdict.as_ref()),
                     (Err(error), Ok(verdict)) => prop_assert!(false, "{} is no error: {:?}", error, verdict),
@@ -483,7 +484,7 @@ mod tests {
             }
         }
 
-        /// What a balancer writes is read back.
+        /// A header written by a balancer is read back.
         #[test]
         fn addresses_come_through(v4 in any::<(u32, u32)>(), v6 in any::<(u128, u128)>(), ports in any::<(u16, u16)>()) {
             let v4 = (SocketAddr::from((v4.0.to_be_bytes(), ports.0)), SocketAddr::from((v4.1.to_be_bytes(), ports.1)));
@@ -498,7 +499,7 @@ mod tests {
         }
     }
 
-    /// Byte by byte or at once: the header is taken out of the socket and what stands behind it is left there.
+    /// Byte by byte or at once: the header is taken out of the socket, and the following bytes stay there.
     #[tokio::test]
     async fn not_a_byte_too_much() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! Pre-shared keys of devices, for TLS and DTLS alike.
+//! Pre-shared keys of devices for TLS and DTLS.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,16 +9,16 @@ use openssl::ssl::{Ssl, SslContextBuilder, SslRef};
 use secrecy::{ExposeSecret, SecretSlice};
 use std::sync::{Arc, OnceLock};
 
-/// Lengths of an identity, in bytes. RFC 4279 §5.3 asks for 128.
+/// Maximum length of an identity, in bytes. RFC 4279 section 5.3 requires support for 128.
 const IDENTITY_BYTES_MAX: usize = 128;
 
-/// Lengths of a key, in bytes. RFC 4279 §5.3 asks for 64; OpenSSL takes 256.
+/// Maximum length of a key, in bytes. RFC 4279 section 5.3 requires support for 64; OpenSSL supports 256.
 const KEY_BYTES_MAX: usize = 256;
 
-/// A key of fewer bytes can be found by trying.
+/// A shorter key can be found by brute force.
 const KEY_BYTES_STRONG: usize = 16;
 
-/// Keys by identity. What it prints shows neither.
+/// Keys by identity. `Debug` shows neither.
 #[derive(Default)]
 pub struct Psks(HashMap<Box<str>, SecretSlice<u8>>);
 
@@ -37,40 +37,40 @@ impl fmt::Debug for Psks {
     }
 }
 
-/// A line of a file of keys that cannot be used. It does not show what stands there.
+/// A malformed line of a key file. It does not quote the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct MalformedPsk {
     /// From 1.
     pub line: usize,
-    /// What is wrong.
+    /// The error.
     pub what: PskFault,
 }
 
-/// What can be wrong with a line.
+/// The error of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PskFault {
-    /// Not of the form.
+    /// Malformed.
     #[error("expected \"identity:key\", with the key in hexadecimal digits")]
     Form,
-    /// An identity that no device could send.
+    /// The identity is too long or empty.
     #[error("the identity has {0} bytes, which is outside 1..=128")]
     Identity(usize),
-    /// A key that is too short or too long.
+    /// The key is too short or too long.
     #[error("the key has {0} bytes, which is outside 1..=256")]
     Key(usize),
-    /// The identity was there before.
+    /// The identity is duplicated.
     #[error("the identity is there already")]
     Twice,
 }
 
 impl Psks {
-    /// Reads the lines of a file: `identity:key`, the key in hexadecimal digits. The identity goes up to the last colon, so
-    /// it may have colons itself. Empty lines do not count, nor do lines that begin with `#`.
+    /// Parses the lines of a file: `identity:key`, the key in hexadecimal digits. The identity ends at the last colon,
+    /// so it may contain colons. Empty lines and lines that begin with `#` are ignored.
     ///
     /// # Errors
     ///
-    /// The first line that cannot be used.
+    /// The first malformed line.
     pub fn parse(text: &str) -> Result<Self, MalformedPsk> {
         let mut psks = HashMap::new();
         for (index, line) in text.lines().enumerate() {
@@ -104,16 +104,16 @@ impl Psks {
         self.0.is_empty()
     }
 
-    /// The number of keys that are too short to withstand somebody who tries them all.
+    /// The number of keys that are short enough for brute force.
     pub fn weak(&self) -> usize {
         self.0.values().filter(|key| key.expose_secret().len() < KEY_BYTES_STRONG).count()
     }
 
-    /// Writes the key of an identity to `out` and gives its length, 0 for no key at all.
+    /// Writes the key of an identity to `out` and returns its length, 0 for no key at all.
     ///
-    /// An identity that is not known gets a key that nobody has, so that its handshake fails as one with a wrong key does
-    /// and nobody can find out which identities there are. What cannot be an identity, such as the ticket of a session with
-    /// another server, gets none: the handshake goes on without it, if it can.
+    /// An unknown identity gets a random key, so that its handshake fails like one with a wrong key and identities
+    /// cannot be enumerated. An impossible identity, such as a session ticket of another server, gets none: the
+    /// handshake continues without it, if it can.
     fn answer(&self, identity: &[u8], out: &mut [u8]) -> (usize, Psk) {
         let Ok(identity) = std::str::from_utf8(identity) else {
             return (0, Psk::default());
@@ -137,26 +137,26 @@ impl Psks {
     }
 }
 
-/// What a handshake with a pre-shared key was about.
+/// The pre-shared key of a handshake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::listener) struct Psk {
-    /// Who the peer says it is.
+    /// The identity that the peer has sent.
     pub(in crate::listener) identity: Box<str>,
-    /// Whether there is a key for it.
+    /// Whether it has a key.
     pub(in crate::listener) is_known: bool,
 }
 
 impl Psk {
-    /// What the peer of this handshake named, if it named something.
+    /// The identity of this handshake, if the peer has sent one.
     pub(in crate::listener) fn of(ssl: &SslRef) -> Option<&Self> {
         ssl.ex_data(*INDEX.get()?)
     }
 }
 
-/// Where a handshake keeps its [`Psk`].
+/// The slot of [`Psk`] in an `Ssl`.
 static INDEX: OnceLock<Index<Ssl, Psk>> = OnceLock::new();
 
-/// Lets a server of OpenSSL, of TLS or of DTLS, look its peers' keys up here.
+/// Registers the keys with a TLS or DTLS context of OpenSSL.
 pub(in crate::listener) fn serve(context: &mut SslContextBuilder, psks: Arc<Psks>) -> Result<(), ErrorStack> {
     let index = match INDEX.get() {
         Some(index) => *index,
@@ -175,7 +175,7 @@ pub(in crate::listener) fn serve(context: &mut SslContextBuilder, psks: Arc<Psks
     Ok(())
 }
 
-/// Bytes in hexadecimal digits.
+/// Decodes hexadecimal digits.
 fn decode(digits: &str) -> Option<Vec<u8>> {
     let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
     let nibble = |digit: u8| char::from(digit).to_digit(16);
@@ -186,7 +186,7 @@ fn decode(digits: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// The key of an identity, with whether it is its own.
+    /// The key of an identity, and whether it is known.
     fn ask(psks: &Psks, identity: &[u8]) -> (Vec<u8>, bool) {
         let mut out = [0; KEY_BYTES_MAX];
         let (length, psk) = psks.answer(identity, &mut out);
@@ -206,7 +206,7 @@ mod tests {
         assert!(Psks::parse("# none\n").unwrap().is_empty());
     }
 
-    /// A fault names its line and shows nothing of it.
+    /// An error names its line and quotes nothing of it.
     #[test]
     fn lines_that_cannot_be_used() {
         for (text, line, what) in [
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    /// One that is not known gets a key each time another; what can be no identity gets none.
+    /// An unknown identity gets a different key each time; an impossible identity gets none.
     #[test]
     fn identities_that_are_not_known() {
         let psks = Psks::parse("device:00112233445566778899aabbccddeeff").unwrap();

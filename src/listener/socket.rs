@@ -1,3 +1,5 @@
+//! Socket of an established peer, of any transport: receive, send, flush, shut down.
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -22,23 +24,23 @@ pub enum Socket {
     Tls(tls::Stream),
 }
 
-/// What has come from a peer.
+/// Received data.
 #[derive(Debug)]
 pub enum Received<'b> {
     /// The next bytes of the stream, at least one.
     Bytes(&'b [u8]),
     /// One datagram, perhaps an empty one.
     Datagram(Bytes),
-    /// The peer has ended its side.
+    /// The peer has closed its side.
     End,
 }
 
 impl Socket {
-    /// What comes next from the peer. Bytes of a stream are read into `buffer`.
+    /// The next received data. Bytes of a stream are read into `buffer`.
     ///
     /// # Errors
     ///
-    /// The socket's; nothing more comes after one.
+    /// Those of the socket; there is no data after one.
     pub fn poll_receive<'b>(&mut self, cx: &mut Context<'_>, buffer: &'b mut [u8]) -> Poll<io::Result<Received<'b>>> {
         match self {
             Self::Tcp(stream) => poll_read(stream, cx, buffer),
@@ -50,11 +52,11 @@ impl Socket {
         }
     }
 
-    /// Offers bytes: the next ones of the stream, or one datagram, which is taken whole.
+    /// Sends bytes: the next ones of the stream, or one datagram, which is taken whole.
     ///
     /// # Errors
     ///
-    /// The socket's; it takes nothing more after one.
+    /// Those of the socket; it takes nothing more after one.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -64,7 +66,7 @@ impl Socket {
         }
     }
 
-    /// As [`poll_send`](Self::poll_send), for bytes of a stream that lie in several places.
+    /// As [`poll_send`](Self::poll_send), for bytes of a stream in several buffers.
     ///
     /// # Errors
     ///
@@ -84,7 +86,7 @@ impl Socket {
         }
     }
 
-    /// Whether it may hold bytes that it took and has not written; [`poll_flush`](Self::poll_flush) writes them.
+    /// Whether it may hold accepted bytes that are not written yet; [`poll_flush`](Self::poll_flush) writes them.
     pub fn holds_bytes(&self) -> bool {
         match self {
             Self::Tcp(_) | Self::Udp(_) => false,
@@ -93,7 +95,7 @@ impl Socket {
         }
     }
 
-    /// Writes what it holds.
+    /// Writes the held bytes.
     ///
     /// # Errors
     ///
@@ -107,7 +109,7 @@ impl Socket {
         }
     }
 
-    /// Tells the peer that nothing more is sent to it, as far as the transport has words for that.
+    /// Shuts the sending side down: FIN, or `close_notify`.
     ///
     /// # Errors
     ///
@@ -116,7 +118,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Udp(flow) => {
-                // Nothing tells the peer, so what it sends while the handler hears of the end must not be lost on it.
+                // UDP has no end of a session, so datagrams that the peer sends while the handler gets the end must
+                // open a new flow.
                 flow.close();
                 Poll::Ready(Ok(()))
             }

@@ -1,3 +1,5 @@
+//! TCP listener: accepts connections, retries when descriptors run out, and hands its socket over at a reload.
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -7,22 +9,22 @@ use arc_swap::ArcSwap;
 use socket2::{Protocol, SockRef, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
-use super::arrival::Raw;
-use super::inherited;
-use super::sources::Sources;
-use super::tuning::Tuning;
-use super::{Admission, Arrived, Bind, Options};
-use crate::conn::room::{Permit, Room};
+use super::establish::RawSocket;
+use super::per_address::SharedAddressLimits;
+use super::socket_activation;
+use super::socket_options::SocketOptions;
+use super::{Admission, Bind, Options, Pending};
+use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
-/// How long an accept that failed for the machine's sake waits: descriptors come back when connections end.
+/// Pause after an accept that failed for lack of resources: descriptors are freed when connections end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After this long without a failed accept, the next one is told again.
+/// After this long without a failed accept, the next one is logged again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
-/// Accepts the peers of a TCP socket, whatever they speak over it.
+/// Accepts TCP connections, plain or for TLS.
 #[derive(Debug)]
 pub struct TcpListener {
     name: Arc<str>,
@@ -30,39 +32,39 @@ pub struct TcpListener {
     settings: Arc<Settings>,
     local: ListenAddr,
     metrics: ListenerMetrics,
-    /// When an accept failed last.
+    /// The time of the last failed accept.
     failed: Option<Instant>,
 }
 
-/// What a reload may change of a listener that goes on accepting, and its socket, which another one may take over.
+/// The part of an accepting listener that a reload may change, and its socket, which another listener may take over.
 #[derive(Debug)]
 pub(super) struct Settings {
     socket: Inner,
     admission: ArcSwap<Admission>,
-    tuning: ArcSwap<Tuning>,
-    /// What the socket was made with.
-    made: Tuning,
-    sources: Arc<Sources>,
-    /// The peers that may be about their handshake.
-    handshakes: Room,
+    socket_options: ArcSwap<SocketOptions>,
+    /// The options that the socket was made with.
+    made: SocketOptions,
+    sources: Arc<SharedAddressLimits>,
+    /// Limits the handshakes in progress.
+    handshakes: ConnectionLimit,
 }
 
 impl Settings {
-    /// Follows other options, for the peers that come from now on.
+    /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
         self.handshakes.resize(options.handshakes_max);
-        self.tuning.store(Arc::new(options.tuning.clone()));
-        options.tuning.size(SockRef::from(&self.socket))?;
-        // To listen once more changes the bound of the backlog, and keeps those who wait in it.
+        self.socket_options.store(Arc::new(options.socket_options.clone()));
+        options.socket_options.size(SockRef::from(&self.socket))?;
+        // A second listen(2) changes the bound of the backlog, and keeps the connections in it.
         rustix::net::listen(&self.socket, i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        self.made.followed_by(&options.tuning)
+        self.made.followed_by(&options.socket_options)
     }
 
-    /// The same socket once more, with the peers that wait in its backlog, for another listener.
+    /// A duplicate of the socket, with the connections in its backlog, for another listener.
     pub(super) fn hand_over(&self, options: &Options, metrics: ListenerMetrics) -> io::Result<TcpListener> {
-        if let Err(error) = self.made.followed_by(&options.tuning) {
-            tracing::warn!(listener = %options.name, %error, "takes the socket of another listener over");
+        if let Err(error) = self.made.followed_by(&options.socket_options) {
+            tracing::warn!(listener = %options.name, %error, "listener took over existing socket");
         }
         let socket = self.socket.as_fd().try_clone_to_owned()?.into();
         TcpListener::adopt(options, socket, self.made.clone(), metrics)
@@ -70,11 +72,11 @@ impl Settings {
 }
 
 impl TcpListener {
-    /// A socket that was bound and listens already.
+    /// A socket that is bound and listens already.
     fn adopt(
         options: &Options,
         socket: std::net::TcpListener,
-        made: Tuning,
+        made: SocketOptions,
         metrics: ListenerMetrics,
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
@@ -83,20 +85,20 @@ impl TcpListener {
 
     pub(super) fn bind(options: &Options, metrics: ListenerMetrics) -> io::Result<Self> {
         if let Some(given) = &options.given {
-            let socket = std::net::TcpListener::from(inherited::duplicate(given)?);
-            options.tuning.size(SockRef::from(&socket))?;
-            return Self::adopt(options, socket, options.tuning.clone(), metrics);
+            let socket = std::net::TcpListener::from(socket_activation::duplicate(given)?);
+            options.socket_options.size(SockRef::from(&socket))?;
+            return Self::adopt(options, socket, options.socket_options.clone(), metrics);
         }
         let address = options.bind.address;
-        let socket = options.tuning.open(address, Type::STREAM, Protocol::TCP)?;
-        // A restarted gateway binds at once, although connections of its former life linger in TIME_WAIT.
+        let socket = options.socket_options.open(address, Type::STREAM, Protocol::TCP)?;
+        // A restarted gateway binds at once, although connections of the former process linger in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Self::new(options, Inner::from_std(socket.into())?, options.tuning.clone(), metrics)
+        Self::new(options, Inner::from_std(socket.into())?, options.socket_options.clone(), metrics)
     }
 
-    fn new(options: &Options, socket: Inner, made: Tuning, metrics: ListenerMetrics) -> io::Result<Self> {
+    fn new(options: &Options, socket: Inner, made: SocketOptions, metrics: ListenerMetrics) -> io::Result<Self> {
         let local = ListenAddr(socket.local_addr()?);
         Ok(Self {
             name: Arc::clone(&options.name),
@@ -104,10 +106,10 @@ impl TcpListener {
             settings: Arc::new(Settings {
                 socket,
                 admission: ArcSwap::from_pointee(options.admission.clone()),
-                tuning: ArcSwap::from_pointee(options.tuning.clone()),
+                socket_options: ArcSwap::from_pointee(options.socket_options.clone()),
                 made,
-                sources: Sources::new(metrics.clone()),
-                handshakes: Room::new(options.handshakes_max),
+                sources: SharedAddressLimits::new(metrics.clone()),
+                handshakes: ConnectionLimit::new(options.handshakes_max),
             }),
             local,
             metrics,
@@ -131,7 +133,7 @@ impl TcpListener {
         self.settings.admission.load_full()
     }
 
-    pub(super) async fn accept(&mut self) -> Arrived {
+    pub(super) async fn accept(&mut self) -> Pending {
         let mut turn = match self.bind.transport.is_secure() {
             true => Some(self.settings.handshakes.permit().await),
             false => None,
@@ -140,7 +142,7 @@ impl TcpListener {
             match self.settings.socket.accept().await {
                 Ok((stream, peer)) => {
                     if self.prepare(&stream, PeerAddr(peer)) {
-                        return self.arrived(stream, PeerAddr(peer), turn.take());
+                        return self.pending(stream, PeerAddr(peer), turn.take());
                     }
                 }
                 Err(error) if is_the_peers(&error) => {
@@ -148,7 +150,7 @@ impl TcpListener {
                 }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
-                    // While descriptors come back one by one, some accepts succeed and others fail: told once.
+                    // While descriptors are freed one by one, some accepts succeed and others fail: logged once.
                     if self.failed.replace(Instant::now()).is_none_or(|failed| failed.elapsed() > RECOVERED_AFTER) {
                         tracing::error!(listener = %self.name, %error, "cannot accept peers; trying again");
                     }
@@ -158,23 +160,23 @@ impl TcpListener {
         }
     }
 
-    /// Sets the options of an accepted socket; not if its peer is gone.
+    /// Sets the options of an accepted socket; `false` if its peer is gone.
     fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
-        if let Err(error) = self.settings.tuning.load().prepare(stream) {
+        if let Err(error) = self.settings.socket_options.load().prepare(stream) {
             tracing::debug!(listener = %self.name, %peer, %error, "a peer was gone when it was accepted");
             return false;
         }
         true
     }
 
-    fn arrived(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Arrived {
-        Arrived {
+    fn pending(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Pending {
+        Pending {
             listener: Arc::clone(&self.name),
             kind: self.bind.transport,
             peer,
-            // The address that this peer used: the listener may be bound to a wildcard.
+            // The address that this peer connected to: the listener may be bound to a wildcard.
             local: stream.local_addr().map_or(self.local, ListenAddr),
-            socket: Raw::Tcp(stream),
+            socket: RawSocket::Tcp(stream),
             admission: self.admission(),
             sources: Arc::clone(&self.settings.sources),
             metrics: self.metrics.clone(),
@@ -183,7 +185,7 @@ impl TcpListener {
     }
 }
 
-/// Errors of accept(2) that tell of one peer and not of the listener.
+/// Errors of accept(2) that concern one peer and not the listener.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable,

@@ -1,7 +1,7 @@
-//! TLS: what a stream has to pass before it carries the bytes of a device.
+//! TLS handshakes and streams of listeners.
 //!
-//! Peers that have a certificate, or none, are served by rustls. It knows no pre-shared keys, so a listener that has
-//! some is served by OpenSSL as a whole.
+//! rustls serves peers with certificates. It does not support pre-shared keys, so OpenSSL serves a listener that has
+//! some.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -28,13 +28,13 @@ use crate::conn::Certificate;
 
 pub(in crate::listener) mod name;
 
-/// Bytes that a stream may hold for a peer that does not take them, beside the queue of its connection: two records.
+/// Bytes that a stream may hold for a peer that reads nothing, beside the queue of its connection: two records.
 const HELD_BYTES_MAX: usize = 32 * 1024;
 
-/// A ticket is good for one resumption, which brings the next; a device has one connection at a time.
+/// A ticket is valid for one resumption, which issues the next; a device has one connection at a time.
 const TICKETS: usize = 1;
 
-/// Makes TLS of accepted streams; cheap to clone.
+/// Accepts TLS sessions on streams; cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     backend: Backend,
@@ -53,31 +53,31 @@ impl fmt::Debug for Acceptor {
     }
 }
 
-/// Why certificates and keys that were read well do not make a listener.
+/// Why parsed credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptorError {
-    /// What rustls says.
+    /// An error of rustls.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
-    /// What rustls says of the authorities or of their lists.
+    /// An error of rustls about the authorities or their revocation lists.
     #[error(transparent)]
     Verifier(#[from] rustls::server::VerifierBuilderError),
-    /// What OpenSSL says.
+    /// An error of OpenSSL.
     #[error(transparent)]
     OpenSsl(#[from] ErrorStack),
 }
 
 impl Acceptor {
-    /// Prepares for handshakes. Sessions of another acceptor are not resumed here, so that a peer which was let in before its
-    /// certificate was revoked is looked at anew.
+    /// Prepares for handshakes. Sessions of another acceptor cannot be resumed, so that a peer whose certificate has
+    /// been revoked since is verified again.
     ///
     /// # Errors
     ///
-    /// [`AcceptorError`], when a library does not take something.
+    /// [`AcceptorError`]: a library refuses a credential.
     pub fn new(credentials: Credentials) -> Result<Self, AcceptorError> {
         let backend = match credentials.psks {
             Some(_) => Backend::OpenSsl(backend::context(SslMethod::tls_server, &credentials, |context| {
-                // Renegotiation cannot be asked for, and 1.0 and 1.1 are not spoken.
+                // There is no renegotiation, and no TLS 1.0 and 1.1.
                 context.set_options(match credentials.versions {
                     Versions::Both => SslOptions::empty(),
                     Versions::Only12 => SslOptions::NO_TLSV1_3,
@@ -91,8 +91,7 @@ impl Acceptor {
         Ok(Self { backend, credentials: Arc::new(credentials) })
     }
 
-    /// The one that goes on when this one is to take over from `last`: with the same certificates and keys it is `last`, whose
-    /// sessions can be resumed.
+    /// The successor of `last`: with the same credentials it is `last`, whose sessions can be resumed.
     pub(super) fn after(self, last: Option<&Self>) -> Self {
         match last {
             Some(last) if last.credentials == self.credentials => last.clone(),
@@ -100,7 +99,7 @@ impl Acceptor {
         }
     }
 
-    /// Does the handshake. It may be dropped at any time, which ends the connection.
+    /// Performs the handshake. Dropping it ends the connection.
     ///
     /// # Errors
     ///
@@ -124,7 +123,7 @@ impl Acceptor {
                 let leaf = stream.ssl().peer_certificate().map(|leaf| leaf.to_der()).transpose().map_err(ours)?;
                 let certificate = leaf.map(|leaf| subject(&leaf)).transpose()?;
                 if let Some(psk) = Psk::of(stream.ssl()).filter(|psk| psk.is_known && certificate.is_none()) {
-                    tracing::debug!(identity = %psk.identity, "a peer has shown its pre-shared key");
+                    tracing::debug!(identity = %psk.identity, "peer authenticated with a pre-shared key");
                 }
                 Ok((Stream(Inner::OpenSsl(Box::new(stream))), certificate))
             }
@@ -165,17 +164,18 @@ fn server_config(credentials: &Credentials) -> Result<ServerConfig, AcceptorErro
     let identities = credentials.identities.iter();
     let identities = identities.map(|identity| (identity.names().to_vec(), Arc::clone(identity.certified()))).collect();
     let mut config = builder.with_cert_resolver(Arc::new(Resolver { identities }));
-    // What a session was is in its ticket, the peer's certificate too: the listener keeps nothing for peers that are gone.
+    // The session state, with the peer's certificate, is in its ticket: the listener keeps nothing for disconnected
+    // peers.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = TICKETS;
     Ok(config)
 }
 
-/// Chooses the certificate for a peer.
+/// Selects the certificate for a peer.
 #[derive(Debug)]
 struct Resolver {
-    /// Names and certificates; the first stands for names that none has.
+    /// Names and certificates; the first is the default for unknown names.
     identities: Vec<(Vec<String>, Arc<CertifiedKey>)>,
 }
 
@@ -188,8 +188,8 @@ impl ResolvesServerCert for Resolver {
 }
 
 impl Resolver {
-    /// The first certificate with this name whose key can sign for the peer; one of the name's own before one with a
-    /// wildcard, and any one when none has the name.
+    /// The first certificate with this name whose key has a signature scheme of the peer; an exact name before a
+    /// wildcard, and any certificate if none has the name.
     fn choose(&self, name: Option<&str>, signs: impl Fn(&CertifiedKey) -> bool) -> Option<&Arc<CertifiedKey>> {
         let with = |fits: &dyn Fn(&str) -> bool| -> Vec<&Arc<CertifiedKey>> {
             let has = |(names, _): &&(Vec<String>, _)| names.iter().any(|of| fits(of));
@@ -209,7 +209,7 @@ impl Resolver {
     }
 }
 
-/// A stream of TLS after its handshake.
+/// A TLS stream after its handshake.
 pub struct Stream(Inner);
 
 enum Inner {
@@ -224,11 +224,11 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// Whether it may hold bytes that it took and has not written.
+    /// Whether it may hold accepted bytes that are not written yet.
     pub(super) fn holds_bytes(&self) -> bool {
         match &self.0 {
             Inner::Rustls(stream) => stream.get_ref().1.wants_write(),
-            // OpenSSL takes bytes when the socket has taken the record that they are in.
+            // OpenSSL accepts bytes when the socket has accepted their record.
             Inner::OpenSsl(_) => false,
         }
     }
@@ -241,7 +241,7 @@ impl AsyncRead for Stream {
             Inner::Rustls(stream) => {
                 let read = Pin::new(&mut *stream).poll_read(cx, buffer);
                 if stream.get_ref().1.wants_write() && Pin::new(stream).poll_flush(cx)?.is_ready() {
-                    tracing::trace!("what the peer sent had an answer of TLS's own");
+                    tracing::trace!("TLS answered the peer itself (key update or alert)");
                 }
                 read
             }
@@ -249,8 +249,8 @@ impl AsyncRead for Stream {
         };
         match ready!(read) {
             Ok(()) => Poll::Ready(Ok(())),
-            // Many devices just close the socket. What they sent before is whole, record by record; whether a frame is,
-            // its handler sees.
+            // Many devices close without close_notify. The bytes before are complete, record by record; whether a frame
+            // is complete is for the handler to see.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && buffer.filled().len() == before => {
                 Poll::Ready(Ok(()))
             }

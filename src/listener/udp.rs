@@ -1,8 +1,9 @@
-//! The flows of UDP peers: one for each peer address, many on a socket, several sockets for a listener.
+//! UDP listeners: one flow for each peer address, many on a socket, several sockets for a listener.
 //!
-//! A task for each socket receives for all of its flows and never waits for one of them: what a flow has no room for is
-//! shed and counted. Tasks and sockets live until the listener and its last flow are gone, so connections still hear
-//! their peers while the gateway stops, or when the listener is gone from the configuration. What the network says about one peer (an ICMP message) never ends them.
+//! One task for each socket receives for all of its flows and never waits for one of them: a datagram without room in
+//! its flow's queue is dropped and counted. Tasks and sockets live until the listener and its last flow are gone, so
+//! connections still receive while the gateway stops, or when the listener was removed. Network errors of one peer
+//! (ICMP) never end them.
 
 use std::fmt;
 use std::io;
@@ -14,117 +15,117 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::arrival::Raw;
-use super::door::{Door, Entry};
+use super::establish::RawSocket;
 use super::flow::{Bounds, FlowId, Key};
+use super::flow_gate::{FlowGate, FlowStart};
 
-use super::sources::Sources;
-use super::{Admission, Arrived, Bind, Options};
-use crate::conn::room::Room;
+use super::per_address::SharedAddressLimits;
+use super::{Admission, Bind, Options, Pending};
+use crate::conn::limit::ConnectionLimit;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
-mod ground;
 mod inbox;
 mod receiver;
 mod socket;
+mod socket_group;
 #[cfg(test)]
 mod tests;
 
-use ground::{Doors, Ground, Owner, Terms};
 use inbox::Inbox;
 use socket::Socket;
+use socket_group::{GateFactory, ListenerLabels, ReceiverConfig, SocketGroup};
 
-/// Room for the longest datagram, and for what the kernel puts together from several of one peer, which is never more.
+/// Space for the longest datagram, and for coalesced datagrams of one peer (UDP GRO), which are never longer.
 const BUFFER_BYTES: usize = 65_536;
 
-/// New flows that wait for the accept loop, which does nothing but take them; a burst beyond is turned away.
+/// New flows that wait for the accept loop, which only takes them; more are rejected.
 const ARRIVALS_MAX: usize = 1024;
 
-/// What a listener for datagrams is to be, beside what all listeners are.
+/// Options of a datagram listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagrams {
-    /// Sockets on its address, `1..=64`; the kernel spreads the peers over them, each peer to one.
+    /// Sockets on its address, `1..=64`; the kernel assigns each peer to one.
     pub sockets: usize,
-    /// Flows of one socket, `1..`; more peers are turned away.
+    /// Flows of one socket, `1..`; more peers are rejected.
     pub flows_max: usize,
-    /// What waits for one flow's connection.
+    /// Bounds of a flow's queue.
     pub queue: Bounds,
 }
 
-/// Opens flows for the peers of its sockets.
+/// Accepts flows from the peers of its sockets.
 #[derive(Debug)]
 pub struct UdpListener {
-    owner: Arc<Owner>,
+    labels: Arc<ListenerLabels>,
     bind: Bind,
     settings: Arc<Settings>,
-    ground: Arc<Ground>,
+    group: Arc<SocketGroup>,
     arrivals: mpsc::Receiver<Flow>,
-    /// What takes the sockets over, with the options for it: until then their last owner has them.
-    takes_over: Option<Box<(Terms, Options)>>,
+    /// The configuration and options to take over sockets with; their last owner has them until then.
+    takes_over: Option<Box<(ReceiverConfig, Options)>>,
 }
 
-/// What a reload may change of a listener that goes on accepting, and its sockets, which another one may take over.
+/// The part of an accepting listener that a reload may change, and its sockets, which another listener may take over.
 #[derive(Debug)]
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
-    sources: Arc<Sources>,
-    /// Peers that may be about their handshake.
-    handshakes: Room,
-    /// Not held: it lives as long as somebody receives.
-    ground: Weak<Ground>,
+    sources: Arc<SharedAddressLimits>,
+    /// Limits the handshakes in progress.
+    handshakes: ConnectionLimit,
+    /// Weak: the receiving tasks own it.
+    group: Weak<SocketGroup>,
 }
 
 impl Settings {
-    /// Follows other options, for the peers that come from now on.
+    /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
         self.handshakes.resize(options.handshakes_max);
-        self.ground.upgrade().map_or(Ok(()), |ground| ground.follow(options))
+        self.group.upgrade().map_or(Ok(()), |group| group.follow(options))
     }
 }
 
 impl UdpListener {
-    /// Binds the sockets and receives from them, or takes those of a listener of the same address over once it
-    /// [begins](Self::begin). Each socket has a door of its own.
+    /// Binds the sockets and receives from them, or takes over those of a listener with the same address once it
+    /// [begins](Self::begin). Each socket has a gate of its own.
     pub(super) fn bind(
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
-        door: impl Fn() -> Door + Send + Sync + 'static,
+        gate: impl Fn() -> FlowGate + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::bind_with(options, predecessor, metrics, Doors::new(door), BUFFER_BYTES)
+        Self::bind_with(options, predecessor, metrics, GateFactory::new(gate), BUFFER_BYTES)
     }
 
     fn bind_with(
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
-        doors: Doors,
+        gates: GateFactory,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        let owner = Arc::new(Owner { name: Arc::clone(&options.name), metrics });
+        let labels = Arc::new(ListenerLabels { name: Arc::clone(&options.name), metrics });
         let admission = Arc::new(ArcSwap::from_pointee(options.admission.clone()));
-        let terms = Terms {
-            owner: Arc::clone(&owner),
+        let config = ReceiverConfig {
+            labels: Arc::clone(&labels),
             admission: Arc::clone(&admission),
-            doors,
+            gates,
             queue: options.datagrams.queue,
             arrivals: sender,
         };
-        let (ground, takes_over) = match predecessor.and_then(|settings| settings.ground.upgrade()) {
-            Some(ground) => (ground, Some(Box::new((terms, options.clone())))),
-            None => (Arc::new(Ground::bind(options, terms, buffer_bytes)?), None),
+        let (group, takes_over) = match predecessor.and_then(|settings| settings.group.upgrade()) {
+            Some(group) => (group, Some(Box::new((config, options.clone())))),
+            None => (Arc::new(SocketGroup::bind(options, config, buffer_bytes)?), None),
         };
-        let sources = Sources::new(owner.metrics.clone());
-        let handshakes = Room::new(options.handshakes_max);
-        let settings = Arc::new(Settings { admission, sources, handshakes, ground: Arc::downgrade(&ground) });
-        Ok(Self { owner, bind: options.bind, settings, ground, arrivals, takes_over })
+        let sources = SharedAddressLimits::new(labels.metrics.clone());
+        let handshakes = ConnectionLimit::new(options.handshakes_max);
+        let settings = Arc::new(Settings { admission, sources, handshakes, group: Arc::downgrade(&group) });
+        Ok(Self { labels, bind: options.bind, settings, group, arrivals, takes_over })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
-        self.ground.local()
+        self.group.local()
     }
 
     pub(super) fn bind_asked(&self) -> Bind {
@@ -139,37 +140,37 @@ impl UdpListener {
         self.settings.admission.load_full()
     }
 
-    pub(super) async fn accept(&mut self) -> Arrived {
+    pub(super) async fn accept(&mut self) -> Pending {
         loop {
             let flow = self.flow().await;
             let turn = self.settings.handshakes.try_permit();
             let waits = turn.is_none() && self.bind.transport.is_secure();
-            let arrived = Arrived {
-                listener: Arc::clone(&self.owner.name),
+            let pending = Pending {
+                listener: Arc::clone(&self.labels.name),
                 kind: self.bind.transport,
                 peer: flow.peer(),
                 local: flow.local(),
-                socket: Raw::Udp(flow),
+                socket: RawSocket::Udp(flow),
                 admission: self.settings.admission.load_full(),
                 sources: Arc::clone(&self.settings.sources),
-                metrics: self.owner.metrics.clone(),
+                metrics: self.labels.metrics.clone(),
                 _turn: turn.filter(|_| self.bind.transport.is_secure()),
             };
             if !waits {
-                return arrived;
+                return pending;
             }
-            // It sends its hello again, and there may be room then; nothing keeps it for so long.
-            arrived.shed("handshakes_max");
+            // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
+            pending.shed("handshakes_max");
         }
     }
 
-    /// Has the peers that come from now on, where the sockets have another owner until then.
+    /// Starts to receive new peers, if the sockets have had another owner until now.
     pub(super) fn begin(&mut self) {
         if let Some(taken) = self.takes_over.take() {
-            let (terms, options) = *taken;
-            self.ground.set_terms(terms);
-            if let Err(error) = self.ground.follow(&options) {
-                tracing::warn!(listener = %self.owner.name, %error, "takes the sockets of another listener over");
+            let (config, options) = *taken;
+            self.group.set_config(config);
+            if let Err(error) = self.group.follow(&options) {
+                tracing::warn!(listener = %self.labels.name, %error, "listener took over existing sockets");
             }
         }
     }
@@ -178,7 +179,7 @@ impl UdpListener {
     async fn flow(&mut self) -> Flow {
         match self.arrivals.recv().await {
             Some(mut flow) => {
-                flow.ground = Some(Arc::clone(&self.ground));
+                flow.group = Some(Arc::clone(&self.group));
                 flow
             }
             // The receiving tasks end after this listener, unless the runtime itself ends.
@@ -187,20 +188,20 @@ impl UdpListener {
     }
 }
 
-/// One peer of a listener: what it sends arrives here, and what is sent here leaves from the address that it has used.
+/// The flow of one peer: receives its datagrams, and sends from the local address that the peer uses.
 ///
 /// Dropping it closes it.
 pub struct Flow {
-    owner: Arc<Owner>,
+    labels: Arc<ListenerLabels>,
     socket: Arc<Socket>,
     inbox: Arc<Inbox>,
     key: Key,
     id: FlowId,
-    entry: Entry,
-    /// Waits until the socket takes datagrams again, beside the other flows of the socket.
+    entry: FlowStart,
+    /// Waits until the socket is writable, concurrently with other flows of the socket.
     unwritable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
-    /// Set when it is accepted: one that nobody accepts must not keep the sockets.
-    ground: Option<Arc<Ground>>,
+    /// Set when the flow is accepted: an unaccepted flow must not keep the sockets.
+    group: Option<Arc<SocketGroup>>,
 }
 
 impl fmt::Debug for Flow {
@@ -210,8 +211,15 @@ impl fmt::Debug for Flow {
 }
 
 impl Flow {
-    fn new(owner: Arc<Owner>, socket: Arc<Socket>, inbox: Arc<Inbox>, key: Key, id: FlowId, entry: Entry) -> Self {
-        Self { owner, socket, inbox, key, id, entry, unwritable: None, ground: None }
+    fn new(
+        labels: Arc<ListenerLabels>,
+        socket: Arc<Socket>,
+        inbox: Arc<Inbox>,
+        key: Key,
+        id: FlowId,
+        entry: FlowStart,
+    ) -> Self {
+        Self { labels, socket, inbox, key, id, entry, unwritable: None, group: None }
     }
 
     /// The peer.
@@ -219,40 +227,40 @@ impl Flow {
         PeerAddr(self.key.peer)
     }
 
-    /// The address of ours that the peer uses.
+    /// The local address that the peer uses.
     pub fn local(&self) -> ListenAddr {
         self.socket.local(&self.key)
     }
 
-    /// What the door let it in with.
-    pub fn entry_mut(&mut self) -> &mut Entry {
+    /// How the gate admitted it.
+    pub fn entry_mut(&mut self) -> &mut FlowStart {
         &mut self.entry
     }
 
-    /// Counts what was dropped on purpose of the peer or for it.
-    pub(in crate::listener) fn sheds(&self, reason: &'static str, count: u64) {
+    /// Counts datagrams that were dropped from the peer or for it.
+    pub(in crate::listener) fn dropped(&self, reason: &'static str, count: u64) {
         if count > 0 {
-            self.owner.metrics.sheds(reason, count);
+            self.labels.metrics.dropped(reason, count);
         }
     }
 
-    /// The next datagram; `None` once the flow was closed, or the peer has begun anew and a newer flow gets what it sends.
+    /// The next datagram; `None` once the flow was closed, or replaced by a newer flow of a restarted peer.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.inbox.poll_take(cx)
     }
 
-    /// Nothing more is received, and what waits is dropped and counted; the peer's next datagram opens another flow. Until
+    /// Stops receiving, and drops and counts the queued datagrams; the peer's next datagram opens another flow. Until
     /// the flow is dropped, it can still send.
     pub fn close(&mut self) {
-        self.owner.metrics.sheds("flow_ended", self.inbox.close() as u64);
-        // A datagram that comes between these two finds a flow that is gone, and opens another one in its place.
+        self.labels.metrics.dropped("flow_ended", self.inbox.close() as u64);
+        // A datagram that arrives between these two finds a closed flow, and opens another one in its place.
         self.socket.flows.lock().close(&self.key, self.id);
     }
 
-    /// Sends one datagram. It is pending while the socket takes none, and other flows of the socket may go on.
+    /// Sends one datagram. Pending while the socket is not writable; other flows of the socket may continue.
     ///
-    /// A datagram that is refused (too large, no route, no memory) is dropped and counted, and does not end the flow:
-    /// a peer that is gone ends it by its silence.
+    /// A datagram that the system refuses (too large, no route, no memory) is dropped and counted, and does not end the
+    /// flow: the idle timeout ends that of a disconnected peer.
     ///
     /// # Errors
     ///
@@ -272,7 +280,7 @@ impl Flow {
                     self.unwritable = Some(Box::pin(async move { socket.writable().await }));
                 }
                 Err(error) => {
-                    self.socket.unsent(&self.owner, &self.key, datagram, &error);
+                    self.socket.unsent(&self.labels, &self.key, datagram, &error);
                     return Poll::Ready(Ok(()));
                 }
             }

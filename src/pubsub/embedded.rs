@@ -2,7 +2,7 @@
 //!
 //! Devices are entries in our own index, `routes`: no task, no channel and no MQTT session for each of
 //! them. rmqtt serves the MQTT port; its clients' subscriptions live in the same index, and its messages
-//! take the same way as the devices', through the `hub`. So a share can have both kinds of members, and
+//! take the same way as the devices', through the `router`. So a share can have both kinds of members, and
 //! a device and an MQTT client with one client id never meet.
 //!
 //! Owns: the index, the retained messages, the MQTT port. Ends with [`Broker::shutdown`]. Keeps nothing
@@ -18,21 +18,21 @@ use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::auth::Auth;
-use crate::conn::table::Mailbox;
+use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, PeerAddr, QoS};
 
 use super::{Error, GATEWAY};
 
 mod clients;
 mod device;
-mod edge;
-mod hub;
+mod mqtt_server;
 mod retained;
+mod router;
 mod routes;
 
-pub use device::Session;
-use edge::Edge;
-use hub::{Hub, Origin, Publication};
+pub(crate) use device::Session;
+use mqtt_server::MqttServer;
+use router::{Origin, Publication, Router};
 
 /// How the broker runs. [`Options::default`] has no MQTT port.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ pub enum StartError {
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     /// Messages shed because they found an MQTT client's queue full.
-    pub client_sheds: Counter,
+    pub client_dropped: Counter,
     /// Messages not sent to an MQTT 5.0 client because it takes no packet as large as theirs.
     pub client_oversize: Counter,
     /// Messages of MQTT clients that a rule denied to publish, or whose topic is malformed.
@@ -127,8 +127,8 @@ pub struct Stats {
 pub struct Broker(Arc<Inner>);
 
 struct Inner {
-    hub: Arc<Hub>,
-    edge: Option<Edge>,
+    router: Arc<Router>,
+    edge: Option<MqttServer>,
 }
 
 impl fmt::Debug for Broker {
@@ -146,27 +146,27 @@ impl Broker {
     ///
     /// [`StartError::Bind`] when `bind` is not free or not allowed, [`StartError::Random`].
     pub async fn start(options: Options, auth: Auth) -> Result<Self, StartError> {
-        let hub = Arc::new(Hub::new(&options).map_err(StartError::Random)?);
+        let router = Arc::new(Router::new(&options).map_err(StartError::Random)?);
         let edge = match options.bind {
             None => None,
-            Some(addr) => Some(Edge::start(addr, &options, auth, hub.clone()).await?),
+            Some(addr) => Some(MqttServer::start(addr, &options, auth, router.clone()).await?),
         };
-        Ok(Self(Arc::new(Inner { hub, edge })))
+        Ok(Self(Arc::new(Inner { router, edge })))
     }
 
     /// Where MQTT clients connect; `None` when there is no MQTT port.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.0.edge.as_ref().map(Edge::local_addr)
+        self.0.edge.as_ref().map(MqttServer::local_addr)
     }
 
     /// What has been refused and shed.
     pub fn counters(&self) -> &Counters {
-        self.0.hub.counters()
+        self.0.router.counters()
     }
 
     /// What there is at this moment.
     pub fn stats(&self) -> Stats {
-        self.0.hub.stats()
+        self.0.router.stats()
     }
 
     /// Stops: closes the MQTT port, ends the sessions of MQTT clients, forgets retained messages.
@@ -177,19 +177,19 @@ impl Broker {
         if let Some(edge) = &self.0.edge {
             edge.stop().await;
         }
-        self.0.hub.stop();
+        self.0.router.stop();
     }
 
     /// [`PubSub::open`](super::PubSub::open)
     pub(super) fn open(&self, client: &ClientInfo, peer: PeerAddr, mailbox: Mailbox) -> Result<Session, Error> {
-        Session::open(&self.0.hub, client, peer, mailbox)
+        Session::open(&self.0.router, client, peer, mailbox)
     }
 
     /// [`PubSub::publish_as_gateway`](super::PubSub::publish_as_gateway)
     pub(super) fn publish_as_gateway(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
-        let hub = &self.0.hub;
-        hub.check_publish(topic, &payload)?;
-        hub.publish(&Publication { origin: Origin::Local(GATEWAY), topic, qos, payload: &payload });
+        let router = &self.0.router;
+        router.check_publish(topic, &payload)?;
+        router.publish(&Publication { origin: Origin::Local(GATEWAY), topic, qos, payload: &payload });
         Ok(())
     }
 }

@@ -1,43 +1,40 @@
-//! What is known of a handler's versions. Pure: the disk is [`Store`](super::store::Store)'s.
+//! Index of a handler's versions. Pure: [`Store`](super::store::Store) reads and writes it.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Versions that are kept besides those that are in use.
+/// Maximum number of kept versions, besides those in use.
 pub(super) const KEPT_MAX: usize = 10;
 
-/// The form of the index that this program writes.
+/// Format number of the index.
 const FORMAT: u32 = 1;
 
-/// Where a version came from.
+/// Origin of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// The configuration names it.
+    /// Configuration file.
     Configuration,
-    /// Somebody gave it to the admin port.
+    /// Upload to the admin API.
     Upload,
 }
 
-/// What a version is, without its options: those are the configuration's.
+/// Artifact of a version, without options: those are the configuration's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum What {
-    /// A component.
+pub enum Artifact {
     Wasm {
-        /// Its digest, in hexadecimal digits.
+        /// Digest of the component, hexadecimal.
         sha256: String,
     },
-    /// gRPC servers.
     Grpc {
-        /// Where they are.
         urls: Vec<String>,
     },
 }
 
-impl What {
+impl Artifact {
     /// The digest of a component.
     pub(super) fn digest(&self) -> Option<&str> {
         match self {
@@ -47,7 +44,7 @@ impl What {
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Artifact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wasm { sha256 } => write!(f, "wasm {}", sha256.get(..12).unwrap_or(sha256)),
@@ -56,41 +53,38 @@ impl fmt::Display for What {
     }
 }
 
-/// One version.
+/// Record of one version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Its number, from 1; never used twice.
+pub(crate) struct Record {
+    /// From 1; never reused.
     pub number: u32,
-    /// Where it came from.
     pub origin: Origin,
-    /// Who brought it.
+    /// Initiator.
     pub by: String,
-    /// When, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub at_s: u64,
-    /// What it is.
     #[serde(flatten)]
-    pub what: What,
+    pub what: Artifact,
 }
 
-/// The versions of one handler, over restarts.
+/// Versions of one handler, persistent over restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Index {
     format: u32,
-    /// The next version's number.
+    /// Number of the next version.
     pub(super) next: u32,
-    /// Which is active.
+    /// The active version.
     pub(super) active: u32,
-    /// Which was, before it.
+    /// The version that was active before it.
     pub(super) previous: Option<u32>,
-    /// What the configuration named when it was last looked at. As long as it names the same, the active version is
-    /// what the operator has made active since.
-    pub(super) configured: What,
+    /// Artifact that the configuration named at the last start or reload. While it names the same, the version that the
+    /// operator has activated since stays active.
+    pub(super) configured: Artifact,
     /// Oldest first.
     pub(super) versions: Vec<Record>,
 }
 
 impl Index {
-    /// A handler with its first version.
     pub(super) fn new(first: Record) -> Self {
         Self {
             format: FORMAT,
@@ -102,66 +96,62 @@ impl Index {
         }
     }
 
-    /// Reads what [`Index::write`] gave.
+    /// Parses the text of [`Index::write`].
     ///
     /// # Errors
     ///
-    /// What is wrong with the text, for the log.
+    /// A description of the fault, for the log.
     pub(super) fn read(text: &str) -> Result<Self, String> {
         let index: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
         if index.format != FORMAT {
-            return Err(format!("its format is {}; expected {FORMAT}", index.format));
+            return Err(format!("expected format {FORMAT}, found {}", index.format));
         }
         let numbers: BTreeSet<u32> = index.versions.iter().map(|record| record.number).collect();
         if numbers.len() != index.versions.len() || numbers.last().is_none_or(|last| *last >= index.next) {
-            return Err("the numbers of its versions are not each its own and below the next".to_owned());
+            return Err("version numbers are not unique or not below the next number".to_owned());
         }
         if !numbers.contains(&index.active) || index.previous.is_some_and(|number| !numbers.contains(&number)) {
-            return Err("it has no record of its active or previous version".to_owned());
+            return Err("no record of the active or previous version".to_owned());
         }
         let digests = index.digests().into_iter().chain(index.configured.digest());
-        // A digest is a part of a file's name.
+        // A digest becomes part of a file name.
         for digest in digests {
             if digest.len() != 64 || !digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err("a digest is not of 64 hexadecimal digits".to_owned());
+                return Err("expected a digest of 64 hexadecimal digits".to_owned());
             }
         }
         Ok(index)
     }
 
-    /// As text.
     ///
     /// # Errors
     ///
-    /// There is no such index.
+    /// Never for an index of this program.
     pub(super) fn write(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
-    /// One version.
     pub(super) fn record(&self, number: u32) -> Option<&Record> {
         self.versions.iter().find(|record| record.number == number)
     }
 
-    /// The components that its versions are made of.
+    /// Digests of all components in use.
     pub(super) fn digests(&self) -> BTreeSet<&str> {
         self.versions.iter().filter_map(|record| record.what.digest()).collect()
     }
 
-    /// A version becomes known.
     pub(super) fn add(&mut self, record: Record) {
         self.next = self.next.max(record.number.saturating_add(1));
         self.versions.push(record);
     }
 
-    /// A version becomes active.
     pub(super) fn activate(&mut self, number: u32) {
         if self.active != number {
             self.previous = Some(std::mem::replace(&mut self.active, number));
         }
     }
 
-    /// Forgets the oldest that are too many; those in use stay.
+    /// Removes the oldest versions above [`KEPT_MAX`]; those in use stay.
     pub(super) fn prune(&mut self, in_use: &BTreeSet<u32>) {
         let stays = |index: &Self, number: u32| {
             in_use.contains(&number) || number == index.active || Some(number) == index.previous
@@ -180,7 +170,7 @@ mod tests {
     use super::*;
 
     fn record(number: u32, digest: u8) -> Record {
-        let what = What::Wasm { sha256: format!("{digest:02x}").repeat(32) };
+        let what = Artifact::Wasm { sha256: format!("{digest:02x}").repeat(32) };
         Record { number, origin: Origin::Upload, by: "admin 127.0.0.1:1".to_owned(), at_s: 1, what }
     }
 
@@ -201,10 +191,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, numbers are never used twice, the active version and the one before it are known, what is in
-        /// use stays, and what is written is read again.
+        /// For any sequence of changes, numbers are never reused, the active and the previous version have a record,
+        /// versions in use stay, and the index round-trips.
         #[test]
-        fn what_is_written_is_read(steps in steps()) {
+        fn the_index_round_trips(steps in steps()) {
             let mut index = Index::new(record(1, 0));
             for step in steps {
                 let numbers: Vec<u32> = index.versions.iter().map(|record| record.number).collect();
@@ -222,7 +212,7 @@ mod tests {
             }
         }
 
-        /// Whatever is found on the disk, nothing panics.
+        /// No content of the file causes a panic.
         #[test]
         fn damage_is_found(at in any::<prop::sample::Index>(), byte: u8) {
             let mut bytes = Index::new(record(1, 7)).write().unwrap().into_bytes();
@@ -234,19 +224,19 @@ mod tests {
         }
     }
 
-    /// What is not an index is told in words; a digest that leads out of the directory is no digest.
+    /// Damage is described in words; a digest that leads out of the directory is rejected.
     #[test]
     fn damage_in_words() {
         let index = Index::new(record(3, 7));
         let text = index.write().unwrap();
-        let told = |text: String| Index::read(&text).unwrap_err();
-        assert_eq!(told(text.replace("\"format\": 1", "\"format\": 2")), "its format is 2; expected 1");
+        let error = |text: String| Index::read(&text).unwrap_err();
+        assert_eq!(error(text.replace("\"format\": 1", "\"format\": 2")), "expected format 1, found 2");
         assert_eq!(
-            told(text.replace("\"active\": 3", "\"active\": 2")),
-            "it has no record of its active or previous version"
+            error(text.replace("\"active\": 3", "\"active\": 2")),
+            "no record of the active or previous version"
         );
-        assert!(told(text.replace("\"next\": 4", "\"next\": 3")).starts_with("the numbers"));
-        assert_eq!(told(text.replace("0707", "../.")), "a digest is not of 64 hexadecimal digits");
-        assert!(told(text[..text.len() / 2].to_owned()).starts_with("EOF"));
+        assert!(error(text.replace("\"next\": 4", "\"next\": 3")).starts_with("version numbers"));
+        assert_eq!(error(text.replace("0707", "../.")), "expected a digest of 64 hexadecimal digits");
+        assert!(error(text[..text.len() / 2].to_owned()).starts_with("EOF"));
     }
 }

@@ -1,4 +1,4 @@
-//! Loads programs, off the data path.
+//! Loader of handler programs, off the data path: compiles, instantiates, replays conversations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tracing::subscriber::NoSubscriber;
 
 use super::conversations::{self, Played};
 use super::{LoadError, Program};
-use crate::handler::wasm::{self, Bounds, Capacity, Compiler, Host, Isolation};
+use crate::handler::wasm::{self, Bounds, Capacity, Compiler, Isolation, Runtime};
 use crate::handler::{Handler, grpc};
 use crate::telemetry::Telemetry;
 
@@ -18,17 +18,18 @@ pub struct Loader {
     compiler: Compiler,
     cache_dir: PathBuf,
     /// Started with the first guest: a gateway without guests needs no engine.
-    host: OnceCell<Host>,
+    host: OnceCell<Runtime>,
     telemetry: Telemetry,
 }
 
 impl Loader {
-    /// Keeps compiled components in `cache_dir`.
+    /// Caches compiled components in `cache_dir`.
     pub fn new(compiler: Compiler, cache_dir: PathBuf, telemetry: Telemetry) -> Self {
         Self { compiler, cache_dir, host: OnceCell::new(), telemetry }
     }
 
-    /// Loads a program and, of a guest, makes one instance. A guest may take seconds to compile; nothing else waits for it. Errors name its file as `known_as`.
+    /// Loads a program; makes a trial instance of a guest. Compilation may take seconds; nothing else waits for it.
+    /// Errors name the file as `known_as`.
     ///
     /// # Errors
     ///
@@ -48,13 +49,13 @@ impl Loader {
         }
     }
 
-    /// Plays the handler's conversations against a guest, off the data path and beside the instances of devices; a server has
-    /// none.
+    /// Replays the handler's conversations against a guest, off the data path and separate from the instances of devices.
+    /// No effect for a gRPC handler.
     ///
     /// # Errors
     ///
     /// [`LoadError`].
-    pub(super) async fn rehearse(
+    pub(super) async fn replay(
         &self,
         program: &Program,
         known_as: &Path,
@@ -65,7 +66,7 @@ impl Loader {
         };
         let host = self.host.get_or_try_init(|| self.start()).await?.clone();
         let handler = Arc::clone(&options.name);
-        // One device at a time, in an instance of its own; counted among nobody's.
+        // One device at a time, in its own instance; counted in a throwaway registry.
         let options = wasm::Options { isolation: Isolation::Connection, ..options.clone() };
         let metrics = Telemetry::new().instances(&handler);
         let paths = conversations.to_vec();
@@ -79,17 +80,17 @@ impl Loader {
             path: known_as.to_owned(),
             source,
         })?;
-        tracing::info!(%handler, path = ?known_as, conversations, plays, left_out, "all conversations went as recorded");
+        tracing::info!(%handler, path = ?known_as, conversations, plays, left_out, "all conversations passed");
         Ok(())
     }
 
-    async fn start(&self) -> Result<Host, LoadError> {
-        let host = Host::start(self.cache_dir.clone())?;
+    async fn start(&self) -> Result<Runtime, LoadError> {
+        let host = Runtime::start(self.cache_dir.clone())?;
         let Capacity { small, large } = host.capacity();
         tracing::info!(small_instances_max = small, large_instances_max = large, "engines for guests ready");
         Ok(match self.compiler {
-            Compiler::Here => host,
-            Compiler::Apart(_) => host.without_compiler(),
+            Compiler::InProcess => host,
+            Compiler::Subprocess(_) => host.without_compiler(),
         })
     }
 }

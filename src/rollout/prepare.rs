@@ -1,17 +1,17 @@
-//! Before a change: a version is loaded beside what runs, and looked at.
+//! Prepare step of a rollout: loads and checks a version beside the running ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::index::{Origin, Record, What};
-use super::line::{self, Build, Line};
-use super::rollouts::{Candidate, Rollouts};
-use super::{Asker, Error, LoadError, Options, Program};
+use super::index::{Artifact, Origin, Record};
+use super::managed_handler::{self, Build, ManagedHandler};
+use super::manager::{Candidate, RolloutManager};
+use super::{Error, Initiator, LoadError, Options, Program};
 use crate::dispatch::{Policy, Version};
 use crate::handler::Handler;
 
-/// A version that is loaded and not yet used.
+/// A loaded version, not yet in use.
 pub(super) struct Prepared {
     pub(super) record: Record,
     pub(super) is_new: bool,
@@ -20,19 +20,19 @@ pub(super) struct Prepared {
     pub(super) version: Arc<Version>,
 }
 
-impl Rollouts {
-    /// Loads what somebody has brought.
+impl RolloutManager {
+    /// Loads an uploaded candidate.
     pub(super) async fn prepare_candidate(
         &self,
-        line: &Line,
+        handler: &ManagedHandler,
         candidate: Candidate,
-        asker: Asker,
+        initiator: Initiator,
     ) -> Result<Prepared, Error> {
         let conversations = match candidate {
-            Candidate::Component(_) => line.state.lock().options.conversations.clone(),
+            Candidate::Component(_) => handler.state.lock().options.conversations.clone(),
             Candidate::Unchecked(_) => {
-                let handler = line.name();
-                tracing::warn!(%handler, by = %asker, "the new version is unchecked: no conversation is played");
+                let handler = handler.name();
+                tracing::warn!(%handler, by = %initiator, "new version without checks: conversations are not replayed");
                 Vec::new()
             }
             Candidate::Server(_) => Vec::new(),
@@ -42,48 +42,49 @@ impl Rollouts {
                 if !bytes.starts_with(b"\0asm") {
                     return Err(Error::NotWasm { bytes: bytes.len() });
                 }
-                let store = line.store.clone();
+                let store = handler.store.clone();
                 let kept = tokio::task::spawn_blocking(move || store.put(&bytes)).await.map_err(LoadError::Panicked)?;
-                let sha256 = kept.map_err(|source| line.store.failed(source))?;
-                (What::Wasm { sha256 }, "the upload")
+                let sha256 = kept.map_err(|source| handler.store.failed(source))?;
+                (Artifact::Wasm { sha256 }, "the upload")
             }
-            Candidate::Server(url) => (What::Grpc { urls: vec![url.to_string()] }, ""),
+            Candidate::Server(url) => (Artifact::Grpc { urls: vec![url.to_string()] }, ""),
         };
         let known_as = Path::new(known_as);
         let prepared = async {
-            let prepared = self.prepare_new(line, what, Origin::Upload, known_as, None, asker).await?;
-            self.0.loader.rehearse(&prepared.program, known_as, &conversations).await?;
+            let prepared = self.prepare_new(handler, what, Origin::Upload, known_as, None, initiator).await?;
+            self.0.loader.replay(&prepared.program, known_as, &conversations).await?;
             Ok(prepared)
         };
         let prepared = prepared.await;
         if prepared.is_err() {
-            line.forget_components().await;
+            handler.forget_components().await;
         }
         prepared
     }
 
-    /// Loads what the configuration names, if that is not what is active.
+    /// Loads the configured artifact, if it differs from the active one.
     pub(super) async fn prepare_configured(
         &self,
-        line: &Line,
+        handler: &ManagedHandler,
         options: &Options,
-        asker: Asker,
-    ) -> Result<(What, Option<Prepared>), Error> {
-        let (program, store) = (options.program.clone(), line.store.clone());
-        let configured = tokio::task::spawn_blocking(move || line::configured(&program, &store));
+        initiator: Initiator,
+    ) -> Result<(Artifact, Option<Prepared>), Error> {
+        let (program, store) = (options.program.clone(), handler.store.clone());
+        let configured = tokio::task::spawn_blocking(move || managed_handler::configured(&program, &store));
         let what = configured.await.map_err(LoadError::Panicked)??;
         let (change, active, active_what, last_configured) = {
-            let state = line.state.lock();
+            let state = handler.state.lock();
             let active = state.index.record(state.index.active).cloned();
             let build = state.builds.get(&state.index.active).map(|build| (build.program.clone(), build.policy));
             (build, active, what.clone(), state.index.configured.clone())
         };
-        // As long as the configuration names the same, it is the operator's active version that gets the new options.
+        // While the configuration names the same artifact, the version that the operator has activated gets the new
+        // options.
         let (origin, next) = match active {
             Some(record) if what == last_configured => (record.origin, record.what),
             Some(_) | None => (Origin::Configuration, active_what),
         };
-        let program = line::program(&options.program, &next, &line.store);
+        let program = managed_handler::program(&options.program, &next, &handler.store);
         if what == last_configured && change == Some((program, options.policy)) {
             return Ok((what, None));
         }
@@ -92,57 +93,57 @@ impl Rollouts {
             (Program::Wasm(_), Origin::Upload) => PathBuf::from("the upload"),
             (Program::Grpc(_), _) => PathBuf::new(),
         };
-        let prepared = self.prepare_new(line, next, origin, &known_as, Some(options), asker).await?;
-        self.0.loader.rehearse(&prepared.program, &known_as, &options.conversations).await?;
+        let prepared = self.prepare_new(handler, next, origin, &known_as, Some(options), initiator).await?;
+        self.0.loader.replay(&prepared.program, &known_as, &options.conversations).await?;
         Ok((what, Some(prepared)))
     }
 
     async fn prepare_new(
         &self,
-        line: &Line,
-        what: What,
+        handler: &ManagedHandler,
+        what: Artifact,
         origin: Origin,
         known_as: &Path,
         options: Option<&Options>,
-        asker: Asker,
+        initiator: Initiator,
     ) -> Result<Prepared, Error> {
         let (options, number) = {
-            let state = line.state.lock();
+            let state = handler.state.lock();
             (options.unwrap_or(&state.options).clone(), state.index.next)
         };
-        let record = Record { number, origin, by: asker.to_string(), at_s: now_s(), what };
-        let program = line::program(&options.program, &record.what, &line.store);
+        let record = Record { number, origin, by: initiator.to_string(), at_s: now_s(), what };
+        let program = managed_handler::program(&options.program, &record.what, &handler.store);
         let policy = options.policy;
-        let version = self.load(line, number, &program, policy, known_as, &options).await?;
+        let version = self.load(handler, number, &program, policy, known_as, &options).await?;
         Ok(Prepared { record, is_new: true, program, policy, version })
     }
 
-    /// One of the last versions, which still holds memory or is loaded again.
-    pub(super) async fn prepare_kept(&self, line: &Line, number: u32) -> Result<Prepared, Error> {
-        let record = line.record(number)?;
+    /// A kept version: the one in memory, or loaded again.
+    pub(super) async fn prepare_kept(&self, handler: &ManagedHandler, number: u32) -> Result<Prepared, Error> {
+        let record = handler.record(number)?;
         let (options, build) = {
-            let state = line.state.lock();
+            let state = handler.state.lock();
             (state.options.clone(), state.builds.get(&number).cloned())
         };
         let (program, policy, version) = match build {
             Some(Build { program, policy, version }) => (program, policy, version.upgrade()),
-            // It is from before the last start: its options are those of the configuration.
-            None => (line::program(&options.program, &record.what, &line.store), options.policy, None),
+            // Loaded before the last start: its options are those of the configuration.
+            None => (managed_handler::program(&options.program, &record.what, &handler.store), options.policy, None),
         };
         let version = match version {
             Some(version) => version,
             None => {
                 let known_as = format!("version {number}");
-                self.load(line, number, &program, policy, Path::new(&known_as), &options).await?
+                self.load(handler, number, &program, policy, Path::new(&known_as), &options).await?
             }
         };
         Ok(Prepared { record, is_new: false, program, policy, version })
     }
 
-    /// Loads a program and looks whether it works.
+    /// Loads a program and checks that it works.
     async fn load(
         &self,
-        line: &Line,
+        handler: &ManagedHandler,
         number: u32,
         program: &Program,
         policy: Policy,
@@ -156,12 +157,12 @@ impl Rollouts {
         if matches!(program, Program::Grpc(_)) && !services.has_adapter {
             return Err(Error::NoAdapter);
         }
-        let handler = self.0.loader.load(program.clone(), known_as, options.compile).await?;
-        if let Handler::Grpc(server) = &handler {
-            let unwell = |source| Error::Unwell { handler: Arc::clone(line.name()), source };
+        let loaded = self.0.loader.load(program.clone(), known_as, options.compile).await?;
+        if let Handler::Grpc(server) = &loaded {
+            let unwell = |source| Error::Unwell { handler: Arc::clone(handler.name()), source };
             server.probe().await.map_err(unwell)?;
         }
-        Ok(Version::new(number, handler, policy, services.telemetry.version(line.name(), number)))
+        Ok(Version::new(number, loaded, policy, services.telemetry.version(handler.name(), number)))
     }
 }
 

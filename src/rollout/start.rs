@@ -1,47 +1,50 @@
-//! The start of the gateway: each handler goes on with the version that was active when it last ran.
+//! Start of a handler with the version that was active when the gateway last ran.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::index::{Index, Origin, Record, What};
-use super::line::{self, Build, Line, State};
+use super::index::{Artifact, Index, Origin, Record};
+use super::managed_handler::{self, Build, ManagedHandler, State};
 use super::prepare::now_s;
 use super::store::Store;
-use super::{Asker, LoadError, Loader, Options, Program, Services};
+use super::{Initiator, LoadError, Loader, Options, Program, Services};
 use crate::dispatch::{Version, Versions};
-use crate::handler::chain;
+use crate::error::report;
 
-/// One handler at the start.
-pub(super) async fn open_line(options: Options, loader: &Loader, services: &Services) -> Result<Arc<Line>, LoadError> {
+pub(super) async fn open_handler(
+    options: Options,
+    loader: &Loader,
+    services: &Services,
+) -> Result<Arc<ManagedHandler>, LoadError> {
     let name = Arc::clone(options.name());
     let dir = services.versions_dir.join(&*name);
     let (program, handler) = (options.program.clone(), Arc::clone(&name));
-    let looking = tokio::task::spawn_blocking(move || {
+    let reading = tokio::task::spawn_blocking(move || {
         let failed = |source| LoadError::Store { dir: dir.clone(), source };
         let store = Store::open(dir.clone()).map_err(failed)?;
         let index = store.read(&handler).map_err(failed)?;
-        let what = line::configured(&program, &store)?;
+        let what = managed_handler::configured(&program, &store)?;
         Ok::<_, LoadError>((store, index, what))
     });
-    let (store, index, what) = looking.await??;
+    let (store, index, what) = reading.await??;
 
-    // What the operator has made active since, if the configuration still names what it did then.
+    // The version that the operator has activated since, if the configuration still names the same artifact.
     let last = index.as_ref().filter(|index| index.configured == what);
     let mut started = None;
     if let Some(index) = last
         && let Some(record) = index.record(index.active)
         && record.what != what
     {
-        let program = line::program(&options.program, &record.what, &store);
+        let program = managed_handler::program(&options.program, &record.what, &store);
         let known_as = PathBuf::from(format!("version {}", record.number));
         if !services.has_adapter && matches!(program, Program::Grpc(_)) {
-            tracing::error!(handler = %name, version = record.number, "the last active version is a gRPC handler, and there is no [adapter]; starting with what the configuration names");
+            tracing::error!(handler = %name, version = record.number, "the last active version is a gRPC handler, and there is no [adapter]; starting with the configured version");
         } else {
             match loader.load(program.clone(), &known_as, options.compile).await {
                 Ok(handler) => started = Some((index.clone(), record.number, program, handler)),
                 Err(error) => {
-                    let why = chain(&error);
-                    tracing::error!(handler = %name, version = record.number, "cannot load the last active version; starting with what the configuration names: {why}");
+                    let why = report(&error);
+                    tracing::error!(handler = %name, version = record.number, "cannot load the last active version; starting with the configured version: {why}");
                 }
             }
         }
@@ -49,13 +52,13 @@ pub(super) async fn open_line(options: Options, loader: &Loader, services: &Serv
     let (index, number, program, handler) = match started {
         Some(started) => started,
         None => {
-            let program = line::program(&options.program, &what, &store);
+            let program = managed_handler::program(&options.program, &what, &store);
             let known_as = match &options.program {
                 Program::Wasm(options) => options.component.clone(),
                 Program::Grpc(_) => PathBuf::new(),
             };
             let handler = loader.load(program.clone(), &known_as, options.compile).await?;
-            loader.rehearse(&program, &known_as, &options.conversations).await?;
+            loader.replay(&program, &known_as, &options.conversations).await?;
             let index = with_configured(index, what);
             let number = index.active;
             (index, number, program, handler)
@@ -68,23 +71,23 @@ pub(super) async fn open_line(options: Options, loader: &Loader, services: &Serv
     let versions = Versions::new(version, services.telemetry.health(&name));
     store.write_aside(&index).await?;
     tracing::info!(handler = %name, version = number, "handler ready");
-    let state = State { options, index, builds: [(number, build)].into(), settling: None };
-    let line = Line::new(versions, store, state);
-    line.forget_components().await;
-    Ok(line)
+    let state = State { options, index, builds: [(number, build)].into(), migration: None };
+    let handler = ManagedHandler::new(versions, store, state);
+    handler.forget_components().await;
+    Ok(handler)
 }
 
-/// The index after a start with what the configuration names.
-fn with_configured(index: Option<Index>, what: What) -> Index {
+/// The index after a start with the configured artifact.
+fn with_configured(index: Option<Index>, what: Artifact) -> Index {
     let record = |number| {
-        let by = Asker::Start.to_string();
+        let by = Initiator::Start.to_string();
         Record { number, origin: Origin::Configuration, by, at_s: now_s(), what: what.clone() }
     };
     let Some(mut index) = index else {
         return Index::new(record(1));
     };
-    let active_is_it = index.record(index.active).is_some_and(|active| active.what == what);
-    if !active_is_it {
+    let is_active = index.record(index.active).is_some_and(|active| active.what == what);
+    if !is_active {
         let number = index.next;
         index.add(record(number));
         index.activate(number);

@@ -1,4 +1,4 @@
-//! What the operator is told of handlers and versions.
+//! Status of handlers and versions, for the admin API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,39 +7,38 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::Swap;
-use super::index::{Origin, Record, What};
-use super::line::Line;
+use super::index::{Artifact, Origin, Record};
+use super::managed_handler::ManagedHandler;
 use crate::dispatch::{TrialKind, Version};
 use crate::handler::Handler;
 
-/// One handler.
+/// Status of one handler.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandlerStatus {
-    /// Its name.
     pub name: String,
     /// `wasm` or `grpc`, of the active version.
     pub kind: String,
-    /// The version that serves.
+    /// The active version.
     pub active: u32,
-    /// The one that `rollback` goes back to.
+    /// Target of `rollback`.
     pub previous: Option<u32>,
-    /// The one that is tried.
+    /// The version on trial.
     pub trial: Option<TrialStatus>,
     /// Whether it gets new connections.
     pub healthy: bool,
-    /// Whether a change is under way.
+    /// Whether a change is running.
     pub busy: bool,
-    /// Versions that hold memory.
+    /// Number of versions in memory.
     pub loaded: usize,
     /// Live connections of all versions.
     pub connections: usize,
 }
 
 impl HandlerStatus {
-    pub(super) fn of(line: &Line) -> Self {
-        let plan = line.versions.plan();
-        let loaded = line.versions.loaded();
-        let index = line.state.lock().index.clone();
+    pub(super) fn of(handler: &ManagedHandler) -> Self {
+        let plan = handler.versions.plan();
+        let loaded = handler.versions.loaded();
+        let index = handler.state.lock().index.clone();
         let kind = match plan.active.handler() {
             Handler::Grpc(_) => "grpc",
             Handler::Wasm(_) => "wasm",
@@ -52,44 +51,42 @@ impl HandlerStatus {
             TrialStatus { version: trial.version.number(), how: how.to_string() }
         });
         Self {
-            name: line.name().to_string(),
+            name: handler.name().to_string(),
             kind: kind.to_owned(),
             active: plan.active.number(),
             previous: index.previous,
             trial,
-            healthy: line.versions.is_healthy(),
-            busy: line.is_busy(),
+            healthy: handler.versions.is_healthy(),
+            busy: handler.is_busy(),
             loaded: loaded.len(),
             connections: loaded.iter().map(|version| version.connections()).sum(),
         }
     }
 }
 
-/// A version that is tried.
+/// A version on trial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrialStatus {
-    /// Its number.
     pub version: u32,
     /// `canary:SHARE` or `shadow`.
     pub how: String,
 }
 
-/// Where a version is in its life.
+/// State of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VersionState {
     /// Serves new connections.
     Active,
-    /// Is tried.
+    /// On trial.
     Trial,
-    /// Holds memory for the connections that are still with it.
+    /// In memory for its remaining connections.
     Leaving,
-    /// Is on the disk.
+    /// On disk only.
     Kept,
 }
 
 impl VersionState {
-    /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -100,36 +97,31 @@ impl VersionState {
     }
 }
 
-/// One version.
+/// Status of one version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VersionStatus {
-    /// Its number.
     pub number: u32,
-    /// Where it is in its life.
     pub state: VersionState,
-    /// Where it came from.
     pub origin: Origin,
-    /// Who brought it.
+    /// Initiator.
     pub by: String,
-    /// When, as RFC 3339 has it.
+    /// Creation time (RFC 3339).
     pub at: String,
-    /// What it is.
     #[serde(flatten)]
-    pub what: What,
-    /// Live connections.
+    pub what: Artifact,
     pub connections: usize,
-    /// Events that it was given since it was loaded.
+    /// Events since it was loaded.
     pub events: u64,
-    /// Those of them that failed.
+    /// Failed events.
     pub failures: u64,
 }
 
 impl VersionStatus {
     /// Newest first.
-    pub(super) fn all_of(line: &Line) -> Vec<Self> {
-        let plan = line.versions.plan();
+    pub(super) fn all_of(handler: &ManagedHandler) -> Vec<Self> {
+        let plan = handler.versions.plan();
         let loaded: BTreeMap<u32, Arc<Version>> =
-            line.versions.loaded().into_iter().map(|version| (version.number(), version)).collect();
+            handler.versions.loaded().into_iter().map(|version| (version.number(), version)).collect();
         let state_of = |number: u32| {
             let is_tried = plan.trial.as_ref().is_some_and(|trial| trial.version.number() == number);
             match (number == plan.active.number(), is_tried, loaded.contains_key(&number)) {
@@ -139,7 +131,7 @@ impl VersionStatus {
                 (false, false, false) => VersionState::Kept,
             }
         };
-        let records = line.state.lock().index.versions.clone();
+        let records = handler.state.lock().index.versions.clone();
         let status = |record: Record| {
             let version = loaded.get(&record.number);
             let (events, failures) = version.map_or((0, 0), |version| version.outcomes());

@@ -1,4 +1,4 @@
-//! What is kept of a handler's versions in the data directory: the components, by their digests, and the index.
+//! Version store of one handler in the data directory: components by digest, and the index.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 
 use super::LoadError;
 use super::index::Index;
-use crate::files::write_whole;
+use crate::atomic_file::write_atomic;
 
 const INDEX: &str = "index.json";
 
-/// A damaged index is put here, for whoever wants to know.
+/// A damaged index is renamed to this, for inspection.
 const DAMAGED: &str = "index.damaged";
 
-/// How a component's file ends.
+/// File name extension of a component.
 const COMPONENT: &str = "wasm";
 
 /// One handler's directory.
@@ -27,7 +27,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Makes the directory, or takes the one that is there.
+    /// Opens the directory; creates it if needed.
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         Ok(Self { dir })
@@ -37,7 +37,7 @@ impl Store {
         &self.dir
     }
 
-    /// The index; none when there is none or when it is damaged, which is told and set aside.
+    /// The index; `None` if there is none, or if it is damaged, which is logged, and the file set aside.
     pub(super) fn read(&self, handler: &str) -> io::Result<Option<Index>> {
         let file = self.dir.join(INDEX);
         let bytes = match fs::read(&file) {
@@ -54,7 +54,7 @@ impl Store {
                 tracing::error!(
                     handler,
                     ?aside,
-                    "the index of the handler's versions is damaged and set aside; going on with what the configuration says: {why}"
+                    "the index of the handler's versions is damaged and set aside; using the configuration: {why}"
                 );
                 Ok(None)
             }
@@ -64,7 +64,7 @@ impl Store {
     /// Replaces the index.
     pub(super) fn write(&self, index: &Index) -> io::Result<()> {
         let text = index.write().map_err(io::Error::other)?;
-        write_whole(&self.dir.join(INDEX), text.as_bytes())
+        write_atomic(&self.dir.join(INDEX), text.as_bytes())
     }
 
     /// [`Store::write`] on a blocking thread.
@@ -74,31 +74,31 @@ impl Store {
         written.map_err(|source| self.failed(source))
     }
 
-    /// What the operator is told when the operating system refuses something in here.
+    /// The error for a failed file operation in this directory.
     pub(super) fn failed(&self, source: io::Error) -> LoadError {
         LoadError::Store { dir: self.dir().to_owned(), source }
     }
 
-    /// Keeps a component; gives its digest.
+    /// Stores a component; returns its digest.
     pub(super) fn put(&self, component: &[u8]) -> io::Result<String> {
         let sha256 = digest(component);
         if !self.has(&sha256) {
-            write_whole(&self.component(&sha256), component)?;
+            write_atomic(&self.component(&sha256), component)?;
         }
         Ok(sha256)
     }
 
-    /// Whether a component is there as it was kept.
+    /// Whether the component is stored with its original content.
     pub(super) fn has(&self, sha256: &str) -> bool {
         fs::read(self.component(sha256)).is_ok_and(|bytes| digest(&bytes) == sha256)
     }
 
-    /// Where a component is.
+    /// Path of a component.
     pub(super) fn component(&self, sha256: &str) -> PathBuf {
         self.dir.join(sha256).with_extension(COMPONENT)
     }
 
-    /// Removes the components that are none of these. What cannot be removed is tried again the next time.
+    /// Removes all components but these. A failed removal is retried the next time.
     pub(super) fn prune(&self, kept: &BTreeSet<&str>) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
@@ -110,7 +110,7 @@ impl Store {
                 && !is_kept
                 && let Err(error) = fs::remove_file(&path)
             {
-                tracing::warn!(?path, %error, "cannot remove a component that is not needed any more");
+                tracing::warn!(?path, %error, "cannot remove an unused component");
             }
         }
     }
@@ -123,7 +123,7 @@ fn digest(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::index::{Origin, Record, What};
+    use crate::rollout::index::{Artifact, Origin, Record};
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -131,7 +131,7 @@ mod tests {
         (dir, store)
     }
 
-    /// A component whose bytes have changed on the disk is not taken for what it was, and is replaced.
+    /// A component whose bytes have changed on disk is not used, and is replaced.
     #[test]
     fn a_changed_component_is_not_there() {
         let (_dir, store) = store();
@@ -143,9 +143,9 @@ mod tests {
         assert!(store.has(&sha256));
     }
 
-    /// What no version needs is removed; nothing else is.
+    /// Unused components are removed, other files are not.
     #[test]
-    fn what_is_not_needed_is_removed() {
+    fn unused_components_are_removed() {
         let (_dir, store) = store();
         let [one, two] = [b"one", b"two"].map(|bytes| store.put(bytes).unwrap());
         fs::write(store.dir().join("note.txt"), "mine").unwrap();
@@ -158,7 +158,7 @@ mod tests {
     fn a_damaged_index_is_set_aside() {
         let (_dir, store) = store();
         assert_eq!(store.read("h").unwrap(), None);
-        let what = What::Wasm { sha256: store.put(b"one").unwrap() };
+        let what = Artifact::Wasm { sha256: store.put(b"one").unwrap() };
         let first = Record { number: 1, origin: Origin::Configuration, by: "start".to_owned(), at_s: 0, what };
         let index = Index::new(first);
         store.write(&index).unwrap();

@@ -1,3 +1,5 @@
+//! Log set-up: format, filter, and the filter of the broker library's packet logs.
+
 use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata};
@@ -6,7 +8,9 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-/// How log lines are written.
+use super::line_format::LineFields;
+
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -16,46 +20,41 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why the log could not be set up.
+/// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter is not one.
+    /// The filter is malformed.
     #[error("log filter {filter:?} is not of the form \"info\" or \"info,polygate::connection=trace\"")]
-    Filter {
-        /// What was given.
-        filter: String,
-        /// What is wrong with it.
-        source: ParseError,
-    },
-    /// Another log is running in this process.
+    Filter { filter: String, source: ParseError },
+    /// This process already has a log.
     #[error("a log is running already")]
     Running(#[source] TryInitError),
 }
 
-/// The crates of the embedded broker's library; each target below them begins with this.
+/// Prefix of the log targets of the embedded broker's library.
 const BROKER_LIBRARY: &str = "rmqtt";
 
 /// Starts writing the log to stderr.
 ///
-/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. The lines of the embedded broker's
-/// library are let through from `warn` on, or from `info` on when the filter names `rmqtt`; never below, because
-/// there the library writes down the packets of MQTT clients, with passwords and payloads.
+/// `filter` is a level or a list of `target=level`, as in `RUST_LOG`. Lines of the embedded broker's library pass from
+/// `warn` on, or from `info` on if the filter names `rmqtt`; never below, because there the library logs the packets of
+/// MQTT clients, with passwords and payloads.
 ///
 /// # Errors
 ///
 /// [`LogError`], when the filter is malformed or a log is running already.
 pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let colours = io::stderr().is_terminal();
-    // Who reads stderr may go away first; saying so on stderr would end the task that wanted to log.
+    // The reader of stderr may go away; reporting that on stderr would panic the task that logs.
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours).log_internal_errors(false);
     let log = tracing_subscriber::registry().with(chosen(filter)?).with(quiet_library(filter));
     match format {
-        LogFormat::Text => log.with(lines.with_target(false)).try_init(),
+        LogFormat::Text => log.with(lines.fmt_fields(LineFields).with_target(false)).try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     }
     .map_err(LogError::Running)?;
     if asks_for_packets(filter) {
-        // Under the library's name, so that a filter which lets nothing else through shows it too.
+        // With the library's target, so that a filter for that target alone shows it too.
         tracing::warn!(
             target: BROKER_LIBRARY,
             "lines of {BROKER_LIBRARY} are logged from info on: below, they hold the passwords of MQTT clients"
@@ -64,12 +63,12 @@ pub fn start_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     Ok(())
 }
 
-/// What the user wants to see.
+/// Filter of the user.
 fn chosen(filter: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
 }
 
-/// Keeps the broker's library quiet unless it is named, and always from writing packets down.
+/// Limits the broker's library to warnings, to info if it is named, and never lets packets pass.
 fn quiet_library(filter: &str) -> FilterFn<impl Fn(&Metadata<'_>) -> bool + use<>> {
     let level_max = if filter.contains(BROKER_LIBRARY) { Level::INFO } else { Level::WARN };
     FilterFn::new(move |line| *line.level() <= level_max || !line.target().starts_with(BROKER_LIBRARY))
@@ -91,11 +90,11 @@ mod tests {
 
     use super::*;
 
-    /// Where the lines of a log under test go.
+    /// Writer of a log under test.
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Lines {
+    impl io::Write for LogBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -105,9 +104,9 @@ mod tests {
         }
     }
 
-    /// The messages that a filter lets through.
+    /// Messages that pass a filter.
     fn logged(filter: &str) -> Vec<String> {
-        let lines = Lines::default();
+        let lines = LogBuffer::default();
         let writer = lines.clone();
         let text = fmt::layer().without_time().with_target(false).with_level(false).with_ansi(false);
         let log = tracing_subscriber::registry()
@@ -125,7 +124,7 @@ mod tests {
         String::from_utf8_lossy(&lines).lines().map(|line| line.trim().to_owned()).collect()
     }
 
-    /// No filter brings out the lines with packets in them.
+    /// No filter lets packets pass.
     #[test]
     fn packets_are_never_logged() {
         assert_eq!(logged("info"), ["rmqtt warn"]);
@@ -142,7 +141,7 @@ mod tests {
         }
     }
 
-    /// Who asks for them is told; who does not is not.
+    /// A filter that asks for packets causes a warning; others do not.
     #[test]
     fn asking_for_packets_is_noticed() {
         for filter in ["rmqtt", "rmqtt=debug", "info, rmqtt::v5=trace", "rmqtt_net=TRACE", "rmqtt=5"] {
@@ -153,7 +152,7 @@ mod tests {
         }
     }
 
-    /// A filter that is none is refused with its text.
+    /// A malformed filter is refused with its text.
     #[test]
     fn a_malformed_filter_is_refused() {
         let error = chosen("polygate=loud").unwrap_err();

@@ -2,7 +2,7 @@
 
 use crate::program::{Setup, repository, run, run_into};
 
-/// Of a valid file, what it would run.
+/// A valid file gets a summary.
 #[tokio::test]
 async fn a_valid_file() {
     let setup = Setup::new("[broker]\nbind = \"127.0.0.1:1883\"\n");
@@ -15,7 +15,7 @@ async fn a_valid_file() {
     assert_eq!(lines[3], "  broker  embedded, MQTT clients on 127.0.0.1:1883");
 }
 
-/// Every sample is valid as it stands.
+/// Every sample is valid.
 #[tokio::test]
 async fn the_samples() {
     for sample in ["polygate.toml", "wasm.toml", "grpc.toml"] {
@@ -25,7 +25,7 @@ async fn the_samples() {
     }
 }
 
-/// Of a faulty file, every fault.
+/// A faulty file gets all faults.
 #[tokio::test]
 async fn a_faulty_file() {
     let setup = Setup::new("[broker]\nbnd = \"127.0.0.1:1883\"\npacket_max = 1\n");
@@ -39,11 +39,11 @@ async fn a_faulty_file() {
     assert_eq!(lines.len(), 3);
 }
 
-/// A result that cannot be written is no success.
+/// A result that cannot be written is a failure.
 #[tokio::test]
 async fn nowhere_to_write() {
     let file = repository("examples/wasm.toml");
     let output = run_into("/dev/full", &["check", "-c", file.to_str().unwrap()]).await;
-    let told = "polygate: cannot write the result: no space left on device\n";
-    assert_eq!((output.code, &*output.stderr), (Some(1), told));
+    let reported = "polygate: cannot write the result: no space left on device\n";
+    assert_eq!((output.code, &*output.stderr), (Some(1), reported));
 }

@@ -1,10 +1,10 @@
-//! `polygate demo`, the first thing that most people run.
+//! `polygate demo`.
 
 use tokio::process::Command;
 
 use crate::program::within;
 
-/// The tour ends well: every recorded terminal is served as recorded, every position arrives over MQTT.
+/// The demo succeeds: every recorded terminal is served as recorded, every position arrives over MQTT.
 #[tokio::test]
 async fn the_tour() {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_polygate"));

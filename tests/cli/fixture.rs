@@ -1,4 +1,4 @@
-//! Guests that are made on the spot.
+//! Guests that are made for a test.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use wit_component::StringEncoding;
 
 use crate::program::{Output, repository, run_in};
 
-/// A folder with a guest and what belongs to it.
+/// A folder with a guest and its files.
 pub struct Workshop(TempDir);
 
 impl Workshop {
@@ -43,7 +43,7 @@ impl Workshop {
         run_in(self.0.path(), arguments).await
     }
 
-    /// What the program said, without the name of the folder.
+    /// The output without the name of the folder.
     pub fn without_folder(&self, text: &str) -> String {
         text.replace(&format!("{}/", self.0.path().display()), "")
     }

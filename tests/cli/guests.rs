@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::fixture::Workshop;
 use crate::program::{Device, Output, Setup, repository, run};
 
-/// Every guest that the repository has is a handler, and its needs are told.
+/// Every guest of the repository is a handler, with a list of its requirements.
 #[tokio::test]
 async fn all_guests_are_handlers() {
     for entry in std::fs::read_dir(repository("guests/dist")).unwrap() {
@@ -16,9 +16,15 @@ async fn all_guests_are_handlers() {
         let file = file.to_str().unwrap();
         let output = run(&["guest", "check", file, "--json", "--memory-max", "1GiB"]).await;
         assert_eq!((output.code, &*output.stderr), (Some(0), ""), "{file}: {}", output.stdout);
-        let told: Value = serde_json::from_str(&output.stdout).unwrap();
-        assert_eq!((&told["handler"], &told["interface"]), (&true.into(), &"polygate:handler/handler@0.1.0".into()));
-        assert!(told["start_memory_bytes"].as_u64().unwrap() >= told["memories"][0]["minimum_bytes"].as_u64().unwrap());
+        let reported: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!(
+            (&reported["handler"], &reported["interface"]),
+            (&true.into(), &"polygate:handler/handler@0.1.0".into())
+        );
+        assert!(
+            reported["start_memory_bytes"].as_u64().unwrap()
+                >= reported["memories"][0]["minimum_bytes"].as_u64().unwrap()
+        );
     }
 }
 
@@ -34,16 +40,16 @@ async fn what_a_guest_is() {
         "  imports     polygate:handler/types@0.1.0    plain data\n",
         "              polygate:handler/adapter@0.1.0  the operations of its own connection\n",
         "  memory      1 memory, ",
-        "  failures    are told ",
+        "  failures    are reported ",
     ] {
         assert!(output.stdout.contains(line), "{line:?} is not in\n{}", output.stdout);
     }
     let (workshop, file) = Workshop::per_chunk();
     let output = run(&["guest", "check", &file]).await;
-    let told = workshop.without_folder(&output.stdout);
-    assert!(told.starts_with("per_chunk.wasm is a handler\n  file        a core module of "), "{told}");
-    assert!(told.contains("\n  migrates    no\n"), "{told}");
-    assert!(told.contains("\n  failures    are told with the names of functions\n"), "{told}");
+    let reported = workshop.without_folder(&output.stdout);
+    assert!(reported.starts_with("per_chunk.wasm is a handler\n  file        a core module of "), "{reported}");
+    assert!(reported.contains("\n  migrates    no\n"), "{reported}");
+    assert!(reported.contains("\n  failures    are reported with function names\n"), "{reported}");
 }
 
 /// What is no handler is refused with the reason.
@@ -55,15 +61,15 @@ async fn what_is_no_handler() {
     let cut = std::fs::read(repository("guests/dist/echo.wasm")).unwrap();
     let cut = workshop.write("cut.wasm", &cut[..cut.len() / 2]);
     let cases = [
-        (&script, "script.wasm is no handler: expected WebAssembly in binary form, found something else\n"),
+        (&script, "script.wasm is no handler: expected WebAssembly in binary form, came another format\n"),
         (&empty, "does not export polygate:handler/handler@0.1.0; it exports nothing\n"),
         (&cut, "cut.wasm is no handler: "),
     ];
     for (file, expected) in cases {
         let output = run(&["guest", "check", file]).await;
         assert_eq!((output.code, &*output.stderr), (Some(1), ""), "{file}");
-        let told = workshop.without_folder(&output.stdout);
-        assert!(told.contains(expected), "{told}");
+        let reported = workshop.without_folder(&output.stdout);
+        assert!(reported.contains(expected), "{reported}");
     }
     let (_workshop, large) = Workshop::per_chunk();
     let output = run(&["guest", "check", &large, "--memory-max", "64KiB"]).await;
@@ -84,9 +90,9 @@ async fn recorded_trackers() {
     let conversations = repository("examples/conversations/jt808");
     let arguments = [conversations.to_str().unwrap(), "--setting", "auth_code=tour", "--cuts-max", "64", "--json"];
     let output = guest("test", "jt808", &arguments).await;
-    let told: Value = serde_json::from_str(&output.stdout).unwrap();
-    assert_eq!((output.code, &told["passed"]), (Some(0), &Value::Bool(true)), "{}", output.stdout);
-    let conversations = told["conversations"].as_array().unwrap();
+    let reported: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!((output.code, &reported["passed"]), (Some(0), &Value::Bool(true)), "{}", output.stdout);
+    let conversations = reported["conversations"].as_array().unwrap();
     assert!(conversations.len() > 50);
     for conversation in conversations {
         assert!(conversation["fuel"]["total"].as_u64().unwrap() > 0, "{conversation}");
@@ -112,7 +118,7 @@ async fn settings_of_a_configuration() {
     assert!(output.stderr.contains("found \"nobody\"; there are \"jt808\", "), "{}", output.stderr);
 }
 
-/// Another answer is told with its line, what was expected and what came.
+/// A different answer is reported with its line, the expected and the received value.
 #[tokio::test]
 async fn a_mismatch() {
     let workshop = Workshop::new();
@@ -134,7 +140,7 @@ async fn a_guest_that_takes_chunks_for_frames() {
 
     let output = run(&["guest", "test", &guest, &file]).await;
     assert_eq!(output.code, Some(1), "{}", output.stdout);
-    let told = workshop.without_folder(&output.stdout);
+    let reported = workshop.without_folder(&output.stdout);
     let expected = [
         "failed  a.conversation: with each \">\" line cut after its first byte: ",
         "failed  a.conversation: byte by byte: ",
@@ -142,29 +148,29 @@ async fn a_guest_that_takes_chunks_for_frames() {
          received 0 in time\n",
     ];
     for line in expected {
-        assert!(told.contains(line), "{line:?} is not in\n{told}");
+        assert!(reported.contains(line), "{line:?} is not in\n{reported}");
     }
-    assert!(told.contains("after line 4: expected no more bytes to the device, received 14\n"), "{told}");
+    assert!(reported.contains("after line 4: expected no more bytes to the device, received 14\n"), "{reported}");
 }
 
-/// A failure is told with the event, its line, and the functions that led to it.
+/// A failure is reported with the event, its line, and its backtrace.
 #[tokio::test]
 async fn a_guest_that_traps() {
     let (workshop, guest) = Workshop::per_chunk();
     let file = workshop.write("a.conversation", "> \"one\"\n< \"got it\\n\"\n> \"!secret\"\n");
     let output = run(&["guest", "test", &guest, &file]).await;
     assert_eq!(output.code, Some(1));
-    let told = workshop.without_folder(&output.stdout);
-    let mut lines = told.lines();
+    let reported = workshop.without_folder(&output.stdout);
+    let mut lines = reported.lines();
     let first = "failed  a.conversation: line 3: the guest failed in on_received_bytes (7 bytes): wasm trap: wasm \
                  `unreachable` instruction executed";
-    assert_eq!(lines.next(), Some(first), "{told}");
-    assert!(lines.next().unwrap().ends_with(" - decode_frame"), "{told}");
-    assert!(lines.next().unwrap().ends_with(" - answer"), "{told}");
+    assert_eq!(lines.next(), Some(first), "{reported}");
+    assert!(lines.next().unwrap().ends_with(" - decode_frame"), "{reported}");
+    assert!(lines.next().unwrap().ends_with(" - answer"), "{reported}");
     assert!(output.stderr.contains("decode_frame"), "{}", output.stderr);
 }
 
-/// Guests that break a limit are stopped by it, and it is told.
+/// Guests that exceed a limit are stopped, and the limit is reported.
 #[tokio::test]
 async fn guests_that_break_a_limit() {
     let workshop = Workshop::new();
@@ -178,10 +184,10 @@ async fn guests_that_break_a_limit() {
         let file = workshop.write("a.conversation", format!("> \"{name}\"\n"));
         let output = guest("test", name, &[&file, "--event-timeout", "50ms"]).await;
         assert_eq!(output.code, Some(1), "{name}: {}", output.stdout);
-        let told = workshop.without_folder(&output.stdout);
+        let reported = workshop.without_folder(&output.stdout);
         let begins =
             format!("failed  a.conversation: line 1: the guest failed in on_received_bytes ({} bytes): ", name.len());
-        assert!(told.starts_with(&begins) && told.contains(expected), "{name}: {told}");
+        assert!(reported.starts_with(&begins) && reported.contains(expected), "{name}: {reported}");
     }
 }
 
@@ -198,17 +204,17 @@ async fn a_failure_in_the_log_of_the_gateway() {
         serving.line("started").await;
         let mut device = Device::connect(serving.listener()).await;
         device.says("!secret").await;
-        let line: Value = serde_json::from_str(&serving.text("the guest failed: ").await).unwrap();
+        let line: Value = serde_json::from_str(&serving.text("guest failed").await).unwrap();
         assert_eq!((&line["call"], &line["bytes"]), (&"on_received_bytes".into(), &7.into()), "{line}");
-        assert!(line["message"].as_str().unwrap().contains("decode_frame"), "{line}");
+        assert!(line["report"].as_str().unwrap().contains("decode_frame"), "{line}");
         let (_, seen) = serving.stop().await;
         let payload = seen.iter().any(|line| line.contains("21736563726574"));
         assert_eq!(payload, shows_payload, "{log}");
     }
 }
 
-/// What a guest does is written down, with what the person wrote around it; the second time nothing changes, and the test
-/// passes.
+/// What a guest does is written down, with what the person wrote around it; the second time nothing changes, and the
+/// test passes.
 #[tokio::test]
 async fn recording() {
     let workshop = Workshop::new();
@@ -261,7 +267,8 @@ async fn timers() {
     }
 }
 
-/// What a guest publishes when the connection has ended stands before the line that ends it, since nothing can stand after it.
+/// What a guest publishes when the connection has ended stands before the line that ends it, since nothing can stand
+/// after it.
 #[tokio::test]
 async fn last_words() {
     let (workshop, guest) = Workshop::per_chunk();
@@ -278,15 +285,18 @@ async fn last_words() {
     assert!(output.stdout.contains("after line 2: expected no more messages"), "{}", output.stdout);
 }
 
-/// Wrong files and folders are told, all of them at once.
+/// Malformed files and folders are reported, all of them at once.
 #[tokio::test]
 async fn what_cannot_be_played() {
     let workshop = Workshop::new();
     let (one, other) = (workshop.write("one.conversation", "?\n"), workshop.write("other.conversation", "!\n"));
     let output = guest("test", "echo", &[&one, &other]).await;
     assert_eq!((output.code, &*output.stdout), (Some(1), ""));
-    let told = workshop.without_folder(&output.stderr);
-    assert!(told.contains("one.conversation has 1 fault") && told.contains("other.conversation has 1 fault"), "{told}");
+    let reported = workshop.without_folder(&output.stderr);
+    assert!(
+        reported.contains("one.conversation has 1 fault") && reported.contains("other.conversation has 1 fault"),
+        "{reported}"
+    );
 
     std::fs::create_dir(workshop.path("empty")).unwrap();
     let output = guest("test", "echo", &[workshop.path("empty").to_str().unwrap()]).await;
@@ -301,11 +311,11 @@ async fn what_cannot_be_played() {
 async fn figures() {
     let output = guest("bench", "echo", &["--setting", "mode=raw", "--json"]).await;
     assert_eq!((output.code, &*output.stderr), (Some(0), ""), "{}", output.stdout);
-    let told: Value = serde_json::from_str(&output.stdout).unwrap();
-    assert_eq!(told["debug_build"], cfg!(debug_assertions));
-    assert!(told["instance"]["process_bytes"].as_u64().unwrap() > 4096, "{told}");
-    assert_eq!(told["events"][0]["what"], "64 bytes");
-    assert!(told["events"][1]["ns"].as_u64().unwrap() > 0, "{told}");
+    let reported: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(reported["debug_build"], cfg!(debug_assertions));
+    assert!(reported["instance"]["process_bytes"].as_u64().unwrap() > 4096, "{reported}");
+    assert_eq!(reported["events"][0]["what"], "64 bytes");
+    assert!(reported["events"][1]["ns"].as_u64().unwrap() > 0, "{reported}");
 }
 
 /// A project is written with what belongs to it, and no other folder is touched.
@@ -323,10 +333,10 @@ async fn a_new_project() {
         assert!(output.stdout.starts_with(&begins), "{}", output.stdout);
         assert!(output.stdout.contains(&format!(" files. Next:\n\n  cd my-{language}\n  ")), "{}", output.stdout);
         let again = workshop.run(&["guest", "new", &format!("my-{language}"), "--lang", language]).await;
-        let told = format!(
+        let reported = format!(
             "polygate: expected my-{language} not to exist, or to be an empty folder; it has something in it\n"
         );
-        assert_eq!((again.code, again.stderr), (Some(1), told));
+        assert_eq!((again.code, again.stderr), (Some(1), reported));
     }
     let output = run(&["guest", "new", "meter", "--lang", "cobol"]).await;
     assert_eq!(output.code, Some(2));

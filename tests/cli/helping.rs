@@ -1,10 +1,10 @@
-//! Help, completions, the man page, and what wrong usage is told.
+//! Help, completions, man pages, and errors of usage.
 
 use crate::program::{run, run_into};
 
 /// The names of the subcommands that people use, `help` not among them.
 fn commands() -> Vec<String> {
-    let definition = polygate::cli::definition();
+    let definition = polygate::testing::cli::definition();
     let shown = definition.get_subcommands().filter(|command| !command.is_hide_set());
     shown.map(|command| command.get_name().to_owned()).collect()
 }
@@ -46,7 +46,7 @@ async fn the_first_page() {
         assert!(output.stdout.contains(&format!("\n  {command} ")), "{command}");
     }
     assert!(output.stdout.contains("Start with:\n  polygate demo\n"), "{}", output.stdout);
-    assert!(output.stdout.contains("Exit codes: 0 fine, 1 what was asked for failed, 2 wrong usage"));
+    assert!(output.stdout.contains("Exit codes: 0 success, 1 failure, 2 wrong usage"));
     let version = run(&["--version"]).await;
     assert_eq!((version.code, version.stdout), (Some(0), format!("polygate {}\n", env!("CARGO_PKG_VERSION"))));
 }
@@ -106,9 +106,9 @@ async fn man_pages() {
 #[tokio::test]
 async fn nowhere_to_write() {
     let output = run_into("/dev/full", &["completions", "bash"]).await;
-    let told = "polygate: cannot write the completions: no space left on device\n";
-    assert_eq!((output.code, &*output.stderr), (Some(1), told));
+    let reported = "polygate: cannot write the completions: no space left on device\n";
+    assert_eq!((output.code, &*output.stderr), (Some(1), reported));
     let output = run_into("/dev/full", &["man"]).await;
-    let told = "polygate: cannot write the man page: no space left on device\n";
-    assert_eq!((output.code, &*output.stderr), (Some(1), told));
+    let reported = "polygate: cannot write the man page: no space left on device\n";
+    assert_eq!((output.code, &*output.stderr), (Some(1), reported));
 }

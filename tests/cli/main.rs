@@ -1,6 +1,6 @@
-//! The program as people run it: its exit codes, what it prints, its log, and signals.
+//! The program as a child process: exit codes, output, log, and signals.
 //!
-//! Every gateway here is a child process on ports that the system chose, which its log names. It is killed with the test
+//! Every gateway runs on ports that the system chose and its log names. It is killed with the test
 //! that started it.
 
 #![allow(
@@ -13,6 +13,8 @@ mod fixture;
 mod program;
 
 mod checking;
+mod config;
+mod conversation;
 mod demo;
 mod guests;
 mod helping;

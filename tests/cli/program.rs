@@ -12,13 +12,13 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// How long a test waits for what must happen. Long, because the machine may be busy; nothing that works comes near it.
+/// Timeout of every wait. Long, because the machine may be busy; a passing test does not come near it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Lines of the log that a test has not looked at yet; more would stop the program, so there is room for all.
+/// Capacity for unread log lines; the program would block beyond it.
 const LINES_MAX: usize = 1 << 20;
 
-/// Waits for what must come.
+/// Waits for a future with the timeout.
 pub async fn within<T>(what: &str, coming: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, coming).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -28,7 +28,7 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The program, with nothing set by whoever runs the tests.
+/// The program, without environment variables of the test runner.
 fn polygate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_polygate"));
     for name in ["POLYGATE_LOG", "POLYGATE_LOG_FORMAT", "POLYGATE_REPLAY_MQTT"] {
@@ -38,7 +38,7 @@ fn polygate(arguments: &[&str]) -> Command {
     command
 }
 
-/// What a program that has ended leaves.
+/// The result of a finished program.
 #[derive(Debug)]
 pub struct Output {
     pub code: Option<i32>,
@@ -102,7 +102,7 @@ impl Setup {
         ))
     }
 
-    /// What a device sends comes back.
+    /// The echo guest: it returns all bytes.
     pub fn echo() -> Self {
         Self::guest("echo", "settings = { mode = \"raw\" }")
     }
@@ -227,22 +227,22 @@ impl Serving {
         line[field].as_str().unwrap_or_else(|| panic!("no {field} in {line}")).parse().unwrap()
     }
 
-    /// Where devices connect.
+    /// The address of the listener.
     pub fn listener(&self) -> SocketAddr {
         self.port("accepting", "address")
     }
 
-    /// Where MQTT clients connect.
+    /// The MQTT address.
     pub fn broker(&self) -> SocketAddr {
         self.port("started", "broker")
     }
 
-    /// Where operators ask.
+    /// The admin address.
     pub fn admin(&self) -> SocketAddr {
         self.port("started", "admin")
     }
 
-    /// Nobody reads the log from now on: its pipe is broken.
+    /// Closes the log's pipe.
     pub async fn close_stderr(&mut self) {
         self.reading.abort();
         assert!((&mut self.reading).await.is_err_and(|error| error.is_cancelled()));
@@ -253,7 +253,7 @@ impl Serving {
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
-    /// Waits until the process has ended; gives its exit code and its whole log.
+    /// Waits until the process has ended; returns its exit code and its whole log.
     pub async fn ended(mut self) -> (Option<i32>, Vec<String>) {
         let status: ExitStatus = within("the program to end", self.child.wait()).await.unwrap();
         while let Some(line) = within("the end of the log", self.lines.recv()).await {
@@ -269,7 +269,7 @@ impl Serving {
     }
 }
 
-/// A device that is nothing but a TCP socket.
+/// A raw device: a TCP socket.
 pub struct Device(TcpStream);
 
 impl Device {

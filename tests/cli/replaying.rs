@@ -2,7 +2,8 @@
 
 use crate::program::{Setup, repository, run};
 
-/// A JT/T 808 terminal, with its messages seen at the broker: recorded, nothing is left to record, and all is as recorded.
+/// A JT/T 808 terminal, with its messages seen at the broker: recorded, nothing is left to record, and all is as
+/// recorded.
 #[tokio::test]
 async fn a_recorded_terminal() {
     let serving = Setup::guest("jt808", "settings = { auth_code = \"tour\" }").served().await;
@@ -24,7 +25,7 @@ async fn a_recorded_terminal() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// What is not as recorded is told with its line, and exits with 1.
+/// A mismatch is reported with its line, and exits with 1.
 #[tokio::test]
 async fn not_as_recorded() {
     let serving = Setup::echo().served().await;
@@ -34,8 +35,8 @@ async fn not_as_recorded() {
     let to = format!("tcp://{}", serving.listener());
     let output = run(&["replay", file.to_str().unwrap(), "--to", &to]).await;
     assert_eq!(output.code, Some(1));
-    let told = "wrong.conversation: line 2: the bytes to the device differ at byte 4 of 4\n  expected  \"21.6\"\n  received  \"21.5\"\n";
-    assert!(output.stdout.ends_with(told), "{}", output.stdout);
+    let reported = "wrong.conversation: line 2: the bytes to the device differ at byte 4 of 4\n  expected  \"21.6\"\n  received  \"21.5\"\n";
+    assert!(output.stdout.ends_with(reported), "{}", output.stdout);
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
@@ -48,8 +49,8 @@ async fn nobody_there() {
     std::fs::write(&file, "> \"21.5\"\n").unwrap();
     let output = run(&["replay", file.to_str().unwrap(), "--to", &format!("tcp://{closed}")]).await;
     assert_eq!(output.code, Some(1));
-    let told = format!("short.conversation: cannot connect to tcp://{closed}: connection refused\n");
-    assert!(output.stdout.ends_with(&told), "{}", output.stdout);
+    let reported = format!("short.conversation: cannot connect to tcp://{closed}: connection refused\n");
+    assert!(output.stdout.ends_with(&reported), "{}", output.stdout);
 }
 
 /// Files that are no conversations: nothing is played.

@@ -1,4 +1,4 @@
-//! What the log must never hold.
+//! Secrets that must not be in the log.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -29,7 +29,7 @@ async fn the_story_in_json() {
             "handler ready",
             "handlers ready",
             "MQTT port open",
-            "room for connections of tcp and tls",
+            "connection limit",
             "accepting",
             "started",
             "stopping",
@@ -73,7 +73,7 @@ async fn the_story_in_text() {
         "handler ready handler=h version=1",
         "handlers ready handlers=1",
         "MQTT port open addr=127.0.0.1:",
-        "room for connections of tcp and tls connections_max=",
+        "connection limit connections_max=",
         "accepting listener=l transport=tcp address=127.0.0.1:",
         "started node=test adapter=127.0.0.1:",
         "stopping connections=0",
@@ -97,7 +97,7 @@ async fn a_broken_log_harms_nobody() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// What works and is probably not meant is told at the start, as a warning.
+/// Valid but probably unintended settings are logged at the start, as warnings.
 #[tokio::test]
 async fn warnings_are_logged() {
     let setup = Setup::new(
@@ -119,14 +119,14 @@ async fn the_descriptor_limit_is_raised() {
     assert!(line["descriptors_max"].as_u64().unwrap() > 64, "{line}");
 }
 
-/// With less address space fewer instances have room, and with little of it guests take mappings; the operator is told,
-/// and devices are served.
+/// With less address space there is room for fewer instances, and with little of it guests use mappings; both are
+/// logged, and devices are served.
 #[tokio::test]
 async fn address_space_is_short() {
     const GIB_IN_KIB: u64 = 1 << 20;
     for (gib, warning, small, engine) in [
-        (1024, "address space is short: room for fewer small guests", Some(32_768), "small"),
-        (200, "no room for small guests apart: all guests take mappings", None, "large"),
+        (1024, "address space limited: fewer instances on the small engine", Some(32_768), "small"),
+        (200, "small engine unavailable: all guests run on the large engine", None, "large"),
     ] {
         let mut serving = Setup::echo().serve_after(&format!("ulimit -v {}", gib * GIB_IN_KIB));
         let line = serving.line(warning).await;
@@ -143,8 +143,8 @@ async fn address_space_is_short() {
     }
 }
 
-/// A socket that systemd has bound is accepted from, by the listener of its name, also by a gateway that was started anew:
-/// meanwhile devices wait in it.
+/// A socket that systemd has bound is accepted from, by the listener of its name, also by a gateway that was started
+/// anew: meanwhile devices wait in it.
 #[tokio::test]
 async fn a_socket_is_handed_over() {
     const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=l";
@@ -169,12 +169,11 @@ async fn a_socket_is_handed_over() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// Devices for which there would be no descriptor wait in the backlog; the operator is told at the start how many have room,
-/// and nothing fails.
+/// Devices beyond the descriptor limit wait in the backlog; the limit is logged at the start, and nothing fails.
 #[tokio::test]
 async fn devices_without_a_descriptor_wait() {
     let mut serving = Setup::echo().serve_after("ulimit -n 64");
-    let line = serving.line("room for connections of tcp and tls").await;
+    let line = serving.line("connection limit").await;
     let room = line["connections_max"].as_u64().unwrap();
     assert_eq!(room, 24, "{line}");
     serving.line("started").await;
@@ -195,7 +194,8 @@ async fn devices_without_a_descriptor_wait() {
     assert!(!messages(&log).iter().any(|message| message.starts_with("cannot accept")));
 }
 
-/// Without descriptors left, devices wait in the backlog and the operator is told once; when some come back, it goes on.
+/// Without descriptors left, devices wait in the backlog and this is logged once; when some are freed, it goes
+/// on.
 #[tokio::test]
 async fn descriptors_run_out_and_come_back() {
     const DEVICES: usize = 100;
@@ -222,7 +222,8 @@ async fn descriptors_run_out_and_come_back() {
     assert_eq!(told, 1);
 }
 
-/// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left out.
+/// A handler that is away for good fails at each of its devices; the log has some of that, and says how much it left
+/// out.
 #[tokio::test]
 async fn a_flood_of_failures() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -242,7 +243,7 @@ async fn a_flood_of_failures() {
             }
         });
     }
-    let told = serving.line("the handler fails more often than the log takes").await;
+    let told = serving.line("log of handler failures rate-limited").await;
     assert_eq!((&told["level"], &told["handler"]), (&Value::from("WARN"), &Value::from("h")), "{told}");
     assert!(told["left_out"].as_u64() > Some(0), "{told}");
     devices.shutdown().await;

@@ -1,4 +1,4 @@
-//! A gateway that cannot start says why, once, and exits with 1.
+//! A gateway that cannot start reports why, once, and exits with 1.
 
 use std::net::TcpListener;
 
@@ -62,8 +62,8 @@ async fn no_data_directory() {
     std::fs::write(&file, "gateway.data_dir = \"/proc/polygate-data\"\n").unwrap();
     let output = run(&["serve", "-c", file.to_str().unwrap()]).await;
     assert_eq!(output.code, Some(1));
-    let told = "ERROR cannot use \"/proc/polygate-data\" as the data directory: no such file or directory\n";
-    assert!(output.stderr.ends_with(told), "{}", output.stderr);
+    let reported = "ERROR cannot use \"/proc/polygate-data\" as the data directory: no such file or directory\n";
+    assert!(output.stderr.ends_with(reported), "{}", output.stderr);
 }
 
 /// A log that cannot be set up is wrong usage.

@@ -1,4 +1,4 @@
-//! Signals, and how connections that do not end are dealt with.
+//! Signals, and connections that do not end.
 
 use rustix::process::Signal;
 use tokio::net::TcpListener;
@@ -34,7 +34,7 @@ async fn cut_off() {
     let (code, log) = serving.stop().await;
     assert_eq!(code, Some(1));
     let messages = messages(&log);
-    assert!(messages.contains(&"the drain timeout is over; these connections are cut off".to_owned()), "{log:#?}");
+    assert!(messages.contains(&"drain timeout passed; closing the remaining connections".to_owned()), "{log:#?}");
     assert_eq!(messages.last().unwrap(), "stopped");
 }
 
@@ -48,8 +48,8 @@ async fn a_second_signal() {
     let (code, log) = serving.ended().await;
     assert_eq!(code, Some(1));
     // The connections that it cuts off may have a line after it.
-    let told = "stopped by a second signal, before the connections had ended".to_owned();
-    assert!(messages(&log).contains(&told), "{log:#?}");
+    let reported = "stopped by a second signal, before the connections had ended".to_owned();
+    assert!(messages(&log).contains(&reported), "{log:#?}");
 }
 
 /// The handler takes the TCP connection, and never says a word.

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::program::{Device, Setup, repository, run};
 
-/// SIGHUP: a changed handler is swapped while its device stays connected; what needs a restart is named; a file with faults
-/// changes nothing.
+/// SIGHUP: a changed handler is swapped while its device stays connected; what needs a restart is named; a file with
+/// faults changes nothing.
 #[tokio::test]
 async fn hangup() {
     let setup = Setup::guest("counter", "settings = { version = \"1\" }");
@@ -20,7 +20,7 @@ async fn hangup() {
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("node = \"test\"", "node = 7")).unwrap();
     serving.signal(Signal::HUP);
-    let told = serving.text("everything stays as it is").await;
+    let told = serving.text("configuration rejected").await;
     assert!(told.contains("gateway.node") && told.contains("found the integer 7"), "{told}");
 
     let changed = text.replace("\"1\"", "\"2\"").replace("node = \"test\"", "node = \"other\"");
@@ -30,7 +30,7 @@ async fn hangup() {
     assert_eq!((&told["by"], &told["version"]), (&Value::from("reload"), &Value::from(2)));
     let told = serving.line("changes of these keys take effect with the next start only").await;
     assert_eq!(told["keys"], "gateway.node");
-    serving.line("configuration followed").await;
+    serving.line("configuration reloaded").await;
     until(&mut device, "2:").await;
     assert_eq!(serving.stop().await.0, Some(0));
 }
@@ -51,7 +51,7 @@ async fn watch() {
     asks(&mut device, "1:1").await;
 
     std::fs::write(&component, b"\0asm\x0d\0\x01\0").unwrap();
-    let told = serving.text("everything stays as it is").await;
+    let told = serving.text("configuration rejected").await;
     assert!(told.contains("does not export polygate:handler/handler@0.1.0; it exports nothing"), "{told}");
     asks(&mut device, "1:2").await;
 
@@ -81,7 +81,7 @@ async fn unchecked() {
     assert!(refused.stderr.contains("a.conversation: line 2: the bytes to the device differ"), "{refused:?}");
     let taken = run(&[&swap[..], &["--unchecked", "--keep"]].concat()).await;
     assert_eq!(taken.stdout, "handler h: version 2 is kept; version 1 was active\n", "{taken:?}");
-    serving.line("the new version is unchecked: no conversation is played").await;
+    serving.line("new version without checks: conversations are not replayed").await;
     let taken = run(&[&swap[..], &["--unchecked"]].concat()).await;
     assert_eq!(taken.stdout, "handler h: version 3 is active; version 1 was active\n", "{taken:?}");
 }
@@ -123,7 +123,7 @@ async fn handler() {
     assert_eq!(states, ["STATE", "kept", "active", "kept", "kept"]);
 
     for (arguments, told) in [
-        (vec!["promote", "h"], "handler \"h\" tries no version; expected a canary or a shadow under way"),
+        (vec!["promote", "h"], "handler \"h\" has no version on trial; expected a canary or a shadow in progress"),
         (vec!["rollback", "x"], "no handler is named \"x\"; expected one of h"),
         (vec!["swap", "h", "no/such.wasm"], "cannot read \"no/such.wasm\": no such file or directory"),
         (vec!["swap", "h", "--url", "nonsense"], "the url is not of the form scheme://host:port"),
@@ -134,7 +134,7 @@ async fn handler() {
     }
     let output = run(&["handler", "list", "--admin", &admin]).await;
     let told = format!(
-        "polygate: the admin port at {} wants another token; give it with --token-file or POLYGATE_ADMIN_TOKEN\n",
+        "polygate: the admin port at {} requires another token; set it with --token-file or POLYGATE_ADMIN_TOKEN\n",
         serving.admin()
     );
     assert_eq!((output.code, output.stderr), (Some(1), told));
@@ -146,8 +146,8 @@ async fn handler() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// A component that takes more memory to compile than it may is refused, at the start and in an upload, and nothing else is
-/// harmed by it.
+/// A component that takes more memory to compile than it may is refused, at the start and in an upload, and nothing
+/// else is harmed by it.
 #[tokio::test]
 async fn a_compiler_that_eats_memory() {
     let dir = tempfile::tempdir().unwrap();

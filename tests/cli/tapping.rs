@@ -1,4 +1,4 @@
-//! `polygate tap`: one connection of a running gateway, as it lives.
+//! `polygate tap`: live traffic of one connection of a running gateway.
 
 use crate::program::{Device, Setup, run};
 
@@ -13,7 +13,7 @@ async fn a_recording_plays() {
         let arguments = ["tap", "--next", "--listener", "l", "--record", &file, "--admin", &admin].map(str::to_owned);
         async move { run(&arguments.each_ref().map(String::as_str)).await }
     });
-    serving.line("a connection is watched").await;
+    serving.line("tap started").await;
     let mut device = Device::connect(serving.listener()).await;
     for count in 1..=3 {
         device.says("x").await;
@@ -41,20 +41,21 @@ async fn a_recording_plays() {
     assert_eq!(serving.stop().await.0, Some(0));
 }
 
-/// Whoever names a connection that does not exist, or names it wrongly, is told; and a tap that waits ends with the gateway.
+/// Whoever names a connection that does not exist, or names it wrongly, is told; and a tap that waits ends with the
+/// gateway.
 #[tokio::test]
 async fn nobody_to_watch() {
     let mut serving = Setup::guest("counter", "").served().await;
     let admin = format!("http://{}", serving.admin());
-    for (conn, told) in [
+    for (conn, reported) in [
         ("0000000000000007", "polygate: no connection has the id 0000000000000007\n"),
         ("7", "polygate: conn: expected 16 hexadecimal digits as in the log, found \"7\"\n"),
     ] {
         let output = run(&["tap", "--conn", conn, "--admin", &admin]).await;
-        assert_eq!((output.code, &*output.stderr), (Some(1), told));
+        assert_eq!((output.code, &*output.stderr), (Some(1), reported));
     }
     let waiting = tokio::spawn(async move { run(&["tap", "--client", "nobody", "--admin", &admin]).await });
-    serving.line("a connection is watched").await;
+    serving.line("tap started").await;
     assert_eq!(serving.stop().await.0, Some(0));
     let output = waiting.await.unwrap();
     assert_eq!((output.code, &*output.stdout, &*output.stderr), (Some(0), "", ""));

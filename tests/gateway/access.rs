@@ -8,14 +8,14 @@ use crate::harness::peer::RawPeer;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
 const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const DENIED: &str = "polygate_turned_away_total{listener=\"l\",reason=\"access\"}";
+const DENIED: &str = "polygate_connections_rejected_total{listener=\"l\",reason=\"access\"}";
 
 /// A gateway that gives every byte back at once.
 fn raw_echo() -> Setup {
     Setup::guest("echo").handler("settings = { mode = \"raw\" }")
 }
 
-/// The first rule that fits decides, and who may not connect is disconnected before the handler knows of it.
+/// The first match decides, and a denied peer is disconnected without an event for the handler.
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_decide_by_address() {
     let gateway =
@@ -45,7 +45,8 @@ async fn families_have_their_own_rules() {
     }
 }
 
-/// A list of a hundred thousand addresses goes before the rules; a reload reads it again, and leaves who is connected alone.
+/// A list of a hundred thousand addresses goes before the rules; a reload reads it again, and leaves who is connected
+/// alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_denies_and_is_read_again() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use rcgen::SerialNumber;
 use serde_json::json;
@@ -21,7 +21,7 @@ use crate::harness::{GatewayUnderTest, Setup, within};
 /// The most that one record carries.
 const RECORD_BYTES_MAX: usize = 16_384;
 
-/// The handler is told DTLS, and the names in the device's certificate.
+/// The handler gets the transport DTLS, and the names in the device's certificate.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_handler_learns_who_the_device_is() {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
@@ -37,7 +37,7 @@ async fn the_handler_learns_who_the_device_is() {
     assert_eq!(local.port, u32::from(gateway.listener().port()));
 }
 
-/// Who closes is believed: the handler is told of the device's close in EMQX's words, and the device of ours.
+/// A close of the device reaches the handler with EMQX's reason, and a close of the gateway reaches the device.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_can_close() {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
@@ -97,7 +97,7 @@ async fn only_what_is_new_and_authentic_is_read() {
         device.socket().send(datagram).await.unwrap();
     }
     expect(&mut device, b"once").await;
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"record_dropped\"}", 4.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"record_dropped\"}", 4.0).await;
     is_served(&mut device).await;
     assert_eq!(gateway.metric("polygate_received_bytes_total{listener=\"l\"}"), 9.0);
 }
@@ -175,11 +175,11 @@ async fn unfinished_handshakes() {
     }
     is_served(&mut DtlsSocket::connect(gateway.listener(), &client).await.unwrap()).await;
 
-    // One more takes the last place, and who comes then is told nothing until there is room again.
+    // One more takes the last place, and a further device gets no answer until there is room again.
     peers.push(unfinished(&gateway, &client).await);
     is_served(&mut DtlsSocket::connect(gateway.listener(), &client).await.unwrap()).await;
-    assert!(gateway.metric(&turned_away("handshakes_max")) > 0.0);
-    gateway.metric_reaches(&turned_away("handshake_timed_out"), 11.0).await;
+    assert!(gateway.metric(&rejected("handshakes_max")) > 0.0);
+    gateway.metric_reaches(&rejected("handshake_timed_out"), 11.0).await;
 }
 
 /// Flights that are lost on the way are sent again.
@@ -226,17 +226,17 @@ async fn who_is_refused() {
         (keyed("device", &[7; 16]), "wrong_key", 1.0),
         (keyed("stranger", &key), "wrong_key", 2.0),
     ] {
-        // Who has a wrong key is not told so, and goes on trying.
+        // A device with a wrong key gets no alert, and retransmits.
         let (address, client) = (gateway.listener(), client.clone());
         let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
-        gateway.metric_reaches(&turned_away(reason), count).await;
+        gateway.metric_reaches(&rejected(reason), count).await;
         trying.abort();
     }
     gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 2.0).await;
 }
 
-/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that are
-/// there live on.
+/// Other certificates are for devices that come after the reload, and a revoked one lets nobody in; the sessions that
+/// are there live on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_brings_other_certificates() {
     let certificates = Certificates::new();
@@ -264,7 +264,7 @@ async fn a_reload_brings_other_certificates() {
     gateway.follow(gateway.text()).await.unwrap();
     let address = gateway.listener();
     let trying = tokio::spawn(async move { DtlsSocket::connect(address, &client).await.map(drop) });
-    gateway.metric_reaches(&turned_away("revoked_certificate"), 1.0).await;
+    gateway.metric_reaches(&rejected("revoked_certificate"), 1.0).await;
     trying.abort();
     is_served(&mut first).await;
     is_served(&mut second).await;
@@ -353,8 +353,8 @@ async fn is_served(device: &mut DtlsSocket) {
 }
 
 /// Peers that got no connection for this reason.
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason=\"{reason}\"}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason=\"{reason}\"}}")
 }
 
 /// Carries the datagrams of one device, but for some of those to it.

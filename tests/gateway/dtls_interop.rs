@@ -12,7 +12,8 @@ use crate::interop::Program;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 
-/// A gateway that gives every byte back, with an ECDSA and an RSA certificate and a pre-shared key; it asks for certificates.
+/// A gateway that gives every byte back, with an ECDSA and an RSA certificate and a pre-shared key; it asks for
+/// certificates.
 struct Stage {
     certificates: Certificates,
     device: (PathBuf, PathBuf),
@@ -95,7 +96,7 @@ async fn openssl_with_pre_shared_keys() {
         stage.s_client_with_key(KEY, suite).is_served().await;
     }
     let _trying = stage.s_client_with_key("ff112233445566778899aabbccddeeff", "PSK-AES128-CCM8");
-    let counted = "polygate_turned_away_total{listener=\"l\",reason=\"wrong_key\"}";
+    let counted = "polygate_connections_rejected_total{listener=\"l\",reason=\"wrong_key\"}";
     stage.gateway.metric_reaches(counted, 1.0).await;
 }
 

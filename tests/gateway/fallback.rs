@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};
@@ -223,7 +223,8 @@ async fn fault_of_a_server_to_a_guest() {
     recovered(&gateway, "h", &[("fault", 2)], &[("renew", 1), ("fall_back", 1)]).await;
 }
 
-/// A server that does not speak the interface loses the connection at once, and gets no other until a probe finds it well.
+/// A server that does not speak the interface loses the connection at once, and gets no other until a probe finds it
+/// well.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfit_server_is_passed_over() {
     let mut unfit = failing(|| Status::unimplemented("no such callback")).await;
@@ -278,8 +279,8 @@ async fn the_last_handler_is_the_end() {
     assert_eq!(gateway.metric(&failures("h", "unavailable")), 0.0, "what had failed was not asked once more");
 }
 
-/// Who the device is, what it subscribed to and its keepalive stay with the connection. The next handler may say once more
-/// who it is, and nobody else.
+/// Who the device is, what it subscribed to and its keepalive stay with the connection. The next handler may say once
+/// more who it is, and nobody else.
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_subscriptions_and_timers_stay() {
     let first = ScriptedHandler::start(Serves::Unary, |callback, calls: Calls| async move {
@@ -339,7 +340,7 @@ async fn a_breaker_trips_and_recovers() {
     while gateway.metric(healthy) == 1.0 {
         served(&mut gateway.connect().await).await;
     }
-    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+    assert_eq!(gateway.metric("polygate_handler_breaker_opened_total{handler=\"h\"}"), 1.0);
     let failures_then = gateway.metric(&failures("h", "unavailable"));
     for _ in 0..10 {
         served(&mut gateway.connect().await).await;
@@ -353,7 +354,8 @@ async fn a_breaker_trips_and_recovers() {
     handler.next_created().await;
 }
 
-/// A guest that leaks is given a fresh instance with its state before its memory is used up, again and again; nothing fails.
+/// A guest that leaks is given a fresh instance with its state before its memory is used up, again and again; nothing
+/// fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_leaks() {
     let gateway = Setup::guest("leak").handler("memory_max = \"8MiB\"").start().await;
@@ -406,7 +408,8 @@ async fn shared_instances_serve_many() {
     assert_eq!(gateway.metric("polygate_instances{handler=\"h\"}"), 3.0);
 }
 
-/// A server that is cut off after it has said who the device is says so again when the event comes again, and is believed.
+/// A server that is cut off after it has said who the device is says so again when the event comes again, and is
+/// believed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_was_cut_off_is_made_again() {
     let cut_off = Arc::new(AtomicBool::new(true));
@@ -459,14 +462,14 @@ async fn a_greeting_does_not_make_a_handler_well() {
         device.send("trap").await;
         device.expect("trap").await;
     }
-    assert_eq!(gateway.metric("polygate_handler_trips_total{handler=\"h\"}"), 1.0);
+    assert_eq!(gateway.metric("polygate_handler_breaker_opened_total{handler=\"h\"}"), 1.0);
 }
 
 /// What a server asked for before it lost the connection, and what nobody has looked at yet, is not done either.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_lost_handler_has_asked_for_is_refused() {
     const FULL: usize = 12 << 20;
-    let (tell, mut told) = mpsc::channel(1);
+    let (tell, mut reported) = mpsc::channel(1);
     let first = Arc::new(AtomicBool::new(true));
     let broken = ScriptedHandler::start(Serves::Unary, move |callback, calls: Calls| {
         let (tell, first) = (tell.clone(), Arc::clone(&first));
@@ -496,7 +499,7 @@ async fn what_a_lost_handler_has_asked_for_is_refused() {
 
     assert!(device.receive(FULL).await.iter().all(|byte| *byte == b'-'));
     device.expect("hello").await;
-    assert_eq!(told.recv().await, Some(i32::from(ResultCode::ConnProcessNotAlive)));
+    assert_eq!(reported.recv().await, Some(i32::from(ResultCode::ConnProcessNotAlive)));
 }
 
 /// A handler that closes and then fails has closed: nobody takes over a connection that is to end.

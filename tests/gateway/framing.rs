@@ -91,8 +91,8 @@ async fn a_guest_gets_frames() {
     peer.expect("three").await;
 }
 
-/// Two hundred devices that send their frames byte by byte hold up nobody: after every byte of each another device is served.
-/// They take the room of their bytes, and each frame comes whole.
+/// Two hundred devices that send their frames byte by byte hold up nobody: after every byte of each another device is
+/// served. They take the room of their bytes, and each frame comes whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_that_send_byte_by_byte() {
     const SLOW: usize = 200;
@@ -131,8 +131,8 @@ async fn a_handler_that_reads_the_wire_gets_it() {
     play_all(&gateway, &recorded("examples/conversations/jt808")).await;
 }
 
-/// What is no frame ends the connection in order, and the handler is told why, after the frames before it; the peer's own
-/// end, right behind it, is not the reason.
+/// What is no frame ends the connection in order, and the handler is told why, after the frames before it; the peer's
+/// own end, right behind it, is not the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_frame_ends_the_connection() {
     let mut handler = silent_handler().await;
@@ -244,8 +244,8 @@ async fn a_frame_may_be_longer_than_the_queue() {
     assert!(next_bytes(&mut handler).await == line);
 }
 
-/// Frames that wait for a busy handler take the room of their bytes, however small they are, and at the bound the socket is
-/// not read; then each of them is an event.
+/// Frames that wait for a busy handler take the room of their bytes, however small they are, and at the bound the
+/// socket is not read; then each of them is an event.
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_wait_within_the_bound() {
     const FRAMES: usize = 3000;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use tokio::sync::Notify;
 use tonic::Status;
@@ -217,7 +217,7 @@ async fn result_codes() {
 /// Calls from inside of the last callback are answered at once: the connection is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_from_the_last_callback() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let (tell, mut reported) = tokio::sync::mpsc::channel(1);
     let handler = ScriptedHandler::start(Serves::Unary, move |callback, calls| {
         let tell = tell.clone();
         async move {
@@ -232,7 +232,7 @@ async fn calls_from_the_last_callback() {
     let gateway = Setup::grpc(&handler).start().await;
     handler.use_adapter(gateway.adapter());
     drop(gateway.connect().await);
-    assert_eq!(within("the answer", told.recv()).await, Some(ResultCode::ConnProcessNotAlive));
+    assert_eq!(within("the answer", reported.recv()).await, Some(ResultCode::ConnProcessNotAlive));
 }
 
 /// What a device sent before it went is handled before the handler hears of the end, however slow it is.
@@ -307,7 +307,7 @@ async fn messages_are_batched() {
         }
     })
     .await;
-    let gateway = Setup::grpc(&handler).start().await;
+    let gateway = Setup::grpc(&handler).handler("messages_per_call = 1000").start().await;
     handler.use_adapter(gateway.adapter());
     let mut peer = gateway.connect().await;
     peer.send("subscribe").await;
@@ -365,7 +365,7 @@ async fn a_flood_of_messages_is_shed() {
     for number in 0..50 {
         client.publish("dn", number.to_string()).await;
     }
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"messages_full\"}", 40.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"messages_full\"}", 40.0).await;
     release.notify_one();
     peer.expect("alive").await;
     let mut got = Vec::new();
@@ -419,7 +419,7 @@ async fn failures_are_told_apart() {
     }
 }
 
-/// A server that dies while it handles an event was cut off and has not failed: the two are told apart.
+/// A server that dies while it handles an event is unavailable, which is not a fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_dies_in_a_call_is_unavailable() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |callback, _| async move {

@@ -1,6 +1,6 @@
 //! The recorded GT06 terminals of examples/, against the guest, with the messages seen over MQTT.
 
-use polygate::conversation::{Action, Payload};
+use polygate::testing::conversation::{Action, Payload};
 use serde_json::Value;
 
 use crate::harness::Setup;
@@ -88,7 +88,7 @@ struct Position {
     course: u16,
 }
 
-/// The frames in what a terminal has sent: every stretch of bytes whose length, end and checksum fit.
+/// The frames in the bytes of a terminal: every sequence with valid length, end and checksum.
 fn frames(bytes: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! What the tests of the gateway share: a real gateway on free ports, real handlers, real peers.
+//! Test harness: a real gateway on free ports, real handlers, real peers.
 
 pub mod admin;
 pub mod certificates;
@@ -18,11 +18,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use polygate::config::Config;
-use polygate::conn::table::Mailbox;
-use polygate::gateway::{Gateway, ReloadError, Reloaded, StartError};
-use polygate::rollout::Rollouts;
-use polygate::telemetry::Telemetry;
+use polygate::testing::config::Config;
+use polygate::testing::conn::registry::Mailbox;
+use polygate::testing::gateway::{Gateway, ReloadError, Reloaded, StartError};
+use polygate::testing::rollout::RolloutManager;
+use polygate::testing::telemetry::Telemetry;
 use tempfile::TempDir;
 
 use echo_device::EchoDevice;
@@ -30,8 +30,7 @@ use peer::RawPeer;
 use scripted_handler::ScriptedHandler;
 use transport::Transport;
 
-/// How long a test waits for what must happen. Long, because the machine may be busy; nothing that works
-/// comes near it.
+/// Timeout of every wait. Long, because the machine may be busy; a passing test does not come near it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A guest of guests/dist; those under `large/` are not committed.
@@ -41,8 +40,7 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
-/// A directory for the gateway's data in which every test finds the components that another has compiled: the large
-/// guests take seconds.
+/// A shared data directory for compiled components: compiling a large guest takes seconds.
 fn data_dir(of_test: &Path) -> PathBuf {
     let data_dir = of_test.join("data");
     let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("components");
@@ -52,14 +50,14 @@ fn data_dir(of_test: &Path) -> PathBuf {
     data_dir
 }
 
-/// Keeps the other tests, also those in other processes, from compiling the same large guest at the same time.
+/// A lock that keeps other tests, also in other processes, from compiling the same large guest at the same time.
 fn one_compiles() -> File {
     let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("components.lock")).unwrap();
     tokio::task::block_in_place(|| lock.lock()).unwrap();
     lock
 }
 
-/// What a gateway under test is made from: text of a configuration file, so the tests go the user's way.
+/// The configuration of a gateway under test: text of a configuration file, as a user writes it.
 pub struct Setup {
     gateway: String,
     data_dir: Option<String>,
@@ -108,23 +106,23 @@ impl Setup {
         Self::grpc_at(&handler.url())
     }
 
-    /// One listener whose handler is to be at this url.
+    /// One listener with a gRPC handler at this url.
     pub fn grpc_at(url: &str) -> Self {
         Self::new(format!("[handlers.h]\nkind = \"grpc\"\nurl = {url:?}\n"))
     }
 
-    /// One listener whose handler has several servers.
+    /// One listener with a gRPC handler of several servers.
     pub fn grpc_many(urls: &[String]) -> Self {
         Self::new(format!("[handlers.h]\nkind = \"grpc\"\nurls = {urls:?}\n"))
     }
 
-    /// Another handler behind the last, a guest; keys that follow are its own.
+    /// Adds a guest to the end of the chain; further keys are its own.
     pub fn then_guest(self, name: &str, guest_name: &str) -> Self {
         let component = guest(guest_name);
         self.then(name, &format!("kind = \"wasm\"\ncomponent = {component:?}"))
     }
 
-    /// Another handler behind the last, a gRPC server; keys that follow are its own.
+    /// Adds a gRPC server to the end of the chain; further keys are its own.
     pub fn then_grpc(self, name: &str, handler: &ScriptedHandler) -> Self {
         self.then(name, &format!("kind = \"grpc\"\nurl = {:?}", handler.url()))
     }
@@ -153,7 +151,7 @@ impl Setup {
         self
     }
 
-    /// Where compiled components are kept, instead of in a directory of its own.
+    /// The directory of compiled components, instead of its own.
     pub fn data_dir(mut self, key: &str) -> Self {
         self.data_dir = Some(key.to_owned());
         self
@@ -171,7 +169,7 @@ impl Setup {
         self
     }
 
-    /// The authentication's keys and tables, instead of letting everybody in.
+    /// The keys and tables of `[auth]`, instead of anonymous access.
     pub fn auth(mut self, keys: &str) -> Self {
         self.auth = keys.to_owned();
         self
@@ -183,7 +181,7 @@ impl Setup {
         self
     }
 
-    /// What the listener speaks, instead of plain TCP.
+    /// The transport of the listener, instead of plain TCP.
     pub fn over(mut self, transport: Transport) -> Self {
         self.bind = transport.bind();
         let keys = transport.keys();
@@ -191,13 +189,13 @@ impl Setup {
         self.listener(&keys)
     }
 
-    /// Where the listener binds, instead of an IPv4 loopback port.
+    /// The address of the listener, instead of an IPv4 loopback port.
     pub fn bind(mut self, bind: &str) -> Self {
         self.bind = bind.to_owned();
         self
     }
 
-    /// Where the admin port binds, instead of an IPv4 loopback port.
+    /// The address of the admin port, instead of an IPv4 loopback port.
     pub fn admin_bind(mut self, bind: &str) -> Self {
         self.admin_bind = bind.to_owned();
         self
@@ -208,7 +206,7 @@ impl Setup {
         self.try_start().await.unwrap()
     }
 
-    /// Starts it, or says why that is not possible.
+    /// Starts it, or returns the error.
     pub async fn try_start(self) -> Result<GatewayUnderTest, StartError> {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = self.data_dir.unwrap_or_else(|| format!("data_dir = {:?}", data_dir(dir.path())));
@@ -248,7 +246,7 @@ impl GatewayUnderTest {
         self.gateway.as_ref().unwrap()
     }
 
-    /// Follows its configuration with one text in place of another.
+    /// Reloads its configuration with one text replaced by another.
     pub async fn reload(&self, from: &str, to: &str) -> Result<Reloaded, Vec<ReloadError>> {
         assert!(self.text.contains(from), "no {from} in {}", self.text);
         self.follow(&self.text.replace(from, to)).await
@@ -259,38 +257,38 @@ impl GatewayUnderTest {
         &self.text
     }
 
-    /// Follows another configuration.
+    /// Reloads another configuration.
     pub async fn follow(&self, text: &str) -> Result<Reloaded, Vec<ReloadError>> {
         let (config, _) = Config::parse(text, self.dir.path(), "test.toml").unwrap_or_else(|faults| panic!("{faults}"));
         self.gateway().reload(config).await
     }
 
     /// Its handlers.
-    pub fn handlers(&self) -> &Rollouts {
+    pub fn handlers(&self) -> &RolloutManager {
         self.gateway().handlers()
     }
 
-    /// Where it keeps its data, if that is a directory of its own.
+    /// Its data directory, if it has one of its own.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    /// Where devices connect.
+    /// The address of the listener.
     pub fn listener(&self) -> SocketAddr {
         self.gateway().bound().listener("l").unwrap()
     }
 
-    /// Where devices of another listener connect.
+    /// The address of another listener.
     pub fn listener_named(&self, name: &str) -> SocketAddr {
         self.gateway().bound().listener(name).unwrap()
     }
 
-    /// Where gRPC handlers call.
+    /// The address of the adapter.
     pub fn adapter(&self) -> SocketAddr {
         self.gateway().bound().adapter.unwrap()
     }
 
-    /// Where MQTT clients connect.
+    /// The MQTT address of the broker.
     pub fn broker(&self) -> SocketAddr {
         self.gateway().bound().broker.unwrap()
     }
@@ -321,22 +319,22 @@ impl GatewayUnderTest {
         EchoDevice::over(self.connect().await)
     }
 
-    /// Such a device that has said who it is.
+    /// The same, authenticated.
     pub async fn login(&self, client_id: &str) -> EchoDevice {
         let mut device = self.device().await;
         device.log_in(client_id).await;
         device
     }
 
-    /// The value of a metric's first line that begins with `line`, for example
-    /// `polygate_closes_total{listener="l",reason="peer_closed"}`; 0 when there is none yet.
+    /// The value of the first line of the metrics that begins with `line`, for example
+    /// `polygate_closes_total{listener="l",reason="peer_closed"}`; 0 if there is none yet.
     pub fn metric(&self, line: &str) -> f64 {
         let page = self.gateway().telemetry().render().unwrap();
         let value = page.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// The metrics, also for after the end.
+    /// The metrics, usable after the end.
     pub fn telemetry(&self) -> Telemetry {
         self.gateway().telemetry().clone()
     }
@@ -351,13 +349,13 @@ impl GatewayUnderTest {
         eventually(&format!("{line} exceeds {value}"), || self.metric(line) > value).await;
     }
 
-    /// Stops it; gives the number of connections that had to be cut off.
+    /// Stops it; returns the number of connections that were closed at the drain timeout.
     pub async fn stop(mut self) -> usize {
         self.gateway.take().unwrap().stop().await
     }
 }
 
-/// Waits until something holds that no socket tells of.
+/// Waits until a condition holds that no socket reports.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
@@ -367,7 +365,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
-/// Waits for what must come.
+/// Waits for a future with the timeout.
 pub async fn within<T>(what: &str, coming: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, coming).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }

@@ -11,8 +11,8 @@ use crate::harness::{GatewayUnderTest, Setup, within};
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 
-/// A gateway that gives every byte back, which has a certificate for localhost, demands one of its authority, and knows a
-/// pre-shared key.
+/// A gateway that gives every byte back, which has a certificate for localhost, demands one of its authority, and knows
+/// a pre-shared key.
 struct Stage {
     certificates: Certificates,
     device: (PathBuf, PathBuf),
@@ -154,7 +154,10 @@ async fn openssl_with_certificates() {
     Program::start("openssl", "openssl", &["s_client", "-quiet", "-connect", &stage.at(), "-CAfile", &ca])
         .ends_refused()
         .await;
-    stage.gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"no_certificate\"}", 1.0).await;
+    stage
+        .gateway
+        .metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"no_certificate\"}", 1.0)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +184,7 @@ async fn openssl_with_pre_shared_keys() {
             for version in [&["-tls1_2", "-cipher", "PSK"][..], &["-tls1_3"]] {
                 stage.s_client_with_key(identity, key, version).ends_refused().await;
                 wrong += 1.0;
-                let counted = "polygate_turned_away_total{listener=\"l\",reason=\"wrong_key\"}";
+                let counted = "polygate_connections_rejected_total{listener=\"l\",reason=\"wrong_key\"}";
                 stage.gateway.metric_reaches(counted, wrong).await;
             }
         }
@@ -207,7 +210,8 @@ async fn gnutls() {
         let arguments = [&trust[..], &own, &["--priority", version, "-p", &port, "127.0.0.1"]].concat();
         Program::start("gnutls-cli", "gnutls-bin", &arguments).is_served().await;
     }
-    // Its ECDHE-PSK of TLS 1.2 is not among them: the handshake is good, and then gnutls-cli 3.7.9 crashes over its report.
+    // Its ECDHE-PSK of TLS 1.2 is not among them: the handshake is good, and then gnutls-cli 3.7.9 crashes over its
+    // report.
     for priority in
         ["NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+PSK", "NORMAL:-VERS-ALL:+VERS-TLS1.3:+PSK:+ECDHE-PSK:+DHE-PSK"]
     {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use polygate::conversation::Action;
+use polygate::testing::conversation::Action;
 
 use crate::harness::Setup;
 use crate::harness::recorded::{play_all, recorded};

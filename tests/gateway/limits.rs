@@ -1,15 +1,16 @@
-//! How fast devices may come and send. The rates are one in an hour: what is over them comes after every test has ended, and
-//! what comes within them does so at once, so no clock is looked at. When exactly is proved where time is an argument.
+//! How fast devices may come and send. The rates are one in an hour: what is over them comes after every test has
+//! ended, and what comes within them does so at once, so no clock is looked at. When exactly is proved where time is an
+//! argument.
 
 use std::net::Ipv4Addr;
 
-use polygate::exproto::proto::{TimerRequest, TimerType};
+use polygate::testing::exproto::proto::{TimerRequest, TimerType};
 
 use crate::harness::peer::RawPeer;
 use crate::harness::scripted_handler::{Event, ScriptedHandler, Serves};
 use crate::harness::{GatewayUnderTest, Setup, eventually, within};
 
-const HELD_BACK: &str = "polygate_held_back_reads_total{listener=\"l\"}";
+const HELD_BACK: &str = "polygate_reads_throttled_total{listener=\"l\"}";
 const RECEIVED: &str = "polygate_received_bytes_total{listener=\"l\"}";
 
 /// A gateway that gives every byte back at once.
@@ -17,8 +18,8 @@ fn raw_echo() -> Setup {
     Setup::guest("echo").handler("settings = { mode = \"raw\" }")
 }
 
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason={reason:?}}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason={reason:?}}}")
 }
 
 /// It is connected, and served.
@@ -27,7 +28,7 @@ async fn expect_served(peer: &mut RawPeer) {
     peer.expect("served?").await;
 }
 
-/// Whether it is connected and served, and not turned away.
+/// Whether it is connected and served, and not rejected.
 async fn is_served(peer: &mut RawPeer) -> bool {
     peer.send("served?").await;
     // Turned away, it sees the end or, because of the bytes that nobody has read, a reset.
@@ -96,8 +97,8 @@ async fn packets_rate() {
     assert_eq!(gateway.metric(RECEIVED), 14.0);
 }
 
-/// Keepalive does not count the silence that the gateway itself makes: of two devices with the same timer the later one, which is
-/// heard and says nothing, is ended, and the one that is not read stays.
+/// Keepalive does not count the silence that the gateway itself makes: of two devices with the same timer the later
+/// one, which is heard and says nothing, is ended, and the one that is not read stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_back_device_is_not_silent() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
@@ -136,7 +137,7 @@ async fn connections_per_address_max() {
         expect_served(peer).await;
     }
     from(1, &gateway).await.expect_closed().await;
-    gateway.metric_reaches(&turned_away("address_connections"), 1.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
     for address in 2..10 {
         expect_served(&mut from(address, &gateway).await).await;
     }
@@ -152,7 +153,7 @@ async fn connections_per_address_max_of_ipv6() {
     let mut first = gateway.connect().await;
     expect_served(&mut first).await;
     gateway.connect().await.expect_closed().await;
-    gateway.metric_reaches(&turned_away("address_connections"), 1.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
 }
 
 /// As many may come at once as were said; more are refused, also when the first have gone, and other addresses are not.
@@ -165,12 +166,12 @@ async fn connection_rate_per_address() {
     for _ in 0..27 {
         from(1, &gateway).await.expect_closed().await;
     }
-    gateway.metric_reaches(&turned_away("address_rate"), 27.0).await;
+    gateway.metric_reaches(&rejected("address_rate"), 27.0).await;
     expect_served(&mut from(2, &gateway).await).await;
 }
 
-/// Five thousand peers at once, from fifty addresses of which each may have ten: five hundred are served, the rest are refused, and
-/// nothing is left of any.
+/// Five thousand peers at once, from fifty addresses of which each may have ten: five hundred are served, the rest are
+/// refused, and nothing is left of any.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_connects() {
     let gateway = raw_echo().listener("connections_per_address_max = 10\nbacklog = 65535").start().await;
@@ -180,7 +181,7 @@ async fn a_storm_of_connects() {
             peers.push(from(address, &gateway).await);
         }
     }
-    gateway.metric_reaches(&turned_away("address_connections"), 4500.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 4500.0).await;
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 500.0).await;
     for peer in peers.iter_mut().take(50) {
         expect_served(peer).await;

@@ -1,4 +1,4 @@
-//! The gateway as a whole: real devices, real handlers of both kinds, a real broker. One module a promise.
+//! The gateway in process: real devices, real handlers of both kinds, a real broker. One module for each feature.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,10 +9,13 @@
 mod harness;
 
 mod access;
+mod broker;
 mod dtls;
 mod dtls_interop;
 mod echo;
+mod example_handlers;
 mod fallback;
+mod foreign_handlers;
 mod framing;
 mod gb32960;
 mod grpc_handler;

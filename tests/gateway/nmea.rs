@@ -1,6 +1,6 @@
 //! The receivers of NMEA 0183 in examples/, against the guest that is written in Python.
 
-use polygate::conversation::Action;
+use polygate::testing::conversation::Action;
 use serde_json::{Value, json};
 
 use crate::harness::mqtt::MqttClient;
@@ -16,8 +16,8 @@ async fn the_written_receivers() {
     play_all(&gateway, &recorded("examples/conversations/nmea")).await;
 }
 
-/// The conversations themselves are right: a sentence whose checksum does not hold stands only among the faulty ones, and
-/// every RMC and GGA elsewhere is published.
+/// The conversations themselves are right: a sentence whose checksum does not hold stands only among the faulty ones,
+/// and every RMC and GGA elsewhere is published.
 #[test]
 fn every_good_sentence_is_published() {
     let mut sentences = 0;
@@ -79,7 +79,8 @@ async fn other_kinds() {
     assert_eq!(next_json(&mut client).await, sentence);
 }
 
-/// A receiver with the wrong password is told so; one with the right one is let in, and its password is its own.
+/// A receiver with the wrong password gets a refusal; one with the right one is authenticated, and its password is not
+/// shared.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password() {
     use argon2::{Argon2, CustomizedPasswordHasher, Params, PasswordHash};

@@ -1,6 +1,6 @@
 //! What an operator sees.
 
-use polygate::gateway::StartError;
+use polygate::testing::gateway::StartError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

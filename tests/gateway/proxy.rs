@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
-use polygate::exproto::proto::ConnInfo;
+use polygate::testing::exproto::proto::ConnInfo;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -21,11 +21,11 @@ const FIELDS: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10\xc0\0\x02\x01\xc6\x33
 const FIELDS_OF_IPV6: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\
       \x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x02\0\x50\x01\xbb";
 
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason={reason:?}}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason={reason:?}}}")
 }
 
-/// A gateway behind which a handler sees what it is told; it sends every byte back.
+/// A gateway whose handler records its events; it echoes every byte.
 async fn behind_balancer(keys: &str) -> (ScriptedHandler, GatewayUnderTest) {
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
         if let Event::Bytes(bytes) = callback.event {
@@ -39,7 +39,7 @@ async fn behind_balancer(keys: &str) -> (ScriptedHandler, GatewayUnderTest) {
     (handler, gateway)
 }
 
-/// Peer and local address, as the handler was told of the next connection.
+/// Peer and local address in the handler's event of the next connection.
 async fn next_addresses(handler: &mut ScriptedHandler) -> (String, String) {
     loop {
         if let Callback { event: Event::Created(info), .. } = handler.next().await {
@@ -74,8 +74,8 @@ async fn headers_without_addresses_leave_the_sockets_own() {
         let mut device = gateway.connect().await;
         device.send([header, b"hello"].concat()).await;
         device.expect("hello").await;
-        let told = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
-        let expected = (told(device.local_addr()), told(gateway.listener()));
+        let reported = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+        let expected = (reported(device.local_addr()), reported(gateway.listener()));
         assert_eq!(next_addresses(&mut handler).await, expected);
     }
 }
@@ -88,7 +88,7 @@ async fn rules_and_limits_see_the_address_in_the_header() {
     let mut denied = gateway.connect().await;
     denied.send(LINE).await;
     denied.expect_closed().await;
-    gateway.metric_reaches(&turned_away("access"), 1.0).await;
+    gateway.metric_reaches(&rejected("access"), 1.0).await;
 
     let mut first = gateway.connect().await;
     first.send([FIELDS_OF_IPV6, b"hello"].concat()).await;
@@ -96,7 +96,7 @@ async fn rules_and_limits_see_the_address_in_the_header() {
     let mut second = gateway.connect().await;
     second.send(FIELDS_OF_IPV6).await;
     second.expect_closed().await;
-    gateway.metric_reaches(&turned_away("address_connections"), 1.0).await;
+    gateway.metric_reaches(&rejected("address_connections"), 1.0).await;
 }
 
 /// Who sends no header, a wrong one or half of one is disconnected, and the reason counted.
@@ -107,19 +107,19 @@ async fn a_connection_without_a_header_is_ended() {
     other.send("G").await;
     // The byte is left unread, so the end may be a reset.
     assert!(other.read_some().await.map_or(true, |bytes| bytes.is_empty()));
-    gateway.metric_reaches(&turned_away("proxy_malformed"), 1.0).await;
+    gateway.metric_reaches(&rejected("proxy_malformed"), 1.0).await;
 
     let mut half = gateway.connect().await;
     half.send(&LINE[..20]).await;
     half.shutdown().await;
     half.expect_closed().await;
-    gateway.metric_reaches(&turned_away("proxy_malformed"), 2.0).await;
+    gateway.metric_reaches(&rejected("proxy_malformed"), 2.0).await;
 
     let (mut silent, mut slow) = (gateway.connect().await, gateway.connect().await);
     slow.send(&FIELDS[..20]).await;
     silent.expect_closed().await;
     slow.expect_closed().await;
-    gateway.metric_reaches(&turned_away("proxy_timed_out"), 2.0).await;
+    gateway.metric_reaches(&rejected("proxy_timed_out"), 2.0).await;
     assert_eq!(gateway.metric("polygate_accepted_connections_total{listener=\"l\"}"), 0.0);
 }
 
@@ -129,7 +129,7 @@ async fn an_untrusted_peer_names_nobody() {
     let (mut handler, gateway) = behind_balancer("proxy_protocol = { trusted = [\"127.0.0.2\"] }").await;
     let mut untrusted = gateway.connect().await;
     untrusted.expect_closed().await;
-    gateway.metric_reaches(&turned_away("proxy_untrusted"), 1.0).await;
+    gateway.metric_reaches(&rejected("proxy_untrusted"), 1.0).await;
 
     let mut trusted = RawPeer::connect_from(Ipv4Addr::new(127, 0, 0, 2), gateway.listener()).await;
     trusted.send([LINE, b"hello"].concat()).await;
@@ -148,8 +148,8 @@ async fn behind_haproxy() {
         let mut device = RawPeer::connect(balancer.address).await;
         device.send("hello").await;
         device.expect("hello").await;
-        let told = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
-        let expected = (told(device.local_addr()), told(balancer.address));
+        let reported = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+        let expected = (reported(device.local_addr()), reported(balancer.address));
         assert_eq!(next_addresses(&mut handler).await, expected, "{version}");
         balancer.stop().await;
         device.expect_closed().await;

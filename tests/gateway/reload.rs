@@ -1,6 +1,6 @@
 //! A configuration that is read again while devices are connected.
 
-use polygate::gateway::ReloadError;
+use polygate::testing::gateway::ReloadError;
 use tokio::net::TcpStream;
 
 use crate::harness::peer::RawPeer;
@@ -112,8 +112,8 @@ async fn a_renamed_listener_keeps_its_socket() {
     assert_eq!(gateway.listener_named("other"), address);
 }
 
-/// The same for datagrams: a listener with another name takes the sockets over, and one that is gone and comes back finds
-/// the peers that it had; they keep their connections all the time.
+/// The same for datagrams: a listener with another name takes the sockets over, and one that is gone and comes back
+/// finds the peers that it had; they keep their connections all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_udp_listener_keeps_its_sockets() {
     let gateway = Setup::guest("echo")
@@ -140,7 +140,7 @@ async fn a_udp_listener_keeps_its_sockets() {
     gateway.follow(&gone).await.unwrap();
     let mut third = RawPeer::connect_udp(address).await;
     third.send("anybody?").await;
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"other\",reason=\"draining\"}", 1.0).await;
+    gateway.metric_reaches("polygate_connections_rejected_total{listener=\"other\",reason=\"draining\"}", 1.0).await;
     echoes(&mut first).await;
     echoes(&mut second).await;
 

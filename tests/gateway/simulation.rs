@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use tonic::Status;
 
 use crate::harness::mqtt::MqttClient;
@@ -168,7 +168,8 @@ async fn reliable(book: &Book) -> ScriptedHandler {
     .await
 }
 
-/// Fails one event in five, before it has done anything: with an error, by saying that it is busy, or by saying nothing.
+/// Fails one event in five, before it has done anything: with an error, by saying that it is busy, or by saying
+/// nothing.
 async fn unreliable(book: &Book, seed: u64) -> ScriptedHandler {
     let clerk = Clerk::new(book);
     let dice = Arc::new(Mutex::new(seed));

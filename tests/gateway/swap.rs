@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use polygate::gateway::ReloadError;
-use polygate::rollout::{Asker, Candidate, Error, FAILURES_MIN, Swap, VersionState};
+use polygate::testing::gateway::ReloadError;
+use polygate::testing::rollout::{Candidate, Error, FAILURES_MIN, Initiator, Swap, VersionState};
 use serde_json::json;
 
 use crate::harness::admin::ask;
@@ -102,20 +102,20 @@ async fn new_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_is_promoted() {
     let (gateway, mut devices) = with_a_canary().await;
-    let done = gateway.handlers().promote("h", Asker::Reload).await.unwrap();
+    let done = gateway.handlers().promote("h", Initiator::Reload).await.unwrap();
     assert_eq!((done.version, done.state, done.before), (2, VersionState::Active, 1));
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 30.0).await;
     for device in &mut devices {
         asks(device, "2:2").await;
     }
-    assert!(matches!(gateway.handlers().promote("h", Asker::Reload).await, Err(Error::NoTrial { .. })));
+    assert!(matches!(gateway.handlers().promote("h", Initiator::Reload).await, Err(Error::NoTrial { .. })));
 }
 
 /// An abandoned canary gives its connections back, and is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_is_abandoned() {
     let (gateway, mut devices) = with_a_canary().await;
-    gateway.handlers().abandon("h", Asker::Reload).await.unwrap();
+    gateway.handlers().abandon("h", Initiator::Reload).await.unwrap();
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 10.0).await;
     for device in &mut devices {
         asks(device, "1:2").await;
@@ -140,8 +140,8 @@ async fn a_canary_that_fails_is_abandoned() {
     assert_eq!(gateway.metric("polygate_handler_active_version{handler=\"h\"}"), 1.0);
 }
 
-/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get everything
-/// once.
+/// A shadow gets every event that the active version gets, to the last, and does the same; devices and MQTT clients get
+/// everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_that_does_the_same() {
     let gateway = Setup::guest("echo").start().await;
@@ -225,7 +225,7 @@ async fn a_shadow_that_traps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_is_abandoned() {
     let (gateway, mut device) = with_a_shadow().await;
-    gateway.handlers().abandon("h", Asker::Reload).await.unwrap();
+    gateway.handlers().abandon("h", Initiator::Reload).await.unwrap();
     gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 1.0).await;
     gateway.metric_reaches("polygate_instances{handler=\"h\"}", 1.0).await;
     asks(&mut device, "1:2").await;
@@ -236,7 +236,7 @@ async fn a_shadow_is_abandoned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_is_promoted() {
     let (gateway, mut device) = with_a_shadow().await;
-    gateway.handlers().promote("h", Asker::Reload).await.unwrap();
+    gateway.handlers().promote("h", Initiator::Reload).await.unwrap();
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 1.0).await;
     gateway.metric_reaches("polygate_handler_versions{handler=\"h\"}", 1.0).await;
     gateway.metric_reaches("polygate_instances{handler=\"h\"}", 1.0).await;
@@ -330,7 +330,7 @@ async fn from_a_server_to_a_guest_and_back() {
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 2.0).await;
     asks(&mut device, "server").await;
 
-    gateway.handlers().roll_back("h", Asker::Reload).await.unwrap();
+    gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap();
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 3.0).await;
     asks(&mut device, "1:1").await;
 }
@@ -371,7 +371,7 @@ async fn options_come_back_with_their_version() {
     gateway.reload(ONE, TWO).await.unwrap();
     gateway.metric_reaches("polygate_moved_connections_total{handler=\"h\"}", 1.0).await;
     for (active, answer) in [(1, "1:2"), (2, "2:3"), (1, "1:4")] {
-        let done = gateway.handlers().roll_back("h", Asker::Reload).await.unwrap();
+        let done = gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap();
         assert_eq!(done.version, active);
         eventually("the device has moved", || connections_of(&gateway, active) == 1).await;
         asks(&mut device, answer).await;
@@ -383,11 +383,11 @@ async fn options_come_back_with_their_version() {
 async fn nothing_to_go_back_to() {
     let gateway = Setup::guest("counter").start().await;
     let handlers = gateway.handlers();
-    assert!(matches!(handlers.roll_back("h", Asker::Reload).await, Err(Error::NoPrevious { .. })));
-    assert!(matches!(handlers.activate("h", 1, None, Asker::Reload).await, Err(Error::IsActive { number: 1, .. })));
-    let error = handlers.activate("h", 7, None, Asker::Reload).await.unwrap_err();
+    assert!(matches!(handlers.roll_back("h", Initiator::Reload).await, Err(Error::NoPrevious { .. })));
+    assert!(matches!(handlers.activate("h", 1, None, Initiator::Reload).await, Err(Error::IsActive { number: 1, .. })));
+    let error = handlers.activate("h", 7, None, Initiator::Reload).await.unwrap_err();
     assert_eq!(error.to_string(), "handler \"h\" has no version 7; expected one of 1");
-    let error = handlers.abandon("x", Asker::Reload).await.unwrap_err();
+    let error = handlers.abandon("x", Initiator::Reload).await.unwrap_err();
     assert_eq!(error.to_string(), "no handler is named \"x\"; expected one of h");
 }
 
@@ -408,13 +408,13 @@ async fn a_restart_keeps_the_active_version() {
 
     let gateway = start().await;
     assert_eq!(versions(&gateway), [(2, VersionState::Active), (1, VersionState::Kept)]);
-    gateway.handlers().roll_back("h", Asker::Reload).await.unwrap();
+    gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap();
     asks(&mut gateway.connect().await, "1:1").await;
     gateway.stop().await;
 
     let gateway = start().await;
     assert_eq!(versions(&gateway), [(2, VersionState::Kept), (1, VersionState::Active)]);
-    gateway.handlers().activate("h", 2, None, Asker::Reload).await.unwrap();
+    gateway.handlers().activate("h", 2, None, Initiator::Reload).await.unwrap();
     gateway.stop().await;
 
     std::fs::copy(guest("counter-pinned"), &component).unwrap();
@@ -460,7 +460,7 @@ async fn old_versions_are_forgotten() {
         // A custom section, which changes nothing but the digest.
         let component = [&own[..], &[0, 3, 1, b'n', number]].concat();
         let candidate = Candidate::Component(component.into());
-        gateway.handlers().swap("h", candidate, None, true, Asker::Reload).await.unwrap();
+        gateway.handlers().swap("h", candidate, None, true, Initiator::Reload).await.unwrap();
     }
     let kept = gateway.handlers().list_versions("h").unwrap();
     assert_eq!((kept.len(), kept[0].number), (12, 16), "the active one, the last and ten more");
@@ -496,8 +496,8 @@ async fn a_bad_component_is_refused() {
     assert_eq!(gateway.metric(&swaps("refused")), 5.0);
 }
 
-/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old version
-/// goes on; the operator can insist.
+/// A version that does not do what the handler's conversations say is refused with the file and the line, and the old
+/// version goes on; the operator can insist.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_come_first() {
     let (_dir, conversations) = conversations(&[("a", COUNTED), ("b", COUNTED)]);
@@ -507,10 +507,7 @@ async fn conversations_come_first() {
 
     let [error] = &gateway.reload(ONE, TWO).await.unwrap_err()[..] else { panic!("not one error") };
     let told = told_of(error);
-    assert!(
-        told.starts_with("handler \"h\": \"") && told.contains("has not gone through its conversations: "),
-        "{told}"
-    );
+    assert!(told.starts_with("handler \"h\": \"") && told.contains("failed its conversations: "), "{told}");
     assert!(told.contains("a.conversation: line 2: the bytes to the device differ"), "{told}");
     assert!(told.contains("b.conversation: line 2: the bytes to the device differ"), "{told}");
     asks(&mut device, "1:2").await;
@@ -522,7 +519,7 @@ async fn conversations_come_first() {
     let trap = std::fs::read(guest("trap")).unwrap();
     let answer = put(&gateway, "", &[], &trap).await;
     assert_eq!(answer.status, 422);
-    assert!(answer.error().contains("\"the upload\" has not gone through its conversations: "), "{answer:?}");
+    assert!(answer.error().contains("\"the upload\" failed its conversations: "), "{answer:?}");
     assert!(answer.error().contains("a.conversation: line 2: "), "{answer:?}");
     assert_eq!(
         put(&gateway, "?activate=false", &[], &trap).await.status,
@@ -537,10 +534,11 @@ async fn conversations_come_first() {
     assert_eq!(put(&gateway, "", &[], &counter).await.json()["version"], 3);
     assert_eq!(put(&gateway, "?unchecked=true", &[], &trap).await.json()["version"], 4);
     gateway.connect().await.send("hello").await;
-    assert_eq!(gateway.handlers().roll_back("h", Asker::Reload).await.unwrap().version, 3);
+    assert_eq!(gateway.handlers().roll_back("h", Initiator::Reload).await.unwrap().version, 3);
 }
 
-/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations cannot be read.
+/// A gateway whose handler does not do what its conversations say does not start, nor does one whose conversations
+/// cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_at_the_start() {
     for (text, told) in [
@@ -588,7 +586,7 @@ async fn a_reload_is_whole() {
     assert_eq!((reloaded.changed.len(), reloaded.needs_restart), (0, vec!["gateway.node".to_owned()]));
 }
 
-/// The whole of the REST API, and what it says to whom asks wrongly.
+/// The whole REST API, with its errors for invalid requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn rest() {
     let gateway = Setup::guest("counter").start().await;
@@ -628,8 +626,12 @@ async fn rest() {
         ("/api/v1/handlers/x/rollback", 404, "no handler is named \"x\"; expected one of h"),
         ("/api/v1/handlers/h/versions/9/activate", 404, "handler \"h\" has no version 9; expected one of 1, 2, 3, 4"),
         ("/api/v1/handlers/h/versions/two/activate", 400, "expected the number of a version"),
-        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is no way to swap; expected live"),
-        ("/api/v1/handlers/h/promote", 409, "handler \"h\" tries no version; expected a canary or a shadow under way"),
+        ("/api/v1/handlers/h/versions/1/activate?swap=slow", 400, "swap: \"slow\" is not a swap mode; expected live"),
+        (
+            "/api/v1/handlers/h/promote",
+            409,
+            "handler \"h\" has no version on trial; expected a canary or a shadow in progress",
+        ),
         ("/api/v1/handlers/h/versions/2/activate", 409, "version 2 of handler \"h\" is active already"),
     ] {
         let answer = post(path).await;
@@ -672,8 +674,8 @@ async fn only_the_operator_changes_handlers() {
     assert_eq!(ask(gateway.admin(), "POST", path, &[&own], b"").await.status, 409);
 }
 
-/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes on
-/// where it was.
+/// Devices that never stop talking, and changes that never stop coming: every answer comes once, and every count goes
+/// on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
     let gateway = Setup::guest("counter").handler(ONE).start().await;
@@ -715,8 +717,8 @@ async fn whatever_is_swapped_nothing_is_lost_or_doubled() {
                     other => panic!("{other}"),
                 }),
             2 => upload(&gateway, "counter", "canary:50%".parse().unwrap()).await.map(|_| ()),
-            3 => handlers.promote("h", Asker::Reload).await.map(|_| ()),
-            _ => handlers.roll_back("h", Asker::Reload).await.map(|_| ()),
+            3 => handlers.promote("h", Initiator::Reload).await.map(|_| ()),
+            _ => handlers.roll_back("h", Initiator::Reload).await.map(|_| ()),
         };
         assert!(
             matches!(result, Ok(()) | Err(Error::NoTrial { .. } | Error::NoPrevious { .. })),
@@ -751,7 +753,7 @@ async fn trap(gateway: &GatewayUnderTest) {
     device.expect_closed().await;
 }
 
-/// Forty devices, of whom every fourth is served by a canary.
+/// Forty devices, every fourth of which is served by a canary.
 async fn with_a_canary() -> (GatewayUnderTest, Vec<RawPeer>) {
     let gateway = Setup::guest("counter").handler("swap = { canary = \"25%\" }").handler(ONE).start().await;
     gateway.reload(ONE, TWO).await.unwrap();
@@ -797,9 +799,13 @@ async fn with_a_shadow() -> (GatewayUnderTest, RawPeer) {
     (gateway, device)
 }
 
-async fn upload(gateway: &GatewayUnderTest, name: &str, swap: Swap) -> Result<polygate::rollout::Done, Error> {
+async fn upload(
+    gateway: &GatewayUnderTest,
+    name: &str,
+    swap: Swap,
+) -> Result<polygate::testing::rollout::ChangeResult, Error> {
     let component = std::fs::read(guest(name)).unwrap();
-    gateway.handlers().swap("h", Candidate::Component(component.into()), Some(swap), true, Asker::Reload).await
+    gateway.handlers().swap("h", Candidate::Component(component.into()), Some(swap), true, Initiator::Reload).await
 }
 
 async fn put(gateway: &GatewayUnderTest, query: &str, headers: &[&str], body: &[u8]) -> crate::harness::admin::Answer {
@@ -815,7 +821,7 @@ fn connections_of(gateway: &GatewayUnderTest, number: u32) -> usize {
     versions.iter().find(|version| version.number == number).unwrap().connections
 }
 
-fn weak_active(gateway: &GatewayUnderTest) -> std::sync::Weak<polygate::dispatch::Version> {
+fn weak_active(gateway: &GatewayUnderTest) -> std::sync::Weak<polygate::testing::dispatch::Version> {
     std::sync::Arc::downgrade(&gateway.handlers().versions("h").unwrap().active())
 }
 

@@ -75,7 +75,7 @@ async fn what_was_sent_before_a_close_arrives() {
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
         if matches!(callback.event, Event::Bytes(_)) {
             calls.send_ok(&callback.conn, "refused").await;
-            let close = polygate::exproto::proto::CloseSocketRequest { conn: callback.conn };
+            let close = polygate::testing::exproto::proto::CloseSocketRequest { conn: callback.conn };
             calls.close(close).await;
         }
         Ok(())
@@ -102,7 +102,7 @@ async fn a_close_does_not_wait_for_the_callback() {
             async move {
                 if matches!(callback.event, Event::Bytes(_)) {
                     calls.send_ok(&callback.conn, "refused").await;
-                    let close = polygate::exproto::proto::CloseSocketRequest { conn: callback.conn.clone() };
+                    let close = polygate::testing::exproto::proto::CloseSocketRequest { conn: callback.conn.clone() };
                     assert_eq!(calls.close(close).await.code, 0);
                     release.notified().await;
                 }
@@ -161,7 +161,7 @@ async fn a_peer_that_does_not_read_is_ended() {
         if let Event::Bytes(_) = callback.event {
             // Far more than the buffers on the way hold.
             for _ in 0..64 {
-                let request = polygate::exproto::proto::SendBytesRequest {
+                let request = polygate::testing::exproto::proto::SendBytesRequest {
                     conn: callback.conn.clone(),
                     bytes: vec![0; 1 << 20].into(),
                 };
@@ -203,8 +203,11 @@ async fn keepalive_does_not_count_while_the_socket_is_not_read() {
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
         if let Event::Bytes(bytes) = callback.event {
             if bytes == "slow" {
-                let timer =
-                    polygate::exproto::proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
+                let timer = polygate::testing::exproto::proto::TimerRequest {
+                    conn: callback.conn.clone(),
+                    r#type: 0,
+                    interval: 1,
+                };
                 assert_eq!(calls.start_timer(timer).await.code, 0);
                 // Longer than one and a half intervals.
                 tokio::time::sleep(Duration::from_secs(2)).await;
@@ -344,7 +347,8 @@ async fn drain_timeout() {
     assert_eq!(gateway.stop().await, 1);
     peer.expect_closed().await;
     let page = telemetry.render().unwrap();
-    for line in ["polygate_connections{listener=\"l\"} 0", "polygate_closes_total{listener=\"l\",reason=\"cut_off\"} 1"]
+    for line in
+        ["polygate_connections{listener=\"l\"} 0", "polygate_closes_total{listener=\"l\",reason=\"drain_timeout\"} 1"]
     {
         assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
     }

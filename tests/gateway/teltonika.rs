@@ -1,6 +1,6 @@
 //! The recorded Teltonika trackers of examples/, against the guest that is written in TypeScript.
 
-use polygate::conversation::{Action, Conversation, Payload};
+use polygate::testing::conversation::{Action, Conversation, Payload};
 use serde_json::Value;
 
 use crate::harness::mqtt::MqttClient;
@@ -106,7 +106,7 @@ async fn what_is_no_login() {
     }
 }
 
-/// A tracker that the gateway does not let in is told so.
+/// A tracker whose authentication is refused gets an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login() {
     let gateway = Setup::guest("large/teltonika").auth("allow_anonymous = false\n").start().await;

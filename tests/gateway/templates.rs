@@ -45,14 +45,14 @@ async fn without_a_hello() {
         for line in ["21.5", "HELLO", "HELLO ", ""] {
             let mut device = gateway.connect().await;
             device.send(format!("{line}\nHELLO device-1\n")).await;
-            let told = String::from_utf8(device.receive_to_end().await).unwrap();
-            assert!(told.starts_with("ERR ") && told.lines().count() == 1, "{guest} to {line:?}: {told:?}");
+            let reported = String::from_utf8(device.receive_to_end().await).unwrap();
+            assert!(reported.starts_with("ERR ") && reported.lines().count() == 1, "{guest} to {line:?}: {reported:?}");
         }
         let gateway = Setup::guest(&guest).auth("allow_anonymous = false\n").start().await;
         let mut device = gateway.connect().await;
         device.send("HELLO device-1\n21.5\n").await;
-        let told = String::from_utf8(device.receive_to_end().await).unwrap();
-        assert!(told.starts_with("ERR ") && told.lines().count() == 1, "{guest}: {told:?}");
+        let reported = String::from_utf8(device.receive_to_end().await).unwrap();
+        assert!(reported.starts_with("ERR ") && reported.lines().count() == 1, "{guest}: {reported:?}");
     }
 }
 

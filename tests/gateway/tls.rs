@@ -28,8 +28,8 @@ async fn is_served(peer: &mut RawPeer) {
 }
 
 /// Peers that got no connection for this reason.
-fn turned_away(reason: &str) -> String {
-    format!("polygate_turned_away_total{{listener=\"l\",reason=\"{reason}\"}}")
+fn rejected(reason: &str) -> String {
+    format!("polygate_connections_rejected_total{{listener=\"l\",reason=\"{reason}\"}}")
 }
 
 /// The names in the device's certificate reach the handler, also from a session that is resumed.
@@ -102,7 +102,7 @@ async fn certificates_that_are_refused() {
         is_served(&mut RawPeer::connect_tls(gateway.listener(), &good).await.unwrap()).await;
         for (client, reason) in refused {
             is_refused(&gateway, client).await;
-            gateway.metric_reaches(&turned_away(reason), 1.0).await;
+            gateway.metric_reaches(&rejected(reason), 1.0).await;
         }
         gateway.metric_reaches("polygate_accepted_connections_total{listener=\"l\"}", 1.0).await;
     }
@@ -147,8 +147,8 @@ async fn an_optional_certificate() {
     is_refused(&gateway, &stranger).await;
 }
 
-/// A device gets the certificate with the name it asks for, its own before a wildcard's, of a kind that it knows; and the
-/// first one for any other name.
+/// A device gets the certificate with the name it asks for, its own before a wildcard's, of a kind that it knows; and
+/// the first one for any other name.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_chosen_by_name_and_kind() {
     let certificates = Certificates::new();
@@ -232,12 +232,13 @@ async fn handshakes_that_never_finish_free_their_places() {
         silent.push(peer);
     }
     is_served(&mut gateway.connect().await).await;
-    gateway.metric_reaches(&turned_away("handshake_timed_out"), SILENT as f64).await;
+    gateway.metric_reaches(&rejected("handshake_timed_out"), SILENT as f64).await;
     drop(silent);
     is_served(&mut gateway.connect().await).await;
 }
 
-/// One that speaks something else, or a version that is not spoken here, or leaves in the middle, is counted as what it is.
+/// One that speaks something else, or a version that is not spoken here, or leaves in the middle, is counted as what it
+/// is.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_fail_are_counted_by_reason() {
     let certificates = Certificates::new();
@@ -253,20 +254,20 @@ async fn handshakes_that_fail_are_counted_by_reason() {
         let gateway = listening(&own, &keys).await;
         let mut http = RawPeer::connect(gateway.listener()).await;
         http.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        gateway.metric_reaches(&turned_away("not_tls"), 1.0).await;
+        gateway.metric_reaches(&rejected("not_tls"), 1.0).await;
 
         let mut leaves = RawPeer::connect(gateway.listener()).await;
         leaves.send([22, 3, 1, 2, 0, 1]).await;
         drop(leaves);
-        gateway.metric_reaches(&turned_away("handshake_closed"), 1.0).await;
+        gateway.metric_reaches(&rejected("handshake_closed"), 1.0).await;
 
         is_refused(&gateway, &only_12).await;
-        gateway.metric_reaches(&turned_away("no_shared_version"), 1.0).await;
+        gateway.metric_reaches(&rejected("no_shared_version"), 1.0).await;
 
         // The client does not believe the listener.
         let error = RawPeer::connect_tls(gateway.listener(), &strangers.client(None)).await.err().unwrap();
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-        gateway.metric_reaches(&turned_away("handshake_refused"), 1.0).await;
+        gateway.metric_reaches(&rejected("handshake_refused"), 1.0).await;
     }
 }
 
@@ -288,8 +289,8 @@ async fn a_proxy_header_before_the_handshake() {
     assert_eq!((info.socktype, peer.host.as_str(), peer.port), (1, "192.0.2.7", 4711));
 }
 
-/// A device that ends its side still gets the answer to its last bytes, then the gateway's own end. Its handler is told in
-/// the words for TLS, also when the device just closes its socket.
+/// A device that ends its side still gets the answer to its last bytes, then the gateway's own end. Its handler is told
+/// in the words for TLS, also when the device just closes its socket.
 async fn both_ends_are_told(transport: Transport) {
     let mut handler = ScriptedHandler::echo(Serves::Unary).await;
     let gateway = Setup::grpc(&handler).over(transport).start().await;
@@ -339,7 +340,8 @@ async fn back_pressure(transport: Transport) {
     drop(writing.await.unwrap());
 }
 
-/// A burst in answer to one small frame arrives whole, though the device sends nothing more that would wake the gateway.
+/// A burst in answer to one small frame arrives whole, though the device sends nothing more that would wake the
+/// gateway.
 async fn a_burst_is_flushed(transport: Transport) {
     const BYTES: usize = 900_000;
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
@@ -391,7 +393,7 @@ async fn a_reload_brings_other_certificates() {
     certificates.revoke(&[66]);
     gateway.follow(gateway.text()).await.unwrap();
     is_refused(&gateway, &device).await;
-    gateway.metric_reaches(&turned_away("revoked_certificate"), 1.0).await;
+    gateway.metric_reaches(&rejected("revoked_certificate"), 1.0).await;
     is_served(&mut first).await;
 }
 

@@ -15,8 +15,8 @@ use crate::harness::recorded::{play_all, recorded};
 use crate::harness::relay::Relay;
 use crate::harness::{GatewayUnderTest, Setup};
 
-/// Every recorded terminal gets the same bytes, and MQTT clients get the same messages, from the server as from the component
-/// (`crate::jt808`): both are compared with the same recordings, byte for byte.
+/// Every recorded terminal gets the same bytes, and MQTT clients get the same messages, from the server as from the
+/// component (`crate::jt808`): both are compared with the same recordings, byte for byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_terminals_at_the_server() {
     let served = Served::start("jt808", &["--setting", "auth_code=tour"]).await;
@@ -51,8 +51,8 @@ async fn an_echo_from_both_homes() {
     assert_eq!(component, served);
 }
 
-/// A device outlives the process that served it: the next one says that it does not know the connection, is told of it, and
-/// gets the event again.
+/// A device outlives the process that served it: the next one says that it does not know the connection, is told of it,
+/// and gets the event again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_is_restarted() {
     let mut served = Served::start("echo", &[]).await;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::ResultCode;
 use quinn_udp::{Transmit, UdpSocketState};
 use serde_json::json;
@@ -92,10 +92,7 @@ async fn the_longest_datagram() {
                 let send = proto::SendBytesRequest { conn: callback.conn.clone(), bytes: longer.into() };
                 let answer = calls.send(send).await;
                 assert_eq!(answer.code, i32::from(ResultCode::ParamsTypeError));
-                assert_eq!(
-                    answer.message,
-                    "bytes: one Send is one datagram, of at most 65507 bytes, and came with 65508"
-                );
+                assert_eq!(answer.message, "bytes: one Send is one datagram: expected at most 65507 bytes, got 65508");
             }
             calls.send_ok(&callback.conn, bytes).await;
         }
@@ -145,14 +142,14 @@ async fn ipv6() {
     assert_eq!(device.receive().await, (b"six".to_vec(), gateway.listener()));
 }
 
-/// At the bound a new peer is turned away and counted, not kept waiting; it is let in when another one has gone.
+/// At the limit a new peer is rejected and counted; it is accepted once another one has gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_max() {
-    let gateway = raw_echo().listener("connections_max = 1\nidle_timeout = \"300ms\"").start().await;
+    let gateway = raw_echo().listener("connections_max = 1\nflow_timeout = \"300ms\"").start().await;
     let (first, second) = (Device::new().await, Device::new().await);
     first.echo(&gateway, "a").await;
     second.send(gateway.listener(), "b").await;
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"connections_max\"}", 1.0).await;
+    gateway.metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"connections_max\"}", 1.0).await;
     gateway.metric_reaches("polygate_connections{listener=\"l\"}", 0.0).await;
     second.echo(&gateway, "c").await;
 }
@@ -167,7 +164,9 @@ async fn connections_max_of_several_sockets() {
         device.send(gateway.listener(), "a").await;
         devices.push(device);
     }
-    gateway.metric_reaches("polygate_turned_away_total{listener=\"l\",reason=\"connections_max\"}", 15.0).await;
+    gateway
+        .metric_reaches("polygate_connections_rejected_total{listener=\"l\",reason=\"connections_max\"}", 15.0)
+        .await;
     assert_eq!(gateway.metric("polygate_connections{listener=\"l\"}"), 5.0);
     assert_eq!(gateway.metric("polygate_accepted_connections_total{listener=\"l\"}"), 5.0);
 }
@@ -209,7 +208,7 @@ async fn a_slow_handler_sheds_its_own_datagrams() {
         gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", held as f64).await;
         lively.echo(&gateway, "lively").await;
     }
-    gateway.metric_reaches("polygate_sheds_total{listener=\"l\",reason=\"datagrams_full\"}", 11.0).await;
+    gateway.metric_reaches("polygate_dropped_total{listener=\"l\",reason=\"datagrams_full\"}", 11.0).await;
     go_on.notify_one();
     assert_eq!(slow.receive().await.0, b"slow");
     for datagram in &datagrams[..19] {
@@ -236,7 +235,7 @@ async fn bytes_are_bounded_too() {
     })
     .await;
     let device = Device::new().await;
-    let full = "polygate_sheds_total{listener=\"l\",reason=\"datagram_bytes_full\"}";
+    let full = "polygate_dropped_total{listener=\"l\",reason=\"datagram_bytes_full\"}";
     within("a datagram to be shed", async {
         while gateway.metric(full) < 1.0 {
             device.send(gateway.listener(), [0; 1000]).await;
@@ -249,11 +248,11 @@ async fn bytes_are_bounded_too() {
     gateway.metric_reaches("polygate_inbound_queue_bytes{listener=\"l\"}", 0.0).await;
 }
 
-/// A flow ends after some silence, at any time; its handler is told why, and the next datagram is a new connection.
+/// A flow ends after some silence, at any time; its handler gets the reason, and the next datagram is a new connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_ends_a_flow() {
     let mut handler = ScriptedHandler::start(Serves::Unary, |_, _| async { Ok(()) }).await;
-    let gateway = Setup::grpc(&handler).over(Transport::Udp).listener("idle_timeout = \"300ms\"").start().await;
+    let gateway = Setup::grpc(&handler).over(Transport::Udp).listener("flow_timeout = \"300ms\"").start().await;
     handler.use_adapter(gateway.adapter());
     let device = Device::new().await;
     let mut conns = Vec::new();
@@ -265,10 +264,26 @@ async fn silence_ends_a_flow() {
     assert_ne!(conns[0], conns[1]);
 }
 
+/// A device that has spoken stays for as long as the flow timeout, whatever the idle timeout is: one that reports once an hour keeps
+/// its connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_idle_timeout_ends_with_the_first_datagram() {
+    let gateway = raw_echo().listener("idle_timeout = \"50ms\"").start().await;
+    let device = Device::new().await;
+    device.echo(&gateway, "a").await;
+    let silent = Device::new().await;
+    silent.echo(&gateway, "b").await;
+    // A TCP peer of the same timeout ends in the meantime, so that more than it has passed.
+    let tcp = raw_echo().bind("tcp://127.0.0.1:0").listener("idle_timeout = \"100ms\"").start().await;
+    tcp.connect().await.expect_closed().await;
+    assert_eq!(gateway.metric("polygate_connections{listener=\"l\"}"), 2.0);
+    assert_eq!(gateway.metric("polygate_accepted_connections_total{listener=\"l\"}"), 2.0);
+}
+
 /// While datagrams come, silence is counted from the last one; a keepalive timer takes the place of the idle timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keepalive_timer_decides_instead() {
-    let gateway = scripted_with("idle_timeout = \"1s\"", |callback, calls| async move {
+    let gateway = scripted_with("flow_timeout = \"1s\"", |callback, calls| async move {
         if matches!(callback.event, Event::Created(_)) {
             let timer = proto::TimerRequest { conn: callback.conn.clone(), r#type: 0, interval: 1 };
             assert_eq!(calls.start_timer(timer).await, proto::CodeResponse::default());
@@ -296,7 +311,7 @@ async fn a_keepalive_timer_decides_instead() {
 async fn many_flows_of_one_socket() {
     const SOCKETS: usize = 20;
     const ADDRESSES: usize = 250;
-    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener("idle_timeout = \"1h\"").start().await;
+    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener("flow_timeout = \"1h\"").start().await;
     let mut sockets = Vec::new();
     for _ in 0..SOCKETS {
         sockets.push(Device::on("0.0.0.0:0").await);
@@ -362,8 +377,8 @@ async fn drain() {
 
     let telemetry = gateway.telemetry();
     let stopping = tokio::spawn(gateway.stop());
-    within("a new peer to be turned away", async {
-        let line = "polygate_turned_away_total{listener=\"l\",reason=\"draining\"}";
+    within("a new peer to be rejected", async {
+        let line = "polygate_connections_rejected_total{listener=\"l\",reason=\"draining\"}";
         while !telemetry.render().unwrap().contains(line) {
             stranger.send(to, "too late").await;
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use polygate::conn::{Message, QoS};
+use polygate::testing::conn::{Message, QoS};
 use serde_json::json;
 
 use crate::harness::echo_device::EchoDevice;
@@ -101,7 +101,7 @@ async fn an_endless_recursion() {
     failed(&gateway, "fault").await;
 }
 
-/// A guest that logs without end fills the log only so far, and is told and counted.
+/// A guest that logs without end is rate-limited in the log, with a log line and a count.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_log_lines() {
     #[derive(Clone, Default)]
@@ -126,7 +126,7 @@ async fn a_flood_of_log_lines() {
         misbehaves("babble", "event_timeout = \"300ms\"", "babble").await;
     culprit.expect_closed().await;
     failed(&gateway, "timeout").await;
-    assert!(gateway.metric("polygate_guest_log_lines_shed_total{handler=\"h\"}") > 0.0);
+    assert!(gateway.metric("polygate_guest_log_lines_suppressed_total{handler=\"h\"}") > 0.0);
     let written = lines.0.load(Ordering::Relaxed);
     assert!((100..1000).contains(&written), "{written} lines");
 }
@@ -167,7 +167,7 @@ async fn a_flood_of_messages_does_not_silence_the_device() {
             }
         })
     });
-    gateway.metric_exceeds("polygate_sheds_total{listener=\"l\",reason=\"messages_full\"}", 1000.0).await;
+    gateway.metric_exceeds("polygate_dropped_total{listener=\"l\",reason=\"messages_full\"}", 1000.0).await;
     for number in 0..100 {
         let text = format!("during {number}");
         peer.send(&text).await;

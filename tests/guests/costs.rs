@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use polygate::handler::wasm::component;
+use polygate::testing::handler::wasm::component;
 
 use crate::host::{Guest, file};
 

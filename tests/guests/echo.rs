@@ -12,7 +12,8 @@ static C: LazyLock<Guest> = LazyLock::new(|| Guest::load("echo-c"));
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever JSON a device sends as a payload arrives as it was meant, with the handler in C as with the one in Rust.
+    /// Whatever JSON a device sends as a payload arrives as it was meant, with the handler in C as with the one in
+    /// Rust.
     #[test]
     fn any_text(topic in "\\PC{0,20}", payload in any::<String>(), qos in 0..4) {
         let request = serde_json::json!({"type": 3, "topic": topic, "qos": qos, "payload": payload}).to_string();

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use polygate::conversation::{Action, Conversation};
+use polygate::testing::conversation::{Action, Conversation};
 use proptest::prelude::*;
 
 use crate::host::{Guest, Seen};

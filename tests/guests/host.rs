@@ -1,9 +1,9 @@
-//! A host that lets everything succeed and writes down what is asked of it.
+//! A host in which every operation succeeds and is recorded.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use polygate::handler::wasm::component;
+use polygate::testing::handler::wasm::component;
 use wasmtime::component::{Component, HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{Config, Engine, Store, StoreLimits, StoreLimitsBuilder};
 
@@ -24,16 +24,16 @@ pub use migrating::exports::polygate::handler::migrate::State;
 /// The connection of every test.
 const CONN: u64 = 7;
 
-/// What `now-ms` says: 2026-11-23T12:00:00Z.
+/// The time of `now-ms`: 2026-11-23T12:00:00Z.
 const NOW_MS: u64 = 1_795_348_800_000;
 
-/// What a guest may have; the largest of them needs some.
+/// Limits of a guest; the largest guests need some.
 const MEMORY_BYTES_MAX: usize = 64 << 20;
 
 /// A guest, ready for instances.
 pub struct Guest {
     engine: Engine,
-    pre: InstancePre<Host>,
+    pre: InstancePre<Runtime>,
 }
 
 impl Guest {
@@ -55,7 +55,7 @@ impl Guest {
     pub fn instance(&self, settings: &[(&str, &str)]) -> Running {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let limits = StoreLimitsBuilder::new().memory_size(MEMORY_BYTES_MAX).trap_on_grow_failure(true).build();
-        let host = Host { settings, limits, now_ms: NOW_MS, seen: Seen::default(), logged: Vec::new() };
+        let host = Runtime { settings, limits, now_ms: NOW_MS, seen: Seen::default(), logged: Vec::new() };
         let mut store = Store::new(&self.engine, host);
         store.limiter(|host| &mut host.limits);
         let instance = self.pre.instantiate(&mut store).unwrap();
@@ -77,7 +77,7 @@ impl Guest {
     }
 }
 
-/// The file of a guest, as it was built.
+/// The file of a built guest.
 pub fn file(name: &str) -> Vec<u8> {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/dist").join(name).with_extension("wasm");
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}; run guests/build"))
@@ -85,7 +85,7 @@ pub fn file(name: &str) -> Vec<u8> {
 
 /// An instance. Every event must return: a trap fails the test.
 pub struct Running {
-    store: Store<Host>,
+    store: Store<Runtime>,
     instance: Instance,
     exports: bindings::ConnectionHandler,
 }
@@ -120,13 +120,13 @@ impl Running {
         handler.call_on_socket_closed(&mut self.store, CONN, &CloseReason::Error("test".to_owned())).unwrap();
     }
 
-    /// What the connection's state is, for another version.
+    /// A snapshot of the connection's state, for another version.
     pub fn snapshot(&mut self) -> Option<State> {
         let exports = migrating::MigratingConnectionHandler::new(&mut self.store, &self.instance).unwrap();
         exports.polygate_handler_migrate().call_snapshot(&mut self.store, CONN).unwrap()
     }
 
-    /// Takes the connection over.
+    /// Restores the connection's state.
     pub fn restore(&mut self, state: Option<&State>) -> Result<(), String> {
         use migrating::polygate::handler::types::{Address, ConnInfo, SocketKind};
 
@@ -150,7 +150,7 @@ impl Running {
         &self.store.data().seen
     }
 
-    /// What was seen until now; it is forgotten here.
+    /// Takes the recorded operations.
     pub fn take_seen(&mut self) -> Seen {
         std::mem::take(&mut self.store.data_mut().seen)
     }
@@ -161,7 +161,7 @@ fn info(kind: Socket) -> ConnInfo {
     ConnInfo { kind, peer: address(1), local: address(2), peer_cert: None }
 }
 
-/// What a guest has asked for.
+/// A recorded operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub sent: Vec<u8>,
@@ -173,7 +173,7 @@ pub struct Seen {
     pub closed: bool,
 }
 
-struct Host {
+struct Runtime {
     settings: BTreeMap<String, String>,
     limits: StoreLimits,
     now_ms: u64,
@@ -181,9 +181,9 @@ struct Host {
     logged: Vec<String>,
 }
 
-impl bindings::polygate::handler::types::Host for Host {}
+impl bindings::polygate::handler::types::Host for Runtime {}
 
-impl adapter::Host for Host {
+impl adapter::Host for Runtime {
     fn send(&mut self, _: u64, bytes: Vec<u8>) -> Result<(), ErrorCode> {
         self.seen.sent.extend(bytes);
         Ok(())

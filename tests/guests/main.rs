@@ -1,5 +1,5 @@
-//! The guests by themselves: real components in a host that the test scripts, without a gateway around them. Here they are
-//! given what no device sends, in every piece.
+//! Guests in a scripted host, without a gateway: real components, with input that no device sends, split at every
+//! position.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,8 @@ mod host;
 
 mod catalogue;
 mod costs;
+mod dist;
 mod echo;
 mod gt06;
 mod lines;
+mod migrate;

@@ -106,7 +106,7 @@ async function onLine(conn, connection, line) {
   }
 }
 
-// The code is of no interest here: a device that has gone cannot be told, and OnSocketClosed is on its way.
+// The code is ignored: if the device has disconnected, OnSocketClosed will follow.
 const send = (conn, data) => call('Send', { conn, bytes: Buffer.from(data) });
 
 // Calls the adapter; what a refusal says is a sentence for people.

@@ -101,7 +101,7 @@ class Lines(rpc.ConnectionUnaryHandlerServicer):
         await done(self.adapter.Subscribe(pb.SubscribeRequest(conn=conn, topic=f"{id}/down", qos=1)))
 
     async def send(self, conn, data):
-        # The code is of no interest: a device that has gone cannot be told, and OnSocketClosed is on its way.
+        # The code is ignored: if the device has disconnected, OnSocketClosed will follow.
         await self.adapter.Send(pb.SendBytesRequest(conn=conn, bytes=data))
 
 

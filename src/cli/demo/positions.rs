@@ -1,4 +1,4 @@
-//! The MQTT client of the tour: gets positions as any MQTT client would.
+//! MQTT client of the demo: receives positions like any MQTT client.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,10 +8,10 @@ use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-/// Where the guest publishes positions.
+/// The topics of positions.
 const FILTER: &str = "jt808/+/location";
 
-/// What the tour shows of a position.
+/// The printed fields of a position.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Position {
     phone: String,
@@ -40,7 +40,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// The tour's MQTT client was not let in.
+/// The MQTT client could not subscribe.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SubscribeError {
     #[error("cannot subscribe to {FILTER}")]

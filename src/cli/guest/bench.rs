@@ -1,4 +1,4 @@
-//! `polygate guest bench`: what an instance costs, and what an event.
+//! `polygate guest bench`: the cost of an instance and of an event.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,69 +12,69 @@ use serde_json::{Value, json};
 
 use super::loading::{Loading, Metered};
 use super::{Error, bytes_text, thousands, time_text};
-use crate::adapter::Rehearsal;
+use crate::adapter::{Backend, DryRunAdapter};
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
 use crate::conversation::{Action, Conversation, files, read_all};
-use crate::handler::wasm::{Desk, Guest, Handler};
+use crate::handler::wasm::{Guest, Handler};
 
-/// Instances that live at once while their memory is measured, and how much memory they may take together: enough to tell
-/// an instance's pages from the noise, and little enough for a small machine.
+/// The maximum number of live instances for the measurement of memory, and their maximum memory: enough to distinguish
+/// an instance's pages from noise, and small enough for a small machine.
 const INSTANCES_MAX: usize = 1_000;
 const INSTANCES_BYTES_MAX: usize = 1 << 30;
 
-/// How long each kind of call is repeated.
+/// The duration of each measurement.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// Calls before the time is taken, for the caches.
+/// Calls before each measurement, to warm the caches.
 const WARM_UP: usize = 100;
 
-/// Measures what an instance costs, and what an event
+/// Measures the cost of an instance and of an event
 ///
-/// Every connection has an instance of its own, so its memory is what a connection costs. Without conversations each event
-/// is as many bytes as a small and a large frame have; with conversations, their ">" lines follow one another on new
-/// connections. What the guest asks for is answered at once. Figures are of one run on this machine: compare them with
-/// those of another guest, not with a promise.
+/// Every connection has an instance of its own, so the memory of an instance is that of a connection. Without
+/// conversations an event has the size of a small or a large frame; with conversations, their ">" lines are sent in
+/// order on new connections. Adapter calls of the guest succeed at once. Figures are of one run on this machine:
+/// compare them with those of another guest.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate guest bench handler.wasm\n  polygate guest bench handler.wasm conversations --json"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
 
-    /// Conversations whose ">" lines are the events; of a folder, all that end in .conversation
+    /// Conversations with ">" lines to use as events; for a folder, all its .conversation files
     #[arg(value_name = "CONVERSATION", value_hint = ValueHint::AnyPath)]
     pub conversations: Vec<PathBuf>,
 
-    /// Prints one JSON object instead of text for people
+    /// Prints one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }
 
-/// What instances cost.
+/// The cost of instances.
 struct Instances {
     count: usize,
     make: Duration,
     drop: Duration,
-    /// Private memory of the process for each; `None` where the system does not say.
+    /// Private memory of the process for each instance; `None` if the system does not report it.
     private_bytes: Option<u64>,
     memory_bytes: usize,
 }
 
-/// What one kind of event costs.
+/// The cost of one kind of event.
 struct Calls {
     what: String,
     count: u64,
     each: Duration,
 }
 
-/// Runs the subcommand: figures go to `out`.
+/// Runs the subcommand: the figures go to `out`.
 ///
 /// # Errors
 ///
-/// It could not begin, or the guest failed.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+/// It could not start, or the guest failed.
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let conversations = read_all(&files(&args.conversations)?).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;
     let instances = measure_instances(&loaded.handler).await?;
@@ -109,9 +109,9 @@ fn frames(conversation: &Conversation) -> Vec<Bytes> {
     frames.collect()
 }
 
-/// Makes instances that all live at once, tells each of its connection and 64 bytes, and drops them.
+/// Makes instances that are all live at once, sends each its first event and 64 bytes, and drops them.
 async fn measure_instances(handler: &Handler) -> Result<Instances, Error> {
-    // The first makes what all share.
+    // The first one makes the shared state.
     let mut first = Connection::open(handler, 0).await?;
     let frame = Event::ReceivedBytes(Bytes::from_static(&[b'x'; 64]));
     first.call(&frame).await?;
@@ -136,16 +136,16 @@ async fn measure_instances(handler: &Handler) -> Result<Instances, Error> {
     Ok(Instances { count, make, drop, private_bytes, memory_bytes })
 }
 
-/// On which connections the events come.
+/// The connections of the events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Connections {
-    /// All on one.
+    /// One for all.
     One,
-    /// On a new one when the frames begin anew; making it is not counted.
+    /// A new one for each repetition of the frames; its creation is not counted.
     Each,
 }
 
-/// Calls the guest with the frames, again and again, for the span.
+/// Calls the guest with the frames repeatedly for the duration.
 async fn measure_calls(
     handler: &Handler,
     what: String,
@@ -180,10 +180,10 @@ async fn measure_calls(
     Ok(Calls { what, count, each })
 }
 
-/// One connection of the guest, whose wishes are granted and forgotten.
+/// One connection of the guest, whose adapter calls succeed without effect.
 struct Connection {
     guest: Guest,
-    desk: Option<Desk>,
+    backend: Option<Backend>,
     has_ended: bool,
 }
 
@@ -197,8 +197,8 @@ impl Connection {
             local: ListenAddr(nowhere),
             certificate: None,
         });
-        let desk = Desk::Rehearsal(Box::new(Rehearsal::by_the_rules(conn)));
-        let mut connection = Self { guest: handler.attach(conn, &info), desk: Some(desk), has_ended: false };
+        let backend = Backend::DryRun(Box::new(DryRunAdapter::strict(conn)));
+        let mut connection = Self { guest: handler.attach(conn, &info), backend: Some(backend), has_ended: false };
         connection.call(&Event::SocketCreated(info)).await?;
         Ok(connection)
     }
@@ -208,19 +208,19 @@ impl Connection {
     }
 
     async fn call(&mut self, event: &Event) -> Result<(), Error> {
-        // It is back after each call, below.
-        let Some(desk) = self.desk.take() else { return Ok(()) };
-        let (mut desk, result) = self.guest.call(desk, event).await;
-        if let Desk::Rehearsal(rehearsal) = &mut desk {
-            let (asked, _) = rehearsal.take();
-            self.has_ended |= asked.contains(&crate::adapter::Operation::Close);
+        // It is put back after each call, below.
+        let Some(backend) = self.backend.take() else { return Ok(()) };
+        let (mut backend, result) = self.guest.call(backend, event).await;
+        if let Backend::DryRun(dry_run) = &mut backend {
+            let (asked, _) = dry_run.take();
+            self.has_ended |= asked.contains(&crate::conn::Command::Close);
         }
-        self.desk = Some(desk);
+        self.backend = Some(backend);
         result.map_err(|why| Error::Failed { event: event.name(), why })
     }
 }
 
-/// Memory that is this process's alone, with the kernel's word for it.
+/// Private memory of this process as the kernel reports it.
 fn private_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
     let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
@@ -228,7 +228,7 @@ fn private_bytes() -> Option<u64> {
     Some(lines.filter_map(kib).sum::<u64>() << 10)
 }
 
-/// Whether this program is one whose figures say little.
+/// Whether this is a debug build, whose figures mean little.
 fn is_debug() -> bool {
     cfg!(debug_assertions)
 }
@@ -241,7 +241,7 @@ fn as_text(instances: &Instances, calls: &[Calls]) -> String {
     let private = instances.private_bytes.map_or_else(|| "not known here".to_owned(), bytes_text);
     let memory = bytes_text(instances.memory_bytes as u64);
     let rows = [
-        ("made and told of a connection", time_text(instances.make)),
+        ("made, with its first event", time_text(instances.make)),
         ("dropped", time_text(instances.drop)),
         ("memory of the process, after an event", private),
         ("linear memory, most of it untouched", memory),

@@ -1,4 +1,4 @@
-//! `polygate guest check`: is this file a handler, and what does it need?
+//! `polygate guest check`: validates a component as a handler, and lists its requirements.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,28 +10,28 @@ use serde_json::json;
 
 use super::loading::{Loading, Metered};
 use super::{Error, bytes_text, count, time_text};
-use crate::adapter::Rehearsal;
+use crate::adapter::{Backend, DryRunAdapter};
 use crate::conn::{ConnId, ConnInfo, Event, ListenAddr, PeerAddr, SocketKind};
-use crate::handler::chain;
-use crate::handler::wasm::{Desk, Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
+use crate::error::report;
+use crate::handler::wasm::{Form, Inspection, MEMORY_BYTES_DEFAULT, Usage};
 
-/// Says whether a file is a handler, and what it needs
+/// Validates a component as a handler, and lists its requirements
 ///
-/// Reads it, compiles it, makes one instance and tells it of a connection. Exits with 0 when it is a handler that this
-/// gateway can run, with 1 and the reason when it is none.
+/// Reads it, compiles it, makes one instance and sends it the first event of a connection. Exits with 0 if it is a
+/// handler that this gateway can run, with 1 and the reason otherwise.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  polygate guest check handler.wasm\n  polygate guest check handler.wasm --json")]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
 
-    /// Prints one JSON object instead of text for people
+    /// Prints one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }
 
-/// A guest that was started once.
+/// A guest that has started once.
 struct Checked {
     found: Inspection,
     compiled_in: Duration,
@@ -41,12 +41,12 @@ struct Checked {
     engine: &'static str,
 }
 
-/// Runs the subcommand: what the file is goes to `out`, also why it is no handler.
+/// Runs the subcommand: the description goes to `out`, or the reason why it is no handler.
 ///
 /// # Errors
 ///
-/// Something else than the file is wrong: a configuration, the machine, the output.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+/// An error that is not of the file: a configuration, the machine, the output.
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let file = &args.loading.file;
     let refused =
         |why: String| if args.json { json!({ "file": file, "handler": false, "why": why }).to_string() } else { why };
@@ -77,7 +77,7 @@ async fn check(loading: &Loading) -> Result<Result<Checked, String>, Error> {
     };
     let loaded = match loading.load(Metered::No).await {
         Ok(loaded) => loaded,
-        Err(Error::Load(why)) => return Ok(Err(chain(&why))),
+        Err(Error::Load(why)) => return Ok(Err(report(&why))),
         Err(other) => return Err(other),
     };
     let conn = ConnId::from_u64(1);
@@ -86,9 +86,9 @@ async fn check(loading: &Loading) -> Result<Result<Checked, String>, Error> {
         ConnInfo { kind: SocketKind::Tcp, peer: PeerAddr(nowhere), local: ListenAddr(nowhere), certificate: None };
     let info = Arc::new(info);
     let mut guest = loaded.handler.attach(conn, &info);
-    let desk = Desk::Rehearsal(Box::new(Rehearsal::by_the_rules(conn)));
+    let backend = Backend::DryRun(Box::new(DryRunAdapter::strict(conn)));
     let begun = Instant::now();
-    let (_, called) = guest.call(desk, &Event::SocketCreated(info)).await;
+    let (_, called) = guest.call(backend, &Event::SocketCreated(info)).await;
     let started_in = begun.elapsed();
     if let Err(error) = called {
         let at_start = found.minimum_bytes();
@@ -173,15 +173,15 @@ fn as_text(file: &Path, checked: &Checked) -> String {
     line(
         "failures",
         match (found.has_names, found.has_lines) {
-            (_, true) => "are told with functions, files and lines",
-            (true, false) => "are told with the names of functions",
-            (false, false) => "are told without names: the file has been stripped of them",
+            (_, true) => "are reported with functions, files and lines",
+            (true, false) => "are reported with function names",
+            (false, false) => "are reported without names: the file is stripped",
         },
     );
     line(
         "engine",
         match *engine {
-            "small" => "small: a hundred thousand instances have room in a gateway",
+            "small" => "small: space for 100,000 instances in a gateway",
             _ => "large: the kernel's mappings bound the number of instances",
         },
     );
@@ -191,13 +191,7 @@ fn as_text(file: &Path, checked: &Checked) -> String {
         &format!("in {}, with {} of memory then", time_text(*started_in), bytes_text(usage.memory_bytes as u64)),
     );
     if *memory_bytes_max > MEMORY_BYTES_DEFAULT && usage.memory_bytes > MEMORY_BYTES_DEFAULT {
-        line(
-            "needs",
-            &format!(
-                "memory_max above {}, which is what it is when nothing is said",
-                bytes_text(MEMORY_BYTES_DEFAULT as u64)
-            ),
-        );
+        line("needs", &format!("memory_max above {}, the default", bytes_text(MEMORY_BYTES_DEFAULT as u64)));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Which guest, and with what limits and settings: what the commands for guests have in common.
+//! Common arguments of the commands for guests: component, limits, settings.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,41 +11,41 @@ use tracing::subscriber::NoSubscriber;
 
 use super::Error;
 use crate::config::{Config, Faults, Program};
-use crate::handler::wasm::{Handler, Host, Isolation, Options};
+use crate::handler::wasm::{Handler, Isolation, Options, Runtime};
 use crate::telemetry::Telemetry;
 
 /// The guest, its limits and its settings
 #[derive(Clone, Debug, clap::Args)]
-pub struct Loading {
+pub(crate) struct Loading {
     /// The guest: a component, or a core module with component metadata
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
 
-    /// What the guest can read with "setting"; may be given several times
+    /// A setting for the guest; may be repeated
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub settings: Vec<(String, String)>,
 
-    /// Takes settings and limits from a handler of a configuration file; what is given here goes before
+    /// Takes settings and limits from a handler of a configuration file; options on the command line take precedence
     #[arg(long, value_name = "FILE:HANDLER", value_parser = parse_settings_from)]
     pub settings_from: Option<(PathBuf, String)>,
 
-    /// Linear memory of one instance; 16MiB when nothing is said
+    /// Linear memory of one instance; default: 16MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<usize>,
 
-    /// CPU time of one event; 1s when nothing is said
+    /// CPU time of one event; default: 1s
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub event_timeout: Option<Duration>,
 
-    /// Keeps compiled guests here, for the next time; else they are compiled each time
+    /// Directory of compiled guests, to compile each only once; default: none
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cache_dir: Option<PathBuf>,
 }
 
-/// The settings of a configuration cannot be taken.
+/// The settings of a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// The configuration is faulty.
+pub(crate) enum SettingsError {
+    /// The configuration has faults.
     #[error("{0}")]
     Config(#[from] Faults),
     /// It has no such guest.
@@ -53,31 +53,31 @@ pub enum SettingsError {
     NoHandler {
         /// The file.
         path: PathBuf,
-        /// The name that was given.
+        /// The given name.
         found: String,
-        /// The names that there are.
+        /// The existing names.
         there: String,
     },
 }
 
-/// A guest in its host.
-pub struct Loaded {
+/// A loaded guest.
+pub(crate) struct Loaded {
     /// The guest.
     pub handler: Handler,
     /// Its limits and settings.
     pub options: Options,
-    /// How long it took to compile it, or to find it compiled.
+    /// The duration of its compilation, or of its loading from the cache.
     pub took: Duration,
-    /// Keeps what was compiled until the end.
+    /// Keeps the compiled guest until the end.
     _dir: Option<TempDir>,
 }
 
-/// Whether instances are to count what they execute.
+/// Whether instances count fuel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metered {
+pub(crate) enum Metered {
     /// They run as in the gateway.
     No,
-    /// They count.
+    /// They count fuel.
     Yes,
 }
 
@@ -87,7 +87,7 @@ impl Loading {
     /// # Errors
     ///
     /// The file is no guest, the configuration has no such handler, or this machine cannot run guests.
-    pub async fn load(&self, metered: Metered) -> Result<Loaded, Error> {
+    pub(crate) async fn load(&self, metered: Metered) -> Result<Loaded, Error> {
         let options = self.options()?;
         let (dir, cache_dir) = match &self.cache_dir {
             Some(dir) => (None, dir.clone()),
@@ -99,23 +99,23 @@ impl Loading {
             }
         };
         let host = match metered {
-            Metered::No => Host::start(cache_dir)?,
-            Metered::Yes => Host::start_metered(cache_dir)?,
+            Metered::No => Runtime::start(cache_dir)?,
+            Metered::Yes => Runtime::start_metered(cache_dir)?,
         };
         let begun = Instant::now();
         let metrics = Telemetry::new().instances(&options.name);
         let to_load = options.clone();
         let loading = tokio::task::spawn_blocking(move || {
-            // That a guest was loaded is news for the log of a gateway, and not for who has just asked for it.
+            // The log line about a loaded guest is for a gateway, not for this command.
             tracing::subscriber::with_default(NoSubscriber::new(), || host.load(to_load, metrics))
         });
-        // It is neither aborted nor does it panic; if it did, there would be nothing to go on with.
+        // The task is neither aborted nor does it panic; if it did, the command could not continue.
         let handler = loading.await.map_err(|error| Error::Output(std::io::Error::other(error)))??;
         Ok(Loaded { handler, options, took: begun.elapsed(), _dir: dir })
     }
 
-    /// The name of the guest in messages: that of its file.
-    pub fn name(&self) -> Arc<str> {
+    /// The name of the guest in messages: its file name.
+    pub(crate) fn name(&self) -> Arc<str> {
         self.file.file_stem().map_or_else(|| "guest".into(), |stem| stem.to_string_lossy().into())
     }
 
@@ -126,7 +126,7 @@ impl Loading {
         };
         options.name = self.name();
         options.component.clone_from(&self.file);
-        // What an instance does for one connection is what it does for several, and only so can it be measured.
+        // With one instance for each connection, its cost can be measured.
         options.isolation = Isolation::Connection;
         options.memory_bytes_max = self.memory_max.unwrap_or(options.memory_bytes_max);
         options.event_timeout = self.event_timeout.unwrap_or(options.event_timeout);
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_on_the_command_line() {
+    fn command_line_values() {
         assert_eq!(parse_setting("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert_eq!(parse_settings_from("C:/x.toml:h"), Ok(("C:/x.toml".into(), "h".to_owned())));
         assert_eq!((parse_size("64KiB"), parse_size("4GiB")), (Ok(64 << 10), Ok(4 << 30)));

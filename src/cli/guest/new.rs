@@ -1,4 +1,4 @@
-//! `polygate guest new`: a project that builds and passes its own test at once.
+//! `polygate guest new`: writes a handler project that builds and passes its own test.
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,11 +9,11 @@ use clap::builder::PossibleValuesParser;
 
 use super::Error;
 
-/// A project for one language, as it lies in guests/templates.
+/// The project template of one language (guests/templates).
 #[derive(Debug)]
 struct Template {
     language: &'static str,
-    /// The commands that come after it is written.
+    /// The next commands for the user.
     next: &'static [&'static str],
     files: &'static [File],
 }
@@ -25,16 +25,16 @@ struct File {
     bytes: &'static [u8],
 }
 
-/// Everything that `new` writes is in the program: there is nothing to fetch, and it fits the interface of this version.
+/// The templates are embedded: nothing has to be downloaded, and they fit the interface of this version.
 const TEMPLATES: &[Template] = include!(concat!(env!("OUT_DIR"), "/guest_templates.rs"));
 
-/// What stands for the project's name in a template.
+/// The placeholder of the project's name in a template.
 const NAME: &str = "{{name}}";
 
-/// The longest name: it becomes a file's, a package's and a handler's.
+/// Maximum length of a name: it becomes the name of a file, a package and a handler.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Names that a compiler or a package manager keeps for itself.
+/// Reserved names of compilers and package managers.
 const RESERVED: [&str; 20] = [
     "abstract",
     "async",
@@ -60,11 +60,11 @@ const RESERVED: [&str; 20] = [
 
 /// Writes a new handler project
 ///
-/// The project is a folder of the handler's name, which must not exist or be empty. It has the handler, the interface, a
-/// conversation that tests it, and a README; it builds and passes its test at once.
+/// The project is a folder with the handler's name, which must not exist or be empty. It contains the handler, the
+/// interface, a conversation as its test, and a README; it builds and passes its test.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:\n  polygate guest new meter --lang rust")]
-pub struct Args {
+pub(crate) struct Args {
     /// The handler's name: lower-case letters, digits and "-"
     pub name: String,
 
@@ -75,25 +75,25 @@ pub struct Args {
 
 /// The project could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum NewError {
-    /// The name will not do.
+pub(crate) enum NewError {
+    /// The name is malformed.
     #[error(
         "expected a name of 1 to {NAME_BYTES_MAX} lower-case letters, digits and \"-\" that begins with a letter and does not \
          end with \"-\", found {0:?}"
     )]
     Name(String),
-    /// The name is taken by others.
+    /// The name is reserved.
     #[error("expected a name that no compiler keeps for itself, found {0:?}")]
     Reserved(String),
     /// There is no such template.
     #[error("expected one of the languages {there}, found {found:?}")]
     Language {
-        /// What was given.
+        /// The given language.
         found: String,
-        /// What there is.
+        /// The known languages.
         there: String,
     },
-    /// The folder has something in it.
+    /// The folder is not empty.
     #[error("expected {path} not to exist, or to be an empty folder; it has something in it", path = .0.display())]
     NotEmpty(PathBuf),
     /// A file or folder could not be written.
@@ -106,12 +106,12 @@ pub enum NewError {
     },
 }
 
-/// Writes the project into the current folder, and says what to do next.
+/// Writes the project into the current folder, and prints the next commands.
 ///
 /// # Errors
 ///
-/// [`NewError`]; nothing is written when the name, the language or the folder will not do.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+/// [`NewError`]; nothing is written if the name, the language or the folder is refused.
+pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let template = write_project(&args.name, &args.lang, Path::new(&args.name))?;
     writeln!(out, "{}: {} files. Next:\n", args.name, template.files.len())?;
     writeln!(out, "  cd {}", args.name)?;
@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// Every template becomes a project with the interface and a test, and without a trace of having been a template.
+    /// Every template becomes a project with the interface and a test, and without placeholders.
     #[test]
     fn a_project_of_each_language() {
         let dir = tempfile::tempdir().unwrap();
@@ -205,7 +205,7 @@ mod tests {
         }
     }
 
-    /// Nothing that is there is touched.
+    /// Existing files are not changed.
     #[test]
     fn a_folder_with_something_in_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `polygate guest test`: recorded conversations against a guest in its real host.
+//! `polygate guest test`: replays recorded conversations against a guest in its real host.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,48 +12,48 @@ use super::{Error, bytes_text, count, thousands, time_text};
 use crate::cli::replay::replace;
 use crate::conversation::bless::bless;
 use crate::conversation::{Conversation, files, read_all};
-use crate::rehearsal::{self, Cost, Options, PLACES_MAX, Report, record, rehearse};
+use crate::local_replay::{self, Cost, Options, PLACES_MAX, Report, record, replay};
 
-/// Plays conversations against a guest, and cuts the device's bytes at every byte
+/// Replays conversations against a guest, with the device's bytes split at every position
 ///
-/// Each conversation is played as it was recorded; then with each ">" line cut in two at every byte, byte by byte, and with
-/// the lines joined: a stream has no frames, and each time the same must come out. At last the device vanishes after every
-/// byte, which no guest may fail at. Everything happens in this process, with the gateway's own limits: there is no socket,
-/// no broker and no waiting; timers run out when the conversation says so.
+/// Each conversation is played as recorded; then with each ">" line split in two at every position, byte by byte, and
+/// with the lines joined: a stream has no frames, and the result must be the same each time. Then the device
+/// disconnects after every byte, which must not make the guest fail. Everything runs in this process, with the
+/// gateway's own limits: there is no socket, no broker and no waiting; timers expire at the lines of the conversation.
 ///
-/// Exits with 0 when all conversations went as recorded, with 1 when any did not.
+/// Exits with 0 if all conversations went as recorded, with 1 otherwise.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  polygate guest test handler.wasm conversations\n  polygate guest test handler.wasm night.conversation --setting timezone=+08:00 --bless"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// The guest, its limits and its settings.
     #[command(flatten)]
     pub loading: Loading,
 
-    /// Files with one conversation each; of a folder, all that end in .conversation
+    /// Files with one conversation each; for a folder, all its .conversation files
     #[arg(value_name = "CONVERSATION", required = true, value_hint = ValueHint::AnyPath)]
     pub conversations: Vec<PathBuf>,
 
-    /// At how many places a ">" line is cut, and after how many bytes the device vanishes; 0 plays as recorded only
+    /// Maximum number of split positions of a ">" line, and of disconnects; 0 plays as recorded only
     #[arg(long, value_name = "N", default_value_t = PLACES_MAX)]
     pub cuts_max: usize,
 
-    /// Does not compare: writes what the guest does into the files
+    /// Does not compare: records the behaviour of the guest in the files
     #[arg(long, conflicts_with_all = ["cuts_max", "json"])]
     pub bless: bool,
 
-    /// Prints one JSON object instead of text for people
+    /// Prints one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }
 
-/// Runs the subcommand: what came of it goes to `out`.
+/// Runs the subcommand: the result goes to `out`.
 ///
 /// # Errors
 ///
-/// It could not begin. Conversations that fail are a result: they are printed, and the code is 1.
-pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
+/// It could not start. Failed conversations are a result: they are printed, and the code is 1.
+pub(crate) async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let paths = files(&args.conversations)?;
     let conversations = read_all(&paths).map_err(Error::Conversations)?;
     let loaded = args.loading.load(Metered::No).await?;
@@ -65,7 +65,7 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     let mut reports = Vec::new();
     for conversation in &conversations {
         let options = Options { places_max: args.cuts_max, ..Options::default() };
-        let report = rehearse(&loaded.handler, Some(&metered.handler), conversation, options).await;
+        let report = replay(&loaded.handler, Some(&metered.handler), conversation, options).await;
         if !args.json {
             write!(out, "{}", as_text(conversation.name(), &report))?;
             out.flush()?;
@@ -74,11 +74,11 @@ pub async fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode, Error> {
     }
     let failed = reports.iter().filter(|report| !report.is_good()).count();
     if args.json {
-        let told =
+        let outcomes =
             conversations.iter().zip(&reports).map(|(conversation, report)| as_json(conversation.name(), report));
-        let told: Vec<Value> = told.collect();
+        let outcomes: Vec<Value> = outcomes.collect();
         let file = &args.loading.file;
-        writeln!(out, "{}", json!({ "file": file, "passed": failed == 0, "conversations": told }))?;
+        writeln!(out, "{}", json!({ "file": file, "passed": failed == 0, "conversations": outcomes }))?;
     } else {
         let plays = reports.iter().map(|report| report.plays.played).sum();
         let good = reports.len() - failed;
@@ -131,7 +131,7 @@ fn as_text(name: &str, report: &Report) -> String {
     text
 }
 
-/// What the events of a conversation cost: fuel and memory are the same each time, times are not.
+/// The cost of a conversation's events: fuel and memory are reproducible, times are not.
 fn cost_text(cost: &Cost) -> String {
     let mut text = String::new();
     if let Some(most) = cost.event_fuel.iter().max() {
@@ -144,13 +144,13 @@ fn cost_text(cost: &Cost) -> String {
 }
 
 fn as_json(name: &str, report: &Report) -> Value {
-    let rehearsal::Plays { played, cut, vanished, left_out } = report.plays;
+    let local_replay::PlayCounts { played, cut, vanished, left_out } = report.plays;
     let cost = &report.cost;
     let micros = |time: std::time::Duration| (time.as_secs_f64() * 1e8).round() / 1e2;
     let failures: Vec<Value> = report
         .failures
         .iter()
-        .map(|failure| json!({ "cuts": failure.cuts.to_string(), "why": failure.why.to_string() }))
+        .map(|failure| json!({ "cuts": failure.fragmentation.to_string(), "why": failure.why.to_string() }))
         .collect();
     json!({
         "name": name,

@@ -1,15 +1,15 @@
-//! `polygate replay --bless`: writes what the gateway answers into the conversations.
+//! `polygate replay --bless`: records the responses of the gateway in the conversations.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Args, Error, options};
 use crate::conversation::bless::{EndedEarly, bless};
-use crate::conversation::play::witness::Watch;
-use crate::conversation::play::{PlayError, Witness, record};
+use crate::conversation::play::mqtt_observer::Watch;
+use crate::conversation::play::{MqttObserver, PlayError, record};
 use crate::conversation::{Conversation, ReadError};
 
-/// A conversation could not be recorded; the file is as it was.
+/// A conversation could not be recorded; its file is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// It could not be played.
@@ -28,7 +28,7 @@ pub enum RecordError {
         /// Where.
         source: EndedEarly,
     },
-    /// What was recorded is no conversation that can be read again.
+    /// The recorded conversation cannot be parsed.
     #[error("{name}: the recorded conversation could not be read back")]
     Broken {
         /// The file.
@@ -49,15 +49,17 @@ pub enum RecordError {
 /// Records all conversations, one after the other, and rewrites the files that change.
 pub(super) async fn record_all(args: &Args, conversations: &[Conversation], out: &mut impl Write) -> Result<(), Error> {
     for (path, conversation) in args.conversations.iter().zip(conversations) {
-        // A broker's client of its own for each: what comes late belongs to nobody else.
-        let witness = match &args.mqtt {
+        // A broker client for each: late messages are not counted for the next one.
+        let observer = match &args.mqtt {
             None => None,
-            Some(broker) => Some(Witness::connect(broker, &args.mountpoint, Watch::Everything, args.timeout).await?),
+            Some(broker) => {
+                Some(MqttObserver::connect(broker, &args.mountpoint, Watch::Everything, args.timeout).await?)
+            }
         };
         let name = || conversation.name().to_owned();
-        let happened = record(conversation, &args.to, witness.as_ref(), &options(args), args.quiet).await;
-        if let Some(witness) = witness {
-            witness.close(args.timeout).await;
+        let happened = record(conversation, &args.to, observer.as_ref(), &options(args), args.quiet).await;
+        if let Some(observer) = observer {
+            observer.close(args.timeout).await;
         }
         let happened = happened.map_err(|source| RecordError::Play { name: name(), source })?;
         let blessed = bless(conversation, &happened).map_err(|source| RecordError::Ended { name: name(), source })?;
@@ -74,14 +76,14 @@ pub(super) async fn record_all(args: &Args, conversations: &[Conversation], out:
     Ok(())
 }
 
-/// Replaces a file by a new one in one step: whoever stops us in between keeps the old text whole.
+/// Replaces a file atomically: an interruption keeps the old text.
 pub(in crate::cli) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
     let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
     if written.is_err() {
-        // The half-written file is of no use; that it could not be removed changes nothing in what is told.
+        // The partial file is useless; a failure to remove it does not change the reported error.
         drop(std::fs::remove_file(&beside));
     }
     written

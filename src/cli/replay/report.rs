@@ -1,4 +1,4 @@
-//! What came of a replay: counts, latencies, the first failures.
+//! Report of a replay: counts, latencies, the first failures.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,25 +7,25 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinError;
 
 use crate::conversation::play::{PlayError, Played};
-use crate::handler::chain;
+use crate::error::report;
 
-/// How many different failures are explained.
+/// Maximum number of printed failures.
 const FAILURES_MAX: usize = 5;
 
-/// What is measured, in microseconds: an hour and above are the same.
+/// Maximum latency in microseconds, an hour; higher ones are clamped.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
 
-/// Counts what comes of each play.
+/// Counts the results of plays.
 pub(super) struct Report {
     connections: u32,
     good: u64,
     failed: u64,
     sent_bytes: u64,
     received_bytes: u64,
-    /// In microseconds, three digits exact; its memory does not grow with the number of samples. `None` only if its bounds,
-    /// which are constants, were wrong.
+    /// In microseconds, with three exact digits; its memory does not grow with the number of samples. `None` only if
+    /// its constant bounds were invalid.
     latencies: Option<Histogram<u64>>,
-    /// Different failures and how often each came, in the order of their first time.
+    /// Failures with their counts, in the order of their first occurrence.
     failures: Vec<(String, u64)>,
     interrupted: bool,
     took: Duration,
@@ -58,11 +58,11 @@ impl Report {
                 self.sent_bytes += played.sent_bytes;
                 self.received_bytes += played.received_bytes;
             }
-            Err(error) => self.count_failure(format!("{name}: {}", chain(&error))),
+            Err(error) => self.count_failure(format!("{name}: {}", report(&error))),
         }
     }
 
-    /// A connection's task ended by a panic.
+    /// The task of a connection panicked.
     pub(super) fn count_broken(&mut self, error: &JoinError) {
         self.count_failure(format!("a connection of the replay broke: {error}"));
     }
@@ -76,7 +76,7 @@ impl Report {
         }
     }
 
-    /// The user has stopped it.
+    /// The user stopped the replay.
     pub(super) fn interrupt(&mut self) {
         self.interrupted = true;
     }
@@ -94,7 +94,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (played, took) = (self.good + self.failed, self.took.as_secs_f64());
-        // The first conversation of all may be over within the clock's tick.
+        // The first conversation may end within the clock's tick.
         let rate = played as f64 / took.max(0.001);
         let stopped = if self.interrupted { ", then interrupted" } else { "" };
         writeln!(f, "conversations  {played} played, {} as recorded, {} failed{stopped}", self.good, self.failed)?;
@@ -109,7 +109,7 @@ impl fmt::Display for Report {
             Some(latencies) => {
                 let columns = ["samples", "min", "mean", "p50", "p90", "p99", "p99.9", "max"];
                 let at = |quantile| micros(latencies.value_at_quantile(quantile));
-                // The mean of microseconds below an hour fits an integer; its fraction is below what is measured.
+                // The mean of microseconds below an hour fits an integer; its fraction is below the resolution.
                 let mean = micros(latencies.mean().round() as u64);
                 let (min, max) = (micros(latencies.min()), micros(latencies.max()));
                 let values = [latencies.len().to_string(), min, mean, at(0.5), at(0.9), at(0.99), at(0.999), max];
@@ -130,9 +130,9 @@ impl fmt::Display for Report {
                 writeln!(f, "{line}")?;
             }
         }
-        let told: u64 = self.failures.iter().map(|(_, times)| times).sum();
-        if self.failed > told {
-            writeln!(f, "and {} more failed for other reasons", self.failed - told)?;
+        let reported: u64 = self.failures.iter().map(|(_, times)| times).sum();
+        if self.failed > reported {
+            writeln!(f, "and {} more failed for other reasons", self.failed - reported)?;
         }
         Ok(())
     }
@@ -142,7 +142,7 @@ fn micros(micros: u64) -> String {
     short(Duration::from_micros(micros))
 }
 
-/// A duration in three digits or so.
+/// A duration with about three digits.
 fn short(duration: Duration) -> String {
     let micros = duration.as_micros();
     match micros {
@@ -183,9 +183,9 @@ latency        samples      min     mean      p50      p90      p99    p99.9    
         assert_eq!(report.to_string(), expected);
     }
 
-    /// The same failure is told once with its count; of different ones the first five.
+    /// Equal failures are printed once with their count; of different ones the first five.
     #[test]
-    fn failures_are_told_once() {
+    fn equal_failures_are_reported_once() {
         let mut report = Report::new(1);
         for port in [1, 1, 1, 2, 3, 4, 5, 6, 7] {
             report.count("a", &[], failure(port));

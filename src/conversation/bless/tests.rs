@@ -23,27 +23,27 @@ fn blessed(text: &str, greeting: &[Effect], answers: &[&[Effect]]) -> String {
     bless(&conversation(text), &happened).unwrap().to_string()
 }
 
-/// A conversation of `>` lines alone gets its answers, each below its question and above the next comment.
+/// A conversation of `>` lines alone gets its responses, each below its stimulus and above the next comment.
 #[test]
 fn answers_are_filled_in() {
     let text = "# a terminal\n\n# registers\n> 01\n\n# reports\n> 02\n";
-    let told =
+    let message =
         blessed(text, &[sent(b"welcome")], &[&[sent(&[0x81]), sent(&[])], &[published("{\"n\":1}"), sent(&[0x82])]]);
     let expected = "# a terminal\n\n< \"welcome\"\n# registers\n> 01\n< 81\n\n# reports\n> 02\npublish \"t\" qos=0 json {\"n\":1}\n< 82\n";
-    assert_eq!(told, expected);
+    assert_eq!(message, expected);
 }
 
-/// What still fits stays as a person wrote it, with its wildcards, its cuts and its place.
+/// Matching lines keep their manual form: wildcards, splits and place.
 #[test]
-fn what_fits_stays() {
+fn matching_lines_stay() {
     let text = "> 01\n# two pieces\n< 81\n< ??83\n# the time differs\npublish \"t\" qos=0 json {\"at\":\"*\"}\n";
     let happened: &[Effect] = &[published("{\"at\":7}"), sent(&[0x81, 0x82, 0x83])];
     assert_eq!(blessed(text, &[], &[happened]), text);
 }
 
-/// What no longer fits is replaced in its place; one that fits beside it stays.
+/// Lines that no longer match are replaced in their place; matching neighbours stay.
 #[test]
-fn what_differs_is_replaced() {
+fn differing_lines_are_replaced() {
     let text = "> 01\n# an old answer\n< 81\n# a message\npublish \"t\" qos=0 json {\"at\":\"*\"}\npublish \"t\" qos=0 \"x\"\n\n> 02\n< 82\n";
     let first: &[Effect] = &[sent(&[0x91]), published("{\"at\":1}"), published("y"), published("z")];
     let expected = "> 01\n# an old answer\n< 91\n# a message\npublish \"t\" qos=0 json {\"at\":\"*\"}\npublish \"t\" qos=0 \"y\"\n\
@@ -51,10 +51,10 @@ fn what_differs_is_replaced() {
     assert_eq!(blessed(text, &[], &[first, &[]]), expected);
 }
 
-/// The gateway's end of the connection is recorded, also where the device would have ended it a moment later.
+/// The end of the connection by the gateway is recorded, also where the device would have closed just after it.
 #[test]
 fn the_end_is_recorded() {
-    let closed: &[Effect] = &[sent(&[0x81]), Effect::Closed(Closer::Handler)];
+    let closed: &[Effect] = &[sent(&[0x81]), Effect::Closed(ClosedBy::Handler)];
     assert_eq!(
         blessed("> 01\n# bye\nclose peer\n# end\n", &[], &[closed]),
         "> 01\n< 81\nclose handler\n# bye\n# end\n"

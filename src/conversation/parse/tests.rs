@@ -12,33 +12,34 @@ fn actions(text: &str) -> Vec<Action> {
     parse(text).steps().map(|(_, step)| step.action.clone()).collect()
 }
 
-/// Every kind of line, read into what it means.
+/// Every kind of line is parsed.
 #[test]
 fn every_kind_of_line() {
     let text = "\u{feff}# heading \r\n\r\ntransport udp\r\n@0.5s >7e 0aFF \"GET\\r\\n\" 00\n@1.000250s < 7e ?? \"A\\x7e\\\"\"\n\
                 publish \"a/b\" qos=2 json {\"n\":\n  [1, 2]}\ndeliver \"c\" \"\"\n\tFF\ntimer keepalive\nclose idle\n";
     let conversation = parse(text);
-    let says = |action| What::Step(Step::new(action));
-    let at = |micros, action| What::Step(Step { at: Some(Duration::from_micros(micros)), action });
+    let says = |action| Line::Step(Step::new(action));
+    let at = |micros, action| Line::Step(Step { at: Some(Duration::from_micros(micros)), action });
     let message = |topic: &str, qos, payload| Message { topic: topic.to_owned(), qos, payload };
     let pattern = [Some(0x7e), None, Some(b'A'), Some(0x7e), Some(b'"')];
     let expected = [
-        (1, What::Comment(" heading".into())),
-        (2, What::Blank),
-        (3, What::Transport(SocketKind::Udp)),
+        (1, Line::Comment(" heading".into())),
+        (2, Line::Blank),
+        (3, Line::Transport(SocketKind::Udp)),
         (4, at(500_000, Action::FromPeer(Bytes::from_static(b"\x7e\x0a\xffGET\r\n\0")))),
         (5, at(1_000_250, Action::ToPeer(Pattern::new(pattern.to_vec())))),
         (6, says(Action::Publish(message("a/b", QoS::ExactlyOnce, Payload::Json(json!({"n": [1, 2]})))))),
         (8, says(Action::Deliver(message("c", QoS::AtMostOnce, Payload::Bytes(Bytes::from_static(&[0xff])))))),
         (10, says(Action::Timer(Timer::Keepalive))),
-        (11, says(Action::Close(Closer::Idle))),
+        (11, says(Action::Close(ClosedBy::Idle))),
     ];
-    let read: Vec<(u32, What)> = conversation.items().iter().map(|item| (item.line, item.what.clone())).collect();
+    let read: Vec<(u32, Line)> = conversation.items().iter().map(|item| (item.line, item.content.clone())).collect();
     assert_eq!(read, expected);
     assert_eq!(conversation.transport(), SocketKind::Udp);
 }
 
-/// The printer's choices: text where it can be read, hex where not, long lines continued, JSON laid out when it is long.
+/// The printed form: text where it is readable, hex where not, long lines continued, JSON pretty-printed when it is
+/// long.
 #[test]
 fn the_canonical_form() {
     let long = "ab".repeat(45);
@@ -70,24 +71,24 @@ fn the_canonical_form() {
 /// A conversation made in a program has the line numbers of its file.
 #[test]
 fn made_items_are_numbered_as_printed() {
-    let what = [
-        What::Comment(" two\n lines".into()),
-        What::Blank,
-        What::Step(Step::new(Action::FromPeer(vec![0; 50].into()))),
-        What::Blank,
+    let line = [
+        Line::Comment(" two\n lines".into()),
+        Line::Blank,
+        Line::Step(Step::new(Action::FromPeer(vec![0; 50].into()))),
+        Line::Blank,
     ];
-    let made = Conversation::new("test", what.map(Item::new).to_vec());
+    let made = Conversation::new("test", line.map(Item::new).to_vec());
     let lines = |conversation: &Conversation| conversation.items().iter().map(|item| item.line).collect::<Vec<_>>();
     assert_eq!(lines(&made), [1, 3, 4, 6]);
     assert_eq!(actions(&made.to_string()), [Action::FromPeer(vec![0; 50].into())]);
 }
 
-/// A file with more faults than anyone reads tells a hundred and counts the rest.
+/// At most a hundred faults of a file are reported; the others are counted.
 #[test]
 fn faults_are_bounded() {
-    let told = Conversation::parse("test", &"what\n".repeat(250)).unwrap_err();
-    assert_eq!(told.faults().len(), 100);
-    let text = told.to_string();
+    let faults = Conversation::parse("test", &"what\n".repeat(250)).unwrap_err();
+    assert_eq!(faults.faults().len(), 100);
+    let text = faults.to_string();
     assert!(text.starts_with("test has 250 faults:\n  line 1 column 1     expected "), "{text}");
     assert!(text.ends_with("\n  and 150 more"), "{text}");
 }
@@ -95,9 +96,9 @@ fn faults_are_bounded() {
 #[test]
 fn lines_are_bounded() {
     assert_eq!(parse(&format!("> 00\n{}", "\n".repeat(LINES_MAX - 1))).items().len(), LINES_MAX);
-    let told = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
+    let faults = Conversation::parse("test", &format!("> 00\n{}", "\n".repeat(LINES_MAX))).unwrap_err();
     assert_eq!(
-        told.to_string(),
+        faults.to_string(),
         "test has 1 fault:\n  line 250001 column 1   expected at most 250000 lines, found more"
     );
 }
@@ -105,8 +106,8 @@ fn lines_are_bounded() {
 #[test]
 fn deep_json_is_refused_and_not_followed() {
     let text = format!("publish \"t\" json {}", "[".repeat(100_000));
-    let told = Conversation::parse("test", &text).unwrap_err().to_string();
-    assert!(told.contains("recursion limit exceeded"), "{told}");
+    let faults = Conversation::parse("test", &text).unwrap_err().to_string();
+    assert!(faults.contains("recursion limit exceeded"), "{faults}");
 }
 
 fn bytes(min: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -166,32 +167,32 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn any_conversation() -> impl Strategy<Value = Conversation> {
-    let aside = prop_oneof![Just(What::Blank), "\\PC{0,40}".prop_map(|text| What::Comment(text.trim_end().to_owned()))];
+    let aside = prop_oneof![Just(Line::Blank), "\\PC{0,40}".prop_map(|text| Line::Comment(text.trim_end().to_owned()))];
     let step = (prop::option::of(0..100_000_000_u64), action());
     let line = prop_oneof![
         1 => aside.prop_map(Err),
         3 => step.prop_map(Ok),
     ];
     let transport = prop::option::of(prop::sample::select(TRANSPORTS.to_vec()));
-    let close = prop::option::of(prop::sample::select(Closer::ALL.to_vec()));
+    let close = prop::option::of(prop::sample::select(ClosedBy::ALL.to_vec()));
     (transport, action(), prop::collection::vec(line, 0..20), close).prop_map(|(transport, first, lines, close)| {
-        let mut items: Vec<What> = transport.map(What::Transport).into_iter().collect();
-        items.push(What::Step(Step::new(first)));
+        let mut items: Vec<Line> = transport.map(Line::Transport).into_iter().collect();
+        items.push(Line::Step(Step::new(first)));
         let mut at = Duration::ZERO;
         items.extend(lines.into_iter().map(|line| match line {
             Err(aside) => aside,
-            Ok((None, action)) => What::Step(Step::new(action)),
+            Ok((None, action)) => Line::Step(Step::new(action)),
             Ok((Some(later), action)) => {
                 at += Duration::from_micros(later);
-                What::Step(Step { at: Some(at), action })
+                Line::Step(Step { at: Some(at), action })
             }
         }));
-        items.extend(close.map(|closer| What::Step(Step::new(Action::Close(closer)))));
+        items.extend(close.map(|closer| Line::Step(Step::new(Action::Close(closer)))));
         Conversation::new("test", items.into_iter().map(Item::new).collect())
     })
 }
 
-/// Something like a line of a conversation, and seldom a right one.
+/// A random line, seldom a valid one.
 fn scrap() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         ">",
@@ -233,7 +234,7 @@ fn scrap() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// What is printed is read back as the same, line numbers included, and printed the same again.
+    /// The printed form is parsed back to the same conversation, with its line numbers, and printed the same again.
     #[test]
     fn printed_is_read_back(conversation in any_conversation()) {
         let printed = conversation.to_string();
@@ -245,7 +246,7 @@ proptest! {
         prop_assert_eq!(read.to_string(), printed);
     }
 
-    /// No text is too strange; its faults lie inside it, and what is accepted keeps its meaning when printed.
+    /// No text panics; faults are inside the text, and an accepted text keeps its meaning when printed.
     #[test]
     fn any_text_is_answered(text in prop_oneof![any::<String>(), scrap()]) {
         match Conversation::parse("test", &text) {

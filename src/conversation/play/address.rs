@@ -1,4 +1,4 @@
-//! Where to play, and where the broker is.
+//! Addresses of the gateway and of the broker.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 /// MQTT's port without TLS.
 const MQTT_PORT: u16 = 1883;
 
-/// An address is not of the form that was asked for.
+/// A malformed address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found {found}")]
 pub struct AddressError {
@@ -16,7 +16,7 @@ pub struct AddressError {
     found: String,
 }
 
-/// A gateway's listener: `tcp://host:port`.
+/// The address of a listener: `tcp://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayAddr {
     host: String,
@@ -59,7 +59,8 @@ impl fmt::Display for GatewayAddr {
     }
 }
 
-/// A broker: `mqtt://[user:password@]host[:port]`, port 1883 when none is given. Shown without user and password.
+/// The address of a broker: `mqtt://[user:password@]host[:port]`, by default port 1883. Printed without user and
+/// password.
 #[derive(Clone, Debug)]
 pub struct BrokerUrl {
     host: String,
@@ -67,7 +68,7 @@ pub struct BrokerUrl {
     login: Option<(String, SecretString)>,
 }
 
-/// The port of a broker, without a login.
+/// A broker at this address, without a login.
 impl From<std::net::SocketAddr> for BrokerUrl {
     fn from(address: std::net::SocketAddr) -> Self {
         Self { host: address.ip().to_string(), port: address.port(), login: None }
@@ -95,7 +96,7 @@ impl FromStr for BrokerUrl {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        // What came may hold a password: it is told by its form only.
+        // The address may contain a password, so the error has only its form.
         let fault = |found: &str| AddressError {
             expected: "a broker as mqtt://[user:password@]host[:port]",
             found: found.to_owned(),
@@ -127,7 +128,7 @@ fn write_address(f: &mut fmt::Formatter<'_>, scheme: &str, host: &str, port: u16
     if host.contains(':') { write!(f, "{scheme}://[{host}]:{port}") } else { write!(f, "{scheme}://{host}:{port}") }
 }
 
-/// Reads `host`, `host:port`, `[v6]` or `[v6]:port`; a port is not 0.
+/// Parses `host`, `host:port`, `[v6]` or `[v6]:port`; a port is not 0.
 fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -154,7 +155,7 @@ fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     Some((host.to_owned(), port))
 }
 
-/// RFC 3986 §2.1: a password may have signs that a URL gives another meaning.
+/// RFC 3986 section 2.1: a password may contain reserved characters.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -194,7 +195,7 @@ mod tests {
         }
     }
 
-    /// A password reaches the login and nothing else, not even a message about it.
+    /// A password is in the login and nowhere else, not even in an error.
     #[test]
     fn broker_urls_keep_their_secret() {
         let url: BrokerUrl = "mqtt://me:p%40ss%3a@broker.example".parse().unwrap();

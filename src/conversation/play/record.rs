@@ -1,42 +1,42 @@
-//! Plays a conversation to learn its answers: does what the device does, and writes down what comes.
+//! Recording: performs the stimuli of a conversation, and records the responses.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::plan::{Need, Unplayable};
-use super::wire::{Seen, Wire};
-use super::{GatewayAddr, Options, PlayError, Witness};
+use super::plan::{MissingResource, Unplayable};
+use super::wire::{Wire, WireEvent};
+use super::{GatewayAddr, MqttObserver, Options, PlayError};
 use crate::conn::SocketKind;
 use crate::conversation::bless::{Effect, Happened};
-use crate::conversation::{Action, Closer, Conversation};
+use crate::conversation::{Action, ClosedBy, Conversation};
 
-/// How many pieces of bytes and messages one answer may have: a gateway that never stops is not recorded for ever.
-pub const RECORDED_MAX: usize = 4096;
+/// Maximum number of effects in one response: the recording of a gateway that never stops has to end.
+pub(crate) const RECORDED_MAX: usize = 4096;
 
-/// Plays the stimuli of a conversation and collects what the gateway does after each, for [`super::super::bless::bless`].
+/// Plays the stimuli of a conversation and collects the effects of each, for [`super::super::bless::bless`].
 ///
-/// The answer to a stimulus is over when nothing has come for `quiet`, or when it has gone on for [`Options::timeout`]; what
-/// comes later counts for the next one. So a recording takes at least `quiet` for each stimulus, and wants a gateway that
-/// has nothing else to do. Messages are
-/// recorded when there is a `witness`, which must watch everything ([`super::witness::Watch::Everything`]).
+/// The response to a stimulus is complete when nothing has arrived for `quiet`, or after [`Options::timeout`]; later
+/// effects count for the next one. So a recording takes at least `quiet` for each stimulus, and needs an otherwise idle
+/// gateway. Messages are recorded if there is a `mqtt_observer`, which must observe everything
+/// ([`super::mqtt_observer::Watch::Everything`]).
 ///
 /// # Errors
 ///
-/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a `witness`. More
-/// than [`RECORDED_MAX`] things came after one stimulus.
+/// As [`super::play`], without mismatches: `timer` lines need [`Options::timer_wait`], `deliver` lines a
+/// `mqtt_observer`. More than [`RECORDED_MAX`] effects after one stimulus.
 pub async fn record(
     conversation: &Conversation,
     to: &GatewayAddr,
-    witness: Option<&Witness>,
+    observer: Option<&MqttObserver>,
     options: &Options,
     quiet: Duration,
 ) -> Result<Happened, PlayError> {
-    let needs = needs(conversation, witness.is_some(), options);
+    let needs = needs(conversation, observer.is_some(), options);
     if !needs.is_empty() {
         return Err(Unplayable::new(needs).into());
     }
-    let inbox = witness.map(|witness| witness.inbox(conversation));
+    let inbox = observer.map(|observer| observer.inbox(conversation));
     let mut wire = Wire::connect(to, inbox, options.timeout).await?;
     let greeting = collect(&mut wire, 0, quiet, quiet, options).await?;
     let mut happened = Happened { greeting: merged(greeting), answers: Vec::new() };
@@ -49,8 +49,8 @@ pub async fn record(
         match &step.action {
             Action::FromPeer(bytes) => before = write(&mut wire, line, bytes, options).await?,
             Action::Deliver(message) => {
-                if let Some(witness) = witness {
-                    witness.publish(message, options.timeout).await?;
+                if let Some(observer) = observer {
+                    observer.publish(message, options.timeout).await?;
                 }
             }
             Action::Timer(_) => patience = options.timer_wait.unwrap_or(quiet),
@@ -59,8 +59,8 @@ pub async fn record(
         }
         let mut effects = collect(&mut wire, line, patience, quiet, options).await?;
         effects.splice(0..0, before);
-        if matches!(step.action, Action::Close(Closer::Peer)) {
-            // Both sides have ended it then; the conversation tells who was first.
+        if matches!(step.action, Action::Close(ClosedBy::Peer)) {
+            // Both sides have closed then; the conversation records which one was first.
             effects.retain(|effect| !matches!(effect, Effect::Closed(_)));
         }
         happened.answers.push(merged(effects));
@@ -69,15 +69,15 @@ pub async fn record(
     Ok(happened)
 }
 
-fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Vec<Need> {
+fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Vec<MissingResource> {
     let mut needs = Vec::new();
     if let kind @ (SocketKind::Udp | SocketKind::Dtls) = conversation.transport() {
-        needs.push(Need::Stream(kind));
+        needs.push(MissingResource::Stream(kind));
     }
     needs.extend(conversation.steps().filter_map(|(line, step)| match &step.action {
-        Action::Deliver(_) if !has_broker => Some(Need::Broker { line, dependent: line }),
+        Action::Deliver(_) if !has_broker => Some(MissingResource::Broker { line, dependent: line }),
         Action::Timer(_) if options.timer_wait.is_none() => {
-            Some(Need::Time { line, word: step.action.word(), dependent: line })
+            Some(MissingResource::Time { line, word: step.action.word(), dependent: line })
         }
         Action::FromPeer(_)
         | Action::ToPeer(_)
@@ -89,7 +89,7 @@ fn needs(conversation: &Conversation, has_broker: bool, options: &Options) -> Ve
     needs
 }
 
-/// Writes a line; gives back what came meanwhile.
+/// Writes a line; returns the effects that arrived meanwhile.
 async fn write(wire: &mut Wire, line: u32, bytes: &[u8], options: &Options) -> Result<Vec<Effect>, PlayError> {
     let deadline = Instant::now() + options.timeout;
     let (mut rest, mut effects) = (bytes, Vec::new());
@@ -102,7 +102,7 @@ async fn write(wire: &mut Wire, line: u32, bytes: &[u8], options: &Options) -> R
     Ok(effects)
 }
 
-/// What comes until it is quiet, or the connection has ended.
+/// The effects until silence, or the end of the connection.
 async fn collect(
     wire: &mut Wire,
     line: u32,
@@ -123,15 +123,15 @@ async fn collect(
     Ok(effects)
 }
 
-fn effect(seen: Seen) -> Effect {
+fn effect(seen: WireEvent) -> Effect {
     match seen {
-        Seen::Bytes(bytes) => Effect::Sent(bytes),
-        Seen::Published(published) => Effect::Published(published),
-        Seen::Closed => Effect::Closed(Closer::Gateway),
+        WireEvent::Bytes(bytes) => Effect::Sent(bytes),
+        WireEvent::Published(published) => Effect::Published(published),
+        WireEvent::Closed => Effect::Closed(ClosedBy::Gateway),
     }
 }
 
-/// A stream has no borders: bytes that follow one another are one line.
+/// A stream has no boundaries: consecutive bytes are one line.
 fn merged(effects: Vec<Effect>) -> Vec<Effect> {
     let mut merged: Vec<Effect> = Vec::new();
     for effect in effects {

@@ -1,4 +1,4 @@
-//! The device's end of a TCP connection, and beside it the messages that the broker's witness sees.
+//! The device's end of a TCP connection, merged with the messages of the MQTT observer.
 
 use std::io;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::witness::{Inbox, WitnessError};
+use super::mqtt_observer::{Inbox, ObserverError};
 use super::{GatewayAddr, PlayError};
 use crate::conversation::run::Published;
 
-/// The largest piece that one read takes.
+/// The size of a read.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
-/// Something that came.
-pub(super) enum Seen {
+/// A received event.
+pub(super) enum WireEvent {
     Bytes(Bytes),
     Published(Published),
-    /// The gateway ended the connection, in whatever way.
+    /// The gateway ended the connection, by FIN or reset.
     Closed,
 }
 
@@ -37,14 +37,14 @@ impl Wire {
     pub(super) async fn connect(to: &GatewayAddr, inbox: Option<Inbox>, timeout: Duration) -> Result<Self, PlayError> {
         let connecting = tokio::time::timeout(timeout, TcpStream::connect((to.host(), to.port()))).await;
         let connected = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        // Frames are small and a reply is waited for: Nagle's algorithm would only add its delay.
+        // Frames are small and a reply is awaited: Nagle's algorithm would only add its delay.
         let stream = connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
         let stream = stream.map_err(|source| PlayError::Connect { to: to.clone(), source })?;
         let (read, write) = stream.into_split();
         Ok(Self { read, write, inbox, buffer: BytesMut::new(), open: true, sent_bytes: 0, received_bytes: 0 })
     }
 
-    /// Whether the gateway has not ended the connection, as far as was read.
+    /// Whether no end of the gateway has been read yet.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
@@ -54,10 +54,10 @@ impl Wire {
         (self.sent_bytes, self.received_bytes)
     }
 
-    /// The next thing that comes; waits for ever when nothing can. Bytes are read only when there is `room` for them.
+    /// The next event; waits for ever if there can be none. Bytes are read only if there is `room` for them.
     ///
-    /// Nothing is lost when it is cancelled.
-    pub(super) async fn next(&mut self, room: bool) -> Result<Seen, WitnessError> {
+    /// Cancel safe.
+    pub(super) async fn next(&mut self, room: bool) -> Result<WireEvent, ObserverError> {
         let published = async {
             match &mut self.inbox {
                 Some(inbox) => inbox.next().await,
@@ -67,16 +67,16 @@ impl Wire {
         self.buffer.reserve(READ_BYTES_MAX);
         tokio::select! {
             read = self.read.read_buf(&mut self.buffer), if room && self.open => Ok(self.was_read(read)),
-            message = published => message.map(Seen::Published),
+            message = published => message.map(WireEvent::Published),
         }
     }
 
-    /// The next thing that is already here.
-    pub(super) fn try_next(&mut self) -> Result<Option<Seen>, WitnessError> {
+    /// The next event that is already available.
+    pub(super) fn try_next(&mut self) -> Result<Option<WireEvent>, ObserverError> {
         if let Some(inbox) = &mut self.inbox
             && let Some(message) = inbox.try_next()?
         {
-            return Ok(Some(Seen::Published(message)));
+            return Ok(Some(WireEvent::Published(message)));
         }
         if !self.open {
             return Ok(None);
@@ -88,9 +88,9 @@ impl Wire {
         }
     }
 
-    /// Writes some of `rest` and takes it off, or tells what came first when there is `room` for it. A failed write is the
-    /// end of the connection.
-    pub(super) async fn write(&mut self, rest: &mut &[u8], room: bool) -> Option<Seen> {
+    /// Writes some of `rest` and advances it, or returns an event that came first if there is `room` for it. A failed
+    /// write is the end of the connection.
+    pub(super) async fn write(&mut self, rest: &mut &[u8], room: bool) -> Option<WireEvent> {
         self.buffer.reserve(READ_BYTES_MAX);
         tokio::select! {
             biased;
@@ -102,28 +102,28 @@ impl Wire {
                 }
                 Ok(_) | Err(_) => {
                     self.open = false;
-                    Some(Seen::Closed)
+                    Some(WireEvent::Closed)
                 }
             },
             read = self.read.read_buf(&mut self.buffer), if room && self.open => Some(self.was_read(read)),
         }
     }
 
-    /// Tells the gateway that the device sends no more. When it has gone already, there is nobody to tell.
+    /// Shuts the sending side down; ignored if the gateway has closed already.
     pub(super) async fn end_writing(&mut self) {
         drop(self.write.shutdown().await);
     }
 
-    fn was_read(&mut self, read: io::Result<usize>) -> Seen {
+    fn was_read(&mut self, read: io::Result<usize>) -> WireEvent {
         match read {
             Ok(count) if count > 0 => {
                 self.received_bytes += count as u64;
-                Seen::Bytes(self.buffer.split().freeze())
+                WireEvent::Bytes(self.buffer.split().freeze())
             }
-            // A reset ends the connection as an orderly end does; a conversation does not tell them apart.
+            // A conversation does not distinguish a reset from an orderly end.
             Ok(_) | Err(_) => {
                 self.open = false;
-                Seen::Closed
+                WireEvent::Closed
             }
         }
     }

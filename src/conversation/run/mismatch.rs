@@ -1,4 +1,4 @@
-//! What happened instead of what the conversation says, told with the line, the expected and the received.
+//! Mismatch between a conversation and a run, with the line, the expected and the received value.
 
 use std::fmt;
 
@@ -6,108 +6,108 @@ use bytes::Bytes;
 
 use super::Published;
 use crate::conversation::print::{self, Form};
-use crate::conversation::{Action, Closer, Difference, Message, Pattern, Payload, Step, What};
+use crate::conversation::{Action, ClosedBy, Difference, Line, Message, Pattern, Payload, Step};
 
-/// Bytes of a stream that a message shows; a longer one is cut around what matters.
+/// Maximum number of bytes in a message; longer ones are cut around the difference.
 const SHOWN_BYTES_MAX: usize = 64;
 
-/// Of those, how many stand before the first that differs.
+/// The number of them before the first difference.
 const SHOWN_BEFORE: usize = 16;
 
-/// What happened is not what the conversation says.
+/// A run differs from its conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mismatch {
-    /// A byte to the device is another one.
+    /// A byte to the device differs.
     Bytes {
         /// The `<` line.
         line: u32,
-        /// All that the line expects.
+        /// All bytes of the line.
         expected: Pattern,
-        /// What came, from the same byte on; may be shorter or longer.
+        /// The received bytes from the same position on; may be shorter or longer.
         received: Bytes,
         /// Index of the first byte that differs.
         at: usize,
     },
-    /// Some of the bytes to the device did not come in time.
+    /// Some of the bytes to the device did not arrive in time.
     TooFewBytes {
         /// The `<` line.
         line: u32,
-        /// All that the line expects.
+        /// All bytes of the line.
         expected: Pattern,
-        /// What came; fits as far as it goes.
+        /// The received bytes, which match so far.
         received: Bytes,
     },
-    /// The connection ended before all bytes had come.
+    /// The connection ended before all bytes had arrived.
     ClosedWithin {
         /// The `<` line.
         line: u32,
-        /// All that the line expects.
+        /// All bytes of the line.
         expected: Pattern,
-        /// What came; fits as far as it goes.
+        /// The received bytes, which match so far.
         received: Bytes,
     },
-    /// Bytes came that no line expects.
+    /// Bytes arrived that no line expects.
     UnexpectedBytes {
-        /// The last line that was met; 0 before the first.
+        /// The last matched line; 0 before the first.
         after: u32,
-        /// What came.
+        /// The received bytes.
         received: Bytes,
     },
     /// Another message was published.
     Message {
         /// The `publish` line.
         line: u32,
-        /// What the line expects.
+        /// The message of the line.
         expected: Box<Message>,
-        /// What came.
+        /// The published message.
         received: Box<Published>,
-        /// How the payload differs; `None` when topic or quality of service do.
+        /// The difference of the payload; `None` if topic or quality of service differ.
         difference: Option<Difference>,
     },
     /// No message was published in time.
     NoMessage {
         /// The `publish` line.
         line: u32,
-        /// What the line expects.
+        /// The message of the line.
         expected: Box<Message>,
     },
     /// A message was published that no line expects.
     UnexpectedMessage {
-        /// The last line that was met; 0 before the first.
+        /// The last matched line; 0 before the first.
         after: u32,
-        /// What came.
+        /// The published message.
         received: Box<Published>,
     },
     /// The connection did not end in time.
     NotClosed {
         /// The `close` line.
         line: u32,
-        /// Who should have closed it.
-        expected: Closer,
+        /// The expected closing side.
+        expected: ClosedBy,
     },
-    /// The connection was ended by somebody else.
+    /// Another side ended the connection.
     ClosedBy {
         /// The `close` line.
         line: u32,
-        /// Who should have closed it.
-        expected: Closer,
-        /// Who did.
-        by: Closer,
+        /// The expected closing side.
+        expected: ClosedBy,
+        /// The actual closing side.
+        by: ClosedBy,
     },
-    /// The connection ended, but the conversation goes on.
+    /// The connection ended before the last step.
     ClosedBefore {
-        /// The line that could not be done any more.
+        /// The first line that could not be performed.
         line: u32,
-        /// The word with which it begins.
+        /// Its first word.
         word: &'static str,
-        /// Who closed it.
-        by: Closer,
+        /// The closing side.
+        by: ClosedBy,
     },
-    /// The driver was to do something and reports silence.
+    /// The driver reported silence instead of performing a stimulus.
     NotDone {
         /// The line.
         line: u32,
-        /// The word with which it begins.
+        /// Its first word.
         word: &'static str,
     },
 }
@@ -160,7 +160,7 @@ impl fmt::Display for Mismatch {
                 write!(f, "after line {after}: expected no more messages")?;
                 write!(f, "\n  received  {}", shown(&as_message(received)))
             }
-            Self::NotClosed { line, expected: Closer::Gateway } => {
+            Self::NotClosed { line, expected: ClosedBy::Gateway } => {
                 write!(f, "line {line}: expected the gateway to close the connection, it did not in time")
             }
             Self::NotClosed { line, expected } => {
@@ -183,14 +183,14 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Both in the same form, so the eye can compare them: in hex unless both can be read.
+/// Both in the same form, for a visual comparison: in hex unless both are text.
 fn compared(f: &mut fmt::Formatter<'_>, expected: &Pattern, received: &Bytes, from: usize) -> fmt::Result {
     let received = Pattern::exact(received);
     let form = if received.is_empty() { Form::of(expected) } else { Form::of(expected).min(Form::of(&received)) };
     write!(f, "\n  expected  {}\n  received  {}", window(expected, from, form), window(&received, from, form))
 }
 
-/// Some bytes from an index on, with dots where there are more.
+/// Some bytes from an index on, with an ellipsis if there are more.
 fn window(pattern: &Pattern, from: usize, form: Form) -> String {
     let cells = pattern.cells();
     let from = from.min(cells.len());
@@ -202,10 +202,10 @@ fn window(pattern: &Pattern, from: usize, form: Form) -> String {
     format!("{before}{}{after}", print::bytes_text(&Pattern::new(cells[from..end].to_vec()), form))
 }
 
-/// A message as its line in a file, cut when it is long.
+/// A message as its line in a file, truncated.
 fn shown(message: &Message) -> String {
     const CHARS_MAX: usize = 400;
-    let line = What::Step(Step::new(Action::Publish(message.clone()))).to_string();
+    let line = Line::Step(Step::new(Action::Publish(message.clone()))).to_string();
     let line = line.split('\n').map(str::trim_start).collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(CHARS_MAX) {
         None => line,

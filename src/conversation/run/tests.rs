@@ -19,14 +19,14 @@ fn conversation(text: &str) -> Conversation {
 }
 
 fn run(conversation: &Conversation) -> Run<'_> {
-    Run::new(conversation, Replies::Exact, Publishes::Seen)
+    Run::new(conversation, Replies::Exact, Publishes::Observed)
 }
 
 fn published(payload: &'static str) -> Published {
     Published { topic: "t/up".into(), qos: QoS::AtLeastOnce, payload: Bytes::from_static(payload.as_bytes()) }
 }
 
-/// Polls until the run waits for somebody, and tells the line and for whom.
+/// Polls until the run waits, and returns the line and the awaited action.
 fn advance(run: &mut Run<'_>) -> Result<String, Mismatch> {
     loop {
         match run.poll()? {
@@ -38,7 +38,7 @@ fn advance(run: &mut Run<'_>) -> Result<String, Mismatch> {
     }
 }
 
-/// A run in which everything goes as recorded, with the bytes cut at every place.
+/// A run as recorded, with the bytes split at every position.
 #[test]
 fn all_as_recorded() {
     let conversation = conversation(TALK);
@@ -49,7 +49,7 @@ fn all_as_recorded() {
         run.handle_bytes(&[byte]);
         assert_eq!(advance(&mut run).unwrap(), "await 3");
     }
-    // The end of one answer, the next answer and the message before it come in one piece and in another order.
+    // The end of one response, the next response and the message before it arrive at once and in another order.
     run.handle_published(published(r#"{"at":"now","n":1}"#));
     run.handle_bytes(&[0x7e, 0x7e, 0x82]);
     assert_eq!(advance(&mut run).unwrap(), "do 5");
@@ -59,13 +59,13 @@ fn all_as_recorded() {
     run.done();
     run.handle_bytes(b"hi");
     assert_eq!(advance(&mut run).unwrap(), "await 9");
-    run.handle_closed(Closer::Handler);
+    run.handle_closed(ClosedBy::Handler);
     assert_eq!(advance(&mut run).unwrap(), "end");
     run.settle().unwrap();
     assert_eq!(advance(&mut run).unwrap(), "end");
 }
 
-/// Brings a run of `TALK` to its line 3, hands `bytes` over, and tells what is wrong.
+/// Brings a run of `TALK` to its line 3, passes `bytes`, and returns the mismatch.
 fn after_bytes(bytes: &[u8], then: impl FnOnce(&mut Run<'_>) -> Result<(), Mismatch>) -> String {
     let conversation = conversation(TALK);
     let mut run = run(&conversation);
@@ -75,12 +75,12 @@ fn after_bytes(bytes: &[u8], then: impl FnOnce(&mut Run<'_>) -> Result<(), Misma
     advance(&mut run).and_then(|_| then(&mut run)).unwrap_err().to_string()
 }
 
-/// Every mismatch names its line, what was expected and what came.
+/// Every mismatch has its line, the expected and the received value.
 #[test]
 fn mismatches_are_explained() {
     let silence = |run: &mut Run<'_>| run.handle_silence();
     let closed = |run: &mut Run<'_>| {
-        run.handle_closed(Closer::Gateway);
+        run.handle_closed(ClosedBy::Gateway);
         run.poll().map(|_| ())
     };
     assert_eq!(
@@ -134,16 +134,16 @@ fn the_end_is_compared_too() {
         run.done();
         then(&mut run).and_then(|()| advance(&mut run)).map_err(|mismatch| mismatch.to_string())
     };
-    let by = |closer: Closer| {
+    let by = |closer: ClosedBy| {
         move |run: &mut Run<'_>| -> Result<(), Mismatch> {
             run.handle_closed(closer);
             Ok(())
         }
     };
-    assert_eq!(outcome(&by(Closer::Keepalive)).unwrap(), "end");
-    assert_eq!(outcome(&by(Closer::Gateway)).unwrap(), "end");
+    assert_eq!(outcome(&by(ClosedBy::Keepalive)).unwrap(), "end");
+    assert_eq!(outcome(&by(ClosedBy::Gateway)).unwrap(), "end");
     assert_eq!(
-        outcome(&by(Closer::Handler)).unwrap_err(),
+        outcome(&by(ClosedBy::Handler)).unwrap_err(),
         "line 2: expected \"close keepalive\", received \"close handler\""
     );
     assert_eq!(
@@ -152,47 +152,47 @@ fn the_end_is_compared_too() {
     );
     let unasked = |run: &mut Run<'_>| {
         run.handle_bytes(b"and more");
-        by(Closer::Keepalive)(run)
+        by(ClosedBy::Keepalive)(run)
     };
     let text = "after line 1: expected no more bytes to the device, received 8\n  received  \"and more\"";
     assert_eq!(outcome(&unasked).unwrap_err(), text);
     let message = |run: &mut Run<'_>| {
         run.handle_published(published("x"));
-        by(Closer::Keepalive)(run)
+        by(ClosedBy::Keepalive)(run)
     };
     let text = "after line 1: expected no more messages\n  received  publish \"t/up\" qos=1 \"x\"";
     assert_eq!(outcome(&message).unwrap_err(), text);
 }
 
-/// A connection that the gateway ends too early is told at the line that can no longer be done.
+/// An early end of the connection is reported at the first line that cannot be performed.
 #[test]
 fn closed_before_the_device_was_done() {
     let conversation = conversation("> 00\n> 01\n");
     let mut run = run(&conversation);
     advance(&mut run).unwrap();
     run.done();
-    run.handle_closed(Closer::Gateway);
+    run.handle_closed(ClosedBy::Gateway);
     let text = run.poll().unwrap_err().to_string();
     assert_eq!(text, "line 2: expected the connection to be open for \">\", found it closed (gateway)");
 }
 
-/// For load: other bytes, further bytes and unseen messages do not matter, their number and the end do.
+/// For load: other bytes, further bytes and unobserved messages do not matter, their number and the end do.
 #[test]
 fn counted_replies() {
     let conversation = conversation("> 00\n< 0102\npublish \"t\" \"x\"\nclose handler\n");
-    let mut run = Run::new(&conversation, Replies::Counted, Publishes::Unseen);
+    let mut run = Run::new(&conversation, Replies::Counted, Publishes::Unobserved);
     advance(&mut run).unwrap();
     run.done();
     run.handle_bytes(&[9]);
     assert_eq!(advance(&mut run).unwrap(), "await 2");
     run.handle_bytes(&[9, 9]);
     assert_eq!(advance(&mut run).unwrap(), "await 4");
-    run.handle_closed(Closer::Gateway);
+    run.handle_closed(ClosedBy::Gateway);
     assert_eq!(advance(&mut run).unwrap(), "end");
     assert_eq!(run.waiting_bytes(), 0);
 }
 
-/// A long difference is shown around the byte that differs.
+/// A long difference is cut around the differing byte.
 #[test]
 fn long_bytes_are_cut() {
     let text = format!("> 00\n< {}\n", "00".repeat(300));
@@ -203,7 +203,7 @@ fn long_bytes_are_cut() {
     let mut received = vec![0; 300];
     received[100] = 0xff;
     run.handle_bytes(&received);
-    let told = run.poll().unwrap_err().to_string();
+    let message = run.poll().unwrap_err().to_string();
     let zeros = |count| "00".repeat(count);
     let expected = format!(
         "line 2: the bytes to the device differ at byte 101 of 300\n  expected  … {} …\n  received  … {}ff{} …",
@@ -211,5 +211,5 @@ fn long_bytes_are_cut() {
         zeros(16),
         zeros(47)
     );
-    assert_eq!(told, expected);
+    assert_eq!(message, expected);
 }

@@ -1,40 +1,45 @@
-use std::error::Error;
+//! Classification of the statuses of failed calls.
 
 use tonic::{Code, Status};
 
-use crate::handler::{CallError, chain};
+use crate::handler::CallError;
 
-/// What a failed call means.
-///
-/// A status that the server sent has no source; one that tonic made of a broken transport has. That is the
-/// difference between a handler that failed and one that could not be reached or was cut off, whatever the
-/// code says: a server that dies in the middle of a call shows as CANCELLED, UNKNOWN or INTERNAL as well.
+/// The kind of failure that a server's status means. What the transport reports never comes here: it is `unavailable`,
+/// whatever code another client would give it.
 pub(super) fn classify(status: &Status) -> CallError {
-    if status.source().is_some() {
-        return CallError::Unavailable(chain(status.source().unwrap_or(status)));
-    }
     let text = || format!("{:?}: {}", status.code(), status.message());
-    if status.code() == Code::Unavailable {
-        CallError::Unavailable(text())
-    } else if status.code() == Code::Unimplemented {
-        CallError::Unfit(text())
-    } else {
-        CallError::Fault(text())
+    match status.code() {
+        Code::Unavailable => CallError::Unavailable(text()),
+        Code::Unimplemented => CallError::Unfit(text()),
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Internal
+        | Code::DataLoss
+        | Code::Unauthenticated => CallError::Fault(text()),
     }
 }
 
-/// Whether the server says that it does not have the service that was called.
+/// Whether the server says that it does not have the called service.
 ///
-/// NOT_FOUND is what servers built on EMQX's Erlang library answer for a service they do not know.
+/// Servers built on EMQX's Erlang library answer NOT_FOUND for an unknown service.
 pub(super) fn lacks_service(status: &Status) -> bool {
-    status.source().is_none() && matches!(status.code(), Code::Unimplemented | Code::NotFound)
+    matches!(status.code(), Code::Unimplemented | Code::NotFound)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What the server says is told apart from what happened on the way.
     #[test]
     fn statuses_are_classified() {
         let kind = |status: &Status| classify(status).kind();
@@ -43,7 +48,5 @@ mod tests {
         for code in [Code::Internal, Code::Unknown, Code::Cancelled, Code::NotFound, Code::PermissionDenied] {
             assert_eq!(kind(&Status::new(code, "x")), "fault", "{code:?}");
         }
-        let broken = std::io::Error::other("connection reset");
-        assert_eq!(kind(&Status::from_error(Box::new(broken))), "unavailable");
     }
 }

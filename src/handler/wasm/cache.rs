@@ -1,3 +1,9 @@
+//! Compiled-component cache: a directory of wasmtime's `.cwasm` files, so that a restart does not compile again.
+//!
+//! A compiled component is machine code that runs without validation. The directory is therefore created with mode 700,
+//! and a directory that another user owns or can write to is refused. The least recently used files beyond
+//! [`CACHED_MAX`] are removed.
+
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -9,101 +15,82 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::files::write_whole;
+use crate::atomic_file::write_atomic;
 
-/// Compiled components that are kept; each is some times as large as its component.
-const KEPT_MAX: usize = 64;
+/// Maximum number of cached components; a compiled component is several times as large as its source.
+const CACHED_MAX: usize = 64;
 
-/// Compiled components, so that a restart does not compile again.
-///
-/// A compiled component is machine code that is run as it is found. The directory is therefore made for the
-/// gateway's own user alone, and one that others own or may write to is refused.
+/// Directory of compiled components.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
     compiles: bool,
 }
 
-/// The cache cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The directory cannot be made or looked at.
     #[error("cannot use {dir:?} for compiled components")]
-    Dir {
-        /// The directory.
-        dir: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// Others could put machine code there.
-    #[error("{dir:?} holds compiled components and may be written to by others (mode {mode:o}); expected mode 700")]
-    Writable {
-        /// The directory.
-        dir: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// Somebody else owns the directory, and could put machine code there at any time.
-    #[error("{dir:?} holds compiled components and belongs to user {owner}; expected the gateway's own user {user}")]
+    Dir { dir: PathBuf, source: io::Error },
+    /// Other users could write machine code into the directory.
+    #[error(
+        "expected mode 700 of {dir:?}, which holds compiled components; came mode {mode:o}, writable by other users"
+    )]
+    Writable { dir: PathBuf, mode: u32 },
+    /// Another user owns the directory, and could write machine code into it.
+    #[error(
+        "expected {dir:?}, which holds compiled components, to belong to the gateway's user {user}; came owner {owner}"
+    )]
     Foreign {
-        /// The directory.
         dir: PathBuf,
-        /// Its owner.
         owner: u32,
-        /// Who runs the gateway.
+        /// User of the gateway's process.
         user: u32,
     },
-    /// A compiled component could not be kept.
-    #[error("cannot keep a compiled component in {file:?}")]
-    Write {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error("cannot write a compiled component to {file:?}")]
+    Write { file: PathBuf, source: io::Error },
 }
 
-/// Why there is no compiled component.
 #[derive(Debug)]
 pub(super) enum CompileError {
-    /// The compiler refuses it.
     Compile(wasmtime::Error),
-    /// It could not be kept.
+    /// The compiled component could not be written.
     Cache(CacheError),
-    /// It is not there, and this cache does not compile.
+    /// The component is not cached, and this cache does not compile.
     Missing,
 }
 
 impl Cache {
-    /// Makes the directory, or takes one that is there.
+    /// Opens the directory; creates it if it is missing.
     pub(super) fn open(dir: PathBuf) -> Result<Self, CacheError> {
         let failed = |source| CacheError::Dir { dir: dir.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
-        let found = fs::metadata(&dir).map_err(failed)?;
-        check(&dir, found.mode() & 0o777, found.uid(), rustix::process::geteuid().as_raw())?;
+        let metadata = fs::metadata(&dir).map_err(failed)?;
+        check(&dir, metadata.mode() & 0o777, metadata.uid(), rustix::process::geteuid().as_raw())?;
         Ok(Self { dir, compiles: true })
     }
 
-    /// What is not there is missing from now on.
-    pub(super) fn keep_from_compiling(&mut self) {
+    /// From now on, components that are not cached are [`CompileError::Missing`].
+    pub(super) fn disable_compiler(&mut self) {
         self.compiles = false;
     }
 
-    /// The component compiled for this engine: from the cache, else compiled now and kept.
+    /// The component compiled for this engine: from the cache, or compiled now and cached.
     pub(super) fn compiled(&self, engine: &Engine, component: &[u8]) -> Result<Component, CompileError> {
         let file = self.dir.join(file_name(engine, component));
         if file.exists() {
-            #[expect(unsafe_code, reason = "running kept machine code is what this cache is for")]
-            // SAFETY: `deserialize_file` runs what it finds. The file is in a directory that `open` has found closed
-            // to others, and got there by the `rename` below, whole; its name fixes the component, the compiler's
-            // version and its settings.
-            let kept = unsafe { Component::deserialize_file(engine, &file) };
-            match kept {
+            #[expect(unsafe_code, reason = "loading compiled machine code is the purpose of this cache")]
+            // SAFETY: `deserialize_file` trusts the file. `open` has checked that no other user can write to its
+            // directory; the atomic write below put it there complete; its name has the digest of the component and the
+            // hash of the compiler's version and settings.
+            let cached = unsafe { Component::deserialize_file(engine, &file) };
+            match cached {
                 Ok(component) => {
                     touch(&file);
                     return Ok(component);
                 }
-                Err(error) => tracing::warn!(?file, %error, "a compiled component is unusable; compiling again"),
+                Err(error) => {
+                    tracing::warn!(?file, %error, "unusable compiled component in the cache; compiling again")
+                }
             }
         }
         if !self.compiles {
@@ -111,37 +98,37 @@ impl Cache {
         }
         let compiled = Component::new(engine, component).map_err(CompileError::Compile)?;
         let code = compiled.serialize().map_err(CompileError::Compile)?;
-        write_whole(&file, &code)
+        write_atomic(&file, &code)
             .map_err(|source| CompileError::Cache(CacheError::Write { file: file.clone(), source }))?;
-        self.forget_oldest();
+        self.evict_oldest();
         Ok(compiled)
     }
 
-    /// Removes what was not used for longest, beyond what is kept. Code that is mapped stays mapped.
-    fn forget_oldest(&self) {
+    /// Evicts the least recently used files beyond [`CACHED_MAX`]. Code that is mapped stays mapped.
+    fn evict_oldest(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };
         let used = |entry: fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
         let mut files: Vec<_> = entries.filter_map(|entry| used(entry.ok()?)).collect();
         files.sort();
-        for (_, file) in files.iter().rev().skip(KEPT_MAX) {
+        for (_, file) in files.iter().rev().skip(CACHED_MAX) {
             if let Err(error) = fs::remove_file(file) {
-                tracing::warn!(?file, %error, "cannot remove a compiled component that was not used for long");
+                tracing::warn!(?file, %error, "cannot evict a compiled component from the cache");
             }
         }
     }
 }
 
-/// Marks a file as used now. What cannot be marked is only forgotten earlier.
+/// Marks a file as used now. A file that cannot be marked is only evicted earlier.
 fn touch(file: &Path) {
     let touched = fs::File::options().append(true).open(file).and_then(|open| open.set_modified(SystemTime::now()));
     if let Err(error) = touched {
-        tracing::debug!(?file, %error, "cannot mark a compiled component as used");
+        tracing::debug!(?file, %error, "cannot update the modification time of a compiled component");
     }
 }
 
-/// Whether nobody but `user` and the system's administrator can put files into the directory.
+/// Checks that only `user` and root can write to the directory.
 fn check(dir: &Path, mode: u32, owner: u32, user: u32) -> Result<(), CacheError> {
     let dir = dir.to_owned();
     if owner != user && owner != 0 {
@@ -169,9 +156,9 @@ mod tests {
 
     const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
-    /// The second start takes the compiled file; a broken one is compiled again.
+    /// The second call loads the cached file; a corrupt file is compiled again.
     #[test]
-    fn a_compiled_component_is_kept() {
+    fn compiled_components_are_cached() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().join("components")).unwrap();
         let engine = Engine::default();
@@ -185,27 +172,27 @@ mod tests {
         fs::write(&file, b"broken").unwrap();
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
         assert_ne!(fs::read(&file).unwrap(), b"broken");
-        assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1, "no temporary file is left");
     }
 
-    /// What was used last is kept, and no more than its number.
+    /// The least recently used file is evicted once the cache is full.
     #[test]
-    fn what_was_not_used_for_longest_is_forgotten() {
+    fn least_recently_used_files_are_evicted() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().join("components")).unwrap();
         let engine = Engine::default();
         let begin = SystemTime::now() - std::time::Duration::from_secs(1000);
-        for number in 0..KEPT_MAX as u64 {
+        for number in 0..CACHED_MAX as u64 {
             let file = fs::File::create(cache.dir.join(number.to_string())).unwrap();
             file.set_modified(begin + std::time::Duration::from_secs(number)).unwrap();
         }
         cache.compiled(&engine, EMPTY_COMPONENT).unwrap();
         let left = fs::read_dir(&cache.dir).unwrap().count();
-        assert_eq!(left, KEPT_MAX);
+        assert_eq!(left, CACHED_MAX);
         assert!(!cache.dir.join("0").exists() && cache.dir.join("1").exists());
     }
 
-    /// A directory of another user is refused, whatever its mode; the administrator's is not.
+    /// A directory of another user is refused, whatever its mode; a directory of root is accepted.
     #[test]
     fn a_foreign_directory_is_refused() {
         let dir = Path::new("components");
@@ -215,9 +202,9 @@ mod tests {
         assert!(matches!(check(dir, 0o770, 8, 8), Err(CacheError::Writable { mode: 0o770, .. })));
     }
 
-    /// A directory that others may write to is refused.
+    /// A directory that other users can write to is refused.
     #[test]
-    fn an_open_directory_is_refused() {
+    fn a_writable_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let refused = Cache::open(dir.path().to_owned()).unwrap_err();

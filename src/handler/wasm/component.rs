@@ -1,8 +1,9 @@
-//! From whatever file the user names to a component. Pure.
+//! Component encoding: converts a core module to a component (`wit-component`). Pure.
 //!
-//! A component stays as it is. A core module, which is what compilers make, becomes one by its component metadata if a
-//! binding generator has put them there; else by the names of its exports, which then must be those of `wit/handler.wit`.
-//! WASI preview 1, which some runtimes cannot do without, is answered inside of the component, by `wasi_stub.wat`.
+//! A component stays unchanged. A core module, the output of most compilers, is converted by its component metadata if
+//! a binding generator has embedded them, else by the names of its exports, which must then be those of
+//! `wit/handler.wit`. WASI preview 1, which some language runtimes require, is implemented inside the component, by
+//! `wasi_stub.wat`.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -11,18 +12,24 @@ use wasmparser::{ExternalKind, Payload};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
+/// Interface that every handler exports.
+pub(super) const HANDLER_INTERFACE: &str = "polygate:handler/handler@0.1.0";
+
+/// Optional interface for the migration of a connection's state to another version of its guest.
+pub(super) const MIGRATE_INTERFACE: &str = "polygate:handler/migrate@0.1.0";
+
 const INTERFACE: &str = include_str!("../../../wit/handler.wit");
 
 /// `wasi_stub.wat`, assembled by build.rs.
 const WASI_STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wasi_stub.wasm"));
 
-/// The import module that the stub stands in for.
+/// Import module of WASI preview 1, which the stub implements.
 const WASI: &str = "wasi_snapshot_preview1";
 
-/// Where a core module finds the gateway.
+/// Import module of the gateway's host functions.
 const ADAPTER: &str = "polygate:handler/adapter@0.1.0";
 
-/// What every core module must export: the events, its memory, and how the host gets room in it.
+/// Required exports of every core module: the events, its memory and its allocator.
 const REQUIRED: [&str; 7] = [
     "polygate:handler/handler@0.1.0#on-socket-created",
     "polygate:handler/handler@0.1.0#on-received-bytes",
@@ -33,63 +40,61 @@ const REQUIRED: [&str; 7] = [
     "cabi_realloc",
 ];
 
-/// What a core module exports that keeps its connections over a swap: both or neither.
+/// Exports of a core module that migrates its connections: both or neither.
 const MIGRATE: [&str; 2] = ["polygate:handler/migrate@0.1.0#snapshot", "polygate:handler/migrate@0.1.0#restore"];
 
-/// Why a core module cannot be made a component.
+/// Error of the conversion of a core module to a component.
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentError {
-    /// The file begins like a module and does not go on like one.
+    /// The file begins with a module header, but is not a valid module.
     #[error("it is a broken core module: {0}")]
     Broken(String),
-    /// It is some other module.
+    /// The module lacks exports of a handler.
     #[error(
         "it is a core module without component metadata, and does not export {}; it exports {}",
         listed(.missing), listed(.exports)
     )]
-    NotExported {
-        /// What a handler exports and this does not.
-        missing: Vec<String>,
-        /// What it exports instead.
-        exports: Vec<String>,
-    },
-    /// It asks for what nobody offers.
-    #[error("it is a core module without component metadata, and imports {}; offered are {ADAPTER} and {WASI}", listed(.0))]
+    NotExported { missing: Vec<String>, exports: Vec<String> },
+    /// The module imports from an unknown import module.
+    #[error(
+        "it is a core module without component metadata, and imports {}; expected imports from {ADAPTER} and {WASI}",
+        listed(.0)
+    )]
     NotOffered(Vec<String>),
-    /// Its functions are not of the interface's types, or its metadata do not fit it.
-    #[error("it is a core module that cannot be made a component: {0}")]
+    /// The types of its functions differ from the interface, or its metadata do not match the module.
+    #[error("it is a core module that cannot be converted to a component: {0}")]
     Unfit(String),
 }
 
-/// A core module becomes a component; everything else stays as it is, and is the compiler's to judge.
+/// Converts a core module to a component; every other file is returned unchanged, and checked by the compiler.
 ///
-/// Not for files of strangers in a process that others rely on: metadata whose packages need one another in a circle make
-/// `wit-parser` call itself until the stack is used up. The gateway lets a process of its own try each file first.
+/// Not safe for untrusted files in a long-running process: metadata with cyclic package dependencies make `wit-parser`
+/// recurse until the stack overflows. The gateway tries each file in the compiler process first.
 ///
 /// # Errors
 ///
-/// [`ComponentError`], when a core module is no handler.
+/// [`ComponentError`]: a core module is not a handler.
 pub fn from_file(file: Vec<u8>) -> Result<Vec<u8>, ComponentError> {
-    // Bytes 4 to 7 of a module are the version 1; a component has another there (Binary.md of the component model).
+    // Bytes 4 to 7 of a module are version 1; a component has another version (Binary.md of the component model).
     if !file.starts_with(b"\0asm\x01\0\0\0") {
         return Ok(file);
     }
     let module = Module::read(&file).map_err(|error| ComponentError::Broken(error.to_string()))?;
-    let described = if module.has_metadata { file } else { with_metadata(file, &module)? };
+    let with_metadata = if module.has_metadata { file } else { embed_metadata(file, &module)? };
     let mut encoder = ComponentEncoder::default();
-    encoder.validate(true).module(&described).map_err(unfit)?;
+    encoder.validate(true).module(&with_metadata).map_err(unfit)?;
     if module.imports_wasi {
         encoder.adapter(WASI, WASI_STUB).map_err(unfit)?;
     }
     encoder.encode().map_err(unfit)
 }
 
-/// What a core module says of itself.
+/// Imports, exports and metadata of a core module.
 #[derive(Default)]
 struct Module {
     has_metadata: bool,
     imports_wasi: bool,
-    /// Modules that it imports from, besides the gateway and WASI.
+    /// Import modules besides the gateway and WASI.
     other_imports: BTreeSet<String>,
     exports: Vec<String>,
 }
@@ -128,8 +133,8 @@ impl Module {
     }
 }
 
-/// Adds the metadata of our own interface, if the module's exports and imports are the interface's.
-fn with_metadata(mut file: Vec<u8>, module: &Module) -> Result<Vec<u8>, ComponentError> {
+/// Embeds the metadata of the handler interface, if the module's exports and imports match it.
+fn embed_metadata(mut file: Vec<u8>, module: &Module) -> Result<Vec<u8>, ComponentError> {
     let migrates = MIGRATE.iter().any(|name| module.exports(name));
     let expected = REQUIRED.iter().chain(if migrates { &MIGRATE[..] } else { &[] });
     let missing: Vec<_> = expected.filter(|name| !module.exports(name)).map(|name| (*name).to_owned()).collect();
@@ -147,12 +152,12 @@ fn with_metadata(mut file: Vec<u8>, module: &Module) -> Result<Vec<u8>, Componen
     Ok(file)
 }
 
-fn unfit(why: impl Display) -> ComponentError {
-    // The alternate form has the causes too.
-    ComponentError::Unfit(format!("{why:#}"))
+fn unfit(reason: impl Display) -> ComponentError {
+    // The alternate format includes the causes.
+    ComponentError::Unfit(format!("{reason:#}"))
 }
 
-/// Names for people; many are cut short.
+/// A list of names for an error text, limited in length.
 fn listed(names: &[String]) -> String {
     const SHOWN_MAX: usize = 8;
     match names.len() {
@@ -169,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// The functions of the interface by their names alone, with the types that a compiler gives them.
+    /// Exports of the handler interface without metadata, with their core types.
     const HANDLER: &str = r#"
         (memory (export "memory") 1)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
@@ -192,7 +197,7 @@ mod tests {
         converted(imports, exports).unwrap_err().to_string()
     }
 
-    /// What a component imports and exports.
+    /// Imports and exports of a component.
     fn interfaces(component: &[u8]) -> (Vec<String>, Vec<String>) {
         let engine = Engine::new(Config::new().concurrency_support(false)).unwrap();
         let component = Component::new(&engine, component).unwrap();
@@ -202,9 +207,9 @@ mod tests {
         (imports, exports)
     }
 
-    /// The names of its exports make a module a handler, and whether it can move its connections.
+    /// The names of its exports select a module's world, with or without the migrate interface.
     #[test]
-    fn exports_name_the_world() {
+    fn exports_select_the_world() {
         let imports = r#"(import "polygate:handler/adapter@0.1.0" "now-ms" (func (result i64)))"#;
         let (imports, exports) = interfaces(&converted(imports, HANDLER).unwrap());
         assert_eq!(imports, ["polygate:handler/types@0.1.0", "polygate:handler/adapter@0.1.0"]);
@@ -215,9 +220,9 @@ mod tests {
         assert_eq!(exports, ["polygate:handler/handler@0.1.0", "polygate:handler/migrate@0.1.0"]);
     }
 
-    /// Every function of WASI preview 1 is answered inside, and none is left to the host.
+    /// The stub implements every function of WASI preview 1: the component imports none from the host.
     #[test]
-    fn wasi_stays_inside() {
+    fn the_stub_implements_wasi_preview_1() {
         let mut imports = String::new();
         let mut count = 0;
         let types = wasmparser::Validator::new().validate_all(WASI_STUB).unwrap();
@@ -245,7 +250,7 @@ mod tests {
         assert_eq!(exports, ["polygate:handler/handler@0.1.0"]);
     }
 
-    /// What is missing is named, beside what is there.
+    /// The error lists the missing exports and the existing ones.
     #[test]
     fn missing_exports_are_named() {
         assert_eq!(
@@ -263,12 +268,12 @@ mod tests {
         );
     }
 
-    /// What nobody offers is named; so is a function of the adapter that there is not.
+    /// The error names unknown import modules, and unknown functions of known modules.
     #[test]
     fn unknown_imports_are_named() {
         assert_eq!(
             refusal(r#"(import "env" "open" (func))"#, HANDLER),
-            "it is a core module without component metadata, and imports env; offered are \
+            "it is a core module without component metadata, and imports env; expected imports from \
              polygate:handler/adapter@0.1.0 and wasi_snapshot_preview1"
         );
         for (module, name) in [("polygate:handler/adapter@0.1.0", "reboot"), (WASI, "fd_reboot")] {
@@ -277,24 +282,24 @@ mod tests {
         }
     }
 
-    /// A function of another type than the interface's is refused.
+    /// A function with another type than in the interface is refused.
     #[test]
-    fn types_must_fit() {
+    fn types_must_match() {
         let refusal = refusal("", &HANDLER.replace("(param i64 i32 i32 i32))", "(param i64 i32))"));
         assert!(refusal.contains("on-socket-closed"), "{refusal}");
     }
 
-    /// Half a module says so.
+    /// A truncated module is an error.
     #[test]
-    fn a_broken_module() {
+    fn a_truncated_module() {
         let mut module = wat::parse_str(format!("(module {HANDLER})")).unwrap();
         module.truncate(module.len() / 2);
         assert!(matches!(from_file(module), Err(ComponentError::Broken(_))));
     }
 
-    /// What is no core module is left alone.
+    /// Files that are not core modules are returned unchanged.
     #[test]
-    fn other_files_stay_as_they_are() {
+    fn other_files_are_unchanged() {
         for file in [&b"\0asm\x0d\0\x01\0"[..], b"not wasm", b""] {
             assert_eq!(from_file(file.to_vec()).unwrap(), file);
         }

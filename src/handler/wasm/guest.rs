@@ -1,20 +1,20 @@
 //! One connection's side of a guest.
 
-use super::desk::Desk;
 use super::instance::{Answer, Call, Instance, Snapshot, Usage};
-use super::log::told;
-use super::shared::Member;
+use super::log::reported;
+use super::shared_instances::PooledGuest;
+use crate::adapter::Backend;
 use crate::conn::{ConnInfo, Event};
 use crate::handler::CallError;
 
-/// One connection's instance, or its place at one that it shares.
+/// The instance of one connection, or a slot in the instance pool.
 #[derive(Debug)]
 pub struct Guest(Kind);
 
 #[derive(Debug)]
 enum Kind {
     Own(Instance),
-    Shared(Member),
+    Shared(PooledGuest),
 }
 
 impl Guest {
@@ -22,84 +22,89 @@ impl Guest {
         Self(Kind::Own(instance))
     }
 
-    pub(super) fn shared(member: Member) -> Self {
-        Self(Kind::Shared(member))
+    pub(super) fn shared(pooled: PooledGuest) -> Self {
+        Self(Kind::Shared(pooled))
     }
 
-    /// The last instance of this connection has failed, and this one gets the same event: it runs among the long ones.
-    pub fn suspect(&mut self) {
+    /// Runs the calls of this instance at idle priority until one succeeds: it replaces a failed instance, and gets the
+    /// event that failed.
+    pub fn quarantine(&mut self) {
         match &mut self.0 {
-            Kind::Own(instance) => instance.suspect(),
-            // Others wait for it already.
+            Kind::Own(instance) => instance.quarantine(),
+            // Other connections wait for this instance, so it runs at normal priority.
             Kind::Shared(_) => {}
         }
     }
 
     #[cfg(test)]
-    pub(super) fn is_suspected(&self) -> bool {
-        matches!(&self.0, Kind::Own(instance) if instance.is_suspected())
+    pub(super) fn is_quarantined(&self) -> bool {
+        matches!(&self.0, Kind::Own(instance) if instance.is_quarantined())
     }
 
-    /// Calls the export for an event and waits until it returns. What the guest asks for meanwhile is answered at
-    /// the desk, which comes back with the answer.
+    /// Calls the export of an event and waits for its return. The backend serves the guest's adapter operations during
+    /// the call and is returned with the result.
     ///
-    /// Dropping the future fails the instance and loses the desk.
+    /// Dropping the future fails the instance and drops the backend.
     ///
     /// # Errors
     ///
-    /// [`CallError::Unavailable`]: no instance could be made, or this one has failed before. [`CallError::Timeout`]:
-    /// the event's CPU time was used up. [`CallError::Fault`]: the guest trapped; the text says how.
-    pub async fn call(&mut self, desk: Desk, event: &Event) -> (Desk, Result<(), CallError>) {
-        let (desk, result) = self.enter(desk, Call::Event(event)).await;
-        (desk, result.map(|_| ()))
+    /// [`CallError::Unavailable`]: no instance could be created, or this one has already failed.
+    /// [`CallError::Timeout`]: the event exceeded its CPU time. [`CallError::Fault`]: the guest trapped; the text has
+    /// the trap.
+    pub async fn call(&mut self, backend: Backend, event: &Event) -> (Backend, Result<(), CallError>) {
+        let (backend, result) = self.enter(backend, Call::Event(event)).await;
+        (backend, result.map(|_| ()))
     }
 
-    /// Asks the guest for what its next version needs to go on with this connection; `None` when there is nothing.
+    /// Calls the guest's `snapshot` for the state of this connection, for its next version; `None` without a state.
     ///
     /// # Errors
     ///
     /// As [`Guest::call`], and [`CallError::Unfit`] for a guest without `migrate`.
-    pub async fn snapshot(&mut self, desk: Desk) -> (Desk, Result<Option<Snapshot>, CallError>) {
-        let (desk, result) = self.enter(desk, Call::Snapshot).await;
+    pub async fn snapshot(&mut self, backend: Backend) -> (Backend, Result<Option<Snapshot>, CallError>) {
+        let (backend, result) = self.enter(backend, Call::Snapshot).await;
         let snapshot = result.map(|answer| match answer {
             Answer::Snapshot(snapshot) => snapshot,
             Answer::Done | Answer::Restored(_) => None,
         });
-        (desk, snapshot)
+        (backend, snapshot)
     }
 
-    /// Gives the guest what its last version wrote, instead of `on-socket-created`.
+    /// Calls the guest's `restore` with the snapshot of its last version, instead of `on-socket-created`.
     ///
     /// # Errors
     ///
-    /// As [`Guest::snapshot`]; [`CallError::Fault`] also with the guest's own words, when it refuses the state.
+    /// As [`Guest::snapshot`]; [`CallError::Fault`] also when the guest refuses the state, with its reason.
     pub async fn restore(
         &mut self,
-        desk: Desk,
+        backend: Backend,
         info: &ConnInfo,
         state: Option<&Snapshot>,
-    ) -> (Desk, Result<(), CallError>) {
-        let (desk, result) = self.enter(desk, Call::Restore(info, state)).await;
+    ) -> (Backend, Result<(), CallError>) {
+        let (backend, result) = self.enter(backend, Call::Restore(info, state)).await;
         let restored = result.and_then(|answer| match answer {
-            Answer::Restored(Err(why)) => Err(CallError::Fault(format!("the guest refuses the state: {}", told(&why)))),
+            Answer::Restored(Err(reason)) => {
+                Err(CallError::Fault(format!("the guest refuses the state: {}", reported(&reason))))
+            }
             Answer::Restored(Ok(())) | Answer::Done | Answer::Snapshot(_) => Ok(()),
         });
-        (desk, restored)
+        (backend, restored)
     }
 
-    async fn enter(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
+    async fn enter(&mut self, backend: Backend, call: Call<'_>) -> (Backend, Result<Answer, CallError>) {
         match &mut self.0 {
-            Kind::Own(instance) => instance.call(desk, call).await,
-            Kind::Shared(member) => member.call(desk, call).await,
+            Kind::Own(instance) => instance.call(backend, call).await,
+            Kind::Shared(pooled) => pooled.call(backend, call).await,
         }
     }
 
-    /// Whether its own instance has failed, so that no call reaches it any more. A shared one is made anew.
+    /// Whether the connection's own instance has failed and accepts no further call. A failed shared instance is
+    /// replaced.
     pub fn has_failed(&self) -> bool {
         matches!(&self.0, Kind::Own(instance) if instance.has_failed())
     }
 
-    /// What its instance has used so far; nothing is known of a shared one.
+    /// Resources used by the connection's own instance; zero for a shared instance.
     pub fn usage(&self) -> Usage {
         match &self.0 {
             Kind::Own(instance) => instance.usage(),
@@ -107,7 +112,8 @@ impl Guest {
         }
     }
 
-    /// Where the guest was when it failed, a function a line, innermost first; with names where its file has them.
+    /// Backtrace of the failure, one function a line, innermost first; with function names if the file has a name
+    /// section.
     pub fn backtrace(&self) -> Option<String> {
         match &self.0 {
             Kind::Own(instance) => instance.backtrace(),
@@ -115,27 +121,28 @@ impl Guest {
         }
     }
 
-    /// Whether this connection's instance has little memory left, and a fresh one would have more. An instance that is shared is
-    /// not replaced: the others have their state in it too.
-    pub fn is_worn(&self) -> bool {
+    /// Whether the connection's own instance should be replaced because it has little memory left. A shared instance is
+    /// not replaced: it has the state of other connections too.
+    pub fn needs_recycle(&self) -> bool {
         match &self.0 {
-            Kind::Own(instance) => instance.is_worn(),
+            Kind::Own(instance) => instance.needs_recycle(),
             Kind::Shared(_) => false,
         }
     }
 
-    /// No fresh instance could take over: this one goes on until it fails, and is not worn before.
-    pub fn stays(&mut self) {
+    /// Keeps the instance after a failed replacement: [`needs_recycle`](Self::needs_recycle) is false until its memory
+    /// has doubled again.
+    pub fn keep(&mut self) {
         if let Kind::Own(instance) = &mut self.0 {
-            instance.stays();
+            instance.keep();
         }
     }
 
-    /// The connection has gone elsewhere: a shared instance is told, an own one ends.
+    /// Detaches the connection: a shared instance gets `on-socket-closed`, an own instance is dropped.
     pub async fn leave(self) {
         match self.0 {
             Kind::Own(_) => {}
-            Kind::Shared(member) => member.leave().await,
+            Kind::Shared(pooled) => pooled.leave().await,
         }
     }
 }

@@ -1,85 +1,81 @@
-//! What a guest's file says about itself, before anything of it runs. Pure.
+//! Static inspection of a component file: interfaces, memories, tables, data, debug information. Runs no guest code.
+//! Pure.
 
 use wasmparser::{Encoding, Instance, KnownCustom, Parser, Payload, ProducersSectionReader};
 
-use super::component;
-use super::{HANDLER_INTERFACE, MIGRATE_INTERFACE};
+use super::component::{self, MIGRATE_INTERFACE};
 
-/// Interfaces of one package that versions of `polygate:handler` have.
+/// Package of the handler interfaces, of any version.
 const PACKAGE: &str = "polygate:handler/";
 
-/// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// A component.
+pub(crate) enum Form {
     Component,
-    /// A core module with component metadata, of which a component was made.
+    /// A core module, converted to a component.
     CoreModule,
 }
 
-/// What a guest asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Import {
+pub(crate) struct Import {
     /// The interface, with its package and version.
     pub name: String,
-    /// What it gets, in one phrase.
+    /// The granted capability, in one phrase.
     pub granted: &'static str,
 }
 
-/// A linear memory that a guest has.
+/// A linear memory of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Bytes at its start.
+pub(crate) struct Memory {
+    /// Initial size.
     pub minimum_bytes: u64,
-    /// Bytes at most, by its own declaration.
+    /// Declared maximum size.
     pub maximum_bytes: Option<u64>,
 }
 
-/// What a guest's file says about itself.
+/// Result of the inspection of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inspection {
-    /// What the file is.
+pub(crate) struct Inspection {
     pub form: Form,
     /// Length of the file.
     pub file_bytes: usize,
-    /// Length of the component, which is another for a core module.
+    /// Length of the component; differs from `file_bytes` for a core module.
     pub component_bytes: usize,
-    /// The interfaces it offers.
+    /// Exported interfaces.
     pub exports: Vec<String>,
-    /// The interfaces it asks for.
     pub imports: Vec<Import>,
-    /// The memories of all its modules.
+    /// Memories of all modules.
     pub memories: Vec<Memory>,
-    /// Elements at the start of each of its tables.
+    /// Initial number of elements of each table.
     pub tables: Vec<u64>,
-    /// Modules in it.
+    /// Number of core modules.
     pub modules: usize,
-    /// Instances that are made of them for each connection.
+    /// Number of core instances in each instance of the guest.
     pub instances: usize,
-    /// Bytes of data that are copied into each instance.
+    /// Total size of the data segments, which each instance gets.
     pub data_bytes: usize,
-    /// Whether a failure can be told with the names of its functions.
+    /// Whether backtraces have function names (name section).
     pub has_names: bool,
-    /// Whether a failure can be told with files and lines.
+    /// Whether backtraces have files and lines (DWARF).
     pub has_lines: bool,
-    /// Languages and tools that made it, as they say it themselves.
+    /// Languages and tools of the producers section.
     pub producers: Vec<String>,
 }
 
 impl Inspection {
-    /// Reads a file.
+    /// Inspects a file.
     ///
     /// # Errors
     ///
-    /// It is no WebAssembly, or a core module that cannot be made a component: why, in one phrase.
-    pub fn of(file: &[u8]) -> Result<Self, String> {
+    /// The reason, in one phrase: the file is not WebAssembly, or it is a core module that cannot be converted to a
+    /// component.
+    pub(crate) fn of(file: &[u8]) -> Result<Self, String> {
         let form = match Parser::is_core_wasm(file) {
             true => Form::CoreModule,
             false if Parser::is_component(file) => Form::Component,
-            false => return Err("expected WebAssembly in binary form, found something else".to_owned()),
+            false => return Err("expected WebAssembly in binary form, came another format".to_owned()),
         };
         let component = component::from_file(file.to_vec()).map_err(|error| error.to_string())?;
-        let mut found = Self {
+        let mut inspection = Self {
             form,
             file_bytes: file.len(),
             component_bytes: component.len(),
@@ -94,44 +90,39 @@ impl Inspection {
             has_lines: false,
             producers: Vec::new(),
         };
-        found.read(&component).map_err(|error| error.to_string())?;
-        Ok(found)
+        inspection.read(&component).map_err(|error| error.to_string())?;
+        Ok(inspection)
     }
 
-    /// The version of the handler interface; `None` for a component that is no handler of any version.
-    pub fn interface(&self) -> Option<&str> {
+    /// Name and version of the exported handler interface; `None` for a component that is not a handler.
+    pub(crate) fn interface(&self) -> Option<&str> {
         let is_handler = |name: &&str| name.strip_prefix(PACKAGE).is_some_and(|rest| rest.starts_with("handler@"));
         self.exports.iter().map(String::as_str).find(is_handler)
     }
 
-    /// Whether it is a handler of the version that this gateway has.
-    pub fn is_handler(&self) -> bool {
-        self.exports.iter().any(|name| name == HANDLER_INTERFACE)
-    }
-
-    /// Whether it can carry a connection's state over to another version.
-    pub fn migrates(&self) -> bool {
+    /// Whether the component exports the migrate interface.
+    pub(crate) fn migrates(&self) -> bool {
         self.exports.iter().any(|name| name == MIGRATE_INTERFACE)
     }
 
-    /// Linear memory that an instance has at its start.
-    pub fn minimum_bytes(&self) -> u64 {
+    /// Initial linear memory of an instance, in bytes.
+    pub(crate) fn minimum_bytes(&self) -> u64 {
         self.memories.iter().map(|memory| memory.minimum_bytes).sum()
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "of all that a file may have, these parts are told")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the inspection reports only these sections")]
     fn read(&mut self, component: &[u8]) -> Result<(), wasmparser::BinaryReaderError> {
-        let mut inside = Vec::new();
+        let mut nesting = Vec::new();
         for payload in Parser::new(0).parse_all(component) {
-            // The outermost component's imports and exports are those of the guest.
-            let outermost = inside.len() == 1;
+            // Imports and exports of the outermost component are those of the guest.
+            let outermost = nesting.len() == 1;
             match payload? {
                 Payload::Version { encoding, .. } => {
                     self.modules += usize::from(encoding == Encoding::Module);
-                    inside.push(encoding);
+                    nesting.push(encoding);
                 }
                 Payload::End(_) => {
-                    inside.pop();
+                    nesting.pop();
                 }
                 Payload::ComponentImportSection(imports) if outermost => {
                     for import in imports {
@@ -194,7 +185,7 @@ impl Inspection {
     }
 }
 
-/// What the host gives behind an import.
+/// The capability that the host grants for an import.
 fn granted(name: &str) -> &'static str {
     if name.starts_with("polygate:handler/types@") {
         return "plain data";
@@ -202,12 +193,12 @@ fn granted(name: &str) -> &'static str {
     if name.starts_with(PACKAGE) {
         return "the operations of its own connection";
     }
-    let Some(wasi) = name.strip_prefix("wasi:") else { return "nothing: it is not known" };
+    let Some(wasi) = name.strip_prefix("wasi:") else { return "nothing: unknown interface" };
     match wasi.split(['/', '@']).collect::<Vec<_>>()[..] {
-        ["cli", "stdout" | "stderr", ..] => "a way to the log",
+        ["cli", "stdout" | "stderr", ..] => "output to the log",
         ["clocks", ..] => "the time",
         ["random", ..] => "random numbers",
-        ["io", ..] => "streams and waiting, for what it is given",
+        ["io", ..] => "streams and polling of granted resources",
         ["cli", "environment", ..] => "nothing: no variables, no arguments",
         ["filesystem", ..] => "nothing: no files",
         ["sockets", ..] => "nothing: no network",
@@ -218,41 +209,43 @@ fn granted(name: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::wasm::component::HANDLER_INTERFACE;
 
-    /// The echo guest asks for the adapter, and has what a small guest has.
+    /// The echo guest imports the adapter, and has one memory and some data.
     #[test]
-    fn a_guest_tells_about_itself() {
+    fn inspection_of_the_echo_guest() {
         let file = std::fs::read("guests/dist/echo.wasm").unwrap();
-        let found = Inspection::of(&file).unwrap();
-        assert_eq!((found.form, found.file_bytes), (Form::Component, file.len()));
-        assert_eq!(found.interface(), Some(HANDLER_INTERFACE));
-        assert!(found.is_handler() && found.migrates());
-        let imports: Vec<_> = found.imports.iter().map(|import| (import.name.as_str(), import.granted)).collect();
+        let inspection = Inspection::of(&file).unwrap();
+        assert_eq!((inspection.form, inspection.file_bytes), (Form::Component, file.len()));
+        assert_eq!(inspection.interface(), Some(HANDLER_INTERFACE));
+        assert!(inspection.migrates());
+        let imports: Vec<_> = inspection.imports.iter().map(|import| (import.name.as_str(), import.granted)).collect();
         let expected = [
             ("polygate:handler/types@0.1.0", "plain data"),
             ("polygate:handler/adapter@0.1.0", "the operations of its own connection"),
         ];
         assert_eq!(imports, expected);
-        assert_eq!(found.memories.len(), 1);
-        assert!(found.minimum_bytes() >= 64 << 10 && found.minimum_bytes() < 1 << 20, "{found:?}");
-        assert!(found.modules >= 1 && found.instances >= 1 && found.data_bytes > 0, "{found:?}");
+        assert_eq!(inspection.memories.len(), 1);
+        assert!((64 << 10..1 << 20).contains(&inspection.minimum_bytes()), "{inspection:?}");
+        let Inspection { modules, instances, data_bytes, .. } = inspection;
+        assert!(modules >= 1 && instances >= 1 && data_bytes > 0, "{inspection:?}");
     }
 
-    /// Nothing of WASI reaches anything but the log, the clock and chance.
+    /// WASI imports grant the log, clocks and random numbers only.
     #[test]
-    fn what_is_granted() {
+    fn granted_capabilities() {
         assert_eq!(granted("wasi:filesystem/preopens@0.2.0"), "nothing: no files");
         assert_eq!(granted("wasi:sockets/tcp@0.2.0"), "nothing: no network");
-        assert_eq!(granted("wasi:cli/stdout@0.2.0"), "a way to the log");
+        assert_eq!(granted("wasi:cli/stdout@0.2.0"), "output to the log");
         assert_eq!(granted("wasi:cli/stdin@0.2.0"), "nothing");
-        assert_eq!(granted("example:other/thing@1.0.0"), "nothing: it is not known");
+        assert_eq!(granted("example:other/thing@1.0.0"), "nothing: unknown interface");
     }
 
-    /// What is no WebAssembly, or is cut off, is told; nothing panics.
+    /// Files that are not WebAssembly, or are truncated, are errors without a panic.
     #[test]
-    fn what_is_no_guest() {
-        let found = Inspection::of(b"#!/bin/sh\n").unwrap_err();
-        assert_eq!(found, "expected WebAssembly in binary form, found something else");
+    fn invalid_files_are_errors() {
+        let error = Inspection::of(b"#!/bin/sh\n").unwrap_err();
+        assert_eq!(error, "expected WebAssembly in binary form, came another format");
         let file = std::fs::read("guests/dist/echo.wasm").unwrap();
         for end in (0..file.len()).step_by(997) {
             assert!(Inspection::of(&file[..end]).is_err() || end == 8, "{end}");

@@ -1,4 +1,6 @@
-//! One instance of a guest: its store, its exports, and how it is entered.
+//! Instance of a guest: its wasmtime store, its exports, and calls of them.
+//!
+//! It is instantiated at its first call, ends when dropped, and is never called again after a failure.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -10,12 +12,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::desk::Desk;
-use super::limits::{self, InstancePermit, MemoryLimit, Spent, TimeUsedUp};
+use super::fairness::EventClock;
+use super::limits::{BudgetUsed, MemoryLimit};
+use super::loaded_guest::LoadedGuest;
 use super::log::GuestLog;
-use super::stretch::Stretch;
-use super::wasi::Wasi;
-use super::{Metering, Shared};
+use super::store::{self, CpuTimeExceeded, GuestState, Metering};
+use super::ticker;
+use crate::adapter::Backend;
 use crate::conn::{ConnId, ConnInfo, Event};
 use crate::handler::CallError;
 use crate::telemetry::PAYLOAD_LOG;
@@ -23,45 +26,20 @@ use crate::wit::bindings::ConnectionHandler;
 use crate::wit::migration::{Migration, exports::polygate::handler::migrate};
 use crate::wit::types;
 
-/// How long an event may take in all, on top of its CPU time: what a guest waits for (the broker, the
-/// authentication) has timeouts of its own below this, and a guest that sleeps is ended by it.
+/// Wall-clock limit of an event, in addition to its CPU time. Host operations of a guest (publish, authentication) have
+/// shorter timeouts of their own; this limit ends a guest that sleeps.
 const WAITING_MAX: Duration = Duration::from_secs(30);
 
-/// An instance with more memory than this is dropped where nobody waits for it.
+/// Memory, in bytes, above which an instance is dropped by a background thread: the kernel takes milliseconds to free
+/// it.
 const MEMORY_BYTES_QUICK: usize = 2 << 20;
 
-/// First bytes of an event that the log shows when the guest failed in it.
-const SHOWN_BYTES_MAX: usize = 64;
+/// Maximum number of payload bytes in the trace line of a failed call.
+const LOGGED_BYTES_MAX: usize = 64;
 
-/// The state of one connection, as a guest wrote it for its next version.
-pub use migrate::State as Snapshot;
+/// State of one connection, exported by a guest for its next version.
+pub(crate) use migrate::State as Snapshot;
 
-/// What the store of one instance holds for the host.
-pub(super) struct GuestState {
-    /// Where the guest's questions are answered; there is one during a call.
-    pub(super) desk: Option<Desk>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) limit: MemoryLimit,
-    /// Shared with the streams that WASI makes of it, which live in tasks of their own.
-    pub(super) log: Arc<Mutex<GuestLog>>,
-    /// CPU time that the event in progress may still take.
-    pub(super) cpu_left: Duration,
-    /// How it runs, once it is long.
-    pub(super) stretch: Arc<Stretch>,
-    /// What the event in progress has asked for.
-    pub(super) spent: Spent,
-    /// Made when the guest first uses WASI; most never do.
-    pub(super) wasi: Option<Box<Wasi>>,
-    permit: Option<InstancePermit>,
-}
-
-impl std::fmt::Debug for GuestState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestState").field("desk", &self.desk).finish_non_exhaustive()
-    }
-}
-
-/// What an instance is entered for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Call<'a> {
     Event(&'a Event),
@@ -69,7 +47,7 @@ pub(super) enum Call<'a> {
     Restore(&'a ConnInfo, Option<&'a Snapshot>),
 }
 
-/// What came of it.
+/// Result of a successful call.
 #[derive(Debug)]
 pub(super) enum Answer {
     Done,
@@ -77,32 +55,30 @@ pub(super) enum Answer {
     Restored(Result<(), String>),
 }
 
-/// An instance, made for its first call, and after a failure never entered again.
 pub(super) struct Instance {
-    shared: Arc<Shared>,
-    stretch: Arc<Stretch>,
-    /// Its calls are long ones from their beginning, until one has succeeded.
-    suspected: bool,
-    /// Nothing from the beginning of a call until it has succeeded.
-    inner: Option<Box<Inner>>,
-    /// How the guest failed.
+    guest: Arc<LoadedGuest>,
+    clock: Arc<EventClock>,
+    /// Calls run at idle priority from their beginning, until one has succeeded (besides `on-socket-created`).
+    quarantined: bool,
+    /// `None` from the beginning of a call until it has succeeded.
+    live: Option<Box<LiveInstance>>,
     failure: Option<wasmtime::Error>,
-    /// What it had used when it failed.
-    used: Usage,
-    /// Its linear memory after the first call, or when it could not be replaced, in bytes.
-    born_bytes: usize,
+    /// Usage at the failure.
+    final_usage: Usage,
+    /// Linear memory after the first call, or after a failed replacement, in bytes.
+    initial_bytes: usize,
 }
 
-/// What a call takes along, wherever it runs.
-struct Inner {
+/// The part of an instance that a call owns and takes to a background thread.
+struct LiveInstance {
+    guest: Arc<LoadedGuest>,
     store: Store<GuestState>,
     exports: Option<Exports>,
-    /// How the guest failed.
     failure: Option<wasmtime::Error>,
 }
 
-/// What a call gives back: what it took along, and what came of it.
-type Called = (Box<Inner>, Desk, Result<Answer, CallError>);
+/// Output of a call: everything it owned, and its result.
+type CallOutput = (Box<LiveInstance>, Backend, Result<Answer, CallError>);
 
 struct Exports {
     handler: ConnectionHandler,
@@ -112,196 +88,195 @@ struct Exports {
 impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Instance")
-            .field("handler", &self.shared.options.name)
-            .field("live", &self.inner.as_ref().is_some_and(|inner| inner.exports.is_some()))
+            .field("handler", &self.guest.config.options.name)
+            .field("live", &self.live.as_ref().is_some_and(|live| live.exports.is_some()))
             .field("failed", &self.has_failed())
             .finish()
     }
 }
 
 impl Instance {
-    /// A place for an instance that speaks about `conn` first.
-    pub(super) fn new(shared: Arc<Shared>, conn: ConnId) -> Self {
-        let (name, together) = (Arc::clone(&shared.options.name), shared.log.clone());
-        let log = GuestLog::new(conn, name, together, shared.metrics.log_lines_shed.clone());
+    /// An instance for `conn`, not instantiated yet.
+    pub(super) fn new(guest: Arc<LoadedGuest>, conn: ConnId) -> Self {
+        let (name, handler_limiter) = (Arc::clone(&guest.config.options.name), guest.log.clone());
+        let log = GuestLog::new(conn, name, handler_limiter, guest.config.metrics.suppressed_log_lines.clone());
         let log = Arc::new(Mutex::new(log));
-        let stretch = Arc::<Stretch>::default();
-        let (memory_bytes_max, share) = (shared.options.memory_bytes_max, Arc::clone(&shared.share));
-        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&stretch), share, shared.metrics.clone());
+        let clock = Arc::<EventClock>::default();
+        let (memory_bytes_max, memory_rate) = (guest.config.options.memory_bytes_max, Arc::clone(&guest.memory_rate));
+        let limit = MemoryLimit::new(memory_bytes_max, Arc::clone(&clock), memory_rate, guest.config.metrics.clone());
         let state = GuestState {
-            desk: None,
+            backend: None,
             limit,
             log,
             cpu_left: Duration::ZERO,
-            stretch: Arc::clone(&stretch),
-            spent: Spent::default(),
+            clock: Arc::clone(&clock),
+            budget_used: BudgetUsed::default(),
             wasi: None,
             permit: None,
-            shared: Arc::clone(&shared),
+            config: Arc::clone(&guest.config),
         };
-        let mut store = Store::new(&shared.engine, state);
+        let mut store = Store::new(&guest.engine, state);
         store.limiter_async(|state| &mut state.limit);
-        store.epoch_deadline_callback(limits::on_tick);
-        if shared.metering == Metering::Fuel
+        store.epoch_deadline_callback(store::on_tick);
+        if guest.config.metering == Metering::Fuel
             && let Err(error) = store.set_fuel(u64::MAX)
         {
-            tracing::error!(%error, "an engine that meters takes no fuel");
+            tracing::error!(%error, "cannot set the fuel of a metered instance");
         }
-        let inner = Some(Box::new(Inner { store, exports: None, failure: None }));
-        Self { shared, stretch, suspected: false, inner, failure: None, used: Usage::default(), born_bytes: 0 }
+        let live = Some(Box::new(LiveInstance { guest: Arc::clone(&guest), store, exports: None, failure: None }));
+        Self { guest, clock, quarantined: false, live, failure: None, final_usage: Usage::default(), initial_bytes: 0 }
     }
 
-    /// What it has used so far, or had when it failed.
+    /// Current usage; after a failure, the usage at the failure.
     pub(super) fn usage(&self) -> Usage {
-        self.inner.as_ref().map_or(self.used, |inner| inner.usage())
+        self.live.as_ref().map_or(self.final_usage, |live| live.usage())
     }
 
-    /// Where the guest was when it failed.
+    /// Backtrace of the failure.
     pub(super) fn backtrace(&self) -> Option<String> {
         self.failure.as_ref()?.downcast_ref::<WasmBacktrace>().map(frames)
     }
 
-    /// Whether it must not be entered any more.
+    /// Whether it has failed and accepts no further call.
     pub(super) fn has_failed(&self) -> bool {
-        self.inner.is_none()
+        self.live.is_none()
     }
 
-    /// It takes over from one that has failed, and its first event is the same; or it is new while others of its handler keep
-    /// failing. Whatever its first event does, it does it where nobody waits for it.
-    pub(super) fn suspect(&mut self) {
-        self.suspected = true;
+    /// Runs its calls at idle priority until one succeeds (besides `on-socket-created`): the instance replaces a failed
+    /// one and gets the same event, or its handler keeps failing.
+    pub(super) fn quarantine(&mut self) {
+        self.quarantined = true;
     }
 
     #[cfg(test)]
-    pub(super) fn is_suspected(&self) -> bool {
-        self.suspected
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.quarantined
     }
 
-    /// Whether its memory has grown to where it will soon be refused more: three quarters of what it may have, and twice
-    /// of what it began with. Memory of a guest never shrinks, so only a fresh instance has less.
-    pub(super) fn is_worn(&self) -> bool {
+    /// Whether its memory has grown to three quarters of the limit and to twice its initial size, so that a growth will
+    /// soon be refused. Linear memory never shrinks, so only a new instance has less.
+    pub(super) fn needs_recycle(&self) -> bool {
         let bytes = self.usage().memory_bytes;
-        bytes >= self.shared.options.memory_bytes_max / 4 * 3 && bytes >= self.born_bytes.saturating_mul(2)
+        bytes >= self.guest.config.options.memory_bytes_max / 4 * 3 && bytes >= self.initial_bytes.saturating_mul(2)
     }
 
-    /// It could not be replaced: what it has now is what it is to have.
-    pub(super) fn stays(&mut self) {
-        self.born_bytes = self.usage().memory_bytes;
+    /// Keeps the instance after a failed replacement: its current memory becomes its initial size.
+    pub(super) fn keep(&mut self) {
+        self.initial_bytes = self.usage().memory_bytes;
     }
 
-    /// From now on the instance speaks about this connection.
-    pub(super) fn speaks_about(&mut self, conn: ConnId) {
-        if let Some(inner) = &self.inner {
-            inner.store.data().log.lock().speaks_about(conn);
+    /// Sets the connection of the following log lines.
+    pub(super) fn set_conn(&mut self, conn: ConnId) {
+        if let Some(live) = &self.live {
+            live.store.data().log.lock().set_conn(conn);
         }
     }
 
-    /// Enters the instance and waits until it returns; if that takes long, it goes on among the [long
-    /// events](super::long::LongEvents). The desk comes back with the answer; it is lost only when the future is dropped, which
-    /// fails the instance as well.
+    /// Calls an export and waits for its return; a long call continues in the [background
+    /// pools](super::fairness::BackgroundPools). The backend is returned with the result; only a drop of the future
+    /// drops it, which fails the instance as well.
     ///
     /// # Errors
     ///
-    /// [`CallError::Unavailable`]: no instance could be made. [`CallError::Timeout`]: the call's CPU time was
-    /// used up. [`CallError::Fault`]: the guest trapped; the text says how. [`CallError::Unfit`]: it has no such
-    /// export.
-    pub(super) async fn call(&mut self, desk: Desk, call: Call<'_>) -> (Desk, Result<Answer, CallError>) {
-        // Given back when the call has succeeded: a future that is dropped leaves a guest stopped in its middle.
-        let Some(inner) = self.inner.take() else {
-            return (desk, Err(CallError::Unavailable("the instance has failed before".to_owned())));
+    /// [`CallError::Unavailable`]: no instance could be created. [`CallError::Timeout`]: the call exceeded its CPU
+    /// time. [`CallError::Fault`]: the guest trapped; the text has the trap. [`CallError::Unfit`]: the guest does not
+    /// have the export.
+    pub(super) async fn call(&mut self, backend: Backend, call: Call<'_>) -> (Backend, Result<Answer, CallError>) {
+        // Restored only after a success: dropping the future leaves a guest suspended in the middle of its call.
+        let Some(live) = self.live.take() else {
+            return (backend, Err(CallError::Unavailable("the instance has already failed".to_owned())));
         };
-        let introduces = matches!(call, Call::Event(Event::SocketCreated(_)));
-        // Owned, so that it can go on in another thread.
-        let called = Box::pin(inner.call(desk, Entry::of(call)));
-        let (mut inner, desk, result) = if self.suspected {
-            run_aside(&self.shared, &self.stretch, called).await
+        let is_created = matches!(call, Call::Event(Event::SocketCreated(_)));
+        // Owned, so that it can continue in another thread.
+        let future = Box::pin(live.call(backend, Entry::of(call)));
+        let (mut live, backend, result) = if self.quarantined {
+            run_in_background(&self.guest, &self.clock, future).await
         } else {
-            run_here(&self.shared, &self.stretch, called).await
+            run_on_worker(&self.guest, &self.clock, future).await
         };
-        self.stretch.end();
-        if self.born_bytes == 0 {
-            self.born_bytes = inner.memory_bytes();
+        self.clock.end();
+        if self.initial_bytes == 0 {
+            self.initial_bytes = live.memory_bytes();
         }
         if let Err(error) = &result {
-            self.shared.failures.handle(error, inner.cpu_time());
-            self.used = inner.usage();
-            self.failure = inner.failure.take();
-            self.shared.long_events.discard(inner);
+            self.guest.config.failures.handle(error, live.cpu_time());
+            self.final_usage = live.usage();
+            self.failure = live.failure.take();
+            self.guest.background.discard(live);
         } else {
-            self.suspected &= introduces;
-            self.inner = Some(inner);
+            self.quarantined &= is_created;
+            self.live = Some(live);
         }
-        (desk, result)
+        (backend, result)
     }
 
-    /// Makes the instance, tells it nothing, and drops it.
+    /// Instantiates the guest without a call, and drops the instance.
     ///
     /// # Errors
     ///
     /// As [`Self::call`].
     pub(super) async fn try_out(mut self, conn: ConnId) -> Result<(), CallError> {
-        let Some(mut inner) = self.inner.take() else {
-            return Err(CallError::Unavailable("the instance has failed before".to_owned()));
+        let Some(mut live) = self.live.take() else {
+            return Err(CallError::Unavailable("the instance has already failed".to_owned()));
         };
-        let within = inner.begin_event() + WAITING_MAX;
-        let made = tokio::time::timeout(within, inner.instantiate(conn)).await;
-        made.unwrap_or(Err(CallError::Timeout(within))).map(drop)
+        let within = live.begin_event() + WAITING_MAX;
+        let instantiated = tokio::time::timeout(within, live.instantiate(conn)).await;
+        instantiated.unwrap_or(Err(CallError::Timeout(within))).map(drop)
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // To give much memory back takes the kernel milliseconds.
-        if let Some(inner) = self.inner.take_if(|inner| inner.memory_bytes() > MEMORY_BYTES_QUICK) {
-            self.shared.long_events.discard(inner);
+        if let Some(live) = self.live.take_if(|live| live.memory_bytes() > MEMORY_BYTES_QUICK) {
+            self.guest.background.discard(live);
         }
     }
 }
 
-/// Runs a call in this thread, and where nobody waits for it once it is long.
-async fn run_here(
-    shared: &Shared,
-    stretch: &Arc<Stretch>,
-    mut called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
-) -> Called {
+/// Runs a call in this worker thread, and in the background pools once it is long.
+async fn run_on_worker(
+    guest: &LoadedGuest,
+    clock: &Arc<EventClock>,
+    mut call: Pin<Box<impl Future<Output = CallOutput> + Send + 'static>>,
+) -> CallOutput {
     loop {
-        if stretch.is_long() {
-            return shared.long_events.finish(called, stretch).await;
+        if clock.is_long() {
+            return guest.background.finish(call, clock).await;
         }
-        match futures::poll!(called.as_mut()) {
-            Poll::Ready(answered) => return answered,
-            Poll::Pending if stretch.is_long() => {}
+        match futures::poll!(call.as_mut()) {
+            Poll::Ready(output) => return output,
+            Poll::Pending if clock.is_long() => {}
             Poll::Pending => woken().await,
         }
     }
 }
 
-/// Runs a call where nobody waits for it; while the handler keeps failing, the call waits for its memory.
-async fn run_aside(
-    shared: &Shared,
-    stretch: &Stretch,
-    called: Pin<Box<impl Future<Output = Called> + Send + 'static>>,
-) -> Called {
-    let Shared { failures, share, long_events, metrics, .. } = shared;
-    metrics.apart_by_suspicion.inc();
-    if failures.are_many() {
-        stretch.begin_waiting();
+/// Runs a call at idle priority; while the handler keeps failing, memory growth of the call is rate-limited.
+async fn run_in_background(
+    guest: &LoadedGuest,
+    clock: &EventClock,
+    call: Pin<Box<impl Future<Output = CallOutput> + Send + 'static>>,
+) -> CallOutput {
+    let LoadedGuest { config, memory_rate, background, .. } = guest;
+    config.metrics.deprioritized_by_failures.inc();
+    if config.failures.are_many() {
+        clock.begin_waiting();
     }
-    let (inner, desk, result) = long_events.run_aside(called).await;
-    let taken = stretch.end_waiting();
+    let (live, backend, result) = background.run_in_background(call).await;
+    let taken = clock.end_waiting();
     if result.is_ok() {
-        share.give_back(taken);
+        memory_rate.give_back(taken);
     }
-    (inner, desk, result)
+    (live, backend, result)
 }
 
-/// Returns when whoever polls this is polled again.
+/// Pending once: returns at the next poll of the enclosing task, which the waker of the call causes.
 async fn woken() {
     let mut is_first = true;
     poll_fn(|_| if std::mem::take(&mut is_first) { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
-/// A call with its arguments, as the guest gets them.
+/// A call with its arguments in the types of the WIT interface.
 enum Entry {
     Bytes(Bytes),
     Created(types::ConnInfo),
@@ -325,7 +300,7 @@ impl Entry {
         }
     }
 
-    /// Its name in the log.
+    /// Name in the log.
     fn name(&self) -> &'static str {
         match self {
             Self::Bytes(_) => "on_received_bytes",
@@ -338,7 +313,7 @@ impl Entry {
         }
     }
 
-    /// How many bytes it carries for the guest, and the first of them.
+    /// Total length of the payload, and the payload (of the first message only).
     fn payload(&self) -> (usize, &[u8]) {
         match self {
             Self::Bytes(bytes) => (bytes.len(), bytes),
@@ -352,66 +327,66 @@ impl Entry {
     }
 }
 
-impl Inner {
+impl LiveInstance {
     fn memory_bytes(&self) -> usize {
         self.store.data().limit.bytes()
     }
 
-    /// CPU time of the last event, as far as its ticks have seen it.
+    /// CPU time of the last event, up to its last tick.
     fn cpu_time(&self) -> Duration {
         let state = self.store.data();
-        state.shared.options.event_timeout.saturating_sub(state.cpu_left)
+        state.config.options.event_timeout.saturating_sub(state.cpu_left)
     }
 
     fn usage(&self) -> Usage {
         Usage {
             memory_bytes: self.memory_bytes(),
-            fuel: match self.store.data().shared.metering {
+            fuel: match self.store.data().config.metering {
                 Metering::None => None,
                 Metering::Fuel => self.store.get_fuel().ok().map(|left| u64::MAX - left),
             },
         }
     }
 
-    /// One call, with a bound on its time, but for that one on its CPU time.
-    async fn call(mut self: Box<Self>, desk: Desk, entry: Entry) -> Called {
-        let conn = desk.conn();
-        self.store.data_mut().desk = Some(desk);
+    /// Runs one call with the wall-clock limit; the limit of CPU time is in the epoch deadline callback.
+    async fn call(mut self: Box<Self>, backend: Backend, entry: Entry) -> CallOutput {
+        let conn = backend.conn();
+        self.store.data_mut().backend = Some(backend);
         let timeout = self.begin_event();
         let result = {
             let mut entered = pin!(self.enter(conn, entry));
-            // Most events are over when they are first polled; a timer would cost them more than the rest of this.
+            // Most events complete at the first poll; a timer would cost more than the rest of this function.
             match futures::poll!(entered.as_mut()) {
                 Poll::Ready(result) => result,
                 Poll::Pending => {
                     let within = timeout + WAITING_MAX;
-                    let mut late = pin!(tokio::time::sleep(within));
+                    let mut deadline = pin!(tokio::time::sleep(within));
                     let mut was_polled = true;
                     poll_fn(|context| {
-                        // A guest that has yielded a moment ago goes on elsewhere, or at its next turn.
+                        // The guest has just yielded: it continues in another thread or at the next poll.
                         if !std::mem::take(&mut was_polled)
                             && let Poll::Ready(result) = entered.as_mut().poll(context)
                         {
                             return Poll::Ready(result);
                         }
-                        late.as_mut().poll(context).map(|()| Err(CallError::Timeout(within)))
+                        deadline.as_mut().poll(context).map(|()| Err(CallError::Timeout(within)))
                     })
                     .await
                 }
             }
         };
-        // Nothing takes it away but this.
-        let desk = self.store.data_mut().desk.take().expect("the desk stays in the store for the length of a call");
-        (self, desk, result)
+        // No other code takes it.
+        let backend = self.store.data_mut().backend.take().expect("the backend stays in the store during a call");
+        (self, backend, result)
     }
 
-    /// Starts the event's CPU time; gives it as the handler's options have it.
+    /// Resets CPU time, budget and epoch deadline for an event; returns the limit of its CPU time.
     fn begin_event(&mut self) -> Duration {
-        let timeout = self.store.data().shared.options.event_timeout;
+        let timeout = self.store.data().config.options.event_timeout;
         self.store.data_mut().cpu_left = timeout;
-        self.store.data_mut().spent = Spent::default();
+        self.store.data_mut().budget_used = BudgetUsed::default();
         self.store.data_mut().limit.begin_event();
-        self.store.set_epoch_deadline(limits::FIRST_TICKS);
+        self.store.set_epoch_deadline(ticker::FIRST_TICKS);
         timeout
     }
 
@@ -420,13 +395,13 @@ impl Inner {
             self.exports = Some(self.instantiate(conn).await?);
         }
         let (Some(exports), store) = (&self.exports, &mut self.store) else {
-            return Err(CallError::Unavailable("there is no instance".to_owned()));
+            return Err(CallError::Unavailable("the guest is not instantiated".to_owned()));
         };
         let handler = exports.handler.polygate_handler_handler();
         let migrate = exports.migration.as_ref().map(Migration::polygate_handler_migrate);
         let unfit = || CallError::Unfit("the guest does not export the migrate interface".to_owned());
         let id = conn.to_u64();
-        let called = match &entry {
+        let result = match &entry {
             Entry::Bytes(bytes) => handler.call_on_received_bytes(&mut *store, id, bytes).await.map(|()| Answer::Done),
             Entry::Created(info) => handler.call_on_socket_created(&mut *store, id, info).await.map(|()| Answer::Done),
             Entry::Timer(timer) => handler.call_on_timer_timeout(&mut *store, id, *timer).await.map(|()| Answer::Done),
@@ -443,35 +418,37 @@ impl Inner {
                 .await
                 .map(Answer::Restored),
         };
-        called.map_err(|error| {
+        result.map_err(|error| {
             let (bytes, payload) = entry.payload();
             self.failure(conn, entry.name(), bytes, payload, error)
         })
     }
 
     async fn instantiate(&mut self, conn: ConnId) -> Result<Exports, CallError> {
-        let shared = Arc::clone(&self.store.data().shared);
-        let permit =
-            shared.ceiling.permit(&shared.metrics).map_err(|reached| CallError::Unavailable(reached.to_string()))?;
+        let guest = Arc::clone(&self.guest);
+        let permit = guest
+            .instance_limit
+            .permit(&guest.config.metrics)
+            .map_err(|reached| CallError::Unavailable(reached.to_string()))?;
         self.store.data_mut().permit = Some(permit);
-        let made = async {
-            let instance = shared.pre.instantiate_async(&mut self.store).await?;
-            let handler = shared.handler_exports.load(&mut self.store, &instance)?;
-            let migration = match &shared.migration_exports {
+        let instantiated = async {
+            let instance = guest.pre.instantiate_async(&mut self.store).await?;
+            let handler = guest.handler_exports.load(&mut self.store, &instance)?;
+            let migration = match &guest.migration_exports {
                 Some(exports) => Some(exports.load(&mut self.store, &instance)?),
                 None => None,
             };
             Ok(Exports { handler, migration })
         };
-        let made = made.await;
-        self.store.data_mut().limit.handle_made();
-        made.map_err(|error| match self.failure(conn, "instantiation", 0, &[], error) {
-            CallError::Fault(text) => CallError::Unavailable(format!("cannot make an instance: {text}")),
+        let instantiated = instantiated.await;
+        self.store.data_mut().limit.handle_instantiated();
+        instantiated.map_err(|error| match self.failure(conn, "instantiation", 0, &[], error) {
+            CallError::Fault(text) => CallError::Unavailable(format!("cannot instantiate the guest: {text}")),
             other @ (CallError::Unavailable(_) | CallError::Timeout(_) | CallError::Unfit(_)) => other,
         })
     }
 
-    /// What a failed call means, and a line in the log that its author can use.
+    /// Converts the error of a failed call, and logs it with its backtrace for the guest's author.
     fn failure(
         &mut self,
         conn: ConnId,
@@ -482,18 +459,20 @@ impl Inner {
     ) -> CallError {
         let error = &*self.failure.insert(error);
         let state = self.store.data();
-        let options = &state.shared.options;
-        // What the device said is its own business: only who asks for it in the log's filter sees it.
-        let first = &payload[..payload.len().min(SHOWN_BYTES_MAX)];
-        tracing::trace!(target: PAYLOAD_LOG, %conn, handler = %options.name, call, bytes, first = %Hex(first), "the event that the guest failed in");
-        // The backtrace names the guest's functions if it has a name section, and their lines if it has DWARF. A device that
-        // makes its guest fail again and again is told of only so often.
-        if state.shared.failures.may_be_told() {
-            tracing::warn!(%conn, handler = %options.name, call, bytes, "the guest failed: {error:?}");
+        let options = &state.config.options;
+        // Payload may be confidential: it is logged only with an explicit log filter for its target.
+        let first = &payload[..payload.len().min(LOGGED_BYTES_MAX)];
+        let (handler, first) = (&options.name, Hex(first));
+        tracing::trace!(target: PAYLOAD_LOG, %conn, %handler, call, bytes, %first, "payload of the failed call");
+        // The backtrace has function names if the file has a name section, and lines if it has DWARF. The lines are
+        // rate-limited: a device may make its guest fail again and again.
+        if state.config.failures.should_log() {
+            let report = format_args!("{error:?}");
+            tracing::warn!(%conn, %handler, call, bytes, %report, "guest failed");
         } else {
-            state.shared.metrics.log_lines_shed.inc();
+            state.config.metrics.suppressed_log_lines.inc();
         }
-        if error.downcast_ref::<TimeUsedUp>().is_some() {
+        if error.downcast_ref::<CpuTimeExceeded>().is_some() {
             return CallError::Timeout(options.event_timeout);
         }
         let trap = error.downcast_ref::<Trap>().map_or_else(|| error.root_cause().to_string(), ToString::to_string);
@@ -505,22 +484,21 @@ impl Inner {
     }
 }
 
-/// The functions of a backtrace, without its heading and without the modules, which have no names in components.
+/// The frames of a backtrace, without its heading and without the module names, which components lack.
 fn frames(backtrace: &WasmBacktrace) -> String {
     let text = backtrace.to_string();
     text.split_once('\n').map_or("", |(_, frames)| frames).replace("<unknown>!", "")
 }
 
-/// What an instance has used since it was made.
+/// Resources used by an instance since its instantiation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Linear memory of all its memories, which never shrink.
+    /// Total size of its linear memories, which never shrink.
     pub memory_bytes: usize,
-    /// Instructions, roughly: what wasmtime calls fuel. `None` on a host that does not meter.
+    /// Consumed fuel (wasmtime), roughly the number of instructions. `None` without metering.
     pub fuel: Option<u64>,
 }
 
-/// Bytes as hex digits.
 struct Hex<'a>(&'a [u8]);
 
 impl std::fmt::Display for Hex<'_> {

@@ -1,81 +1,72 @@
-//! What bounds a guest: its memory, its CPU time, and how many instances there may be.
+//! Limits of guests: memory and tables of an instance, operations of an event, number of instances.
+//!
+//! The limit of CPU time is in [`store`](super::store), where the epoch deadline callback enforces it.
 
 use std::fs;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use wasmtime::{Engine, EngineWeak, ResourceLimiterAsync, StoreContextMut, UpdateDeadline};
+use wasmtime::ResourceLimiterAsync;
 
-use super::instance::GuestState;
-use super::share::Share;
-use super::stretch::Stretch;
+use super::fairness::{EventClock, MemoryRateLimit};
 use crate::conn::Refused;
 use crate::telemetry::InstanceMetrics;
 
-/// How often a running guest is looked at: it yields to others that often, and its time is counted so exactly. The clock
-/// takes a quarter of a percent of one core.
-pub(super) const TICK: Duration = Duration::from_millis(2);
-
-/// After this many ticks an event is long. The first may come at once.
-pub(super) const FIRST_TICKS: u64 = 2;
-
-/// An event that takes more memory than this is long, however short it may be: the kernel zeroes each page at its first touch,
-/// which for a memory of some MiB takes it longer than the ticks. What is read of a device at once, four times over.
+/// Memory growth, in bytes, above which an event is long at once: the kernel zeroes each page at its first access,
+/// which for some MiB takes longer than the ticks. Four times the size of a read from a device.
 pub(super) const GROWTH_QUICK_BYTES: usize = 256 << 10;
 
-/// Elements of all tables of one instance. A table holds function references; guests have a few hundred.
+/// Maximum number of elements in all tables of one instance. Tables hold function references; guests have a few
+/// hundred.
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 
-/// Core instances in one instance of a guest. Linked libraries make some: a Python guest has 38. Each takes memory of the
-/// gateway's that the guest's limit does not see.
+/// Maximum number of core instances in one instance of a guest. Linked libraries add some: a Python guest has 38. Each
+/// takes host memory that the guest's memory limit does not count.
 const CORE_INSTANCES_MAX: usize = 200;
 
-/// Tables of one instance of a guest. Libraries share one; what links them has another.
+/// Maximum number of tables of one instance. Libraries share one; their linking module has another.
 const TABLES_MAX: usize = 100;
 
-/// Linear memories of one instance of a guest: each takes a slot or mappings, however short it is. The guests that there
-/// are have up to three.
+/// Maximum number of linear memories of one instance: each takes a slot or mappings, whatever its length. Known guests
+/// have up to three.
 const MEMORIES_MAX: usize = 8;
 
-/// Mappings that one instance may take: its memory, that memory's guards, its stack and the stack's guard.
+/// Mappings of one instance on the large engine: its memory and stack, with their guards.
 const MAPPINGS_PER_INSTANCE: usize = 7;
 
-/// Mappings allowed to a process where the system does not say (the kernel's default).
+/// The kernel's default of `vm.max_map_count`, for systems where it cannot be read.
 const MAPPINGS_MAX_DEFAULT: usize = 65_530;
 
-/// What one event may ask of the host. A handler that is asked for more than it should be, by a hostile device or its own
-/// fault, is refused the rest, and goes on.
+/// Limits of the operations of one event. Operations beyond them, caused by a hostile device or a bug of the guest, are
+/// refused; the guest continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventBudget {
-    /// Messages that it may publish.
+    /// Maximum number of published messages.
     pub publishes_max: u32,
-    /// Bytes that it may send to the peer.
+    /// Maximum number of bytes sent to the peer.
     pub sent_bytes_max: usize,
-    /// Lines that it may log.
+    /// Maximum number of log lines.
     pub log_lines_max: u32,
 }
 
 impl Default for EventBudget {
-    /// Room for a read of 64 KiB that is full of the smallest frames, and then some.
+    /// More than the operations for a read of 64 KiB full of minimal frames.
     fn default() -> Self {
         Self { publishes_max: 10_000, sent_bytes_max: 16 << 20, log_lines_max: 100 }
     }
 }
 
-/// What an event has asked for.
+/// The part of the [`EventBudget`] that the current event has used.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
+pub(super) struct BudgetUsed {
     publishes: u32,
     sent_bytes: usize,
     log_lines: u32,
 }
 
-impl Spent {
-    /// One more message.
+impl BudgetUsed {
+    /// Charges one message.
     ///
     /// # Errors
     ///
@@ -84,7 +75,7 @@ impl Spent {
         let publishes_max = budget.publishes_max;
         if self.publishes >= publishes_max {
             return Err(Refused::Full {
-                what: "what one event may publish",
+                what: "the number of messages published in one event",
                 limit: format!("{publishes_max} messages"),
             });
         }
@@ -92,7 +83,7 @@ impl Spent {
         Ok(())
     }
 
-    /// So many bytes more.
+    /// Charges sent bytes.
     ///
     /// # Errors
     ///
@@ -101,114 +92,70 @@ impl Spent {
         let sent_bytes = self.sent_bytes.saturating_add(bytes);
         if sent_bytes > budget.sent_bytes_max {
             let limit = format!("{} bytes", budget.sent_bytes_max);
-            return Err(Refused::Full { what: "what one event may send", limit });
+            return Err(Refused::Full { what: "the number of bytes sent in one event", limit });
         }
         self.sent_bytes = sent_bytes;
         Ok(())
     }
 
-    /// Whether one more line may be said.
+    /// Charges one log line; `false` beyond the budget.
     pub(super) fn log(&mut self, budget: &EventBudget) -> bool {
-        let may = self.log_lines < budget.log_lines_max;
-        self.log_lines += u32::from(may);
-        may
+        let is_within_budget = self.log_lines < budget.log_lines_max;
+        self.log_lines += u32::from(is_within_budget);
+        is_within_budget
     }
 }
 
-/// The clock that looks at running guests; ends when dropped.
-#[derive(Debug)]
-pub(super) struct Ticker {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Ticker {
-    /// A thread of its own, because a guest in an endless loop may hold a worker until the clock makes it yield.
-    pub(super) fn start<'a>(engines: impl Iterator<Item = &'a Engine>) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new().name("guest-clock".to_owned()).spawn({
-            let (engines, stop) = (engines.map(Engine::weak).collect::<Vec<_>>(), Arc::clone(&stop));
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    thread::park_timeout(TICK);
-                    for engine in engines.iter().filter_map(EngineWeak::upgrade) {
-                        engine.increment_epoch();
-                    }
-                }
-            }
-        })?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("the thread that bounds guests' time had panicked");
-            }
-        }
-    }
-}
-
-/// An event took more CPU time than it may.
-#[derive(Debug, thiserror::Error)]
-#[error("the event's CPU time is used up")]
-pub(super) struct TimeUsedUp;
-
-/// At every tick of a guest whose event is long: yields to other tasks, and ends the event once its CPU time is used up.
-pub(super) fn on_tick(mut store: StoreContextMut<'_, GuestState>) -> wasmtime::Result<UpdateDeadline> {
-    let state = store.data_mut();
-    let is_first = !state.stretch.is_long();
-    let Some(left) = state.cpu_left.checked_sub(state.stretch.handle_tick()) else {
-        state.cpu_left = Duration::ZERO;
-        return Err(TimeUsedUp.into());
-    };
-    if is_first {
-        state.shared.metrics.apart_by_time.inc();
-    }
-    state.cpu_left = left;
-    Ok(UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(&state.stretch).yield_now())))
-}
-
-/// Bounds the memory of one instance, and tells the gauges of it.
+/// Limits linear memory and tables of one instance (wasmtime's resource limiter), and updates the memory gauges.
 #[derive(Debug)]
 pub(super) struct MemoryLimit {
     bytes_max: usize,
     bytes: usize,
     table_elements: usize,
-    /// The guest asked for more than it may have; told with the trap that usually follows.
+    /// A growth was refused; reported with the trap that usually follows.
     pub(super) exceeded: bool,
-    /// Whether the instance is there. What it is made with, it has not touched by that.
-    is_made: bool,
-    /// What the event in progress has taken.
-    grown: usize,
-    /// How much of that it has waited for, if it has to.
-    paid: usize,
-    stretch: Arc<Stretch>,
-    share: Arc<Share>,
+    /// Whether the instantiation is over. Initial memory does not count as growth: the guest has not touched its pages.
+    is_instantiated: bool,
+    /// Memory growth during the current event, in bytes.
+    event_growth: usize,
+    /// The part of `event_growth` that was charged to the memory rate limit.
+    charged: usize,
+    clock: Arc<EventClock>,
+    memory_rate: Arc<MemoryRateLimit>,
     metrics: InstanceMetrics,
 }
 
 impl MemoryLimit {
-    /// `stretch` is how the instance's events run, and `share` what they may take together with others while the handler keeps
-    /// failing.
-    pub(super) fn new(bytes_max: usize, stretch: Arc<Stretch>, share: Arc<Share>, metrics: InstanceMetrics) -> Self {
-        let (is_made, exceeded) = (false, false);
-        Self { bytes_max, bytes: 0, table_elements: 0, exceeded, is_made, grown: 0, paid: 0, stretch, share, metrics }
+    /// `clock` is the event clock of the instance, `memory_rate` the memory rate limit of its handler.
+    pub(super) fn new(
+        bytes_max: usize,
+        clock: Arc<EventClock>,
+        memory_rate: Arc<MemoryRateLimit>,
+        metrics: InstanceMetrics,
+    ) -> Self {
+        let (is_instantiated, exceeded) = (false, false);
+        Self {
+            bytes_max,
+            bytes: 0,
+            table_elements: 0,
+            exceeded,
+            is_instantiated,
+            event_growth: 0,
+            charged: 0,
+            clock,
+            memory_rate,
+            metrics,
+        }
     }
 
-    /// The instance is there.
-    pub(super) fn handle_made(&mut self) {
-        self.is_made = true;
+    pub(super) fn handle_instantiated(&mut self) {
+        self.is_instantiated = true;
     }
 
-    /// What was taken until now was not taken by the event that begins.
+    /// Resets the growth of the last event.
     pub(super) fn begin_event(&mut self) {
-        self.grown = 0;
-        self.paid = 0;
+        self.event_growth = 0;
+        self.charged = 0;
     }
 
     /// Linear memory of the instance, in bytes.
@@ -216,26 +163,26 @@ impl MemoryLimit {
         self.bytes
     }
 
-    /// Whether a memory may grow; then it is counted.
+    /// Whether a memory may grow; counts an allowed growth.
     fn grow_memory(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         if is_beyond(desired, maximum) {
             return false;
         }
-        let grown = desired.saturating_sub(current);
-        let bytes = self.bytes.saturating_add(grown);
+        let growth = desired.saturating_sub(current);
+        let bytes = self.bytes.saturating_add(growth);
         if bytes > self.bytes_max {
             self.exceeded = true;
             return false;
         }
         self.bytes = bytes;
-        if self.is_made {
-            self.grown = self.grown.saturating_add(grown);
+        if self.is_instantiated {
+            self.event_growth = self.event_growth.saturating_add(growth);
         }
-        self.metrics.memory_bytes.inc_by(gauge(grown));
+        self.metrics.memory_bytes.inc_by(gauge(growth));
         true
     }
 
-    /// Whether a table may grow; then it is counted.
+    /// Whether a table may grow; counts an allowed growth.
     fn grow_table(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> bool {
         if is_beyond(desired, maximum) {
             return false;
@@ -256,8 +203,8 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// The limits hold for all memories and tables of the instance together. An event that takes much yields before it has it, and
-/// so is long; one that has to wait for its memory does.
+/// The limits hold for the total of all memories and tables of the instance. A large growth makes the event long: it
+/// yields before it gets the memory. If the event is subject to the memory rate limit, the growth waits for it.
 #[async_trait]
 impl ResourceLimiterAsync for MemoryLimit {
     async fn memory_growing(
@@ -266,19 +213,19 @@ impl ResourceLimiterAsync for MemoryLimit {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let may = self.grow_memory(current, desired, maximum);
-        if may && self.grown > GROWTH_QUICK_BYTES {
-            if self.stretch.waits() {
-                let unpaid = self.grown - std::mem::replace(&mut self.paid, self.grown);
-                if self.stretch.take(&self.share, unpaid).await {
+        let is_allowed = self.grow_memory(current, desired, maximum);
+        if is_allowed && self.event_growth > GROWTH_QUICK_BYTES {
+            if self.clock.waits() {
+                let uncharged = self.event_growth - std::mem::replace(&mut self.charged, self.event_growth);
+                if self.clock.take(&self.memory_rate, uncharged).await {
                     self.metrics.memory_waits.inc();
                 }
-            } else if !self.stretch.is_long() {
-                self.metrics.apart_by_memory.inc();
-                Arc::clone(&self.stretch).yield_now().await;
+            } else if !self.clock.is_long() {
+                self.metrics.deprioritized_by_memory.inc();
+                Arc::clone(&self.clock).yield_now().await;
             }
         }
-        Ok(may)
+        Ok(is_allowed)
     }
 
     async fn table_growing(
@@ -303,8 +250,8 @@ impl ResourceLimiterAsync for MemoryLimit {
     }
 }
 
-/// Whether the guest's own declaration forbids the growth. The engine asks us first, and refuses it only after we
-/// have counted it.
+/// Whether the guest's declared maximum forbids the growth. Wasmtime checks the maximum only after the limiter, which
+/// would have counted the growth by then.
 fn is_beyond(desired: usize, maximum: Option<usize>) -> bool {
     maximum.is_some_and(|maximum| desired > maximum)
 }
@@ -313,27 +260,27 @@ fn gauge(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// What bounds the number of instances.
+/// The resource that limits the number of instances.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
-    /// The kernel's limit on a process's mappings.
+    /// The kernel's limit of mappings in a process.
     ///
-    /// At that limit not only the next instance fails: the next allocation of the gateway itself may, and that ends
-    /// the process. So the ceiling is well below.
+    /// At that limit not only the next instance fails, but possibly also the next allocation of the gateway, which
+    /// would end the process. The instance limit is therefore well below.
     Mappings,
-    /// The slots that were reserved at the start.
+    /// The slots reserved at startup.
     Slots,
 }
 
-/// How many instances may live at once on one engine.
+/// Maximum number of live instances on one engine, and their current number.
 #[derive(Clone, Debug)]
-pub(super) struct Ceiling {
+pub(super) struct InstanceLimit {
     live: Arc<AtomicUsize>,
     instances_max: usize,
     bound: Bound,
 }
 
-impl Ceiling {
+impl InstanceLimit {
     pub(super) fn of_this_system() -> Self {
         let mappings_max = fs::read_to_string("/proc/sys/vm/max_map_count")
             .ok()
@@ -350,8 +297,8 @@ impl Ceiling {
         self.instances_max
     }
 
-    /// The right to hold one instance; an error when there are as many as may be.
-    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Result<InstancePermit, CeilingReached> {
+    /// A permit for one instance.
+    pub(super) fn permit(&self, metrics: &InstanceMetrics) -> Result<InstancePermit, InstanceLimitReached> {
         let below = |live: usize| (live < self.instances_max).then_some(live + 1);
         match self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below) {
             Ok(_) => {
@@ -359,25 +306,23 @@ impl Ceiling {
                 Ok(InstancePermit { live: Arc::clone(&self.live), metrics: metrics.clone() })
             }
             Err(live) => Err(match self.bound {
-                Bound::Mappings => CeilingReached::Mappings(live),
-                Bound::Slots => CeilingReached::Slots(live),
+                Bound::Mappings => InstanceLimitReached::Mappings(live),
+                Bound::Slots => InstanceLimitReached::Slots(live),
             }),
         }
     }
 }
 
-/// As many instances live as may; the number says how many.
+/// The instance limit is reached; with the number of live instances.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CeilingReached {
-    /// Of guests that take mappings.
-    #[error("{0} instances of large guests live, which is as many as this system's vm.max_map_count allows")]
+pub(super) enum InstanceLimitReached {
+    #[error("instance limit of the large engine reached: {0} live instances, limited by vm.max_map_count")]
     Mappings(usize),
-    /// Of guests that take slots.
-    #[error("{0} instances of small guests live, which is as many as there is memory reserved for")]
+    #[error("instance limit of the small engine reached: {0} live instances, limited by reserved slots")]
     Slots(usize),
 }
 
-/// The right to hold one instance; given back when dropped.
+/// Permit for one instance; dropping it returns the permit.
 #[derive(Debug)]
 pub(super) struct InstancePermit {
     live: Arc<AtomicUsize>,
@@ -393,61 +338,61 @@ impl Drop for InstancePermit {
 
 #[cfg(test)]
 mod tests {
-    use wasmtime::Store;
     use wasmtime::component::{Component, Linker};
+    use wasmtime::{Engine, Store};
 
     use super::*;
     use crate::telemetry::Telemetry;
 
     fn limit(bytes_max: usize, metrics: &InstanceMetrics) -> MemoryLimit {
-        MemoryLimit::new(bytes_max, Arc::default(), Arc::new(Share::new()), metrics.clone())
+        MemoryLimit::new(bytes_max, Arc::default(), Arc::new(MemoryRateLimit::new()), metrics.clone())
     }
 
-    /// An event gets what its budget says, to the last message, byte and line; what is too large is refused whole.
+    /// The budget is exact to the last message, byte and line; a send beyond it is refused as a whole.
     #[test]
-    fn an_event_has_a_budget() {
+    fn the_event_budget_is_exact() {
         let budget = EventBudget { publishes_max: 2, sent_bytes_max: 10, log_lines_max: 1 };
-        let mut spent = Spent::default();
-        assert_eq!([(); 3].map(|()| spent.publish(&budget).is_ok()), [true, true, false]);
-        assert_eq!([8, 3, 2, 1].map(|bytes| spent.send(bytes, &budget).is_ok()), [true, false, true, false]);
-        assert_eq!([(); 2].map(|()| spent.log(&budget)), [true, false]);
-        assert!(spent.send(usize::MAX, &budget).is_err());
+        let mut budget_used = BudgetUsed::default();
+        assert_eq!([(); 3].map(|()| budget_used.publish(&budget).is_ok()), [true, true, false]);
+        assert_eq!([8, 3, 2, 1].map(|bytes| budget_used.send(bytes, &budget).is_ok()), [true, false, true, false]);
+        assert_eq!([(); 2].map(|()| budget_used.log(&budget)), [true, false]);
+        assert!(budget_used.send(usize::MAX, &budget).is_err());
     }
 
-    /// The second instance gets no permit while the first lives, and one when it is gone.
+    /// The second instance gets no permit while the first is live, and gets one after its drop.
     #[test]
-    fn instances_are_bounded() {
+    fn instances_are_limited() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        for (bound, why) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "memory reserved")] {
-            let ceiling = Ceiling::new(1, bound);
-            let first = ceiling.permit(&metrics).unwrap();
-            let reached = ceiling.permit(&metrics).unwrap_err().to_string();
-            assert!(reached.starts_with("1 instances of ") && reached.contains(why), "{reached}");
+        for (bound, reason) in [(Bound::Mappings, "vm.max_map_count"), (Bound::Slots, "reserved slots")] {
+            let instance_limit = InstanceLimit::new(1, bound);
+            let first = instance_limit.permit(&metrics).unwrap();
+            let reached = instance_limit.permit(&metrics).unwrap_err().to_string();
+            assert!(reached.contains("reached: 1 live") && reached.contains(reason), "{reached}");
             assert_eq!(metrics.live.get(), 1);
             drop(first);
             assert_eq!(metrics.live.get(), 0);
-            drop(ceiling.permit(&metrics).unwrap());
+            drop(instance_limit.permit(&metrics).unwrap());
         }
     }
 
-    /// What a guest has forbidden itself is not counted: it does not get it.
+    /// Growth beyond the guest's declared maximum fails in wasmtime and is not counted.
     #[test]
-    fn growth_beyond_the_guests_own_maximum_is_not_counted() {
+    fn growth_beyond_the_declared_maximum_is_not_counted() {
         let metrics = Telemetry::new().instances(&"guest".into());
         let mut limit = limit(100, &metrics);
         for _ in 0..10 {
             assert!(!limit.grow_memory(0, 30, Some(20)));
             assert!(!limit.grow_table(0, 30_000, Some(20)));
         }
-        assert!(!limit.exceeded, "the gateway has refused nothing");
+        assert!(!limit.exceeded, "the limiter has refused no growth");
         assert_eq!(metrics.memory_bytes.get(), 0);
         assert!(limit.grow_memory(0, 20, Some(20)));
         assert!(limit.grow_table(0, 20, Some(20)));
     }
 
-    /// A guest that is made of too much is no instance, whichever it has too much of.
+    /// A guest with too many core instances, tables or memories is not instantiated.
     #[tokio::test]
-    async fn parts_of_an_instance_are_bounded() {
+    async fn parts_of_an_instance_are_limited() {
         let metrics = Telemetry::new().instances(&"guest".into());
         let engine = Engine::default();
         let instantiate = async |part: &str, count: usize| {
@@ -456,8 +401,8 @@ mod tests {
             let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
             let mut store = Store::new(&engine, limit(1 << 20, &metrics));
             store.limiter_async(|limit| limit);
-            let made = Linker::new(&engine).instantiate_async(&mut store, &component).await;
-            made.map(drop).map_err(|error| format!("{error:#}"))
+            let instance = Linker::new(&engine).instantiate_async(&mut store, &component).await;
+            instance.map(drop).map_err(|error| format!("{error:#}"))
         };
         for (part, most, name) in [
             ("", CORE_INSTANCES_MAX, "instance"),
@@ -470,9 +415,9 @@ mod tests {
         }
     }
 
-    /// Memory grows to the limit, not beyond, over all memories; the gauges follow and return to zero.
+    /// The total of all memories grows to the limit and not beyond; the gauge follows and returns to zero.
     #[test]
-    fn memory_is_bounded() {
+    fn memory_is_limited() {
         let metrics = Telemetry::new().instances(&"guest".into());
         let mut limit = limit(100, &metrics);
         assert!(limit.grow_memory(0, 60, None));
@@ -484,25 +429,25 @@ mod tests {
         assert_eq!(metrics.memory_bytes.get(), 0);
     }
 
-    /// An event is long as soon as it has taken more than it may quickly have, in however many steps, and yields once; what the
-    /// instance had before does not count, and what it may not have neither.
+    /// An event is long once its growth exceeds [`GROWTH_QUICK_BYTES`], in any number of steps, and yields once;
+    /// initial memory and refused growth do not count.
     #[tokio::test]
-    async fn an_event_that_takes_much_is_long() {
+    async fn a_large_growth_makes_an_event_long() {
         let metrics = Telemetry::new().instances(&"guest".into());
-        let stretch = Arc::<Stretch>::default();
-        let share = Arc::new(Share::new());
-        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&stretch), share, metrics.clone());
+        let clock = Arc::<EventClock>::default();
+        let memory_rate = Arc::new(MemoryRateLimit::new());
+        let mut limit = MemoryLimit::new(8 * GROWTH_QUICK_BYTES, Arc::clone(&clock), memory_rate, metrics.clone());
         assert!(limit.memory_growing(0, 4 * GROWTH_QUICK_BYTES, None).await.unwrap());
-        limit.handle_made();
+        limit.handle_instantiated();
         let half = GROWTH_QUICK_BYTES / 2;
         assert!(!limit.memory_growing(0, 8 * GROWTH_QUICK_BYTES, None).await.unwrap());
         for step in 0..2 {
             assert!(limit.memory_growing(step * half, (step + 1) * half, None).await.unwrap());
         }
-        assert!(!stretch.is_long());
+        assert!(!clock.is_long());
         assert!(futures::poll!(limit.memory_growing(2 * half, 3 * half, None)).is_pending());
-        assert!(stretch.is_long());
+        assert!(clock.is_long());
         assert!(futures::poll!(limit.memory_growing(3 * half, 4 * half, None)).is_ready(), "it has yielded");
-        assert_eq!(metrics.apart_by_memory.get(), 1);
+        assert_eq!(metrics.deprioritized_by_memory.get(), 1);
     }
 }

@@ -1,8 +1,8 @@
-//! What a guest says, on its way to the gateway's log, and how much of it gets there.
+//! Guest log: rate limits and escaping of the lines that guests write to the gateway's log.
 //!
-//! A log that is written to a terminal or a pipe is slow and its space is finite, so each instance may say so
-//! many lines and no more, and all instances of a handler together; what is left out is counted and told. A line is a line:
-//! what would break it, or move a terminal's cursor, is escaped.
+//! Writing to a terminal or a pipe is slow and log storage is finite, so the lines of each instance, and of all
+//! instances of a handler together, are rate-limited; suppressed lines are counted and reported. Control characters,
+//! which could end a line or move a terminal's cursor, are escaped.
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -12,67 +12,66 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::conn::ConnId;
 use crate::rate::Rate;
-use crate::telemetry::{LineBudget, Lines, MaySay, lines_in};
+use crate::telemetry::{LogBudget, LogDecision, LogLimiter, lines_in};
 use crate::wit::types::Level;
 
-/// What one line keeps, in bytes.
+/// Maximum length of one line, in bytes; longer lines are truncated.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
-/// What an instance may say: a guest that reports every few frames stays below.
-static OF_AN_INSTANCE: LazyLock<Rate> = LazyLock::new(|| lines_in(200, Duration::from_secs(10)));
+/// Rate of one instance: a guest that logs every few frames stays below.
+static INSTANCE_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(200, Duration::from_secs(10)));
 
-/// What all instances of a handler may say together: a thousand devices that each have a fault to tell get through, a
-/// hundred thousand would fill the disk.
-static OF_A_HANDLER: LazyLock<Rate> = LazyLock::new(|| lines_in(2000, Duration::from_secs(4)));
+/// Rate of all instances of a handler: it admits a fault report of each of a thousand devices; a hundred thousand would
+/// fill the disk.
+static HANDLER_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(2000, Duration::from_secs(4)));
 
-/// Failures of a handler's instances that are told with their backtraces. Each is some lines; whoever looks for a fault needs
-/// one, and with twenty at once each of some faults is among them.
-static OF_FAILURES: LazyLock<Rate> = LazyLock::new(|| lines_in(20, Duration::from_secs(10)));
+/// Rate of the logged backtraces of a handler. Each has several lines; one is enough to find a fault, and twenty at
+/// once show several different faults.
+static FAILURE_RATE: LazyLock<Rate> = LazyLock::new(|| lines_in(20, Duration::from_secs(10)));
 
-/// What all instances of one handler may still say.
-pub(super) fn of_a_handler() -> Lines {
-    Lines::new(&OF_A_HANDLER)
+/// Limiter of the lines of all instances of a handler.
+pub(super) fn handler_limiter() -> LogLimiter {
+    LogLimiter::new(&HANDLER_RATE)
 }
 
-/// The same for their failures.
-pub(super) fn of_failures() -> Lines {
-    Lines::new(&OF_FAILURES)
+/// Limiter of the backtraces of a handler.
+pub(super) fn failure_limiter() -> LogLimiter {
+    LogLimiter::new(&FAILURE_RATE)
 }
 
-/// One instance's way to the log.
+/// The log of one instance.
 #[derive(Debug)]
 pub(super) struct GuestLog {
     conn: ConnId,
     handler: Arc<str>,
-    budget: LineBudget,
-    together: Lines,
-    shed: Counter,
+    budget: LogBudget,
+    handler_limiter: LogLimiter,
+    suppressed: Counter,
 }
 
 impl GuestLog {
-    /// `shed` counts the lines that are left out.
-    pub(super) fn new(conn: ConnId, handler: Arc<str>, together: Lines, shed: Counter) -> Self {
-        Self { conn, handler, budget: LineBudget::new(&OF_AN_INSTANCE, Instant::now()), together, shed }
+    pub(super) fn new(conn: ConnId, handler: Arc<str>, handler_limiter: LogLimiter, suppressed: Counter) -> Self {
+        Self { conn, handler, budget: LogBudget::new(&INSTANCE_RATE, Instant::now()), handler_limiter, suppressed }
     }
 
-    /// A line is left out, because the event has said as many as it may.
-    pub(super) fn leave_out(&mut self) {
-        self.budget.leave_out();
-        self.shed.inc();
+    /// Counts a line that is suppressed because the event has exceeded its budget of lines.
+    pub(super) fn suppress(&mut self) {
+        self.budget.suppress();
+        self.suppressed.inc();
     }
 
-    /// From now on the instance speaks about this connection.
-    pub(super) fn speaks_about(&mut self, conn: ConnId) {
+    /// Sets the connection of the following lines.
+    pub(super) fn set_conn(&mut self, conn: ConnId) {
         self.conn = conn;
     }
 
-    /// One line, cut at [`LINE_BYTES_MAX`], unless the instance has said too many.
+    /// Logs one line, truncated to [`LINE_BYTES_MAX`], within the rate limits.
     pub(super) fn line(&mut self, level: Level, text: &str) {
-        let text = told(text);
-        macro_rules! say {
+        let text = reported(text);
+        macro_rules! emit {
             ($level:ident) => {
-                // A line that nobody wants to see costs nothing of what may be said.
-                if tracing::enabled!(target: "polygate::guest", tracing::Level::$level) && self.may_say() {
+                // A line below the configured log level is not charged to the rate limits.
+                if tracing::enabled!(target: "polygate::guest", tracing::Level::$level) && self.is_admitted() {
                     tracing::event!(
                         target: "polygate::guest",
                         tracing::Level::$level,
@@ -84,55 +83,55 @@ impl GuestLog {
             };
         }
         match level {
-            Level::Trace => say!(TRACE),
-            Level::Debug => say!(DEBUG),
-            Level::Info => say!(INFO),
-            Level::Warn => say!(WARN),
-            Level::Error => say!(ERROR),
+            Level::Trace => emit!(TRACE),
+            Level::Debug => emit!(DEBUG),
+            Level::Info => emit!(INFO),
+            Level::Warn => emit!(WARN),
+            Level::Error => emit!(ERROR),
         }
     }
 
-    fn may_say(&mut self) -> bool {
+    fn is_admitted(&mut self) -> bool {
         let now = Instant::now();
-        let may = self.budget.handle_line(now);
-        // A line that an instance may not say takes nothing from the others.
-        if may == MaySay::No || self.together.handle_line() == MaySay::No {
-            self.shed.inc();
+        let decision = self.budget.handle_line(now);
+        // A line beyond the instance's rate is not charged to the handler's rate.
+        if decision == LogDecision::No || self.handler_limiter.handle_line() == LogDecision::No {
+            self.suppressed.inc();
             return false;
         }
-        if let MaySay::After(left_out) = may {
-            self.tell(left_out);
+        if let LogDecision::After(suppressed) = decision {
+            self.log_suppressed(suppressed);
         }
         true
     }
 
-    fn tell(&self, left_out: u64) {
-        tracing::warn!(conn = %self.conn, handler = %self.handler, left_out, "the guest says more than the log takes");
+    fn log_suppressed(&self, suppressed: u64) {
+        tracing::warn!(conn = %self.conn, handler = %self.handler, suppressed, "guest log rate-limited");
     }
 }
 
 impl Drop for GuestLog {
     fn drop(&mut self) {
-        match self.budget.left_out() {
+        match self.budget.suppressed() {
             0 => {}
-            left_out => self.tell(left_out),
+            suppressed => self.log_suppressed(suppressed),
         }
     }
 }
 
-/// What a guest says of a failure, in one line and cut as a line of the log.
-pub(super) fn told(text: &str) -> Cow<'_, str> {
+/// A guest's error text, escaped and truncated as a log line.
+pub(super) fn reported(text: &str) -> Cow<'_, str> {
     one_line(&text[..text.floor_char_boundary(LINE_BYTES_MAX)])
 }
 
-/// The text without what would end its line or steer a terminal; a tab may stay.
+/// Escapes control characters except tabs.
 fn one_line(text: &str) -> Cow<'_, str> {
-    let breaks = |character: char| character.is_control() && character != '\t';
-    if !text.contains(breaks) {
+    let is_escaped = |character: char| character.is_control() && character != '\t';
+    if !text.contains(is_escaped) {
         return Cow::Borrowed(text);
     }
     let escaped = text.chars().fold(String::with_capacity(text.len() + 16), |mut line, character| {
-        if breaks(character) {
+        if is_escaped(character) {
             line.extend(character.escape_default());
         } else {
             line.push(character);
@@ -146,9 +145,9 @@ fn one_line(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    /// A guest cannot write a line that looks as if somebody else had written it, nor clear the screen.
+    /// A guest cannot forge a log line of the gateway or clear the screen.
     #[test]
-    fn a_line_stays_one_line() {
+    fn control_characters_are_escaped() {
         assert_eq!(
             one_line("a\n2026-01-01 ERROR polygate: x\r\u{1b}[2J\ttab é"),
             "a\\n2026-01-01 ERROR polygate: x\\r\\u{1b}[2J\ttab é"
@@ -156,10 +155,10 @@ mod tests {
         assert!(matches!(one_line("plain"), Cow::Borrowed("plain")));
     }
 
-    /// What a guest gives as a reason stands in the gateway's own lines.
+    /// A guest's reason is part of the gateway's own log lines.
     #[test]
-    fn a_reason_stays_one_line() {
-        assert_eq!(told("no\nroom"), "no\\nroom");
-        assert_eq!(told(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
+    fn reasons_are_escaped_and_truncated() {
+        assert_eq!(reported("no\nroom"), "no\\nroom");
+        assert_eq!(reported(&"é".repeat(1 << 20)).len(), LINE_BYTES_MAX);
     }
 }

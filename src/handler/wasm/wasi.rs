@@ -1,5 +1,5 @@
-//! WASI preview 2 with nothing granted, for guests whose toolchain imports it: no files, no sockets, no
-//! environment. What they print goes to the log.
+//! WASI preview 2 without capabilities, for guests with a toolchain that imports it: no files, no sockets, no
+//! environment. Standard output and standard error go to the log.
 
 use std::io;
 use std::pin::Pin;
@@ -10,36 +10,31 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxView};
 
-use super::instance::GuestState;
 use super::log::{GuestLog, LINE_BYTES_MAX};
 use crate::wit::types::Level;
 
-/// What an instance may hold of the host's: streams, clocks' pollables and the like. Runtimes use a few dozen; each
-/// costs the host memory that the guest's limit does not see.
+/// Maximum number of host resources of one instance: streams, pollables of clocks and the like. Language runtimes use a
+/// few dozen; each takes host memory that the guest's memory limit does not count.
 const RESOURCES_MAX: usize = 1000;
 
-/// The WASI side of one instance.
+/// WASI context and resource table of one instance.
 pub(super) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
 }
 
 impl Wasi {
-    fn new(log: Arc<Mutex<GuestLog>>) -> Self {
+    pub(super) fn new(log: Arc<Mutex<GuestLog>>) -> Self {
         let ctx = WasiCtx::builder().stdout(Log(Arc::clone(&log))).stderr(Log(log)).build();
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Self { ctx, table }
     }
-}
 
-impl WasiView for GuestState {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        let log = &self.log;
-        let wasi = self.wasi.get_or_insert_with(|| Box::new(Wasi::new(Arc::clone(log))));
-        WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
+    pub(super) fn view(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
     }
 }
 
@@ -55,17 +50,17 @@ impl IsTerminal for Log {
 
 impl StdoutStream for Log {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(Lines { log: self.clone(), line: Vec::new() })
+        Box::new(LineBuffer { log: self.clone(), line: Vec::new() })
     }
 }
 
-/// Cuts what is printed into lines of the log.
-struct Lines {
+/// Splits the output into log lines.
+struct LineBuffer {
     log: Log,
     line: Vec<u8>,
 }
 
-impl Lines {
+impl LineBuffer {
     fn end_line(&mut self) {
         if !self.line.is_empty() {
             self.log.0.lock().line(Level::Debug, &String::from_utf8_lossy(&self.line));
@@ -74,7 +69,7 @@ impl Lines {
     }
 }
 
-impl AsyncWrite for Lines {
+impl AsyncWrite for LineBuffer {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         for &byte in bytes {
             if byte == b'\n' || self.line.len() == LINE_BYTES_MAX {
@@ -102,18 +97,18 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
     use wasmtime_wasi::sockets::WasiSocketsView;
 
-    use super::super::log::of_a_handler;
+    use super::super::log::handler_limiter;
     use super::*;
     use crate::conn::ConnId;
 
     fn wasi() -> Wasi {
-        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), of_a_handler(), Counter::default());
+        let log = GuestLog::new(ConnId::from_u64(1), "guest".into(), handler_limiter(), Counter::default());
         Wasi::new(Arc::new(Mutex::new(log)))
     }
 
-    impl WasiView for Wasi {
+    impl wasmtime_wasi::WasiView for Wasi {
         fn ctx(&mut self) -> WasiCtxView<'_> {
-            WasiCtxView { ctx: &mut self.ctx, table: &mut self.table }
+            self.view()
         }
     }
 
@@ -128,7 +123,7 @@ mod tests {
         assert!(udp_create_socket::Host::create_udp_socket(&mut wasi.sockets(), IpAddressFamily::Ipv4).await.is_err());
     }
 
-    /// A guest that makes ever more of the host's objects comes to an end of them.
+    /// The host resources of an instance are limited.
     #[test]
     fn resources_are_bounded() {
         let mut wasi = wasi();

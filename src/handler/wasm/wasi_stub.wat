@@ -1,16 +1,15 @@
-;; WASI preview 1 for guests whose toolchain cannot do without it, with nothing behind it: no import, so nothing of it
-;; leaves the component. Runtimes call WASI also while the host hands them an argument (Go's collector, inside
-;; cabi_realloc, looks at the clock), when a component may call nobody.
+;; Stub of WASI preview 1, for guests with a toolchain that requires it. It has no imports, so that no call leaves the
+;; component: language runtimes call WASI also while the host passes an argument (Go's garbage collector reads the clock
+;; inside cabi_realloc), when a component must not call an import.
 ;;
-;; What can be done here is done; what was asked of a system that is not there ends with an errno:
-;; 8 (badf) where a descriptor is asked for, 52 (nosys) for the rest. That includes random_get: a generator in here would
-;; be the same in every instance, and whoever asks wants a secret.
+;; Functions without an operating system behind them return an errno: 8 (badf) for descriptors, 52 (nosys) for the rest.
+;; That includes random_get: a generator in the stub would give every instance the same bytes, and callers need secrets.
 (module
   (import "env" "memory" (memory 0))
 
   (global $clock (mut i64) (i64.const 0))
 
-  ;; Sets two counts to zero: there are no arguments and no environment.
+  ;; No arguments and no environment: sets both counts to zero.
   (func $none (param $count i32) (param $bytes i32) (result i32)
     (i32.store (local.get $count) (i32.const 0))
     (i32.store (local.get $bytes) (i32.const 0))
@@ -21,7 +20,7 @@
   (export "args_get" (func $nothing))
   (export "environ_get" (func $nothing))
 
-  ;; Both clocks count: a microsecond for each reading, so that they move, and forward only.
+  ;; Both clocks advance by a microsecond at each reading, so that they are monotonic.
   (func (export "clock_time_get") (param $id i32) (param $precision i64) (param $at i32) (result i32)
     (global.set $clock (i64.add (global.get $clock) (i64.const 1000)))
     (i64.store (local.get $at) (global.get $clock))
@@ -30,7 +29,7 @@
     (i64.store (local.get $at) (i64.const 1000))
     (i32.const 0))
 
-  ;; What is printed is taken whole, and goes nowhere.
+  ;; Output is accepted and discarded.
   (func (export "fd_write") (param $fd i32) (param $vectors i32) (param $count i32) (param $at i32) (result i32)
     (local $written i32)
     (block $done
@@ -42,7 +41,7 @@
         (br $next)))
     (i32.store (local.get $at) (local.get $written))
     (i32.const 0))
-  ;; Standard input, output and error are devices of characters; there are no other descriptors.
+  ;; Standard input, output and error are character devices; no other descriptors exist.
   (func (export "fd_fdstat_get") (param $fd i32) (param $at i32) (result i32)
     (if (i32.gt_u (local.get $fd) (i32.const 2)) (then (return (i32.const 8))))
     (i64.store (local.get $at) (i64.const 2))
@@ -50,7 +49,7 @@
     (i64.store offset=16 (local.get $at) (i64.const 0))
     (i32.const 0))
 
-  ;; Every subscription (48 bytes) is ready at once, as an event (32 bytes) with its user data and its type.
+  ;; Every subscription (48 bytes) is ready immediately, as an event (32 bytes) with its user data and type.
   (func (export "poll_oneoff") (param $in i32) (param $out i32) (param $count i32) (param $at i32) (result i32)
     (i32.store (local.get $at) (local.get $count))
     (block $done

@@ -1,4 +1,4 @@
-//! What all handshakes of a listener share: certificates, keys, whom it trusts, what it offers.
+//! DTLS context of a listener: certificates, keys, trusted authorities and cipher suites of all handshakes.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,14 +14,14 @@ use crate::listener::credentials::{Credentials, Identity};
 use crate::listener::openssl::{ask, choose_by_name};
 use crate::listener::psk;
 
-/// The cipher suites that are offered when the operator names none, in our order of preference.
+/// The default cipher suites, in order of preference.
 ///
-/// Forward secrecy comes first, authenticated encryption before MACs of their own. The suites with a tag of 8 bytes
-/// (CCM_8) are what constrained devices are required to speak (RFC 7252 section 9.1.3, RFC 7925 section 4), so they
-/// are here, behind everything else that is as secret. Suites with a pre-shared key are used only by listeners that
-/// have keys. Static RSA, finite-field Diffie-Hellman, SHA-1 outside of HMAC, 3DES, RC4, NULL and anonymous suites are
-/// not offered; an operator who needs one of the first two names it.
-pub const CIPHERS: &str = "\
+/// Forward secrecy comes first, authenticated encryption before separate MACs. Constrained devices are required to
+/// support the suites with a tag of 8 bytes (CCM_8; RFC 7252 section 9.1.3, RFC 7925 section 4), so they are included,
+/// after all others of the same secrecy. Suites with a pre-shared key are used only by listeners with keys. Static RSA,
+/// finite-field Diffie-Hellman, SHA-1 outside of HMAC, 3DES, RC4, NULL and anonymous suites are not offered; the first
+/// two can be enabled by configuration.
+pub(crate) const CIPHERS: &str = "\
     ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:\
     ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
     ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-PSK-CHACHA20-POLY1305:\
@@ -33,26 +33,26 @@ pub const CIPHERS: &str = "\
     PSK-AES128-CCM8:PSK-AES256-CCM8:\
     PSK-AES128-CBC-SHA256:PSK-AES256-CBC-SHA384:PSK-AES128-CBC-SHA:PSK-AES256-CBC-SHA";
 
-/// The curves that are offered, in our order of preference.
+/// The offered curves, in order of preference.
 const GROUPS: &str = "X25519:P-256:P-384";
 
-/// The security level of openssl: 112 bits, so RSA keys of 2,048 bits and no SHA-1 in signatures.
+/// OpenSSL's security level: 112 bits, so RSA keys of 2,048 bits and no SHA-1 in signatures.
 const SECURITY_LEVEL: u32 = 2;
 
-/// Bytes of certificates that a client may send: what an unfinished handshake may make us hold. The chains of
-/// devices have one to three kilobytes.
+/// Bytes of certificates that a client may send: it bounds the memory of an unfinished handshake. Chains of devices
+/// have one to three kilobytes.
 const CHAIN_BYTES_MAX: u16 = 32 * 1024;
 
-/// What handshakes are, beside certificates and keys.
+/// Options of handshakes beside certificates and keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Cipher suites in openssl's notation; at the end of it a `@SECLEVEL` of its own may stand.
+    /// Cipher suites in OpenSSL's notation, optionally with a `@SECLEVEL` at the end.
     pub ciphers: String,
     /// The longest datagram of a handshake, in bytes of UDP payload, `256..=16_384`.
     pub mtu: u16,
 }
 
-/// Makes the handshakes of a listener; cheap to clone.
+/// Creates the handshakes of a listener; cheap to clone.
 #[derive(Clone)]
 pub struct Context {
     pub(super) ssl: SslContext,
@@ -60,21 +60,21 @@ pub struct Context {
 }
 
 impl Context {
-    /// Takes in everything that handshakes need.
+    /// Builds a context.
     ///
-    /// Of several certificates a client gets the one whose key it can use; of several with one kind of key, the one with
-    /// the name that it asks for, or the first.
+    /// Of several certificates a client gets the one whose key type it supports; of several with one key type, the one
+    /// with the requested name, or the first.
     ///
     /// # Errors
     ///
-    /// openssl does not accept a part of it, for example a key that is too short.
+    /// OpenSSL refuses a part of it, for example a key that is too short.
     pub fn new(credentials: &Credentials, options: &Options) -> Result<Self, ErrorStack> {
         let identities: Vec<Shown> = credentials.identities.iter().map(Shown::new).collect::<Result<_, _>>()?;
         let build = |first: Option<&Shown>| {
             let mut context = builder(&options.ciphers)?;
             let mut kinds = HashSet::new();
             for shown in first.into_iter().chain(&identities) {
-                // One for each kind of key; a name of its own goes before.
+                // One for each key type; one for the requested name goes before.
                 if first.is_none_or(|first| first.goes_with(shown)) && kinds.insert(shown.key.id().as_raw()) {
                     shown.show(&mut context)?;
                 }
@@ -101,16 +101,16 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Whether openssl finds any suite in this.
+/// Checks that OpenSSL knows a suite of this list.
 ///
 /// # Errors
 ///
-/// It does not.
-pub fn check_ciphers(ciphers: &str) -> Result<(), ErrorStack> {
+/// It knows none.
+pub(crate) fn check_ciphers(ciphers: &str) -> Result<(), ErrorStack> {
     builder(ciphers).map(drop)
 }
 
-/// Everything but certificates and keys.
+/// The context without certificates and keys.
 fn builder(ciphers: &str) -> Result<SslContextBuilder, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::dtls_server())?;
     context.set_min_proto_version(Some(SslVersion::DTLS1_2))?;
@@ -126,17 +126,17 @@ fn builder(ciphers: &str) -> Result<SslContextBuilder, ErrorStack> {
             | SslOptions::NO_COMPRESSION
             | SslOptions::CIPHER_SERVER_PREFERENCE,
     );
-    // What stands behind a certificate is what the operator put there: each kilobyte is a datagram that can be lost.
+    // The chain is exactly the configured one: each kilobyte is a datagram that can be lost.
     context.set_mode(SslMode::NO_AUTO_CHAIN);
-    // Sessions are not resumed: their cache would hold kilobytes for every device that ever came.
+    // Sessions are not resumed: a cache would hold kilobytes for every device.
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // The door has looked at the cookie, and the hello goes nowhere without it.
+    // The cookie verifier has checked the cookie before a ClientHello gets here.
     context.set_cookie_generate_cb(|_, _| Ok(0));
     context.set_cookie_verify_cb(|_, _| true);
     Ok(context)
 }
 
-/// An identity in openssl's types.
+/// An identity in OpenSSL's types.
 struct Shown<'a> {
     chain: Vec<X509>,
     key: PKey<openssl::pkey::Private>,
@@ -149,7 +149,7 @@ impl<'a> Shown<'a> {
         Ok(Self { chain, key: PKey::private_key_from_der(identity.key().secret_der())?, names: identity.names() })
     }
 
-    /// Whether both are for one name, so that a client which asks for it may get either.
+    /// Whether both are for the same name, so that either may serve it.
     fn goes_with(&self, other: &Self) -> bool {
         std::ptr::eq(self, other) || self.names.iter().any(|name| other.names.contains(name))
     }

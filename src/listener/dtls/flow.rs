@@ -1,4 +1,4 @@
-//! A session and the flow that carries it.
+//! DTLS session over its flow.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,8 +9,7 @@ use crate::conn::Certificate;
 use crate::listener::tls::name;
 use crate::listener::{Flow, HandshakeError, Received};
 
-/// Datagrams without an event that are looked at in one go: a peer that floods its flow with them must not keep the
-/// worker thread from everybody else.
+/// Datagrams without an event that are processed in one poll: a flood of them must not occupy the worker thread.
 const FRUITLESS_MAX: usize = 32;
 
 /// A flow whose datagrams are protected.
@@ -20,14 +19,17 @@ pub struct SecureFlow {
     flow: Flow,
 }
 
-/// Does the handshake of a flow whose first datagram has passed the door; gives besides what the client's certificate says.
+/// Performs the handshake of an admitted flow; also returns the subject of the client's certificate.
 ///
-/// It waits for the peer as long as openssl goes on retransmitting, which is minutes: the caller sets the deadline.
+/// It waits for the peer as long as OpenSSL retransmits, which is minutes: the caller sets the deadline.
 ///
 /// # Errors
 ///
-/// Why there is no session. The peer has been told, as far as there are words for it.
-pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow, Option<Certificate>), HandshakeError> {
+/// Why there is no session. The peer has got an alert, if there is one for the error.
+pub(crate) async fn establish(
+    mut flow: Flow,
+    context: &Context,
+) -> Result<(SecureFlow, Option<Certificate>), HandshakeError> {
     let first = poll_fn(|cx| flow.poll_receive(cx)).await.ok_or(HandshakeError::Closed)?;
     let mut handshake = Handshake::new(context, first)?;
     loop {
@@ -48,7 +50,7 @@ pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow,
         match received {
             Some(Some(datagram)) => {
                 if handshake.handle_datagram(datagram) == Taken::Dropped {
-                    flow.sheds("handshake_full", 1);
+                    flow.dropped("handshake_full", 1);
                 }
             }
             Some(None) => return Err(HandshakeError::Closed),
@@ -57,22 +59,22 @@ pub async fn establish(mut flow: Flow, context: &Context) -> Result<(SecureFlow,
     }
     let certificate = handshake.certificate().map(|leaf| name::subject(&leaf)).transpose();
     let certificate = certificate.map_err(|error| HandshakeError::BadCertificate(error.to_string()))?;
-    tracing::trace!(peer = %flow.peer(), cipher = handshake.cipher(), "a DTLS handshake is over");
+    tracing::trace!(peer = %flow.peer(), cipher = handshake.cipher(), "DTLS handshake completed");
     if let Some(identity) = handshake.identity().filter(|_| certificate.is_none()) {
-        tracing::debug!(peer = %flow.peer(), %identity, "a peer has shown its pre-shared key");
+        tracing::debug!(peer = %flow.peer(), %identity, "peer authenticated with a pre-shared key");
     }
     Ok((SecureFlow { session: handshake.into_session(), flow }, certificate))
 }
 
 impl SecureFlow {
-    /// The data of the peer's next record; the end when it has closed the session, or begun anew.
+    /// The data of the peer's next record; [`Received::End`] when it has closed the session, or restarted.
     ///
     /// # Errors
     ///
     /// The peer has ended the session with an alert.
     pub fn poll_receive(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<Received<'static>>> {
         let received = self.poll_next(cx);
-        self.flow.sheds("record_dropped", self.session.take_dropped());
+        self.flow.dropped("record_dropped", self.session.take_dropped());
         received
     }
 
@@ -84,8 +86,8 @@ impl SecureFlow {
                 Some(Event::Aborted) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                 None => {}
             }
-            // What a record asked for, such as the last flight again. Nothing more is read while the socket does not take it,
-            // so that what waits there has a bound.
+            // Responses to a record, such as a retransmitted flight. No further datagram is read before they are sent,
+            // so that their queue is bounded.
             ready!(self.poll_flush(cx))?;
             match ready!(self.flow.poll_receive(cx)) {
                 Some(datagram) => self.session.handle_datagram(datagram),
@@ -96,35 +98,35 @@ impl SecureFlow {
         Poll::Pending
     }
 
-    /// Sends data as one datagram. Data that no record of this peer can carry is dropped and counted.
+    /// Sends data as one datagram. Data beyond the record limit of this peer is dropped and counted.
     ///
     /// # Errors
     ///
     /// The session has ended, or the runtime is ending.
     pub fn poll_send(&mut self, cx: &mut TaskContext<'_>, data: &[u8]) -> Poll<io::Result<()>> {
-        // What waits already goes first, so that there is at most one datagram of ours behind it.
+        // Pending datagrams go first, so that at most one is queued behind them.
         ready!(self.poll_flush(cx))?;
         match self.session.send(data) {
-            // Taken: should the socket be busy, the flow holds it until the next flush.
+            // Accepted: if the socket is busy, the flow holds it until the next flush.
             Ok(()) => Poll::Ready(match self.poll_flush(cx) {
                 Poll::Ready(flushed) => flushed,
                 Poll::Pending => Ok(()),
             }),
             Err(error @ SendError::TooLong { .. }) => {
-                tracing::debug!(peer = %self.flow.peer(), %error, "dropped what was to be sent");
-                self.flow.sheds("datagram_too_large", 1);
+                tracing::debug!(peer = %self.flow.peer(), %error, "outbound datagram dropped");
+                self.flow.dropped("datagram_too_large", 1);
                 Poll::Ready(Ok(()))
             }
             Err(SendError::Ended) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
-    /// Whether something waits for the socket.
+    /// Whether datagrams wait for the socket.
     pub fn holds_bytes(&self) -> bool {
         self.session.transmit().is_some()
     }
 
-    /// Sends what waits.
+    /// Sends the pending datagrams.
     ///
     /// # Errors
     ///
@@ -137,7 +139,7 @@ impl SecureFlow {
         Poll::Ready(Ok(()))
     }
 
-    /// Tells the peer that the session is closed.
+    /// Sends `close_notify`.
     ///
     /// # Errors
     ///

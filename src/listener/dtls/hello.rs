@@ -1,21 +1,21 @@
-//! The part of a ClientHello that is read before anything is known of its sender.
+//! ClientHello parser for the cookie exchange.
 //!
-//! Pure, and written for hostile bytes: every field is taken with a bound, and what does not fit is no hello.
+//! Pure, and for hostile bytes: every field is bounded, and malformed bytes are no ClientHello.
 
-/// The random of a ClientHello, by which one attempt of a peer is told from its next one.
+/// The random of a ClientHello, which differs in each handshake of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Random(pub(super) [u8; 32]);
 
-/// What the door needs of a ClientHello.
+/// The fields of a ClientHello for the cookie exchange.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Hello<'a> {
-    /// The sequence number of its record, which the answer repeats.
+    /// The sequence number of its record, which the response repeats.
     pub(super) record_sequence: [u8; 6],
-    /// The number of the message in its handshake: 0 without a cookie, 1 with one.
+    /// Its message number in the handshake: 0 without a cookie, 1 with one.
     pub(super) message_sequence: u16,
     pub(super) random: Random,
     pub(super) cookie: &'a [u8],
-    /// Bytes of the datagram that belong to the record of the hello.
+    /// Length of the ClientHello's record in the datagram.
     pub(super) record_len: usize,
 }
 
@@ -26,14 +26,14 @@ pub(super) const MESSAGE_HEADER: usize = 12;
 
 /// Content type of handshake messages.
 pub(super) const HANDSHAKE: u8 = 22;
-/// The handshake message that begins everything.
+/// The type of a ClientHello message.
 const CLIENT_HELLO: u8 = 1;
 /// First byte of every version of DTLS.
 const VERSION_MAJOR: u8 = 0xfe;
 
-/// Reads a datagram that begins with a ClientHello, or with the first fragment of one that reaches past its cookie.
+/// Parses a datagram that begins with a ClientHello, or with its first fragment if that contains the whole cookie.
 ///
-/// `None` for everything else. What follows the cookie is not looked at.
+/// `None` for everything else. The bytes after the cookie are ignored.
 pub(super) fn read(datagram: &[u8]) -> Option<Hello<'_>> {
     let mut rest = datagram;
     let [HANDSHAKE, VERSION_MAJOR, _] = take(&mut rest)? else { return None };
@@ -69,7 +69,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-/// The next bytes, behind one byte that says how many.
+/// The next bytes, after a length of one byte.
 fn variable<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let [len] = take(rest)?;
     let (taken, behind) = rest.split_at_checked(usize::from(len))?;

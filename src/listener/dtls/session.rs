@@ -1,23 +1,23 @@
-//! An established session: what its records mean.
+//! Established DTLS session: the meaning of its records.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use openssl::ssl::{ErrorCode, SslStream};
 
+use super::datagram_bio::DatagramBio;
+use super::etm_filter::EtmFilter;
 use super::ffi;
-use super::guard::Guard;
 use super::hello::HANDSHAKE;
-use super::sealed::{Opened, PLAINTEXT_MAX, Record, Sealed, Unsealed};
-use super::wire::Wire;
+use super::record_layer::{OpenError, Opened, PLAINTEXT_MAX, Record, RecordLayer};
 
 /// Content types of records (RFC 5246 section 6.2.1).
 const ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
 
-/// The handshake message that ends a flight; from a peer that has a session it means that our last flight was lost.
+/// The handshake message that ends a flight; from a peer with a session it means that our last flight was lost.
 const FINISHED: u8 = 20;
-/// The handshake message that would begin a new negotiation.
+/// The handshake message of a renegotiation.
 const CLIENT_HELLO: u8 = 1;
 
 /// Levels and descriptions of alerts (RFC 5246 section 7.2).
@@ -26,9 +26,9 @@ const FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const NO_RENEGOTIATION: u8 = 100;
 
-/// What comes from a peer.
+/// An event from the peer.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The data of one record.
     Data(Bytes),
     /// The peer has closed the session.
@@ -39,13 +39,13 @@ pub enum Event {
 
 /// Why a datagram was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// It does not fit into a record.
+pub(crate) enum SendError {
+    /// It is larger than a record may be.
     #[error("a datagram of {bytes} bytes does not fit into a record of {bytes_max}")]
     TooLong {
-        /// Its bytes.
+        /// Its length.
         bytes: usize,
-        /// What a record carries: 16,384 bytes, or what the peer has asked for.
+        /// The record limit: 16,384 bytes, or the negotiated one.
         bytes_max: usize,
     },
     /// The session has ended.
@@ -53,59 +53,61 @@ pub enum SendError {
     Ended,
 }
 
-/// An established session: datagrams and data go in and come out.
+/// An established session: datagrams in and out, data in and out.
 #[derive(Debug)]
-pub struct Session {
-    layer: Layer,
-    /// What came during the handshake and belongs behind it.
+pub(crate) struct Session {
+    layer: RecordBackend,
+    /// Events received during the handshake.
     early: VecDeque<Event>,
-    /// What is to be sent.
+    /// Outbound datagrams.
     outbound: VecDeque<Bytes>,
-    /// The most that a record may carry.
+    /// The maximum plaintext of a record.
     plaintext_max: usize,
     /// The peer has ended the session.
     ended: bool,
-    /// We have told the peer that we close.
+    /// `close_notify` was sent.
     closed: bool,
-    /// Records that were dropped, and nobody has asked about yet.
+    /// Dropped records since the last [`Session::take_dropped`].
     dropped: u64,
 }
 
-/// Who seals and opens the records.
+/// The record layer of the session.
 #[derive(Debug)]
-enum Layer {
-    /// We do.
-    Ours(Box<Ours>),
-    /// openssl does, for suites without authenticated encryption. Costs 40 KiB a session. It reads what the guard lets
-    /// through.
-    Library(Box<SslStream<Wire>>, Option<Guard>),
+enum RecordBackend {
+    /// Our own.
+    Native(Box<Native>),
+    /// OpenSSL's, for suites without authenticated encryption. Costs 40 KiB a session. It reads the records that pass
+    /// the filter.
+    OpenSsl(Box<SslStream<DatagramBio>>, Option<EtmFilter>),
 }
 
 #[derive(Debug)]
-struct Ours {
-    sealed: Sealed,
-    /// The datagrams with which our side of the handshake ended.
+struct Native {
+    sealed: RecordLayer,
+    /// The last flight of our side of the handshake.
     flight: Vec<Bytes>,
-    /// What is left of the datagram that is being read.
+    /// The unread rest of the current datagram.
     rest: Bytes,
 }
 
 impl Session {
-    /// Goes on where a handshake has ended: with `flight`; `early` are datagrams that have come too soon.
-    pub(super) fn new(mut stream: SslStream<Wire>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
+    /// Continues after a handshake that ended with `flight`; `early` are datagrams of the session that came before its
+    /// end.
+    pub(super) fn new(mut stream: SslStream<DatagramBio>, flight: Vec<Bytes>, early: VecDeque<Bytes>) -> Self {
         let plaintext_max = ffi::max_fragment(stream.ssl()).unwrap_or(PLAINTEXT_MAX);
         let outbound = std::mem::take(stream.get_mut().outbound());
-        let layer = match Sealed::take_out(stream.ssl(), &flight) {
-            Some(sealed) => Layer::Ours(Box::new(Ours { sealed, flight: Vec::new(), rest: Bytes::new() })),
+        let layer = match RecordLayer::take_out(stream.ssl(), &flight) {
+            Some(sealed) => RecordBackend::Native(Box::new(Native { sealed, flight: Vec::new(), rest: Bytes::new() })),
             None => {
-                let guard = Guard::of(stream.ssl(), &early);
-                Layer::Library(Box::new(stream), guard)
+                let etm_filter = EtmFilter::of(stream.ssl(), &early);
+                RecordBackend::OpenSsl(Box::new(stream), etm_filter)
             }
         };
         let mut session =
             Self { layer, outbound, early: VecDeque::new(), plaintext_max, ended: false, closed: false, dropped: 0 };
-        if matches!(session.layer, Layer::Ours(_)) {
-            // openssl has read them too; here they are read again, for their data and so that none is read a third time.
+        if matches!(session.layer, RecordBackend::Native(_)) {
+            // OpenSSL has read them too; here they are read again, for their data and so that the replay window knows
+            // them.
             for datagram in early {
                 session.handle_datagram(datagram);
                 while let Some(event) = session.next_event() {
@@ -114,30 +116,30 @@ impl Session {
             }
             session.dropped = 0;
         }
-        // Only now, because the peer's last flight was among them and has had its answer.
-        if let Layer::Ours(ours) = &mut session.layer {
+        // Only now, because the peer's last flight was among them and has been answered.
+        if let RecordBackend::Native(ours) = &mut session.layer {
             ours.flight = flight;
         }
         session
     }
 
-    /// Takes in a datagram; [`Session::poll_event`] then says what is in it, until it says nothing more.
-    pub fn handle_datagram(&mut self, datagram: Bytes) {
+    /// Takes in a datagram; [`Session::poll_event`] then returns its events, until `None`.
+    pub(crate) fn handle_datagram(&mut self, datagram: Bytes) {
         match &mut self.layer {
-            Layer::Ours(ours) => ours.rest = datagram,
-            Layer::Library(stream, Some(guard)) => {
-                let (passed, dropped) = guard.pass(&datagram);
+            RecordBackend::Native(ours) => ours.rest = datagram,
+            RecordBackend::OpenSsl(stream, Some(etm_filter)) => {
+                let (passed, dropped) = etm_filter.filter(&datagram);
                 self.dropped += dropped;
                 if !passed.is_empty() {
                     stream.get_mut().put(passed);
                 }
             }
-            Layer::Library(stream, None) => stream.get_mut().put(datagram),
+            RecordBackend::OpenSsl(stream, None) => stream.get_mut().put(datagram),
         }
     }
 
-    /// What is next in what has come; nothing more behind the end.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    /// The next event of the received datagrams; `None` after the end.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
         if self.ended {
             return None;
         }
@@ -151,9 +153,9 @@ impl Session {
 
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let Layer::Ours(ours) = &mut self.layer else { return self.read() };
+            let RecordBackend::Native(ours) = &mut self.layer else { return self.read() };
             let Some(record) = Record::first(&ours.rest) else {
-                // Nothing more, or bytes that are no record.
+                // No more records, or malformed bytes.
                 self.dropped += u64::from(!ours.rest.is_empty());
                 ours.rest = Bytes::new();
                 return None;
@@ -171,12 +173,12 @@ impl Session {
         }
     }
 
-    /// Seals data as one datagram.
+    /// Encrypts data as one datagram.
     ///
     /// # Errors
     ///
-    /// [`SendError`]; after `TooLong` the session goes on.
-    pub fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
+    /// [`SendError`]; after `TooLong` the session continues.
+    pub(crate) fn send(&mut self, data: &[u8]) -> Result<(), SendError> {
         if data.len() > self.plaintext_max {
             return Err(SendError::TooLong { bytes: data.len(), bytes_max: self.plaintext_max });
         }
@@ -184,8 +186,8 @@ impl Session {
             return Err(SendError::Ended);
         }
         match &mut self.layer {
-            Layer::Ours(_) => self.push(APPLICATION_DATA, data).map_err(|Unsealed| SendError::Ended),
-            Layer::Library(stream, _) => {
+            RecordBackend::Native(_) => self.push(APPLICATION_DATA, data).map_err(|OpenError| SendError::Ended),
+            RecordBackend::OpenSsl(stream, _) => {
                 let written = ffi::alloc_buffers(stream).is_ok() && stream.ssl_write(data).is_ok();
                 ffi::free_buffers(stream);
                 self.outbound.append(stream.get_mut().outbound());
@@ -194,29 +196,29 @@ impl Session {
         }
     }
 
-    /// The next datagram that is to be sent.
-    pub fn transmit(&self) -> Option<&Bytes> {
+    /// The next outbound datagram.
+    pub(crate) fn transmit(&self) -> Option<&Bytes> {
         self.outbound.front()
     }
 
-    /// It has been sent.
-    pub fn handle_transmitted(&mut self) {
+    /// Removes the sent datagram.
+    pub(crate) fn handle_transmitted(&mut self) {
         self.outbound.pop_front();
         if self.outbound.is_empty() {
-            // An idle session keeps no room for a queue.
+            // An idle session keeps no memory of its queue.
             self.outbound = VecDeque::new();
         }
     }
 
-    /// Tells the peer that nothing more is sent to it.
-    pub fn close(&mut self) {
+    /// Sends `close_notify`.
+    pub(crate) fn close(&mut self) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
         match &mut self.layer {
-            // Without memory for it the peer is not told; it finds out, as it would if the datagram were lost.
-            Layer::Ours(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
-            Layer::Library(stream, _) => {
+            // Without memory for it the peer gets no alert, as if the datagram were lost.
+            RecordBackend::Native(_) => drop(self.push(ALERT, &[WARNING, CLOSE_NOTIFY])),
+            RecordBackend::OpenSsl(stream, _) => {
                 if ffi::alloc_buffers(stream).is_ok() {
                     drop(stream.shutdown());
                 }
@@ -225,20 +227,19 @@ impl Session {
         }
     }
 
-    /// How many records were dropped since this was last asked: they were no records, not authentic, not new, or of
-    /// a kind that means nothing here.
-    pub fn take_dropped(&mut self) -> u64 {
+    /// Dropped records since the last call: malformed, not authentic, replayed, or of an unexpected type.
+    pub(crate) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
 
-    fn push(&mut self, content: u8, plaintext: &[u8]) -> Result<(), Unsealed> {
-        if let Layer::Ours(ours) = &mut self.layer {
+    fn push(&mut self, content: u8, plaintext: &[u8]) -> Result<(), OpenError> {
+        if let RecordBackend::Native(ours) = &mut self.layer {
             self.outbound.push_back(ours.sealed.seal(content, plaintext)?);
         }
         Ok(())
     }
 
-    /// What an authentic record means.
+    /// The event of an authentic record.
     fn handle_record(&mut self, opened: &Opened) -> Option<Event> {
         match (opened.content, &opened.plaintext[..]) {
             (APPLICATION_DATA, _) => return Some(Event::Data(opened.plaintext.clone())),
@@ -246,14 +247,14 @@ impl Session {
             (ALERT, [FATAL, _]) => return Some(Event::Aborted),
             (ALERT, [WARNING, _]) => {}
             (HANDSHAKE, [FINISHED, ..]) => {
-                // Once is enough for what comes in one datagram.
-                if let Layer::Ours(ours) = &self.layer
+                // Once for each datagram is enough.
+                if let RecordBackend::Native(ours) = &self.layer
                     && self.outbound.is_empty()
                 {
                     self.outbound.extend(ours.flight.iter().cloned());
                 }
             }
-            // Here too: a datagram has room for hundreds of these, and each would wait for the socket.
+            // Once here too: a datagram has room for hundreds of these, and each response would wait for the socket.
             (HANDSHAKE, [CLIENT_HELLO, ..]) => {
                 if self.outbound.is_empty() {
                     drop(self.push(ALERT, &[WARNING, NO_RENEGOTIATION]));
@@ -264,9 +265,9 @@ impl Session {
         None
     }
 
-    /// What openssl makes of what has come.
+    /// Reads with OpenSSL.
     fn read(&mut self) -> Option<Event> {
-        let Layer::Library(stream, _) = &mut self.layer else { return None };
+        let RecordBackend::OpenSsl(stream, _) = &mut self.layer else { return None };
         let came = !stream.get_ref().is_drained();
         if ffi::alloc_buffers(stream).is_err() {
             return Some(Event::Aborted);

@@ -1,4 +1,4 @@
-//! Handshakes and sessions with openssl's own client, without a socket: datagrams are handed over, lost or changed.
+//! Handshakes and sessions with OpenSSL's client, without a socket: datagrams are passed on, lost or changed.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
@@ -20,7 +20,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
-use super::wire::Wire;
+use super::datagram_bio::DatagramBio;
 use super::*;
 use crate::listener::HandshakeError;
 use crate::listener::credentials::{Authorities, Clients, Credentials, Identity};
@@ -30,7 +30,7 @@ mod client;
 
 use client::{Client, STUCK, Side, drive, establish, events, has_content, sent, wait};
 
-/// Every suite of the default list is negotiated by who knows only that one, and carries data both ways.
+/// Every suite of the default list is negotiated by a client with only that one, and carries data in both directions.
 #[test]
 fn every_suite_carries_data() {
     let context = context(|_| {});
@@ -50,9 +50,9 @@ fn every_suite_carries_data() {
     }
 }
 
-/// A suite of a pre-shared key is refused where there are no keys, and the others where there is no certificate.
+/// Suites with a pre-shared key are refused without keys, and the others without a certificate.
 #[test]
-fn what_a_listener_has_decides_what_it_offers() {
+fn credentials_decide_the_offered_suites() {
     let keys_alone = context(|credentials| credentials.identities.clear());
     let certificates_alone = context(|credentials| credentials.psks = None);
     let with_key = |client: &mut SslContextBuilder| {
@@ -68,7 +68,7 @@ fn what_a_listener_has_decides_what_it_offers() {
     assert_eq!(establish(&keys_alone, &mut Client::default()).unwrap_err(), HandshakeError::NoSharedCipher.to_string());
 }
 
-/// Neither an unknown identity nor a wrong key opens a session.
+/// Neither an unknown identity nor a wrong key establishes a session.
 #[test]
 fn wrong_keys_are_refused() {
     let context = context(|_| {});
@@ -103,7 +103,7 @@ fn short_tags_do_not_lower_the_rest() {
     assert!(error.contains("key too weak"), "{error}");
 }
 
-/// The certificate is chosen by what the client can verify, with its own chain, and each of three curves will do.
+/// The certificate is chosen by the client's signature schemes, with its own chain, and each of three curves works.
 #[test]
 fn both_kinds_of_certificate() {
     let intermediate = Authority::signed_by(&AUTHORITY, "intermediate");
@@ -128,7 +128,7 @@ fn both_kinds_of_certificate() {
     }
 }
 
-/// Who may come in without a certificate, with a good one, with one of somebody else, and with one that was revoked.
+/// Clients without a certificate, with a valid one, with one of another authority, and with a revoked one.
 #[test]
 fn certificates_of_clients() {
     let good = AUTHORITY.sign("good", &ec_key());
@@ -175,7 +175,7 @@ fn certificates_of_clients() {
     }
 }
 
-/// A pre-shared key stands for the certificate that is required of everybody else.
+/// A pre-shared key replaces the mandatory client certificate.
 #[test]
 fn a_key_stands_for_a_certificate() {
     let context = context(|credentials| credentials.clients = Clients::Required(trust(Vec::new())));
@@ -186,7 +186,7 @@ fn a_key_stands_for_a_certificate() {
     establish(&context, &mut client).unwrap();
 }
 
-/// No datagram of a handshake is longer than the MTU, however long the chain, and one may be lost without harm.
+/// No datagram of a handshake is longer than the MTU, however long the chain, and a lost one is harmless.
 #[test]
 fn handshakes_keep_to_the_mtu() {
     let mut identity = AUTHORITY.sign("server", &ec_key());
@@ -207,7 +207,7 @@ fn handshakes_keep_to_the_mtu() {
     }
 }
 
-/// What is lost is sent again when openssl's timeout has run out, and the handshake comes to its end.
+/// Lost datagrams are retransmitted after OpenSSL's timeout, and the handshake completes.
 #[test]
 fn lost_flights_are_sent_again() {
     let context = context(|_| {});
@@ -228,7 +228,7 @@ fn lost_flights_are_sent_again() {
     assert_eq!(lost, 1);
 }
 
-/// A client that has lost our last flight sends its own again, and is answered; that works whoever seals the records.
+/// A client that has lost our last flight retransmits its own, and is answered, with either record layer.
 #[test]
 fn the_last_flight_is_sent_again() {
     let context = context(|_| {});
@@ -261,7 +261,7 @@ fn the_last_flight_is_sent_again() {
     }
 }
 
-/// A peer that never ends its handshake can have so much of it kept, and no more.
+/// The memory of an unfinished handshake is bounded.
 #[test]
 fn a_handshake_has_a_bound() {
     let context = context(|_| {});
@@ -272,7 +272,7 @@ fn a_handshake_has_a_bound() {
     });
     assert_eq!(stuck, Err(STUCK.to_owned()));
     let mut handshake = handshake.unwrap();
-    // Parts of messages that are to come later: openssl keeps them.
+    // Fragments of later messages: OpenSSL keeps them.
     let mut kept = 0;
     let part = Bytes::from(vec![22; 1024]);
     while handshake.handle_datagram(part.clone()) == Taken::Kept {
@@ -282,13 +282,13 @@ fn a_handshake_has_a_bound() {
     assert!(kept > 64 << 10, "{kept} bytes");
 }
 
-/// Data that comes with the client's last flight, or before it, is not lost and not doubled.
+/// Data with the client's last flight, or before it, is neither lost nor duplicated.
 #[test]
 fn data_may_be_early() {
     let context = context(|_| {});
     let mut client = Client::default();
     let mut handshake = None;
-    // The client finishes, and what it has sent last is held back.
+    // The client finishes, and its last datagram is delayed.
     let mut last = Vec::new();
     let result = drive(&context, &mut client, &mut handshake, |side, datagram| {
         let is_last = side == Side::Client && has_content(datagram, 20);
@@ -310,7 +310,7 @@ fn data_may_be_early() {
         client.put(datagram);
         client.advance().unwrap();
     }
-    // Not yet a session when these two come: the second is in the hands of the network still.
+    // There is no session yet when these two arrive; the second one is delayed further.
     let early = client.seal(b"early");
     assert_eq!(handshake.handle_datagram(early.clone()), Taken::Kept);
     let mut session = handshake.into_session();
@@ -322,10 +322,9 @@ fn data_may_be_early() {
     assert_eq!(events(&mut session, client.seal(b"later")), [Event::Data(Bytes::from_static(b"later"))]);
 }
 
-/// Whoever knows the peer's address can send in its name, and ends nothing by that, whatever he sends and whoever seals
-/// the records.
+/// Spoofed datagrams with the peer's address do not end the session, with either record layer.
 #[test]
-fn nobody_else_ends_a_session() {
+fn spoofed_datagrams_do_not_end_a_session() {
     let context = context(|_| {});
     /// SSL_OP_NO_ENCRYPT_THEN_MAC of ssl.h.
     const MAC_FIRST: SslOptions = SslOptions::from_bits_retain(1 << 19);
@@ -354,9 +353,9 @@ fn nobody_else_ends_a_session() {
     }
 }
 
-/// Several records in one datagram are as many events; what is replayed, changed or no record is dropped and counted.
+/// Several records in one datagram are as many events; replayed, changed and malformed ones are dropped and counted.
 #[test]
-fn only_what_is_new_and_authentic_is_read() {
+fn replayed_and_forged_records_are_dropped() {
     let context = context(|_| {});
     for suite in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "PSK-AES128-CCM8"] {
         let mut client = Client::new(|client| {
@@ -379,11 +378,11 @@ fn only_what_is_new_and_authentic_is_read() {
         }
         assert!(session.take_dropped() >= 2 * three.len() as u64 - 1);
         assert_eq!(events(&mut session, three), [data("three")], "{suite}");
-        assert!(sent(&mut session).is_empty(), "nobody is told");
+        assert!(sent(&mut session).is_empty(), "no alert is sent");
     }
 }
 
-/// Both sides can close, and are told of the other's close.
+/// Both sides can close, and get the other's `close_notify`.
 #[test]
 fn closing() {
     let context = context(|_| {});
@@ -402,12 +401,13 @@ fn closing() {
         session.close();
         session.close();
         assert_eq!(session.send(b"too late"), Err(SendError::Ended), "{suite}");
-        let [datagram] = &sent(&mut session)[..] else { panic!("{suite}: not told once") };
+        let [datagram] = &sent(&mut session)[..] else { panic!("{suite}: not one alert") };
         assert_eq!(client.open(datagram.clone()).unwrap_err(), ErrorCode::ZERO_RETURN, "{suite}");
     }
 }
 
-/// A datagram that no record can carry is refused, and the session goes on; a peer may ask for smaller records.
+/// A datagram that is too large for a record is refused, and the session continues; a peer may negotiate smaller
+/// records.
 #[test]
 fn datagrams_have_a_bound() {
     let context = context(|_| {});
@@ -426,7 +426,7 @@ fn datagrams_have_a_bound() {
     }
 }
 
-/// A new negotiation inside of a session is refused with a warning, one for a datagram, and the session goes on.
+/// A renegotiation is refused with a warning, one for a datagram, and the session continues.
 #[test]
 fn renegotiation_is_refused() {
     let context = context(|_| {});
@@ -444,24 +444,26 @@ fn renegotiation_is_refused() {
     assert_eq!(sent(&mut session).len(), 1);
 }
 
-/// A cookie is good for its sender and some minutes, and for nothing else.
+/// A cookie is valid for its sender and for some minutes only.
 #[test]
 fn cookies() {
     let secret = Secret::new().unwrap();
     let begin = Instant::now();
-    let mut door = Door::new(&secret, begin);
+    let mut verifier = CookieVerifier::new(&secret, begin);
     let mut client = Client::default();
     let hello = client.begin();
-    let Knock::Answer(answer) = door.handle(begin, peer(1), local(), &hello) else { panic!("no answer") };
+    let CookieCheck::Answer(answer) = verifier.handle(begin, peer(1), local(), &hello) else { panic!("no answer") };
     assert!(answer.len() < hello.len(), "an answer is never longer than what asked for it");
     client.put(Bytes::copy_from_slice(&answer));
     let with_cookie = client.begin();
-    let Knock::Enter(attempt) = door.handle(begin, peer(1), local(), &with_cookie) else { panic!("not let in") };
-    assert_eq!(Attempt::of_datagram(&hello), Some(attempt), "the attempt is the same");
-    assert_ne!(Attempt::of_datagram(&Client::default().begin()), Some(attempt));
+    let CookieCheck::Enter(attempt) = verifier.handle(begin, peer(1), local(), &with_cookie) else {
+        panic!("not let in")
+    };
+    assert_eq!(HandshakeId::of_datagram(&hello), Some(attempt), "the attempt is the same");
+    assert_ne!(HandshakeId::of_datagram(&Client::default().begin()), Some(attempt));
 
     let mut comes = |after: u64, peer: SocketAddr, local: SocketAddr, datagram: &[u8]| {
-        matches!(door.handle(begin + Duration::from_secs(after), peer, local, datagram), Knock::Enter(_))
+        matches!(verifier.handle(begin + Duration::from_secs(after), peer, local, datagram), CookieCheck::Enter(_))
     };
     assert!(!comes(0, peer(2), local(), &with_cookie), "another port");
     assert!(!comes(0, "[::ffff:127.0.0.2]:1".parse().unwrap(), local(), &with_cookie), "another address");
@@ -472,22 +474,25 @@ fn cookies() {
     assert!(comes(239, peer(1), local(), &with_cookie), "the key before the current one");
     assert!(!comes(240, peer(1), local(), &with_cookie), "a key that is gone");
 
-    let mut another = Door::new(&secret, begin);
-    assert!(matches!(another.handle(begin, peer(1), local(), &with_cookie), Knock::Enter(_)), "a door beside it");
-    let mut restarted = Door::new(&Secret::new().unwrap(), begin);
-    assert!(matches!(restarted.handle(begin, peer(1), local(), &with_cookie), Knock::Answer(_)), "another process");
+    let mut another = CookieVerifier::new(&secret, begin);
+    assert!(matches!(another.handle(begin, peer(1), local(), &with_cookie), CookieCheck::Enter(_)), "another verifier");
+    let mut restarted = CookieVerifier::new(&Secret::new().unwrap(), begin);
+    assert!(
+        matches!(restarted.handle(begin, peer(1), local(), &with_cookie), CookieCheck::Answer(_)),
+        "another process"
+    );
 }
 
 proptest! {
-    /// No bytes make the door, a handshake or a session panic, and none are let in.
+    /// Random bytes make neither the cookie verifier, a handshake nor a session panic, and are never admitted.
     #[test]
     fn hostile_datagrams(
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
         changes in proptest::collection::vec((0..200usize, any::<u8>()), 0..6),
         length in 0..300usize,
     ) {
-        let mut door = Door::new(&Secret::new().unwrap(), Instant::now());
-        prop_assert_eq!(door.handle(Instant::now(), peer(1), local(), &bytes), Knock::Stranger);
+        let mut verifier = CookieVerifier::new(&Secret::new().unwrap(), Instant::now());
+        prop_assert_eq!(verifier.handle(Instant::now(), peer(1), local(), &bytes), CookieCheck::NotClientHello);
 
         let mut changed = HELLO.to_vec();
         for (at, byte) in changes {
@@ -496,7 +501,7 @@ proptest! {
             }
         }
         changed.truncate(length);
-        prop_assert!(!matches!(door.handle(Instant::now(), peer(1), local(), &changed), Knock::Enter(_)));
+        prop_assert!(!matches!(verifier.handle(Instant::now(), peer(1), local(), &changed), CookieCheck::Enter(_)));
         let context = &*CONTEXT;
         if let Ok(mut handshake) = Handshake::new(context, changed.clone().into()) {
             while matches!(handshake.advance(), Ok(Progress::Waiting)) && !changed.is_empty() {
@@ -522,7 +527,7 @@ fn local() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5684))
 }
 
-/// A context that was changed in one point.
+/// A context with one change.
 fn context(change: impl FnOnce(&mut Credentials)) -> Context {
     let mut credentials = credentials();
     change(&mut credentials);
@@ -533,7 +538,7 @@ fn options() -> Options {
     Options { ciphers: CIPHERS.to_owned(), mtu: 1200 }
 }
 
-/// Both kinds of certificate, and a pre-shared key.
+/// Certificates of both key types, and a pre-shared key.
 fn credentials() -> Credentials {
     static IDENTITIES: LazyLock<[Identity; 2]> = LazyLock::new(|| {
         [AUTHORITY.sign("server", &ec_key()).identity(), AUTHORITY.sign("server", &rsa_key()).identity()]
@@ -617,7 +622,7 @@ impl Authority {
         };
         let params = CertificateRevocationListParams {
             this_update: date_time_ymd(2024, 1, 1),
-            // Out of date, and believed all the same.
+            // Outdated, and applied all the same.
             next_update: date_time_ymd(2024, 2, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,

@@ -1,4 +1,4 @@
-//! The names in a peer's certificate, for TLS and DTLS alike.
+//! Subject names in client certificates, for TLS and DTLS.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,13 @@ use x509_parser::prelude::{AttributeTypeAndValue, X509Name};
 
 use crate::conn::Certificate;
 
-/// A peer's certificate that was verified and yet has no names that can be read.
+/// The subject of a verified certificate cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the subject of the certificate cannot be read")]
 pub(in crate::listener) struct UnreadableSubject;
 
-/// Types of attributes and what they are called: those of RFC 4514 §3, and those that handlers written for EMQX find
-/// in names there. Every other one is shown by its number.
+/// Attribute types and their names: those of RFC 4514 section 3, and those that EMQX prints for handlers. Others are
+/// printed as object identifiers.
 const KNOWN: [(&str, &str); 17] = [
     ("2.5.4.3", COMMON_NAME),
     ("2.5.4.7", "L"),
@@ -61,7 +61,7 @@ fn names(subject: &X509Name<'_>) -> Certificate {
                 all.cn = common_name;
             }
         }
-        // The certificate has them in the other order.
+        // The certificate has the opposite order.
         if !all.dn.is_empty() {
             written.push(',');
         }
@@ -70,7 +70,7 @@ fn names(subject: &X509Name<'_>) -> Certificate {
     all
 }
 
-/// Writes one attribute; gives its value if it is a common name.
+/// Writes one attribute; returns its value if it is a common name.
 fn write_attribute(out: &mut String, attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let number = attribute.attr_type().to_id_string();
     let known = KNOWN.iter().find(|(known, _)| *known == number).map(|(_, name)| *name);
@@ -87,7 +87,7 @@ fn write_attribute(out: &mut String, attribute: &AttributeTypeAndValue<'_>) -> O
     (name == COMMON_NAME).then_some(value)
 }
 
-/// The value of a string of any type; `None` for what is no string, and for bytes that its type does not allow.
+/// The value of a string of any type; `None` for other types, and for invalid bytes of the type.
 fn text(value: &Any<'_>) -> Option<String> {
     let bytes = value.as_bytes();
     match value.tag() {
@@ -97,7 +97,7 @@ fn text(value: &Any<'_>) -> Option<String> {
         | Tag::NumericString
         | Tag::VisibleString
         | Tag::GeneralString => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        // Its own character set was never used; everybody puts Latin-1 there.
+        // Its own character set was never used; in practice it is Latin-1.
         Tag::T61String => Some(bytes.iter().map(|&byte| char::from(byte)).collect()),
         Tag::BmpString => {
             let (units, []) = bytes.as_chunks::<2>() else { return None };
@@ -111,7 +111,7 @@ fn text(value: &Any<'_>) -> Option<String> {
     }
 }
 
-/// RFC 4514 §2.4: what has a meaning in a name, and what nobody could see, is escaped.
+/// RFC 4514 section 2.4: special and invisible characters are escaped.
 fn write_escaped(out: &mut String, value: &str) {
     let last = value.chars().count().saturating_sub(1);
     for (index, character) in value.chars().enumerate() {
@@ -130,7 +130,7 @@ fn write_escaped(out: &mut String, value: &str) {
     }
 }
 
-/// RFC 4514 §2.4: a value without a form as text is its encoding, in hexadecimal digits.
+/// RFC 4514 section 2.4: a value without a string form is its encoding, in hexadecimal digits.
 fn write_encoded(out: &mut String, value: &Any<'_>) {
     out.push('#');
     for byte in value.to_der_vec().unwrap_or_default() {
@@ -152,7 +152,7 @@ mod tests {
     /// A type, a tag and a value.
     type Attribute<'a> = (&'a [u8], u8, &'a [u8]);
 
-    /// A name of parts, each of attributes.
+    /// Parses a name of these parts, each of attributes.
     fn read(parts: &[&[Attribute<'_>]]) -> Certificate {
         let wrap = |tag: u8, content: &[u8]| {
             let length = u8::try_from(content.len()).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_meaning_is_escaped() {
+    fn special_characters_are_escaped() {
         for (value, expected) in [
             ("client", "CN=client"),
             ("Ключ é 车", "CN=Ключ é 车"),
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(read.cn, "a+b");
     }
 
-    /// Types without a name are numbers, and then the value is its encoding, as it is for what is no text.
+    /// Unknown types are object identifiers with an encoded value, as are values that are no strings.
     #[test]
     fn unknown_types_and_values_are_shown_encoded() {
         let unknown = read(&[&[(&[0x55, 4, 99], UTF8, b"Hi")]]);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_subject() {
+    fn malformed_certificates_have_no_subject() {
         assert_eq!(subject(b"certificate"), Err(UnreadableSubject));
         assert_eq!(subject(&[]), Err(UnreadableSubject));
     }

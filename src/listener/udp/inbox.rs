@@ -1,3 +1,5 @@
+//! Receive queue between the receiving task of a socket and the connection of a flow.
+
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -5,11 +7,11 @@ use parking_lot::Mutex;
 
 use crate::listener::flow::{Bounds, Queue, QueueFull};
 
-/// What a flow and the task that receives for it have in common.
+/// The state that a flow shares with its receiving task.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    /// What the door told this flow by.
-    pub(super) mark: u64,
+    /// The epoch of the flow at its gate.
+    pub(super) epoch: u64,
     state: Mutex<State>,
 }
 
@@ -23,22 +25,22 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Open,
-    /// The peer began anew: what waits is the last.
+    /// The peer restarted: no datagram follows the queued ones.
     Replaced,
     /// The flow was dropped.
     Gone,
 }
 
-/// Why an inbox did not take a datagram.
+/// Why a datagram was refused.
 pub(super) enum Refused {
     Full(QueueFull),
     Gone,
 }
 
 impl Inbox {
-    pub(super) fn new(mark: u64, bounds: Bounds) -> Self {
+    pub(super) fn new(epoch: u64, bounds: Bounds) -> Self {
         let state = State { queue: Queue::new(bounds), waker: None, life: Life::Open };
-        Self { mark, state: Mutex::new(state) }
+        Self { epoch, state: Mutex::new(state) }
     }
 
     pub(super) fn deliver(&self, datagram: &[u8]) -> Result<(), Refused> {
@@ -50,7 +52,7 @@ impl Inbox {
             state.queue.push(datagram).map_err(Refused::Full)?;
             state.waker.take()
         };
-        // Not under the lock: the first thing that the woken task does is to take it.
+        // Not under the lock: the woken task takes it at once.
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -68,14 +70,14 @@ impl Inbox {
         }
     }
 
-    /// Nothing more is taken; tells how many datagrams nobody will read.
+    /// Refuses further datagrams; returns the number of unread ones.
     pub(super) fn close(&self) -> usize {
         let mut state = self.state.lock();
         state.life = Life::Gone;
         state.queue.clear()
     }
 
-    /// The next datagram; `None` when nothing comes any more.
+    /// The next datagram; `None` after the last one.
     pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut state = self.state.lock();
         match (state.queue.pop(), state.life) {

@@ -1,3 +1,5 @@
+//! Receiving task of a UDP socket: reads datagrams in batches and passes them to their flows, or opens new ones.
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,55 +11,55 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Flow;
-use super::ground::Terms;
 use super::inbox::{Inbox, Refused};
 use super::socket::Socket;
+use super::socket_group::ReceiverConfig;
 use crate::conn::PeerAddr;
 use crate::listener::access::Effect;
-use crate::listener::door::{Door, Entry, Knock};
 use crate::listener::flow::{Key, QueueFull, split};
+use crate::listener::flow_gate::{FlowGate, FlowStart, GateDecision};
 
-/// How long a read that failed for the machine's sake waits before it is tried again.
+/// Pause after a read that failed for lack of resources.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After this long without a failed read, the next one is told again.
+/// After this long without a failed read, the next one is logged again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
 
-/// How often the datagrams are counted that the kernel has dropped.
+/// How often the kernel's drops are counted.
 const OVERFLOWS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Receives for the flows of one socket.
 pub(super) struct Receiver {
     socket: Arc<Socket>,
-    /// What to go by; looked at before each batch.
-    current: Arc<ArcSwap<Terms>>,
-    terms: Arc<Terms>,
-    door: Door,
-    /// When a read failed last.
+    /// The current configuration; loaded before each batch.
+    current: Arc<ArcSwap<ReceiverConfig>>,
+    config: Arc<ReceiverConfig>,
+    gate: FlowGate,
+    /// The time of the last failed read.
     failed: Option<Instant>,
 }
 
 impl Receiver {
-    pub(super) fn new(socket: Arc<Socket>, current: Arc<ArcSwap<Terms>>) -> Self {
-        let terms = current.load_full();
-        Self { socket, current, door: terms.doors.make(), terms, failed: None }
+    pub(super) fn new(socket: Arc<Socket>, current: Arc<ArcSwap<ReceiverConfig>>) -> Self {
+        let config = current.load_full();
+        Self { socket, current, gate: config.gates.make(), config, failed: None }
     }
 
-    /// Goes by other terms, if there are any. The door stays if it is to be the same, with what it knows.
+    /// Applies a new configuration, if there is one. An unchanged gate stays, with its state.
     fn follow(&mut self) {
         let current = self.current.load();
-        if Arc::ptr_eq(&current, &self.terms) {
+        if Arc::ptr_eq(&current, &self.config) {
             return;
         }
-        if !current.doors.are(&self.terms.doors) {
-            self.door = current.doors.make();
+        if !current.gates.are(&self.config.gates) {
+            self.gate = current.gates.make();
         }
-        self.terms = Arc::clone(&current);
+        self.config = Arc::clone(&current);
     }
 
     /// Receives until the listener and all flows are gone.
     pub(super) async fn run(mut self, ended: CancellationToken, buffer_bytes: usize) {
-        // Pages of it that no datagram reaches are never touched, and so take no memory.
+        // Untouched pages of it take no memory.
         let mut buffers = vec![0; BATCH_SIZE * buffer_bytes];
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let mut counting = tokio::time::interval(OVERFLOWS_INTERVAL);
@@ -66,7 +68,8 @@ impl Receiver {
         loop {
             let received = tokio::select! {
                 received = self.socket.receive(&mut buffers, buffer_bytes, &mut metas) => received,
-                // Only after a read: the kernel drops nothing while it has room, and what fills its room is read.
+                // Only after a read: the kernel drops nothing while its buffer has room, and a full buffer leads to a
+                // read.
                 _ = counting.tick(), if has_received => {
                     has_received = false;
                     overflows = self.count_overflows(overflows);
@@ -83,39 +86,39 @@ impl Receiver {
                     }
                 }
                 Err(error) if is_the_networks(&error) => {
-                    tracing::debug!(listener = %self.terms.owner.name, %error, "a datagram did not reach its peer");
+                    tracing::debug!(listener = %self.config.labels.name, %error, "a datagram did not reach its peer");
                 }
                 Err(error) => self.handle_failure(&error).await,
             }
         }
     }
 
-    /// Counts what the kernel has dropped since the last time; gives the number for the next time.
+    /// Counts the kernel's drops since the last call; returns the number for the next one.
     fn count_overflows(&self, last: u32) -> u32 {
         let Some(now) = self.socket.overflows() else { return last };
-        // The kernel's number begins anew after four billions.
-        self.terms.owner.metrics.sheds("kernel_full", u64::from(now.wrapping_sub(last)));
+        // The kernel's counter wraps at 2^32.
+        self.config.labels.metrics.dropped("kernel_full", u64::from(now.wrapping_sub(last)));
         now
     }
 
     async fn handle_failure(&mut self, error: &io::Error) {
-        self.terms.owner.metrics.accept_errors.inc();
+        self.config.labels.metrics.accept_errors.inc();
         if self.failed.replace(Instant::now()).is_none_or(|failed| failed.elapsed() > RECOVERED_AFTER) {
-            tracing::error!(listener = %self.terms.owner.name, %error, "cannot receive datagrams; trying again");
+            tracing::error!(listener = %self.config.labels.name, %error, "cannot receive datagrams; trying again");
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 
-    /// One buffer: a datagram, or several of one peer.
+    /// Handles one buffer: a datagram, or several coalesced ones of one peer.
     fn handle_read(&mut self, meta: &RecvMeta, buffer: &[u8]) {
         let key = self.socket.key(meta);
         let bytes = &buffer[..meta.len.min(buffer.len())];
-        // A buffer that is full to the last byte had no room for the rest; all but the last datagram are whole.
+        // A buffer that is full to the last byte may have been truncated; all but the last datagram are whole.
         let cut = bytes.len() == buffer.len();
         let mut datagrams = split(bytes, meta.stride).peekable();
         while let Some(datagram) = datagrams.next() {
             if cut && datagrams.peek().is_none() {
-                self.terms.owner.metrics.shed("datagram_truncated");
+                self.config.labels.metrics.shed("datagram_truncated");
             } else {
                 self.handle_datagram(key, datagram);
             }
@@ -125,61 +128,61 @@ impl Receiver {
     fn handle_datagram(&mut self, key: Key, datagram: &[u8]) {
         let known = self.socket.flows.lock().find(&key).cloned();
         if let Some(inbox) = &known
-            && !self.door.is_restart(inbox.mark, datagram)
+            && !self.gate.is_restart(inbox.epoch, datagram)
         {
             match inbox.deliver(datagram) {
                 Ok(()) => return,
-                Err(Refused::Full(QueueFull::Datagrams)) => return self.terms.owner.metrics.shed("datagrams_full"),
-                Err(Refused::Full(QueueFull::Bytes)) => return self.terms.owner.metrics.shed("datagram_bytes_full"),
-                // Its connection has ended a moment ago: the peer is a new one.
+                Err(Refused::Full(QueueFull::Datagrams)) => return self.config.labels.metrics.shed("datagrams_full"),
+                Err(Refused::Full(QueueFull::Bytes)) => return self.config.labels.metrics.shed("datagram_bytes_full"),
+                // Its connection has just ended: the peer is a new one.
                 Err(Refused::Gone) => {}
             }
         }
         let peer = PeerAddr(key.peer);
-        if self.terms.admission.load().access.decide(peer.host()) == Effect::Deny {
-            return self.turn_away("access");
+        if self.config.admission.load().access.decide(peer.host()) == Effect::Deny {
+            return self.reject("access");
         }
-        match self.door.knock(peer, self.socket.local(&key), datagram) {
-            Knock::Enter(entry) => self.open(key, entry, datagram),
-            Knock::Answer(answer) => {
+        match self.gate.decide(peer, self.socket.local(&key), datagram) {
+            GateDecision::Enter(entry) => self.open(key, entry, datagram),
+            GateDecision::Answer(answer) => {
                 if let Err(error) = self.socket.try_send(&key, &answer) {
-                    self.socket.unsent(&self.terms.owner, &key, &answer, &error);
+                    self.socket.unsent(&self.config.labels, &key, &answer, &error);
                 }
             }
-            Knock::Ignore => self.terms.owner.metrics.shed("not_let_in"),
+            GateDecision::Ignore => self.config.labels.metrics.shed("no_valid_cookie"),
         }
     }
 
-    /// Opens a flow and hands it to the accept loop; if that is not possible, nothing of it is left.
-    fn open(&self, key: Key, entry: Entry, datagram: &[u8]) {
-        let place = match self.terms.arrivals.try_reserve() {
+    /// Opens a flow and passes it to the accept loop; undone if that is not possible.
+    fn open(&self, key: Key, entry: FlowStart, datagram: &[u8]) {
+        let place = match self.config.arrivals.try_reserve() {
             Ok(place) => place,
-            Err(mpsc::error::TrySendError::Full(())) => return self.turn_away("accept_queue_full"),
-            Err(mpsc::error::TrySendError::Closed(())) => return self.turn_away("draining"),
+            Err(mpsc::error::TrySendError::Full(())) => return self.reject("accept_queue_full"),
+            Err(mpsc::error::TrySendError::Closed(())) => return self.reject("draining"),
         };
-        let inbox = Arc::new(Inbox::new(entry.mark(), self.terms.queue));
+        let inbox = Arc::new(Inbox::new(entry.epoch(), self.config.queue));
         if entry.keeps_datagram() && inbox.deliver(datagram).is_err() {
             // Not reached: an empty queue has room.
-            return self.turn_away("datagrams_full");
+            return self.reject("datagrams_full");
         }
         let opened = self.socket.flows.lock().open(key, Arc::clone(&inbox));
         let Ok((id, replaced)) = opened else {
-            return self.turn_away("connections_max");
+            return self.reject("connections_max");
         };
         if let Some(replaced) = replaced {
             replaced.replace();
         }
-        place.send(Flow::new(Arc::clone(&self.terms.owner), Arc::clone(&self.socket), inbox, key, id, entry));
+        place.send(Flow::new(Arc::clone(&self.config.labels), Arc::clone(&self.socket), inbox, key, id, entry));
     }
 
-    /// Counts a peer that gets no flow, and its datagram.
-    fn turn_away(&self, reason: &'static str) {
-        self.terms.owner.metrics.turned_away(reason);
-        self.terms.owner.metrics.shed(reason);
+    /// Counts a rejected peer, and its datagram.
+    fn reject(&self, reason: &'static str) {
+        self.config.labels.metrics.rejected(reason);
+        self.config.labels.metrics.shed(reason);
     }
 }
 
-/// Errors of a read that tell what became of a datagram that was sent.
+/// Errors of a read that report the fate of a sent datagram (ICMP).
 fn is_the_networks(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted | NetworkUnreachable)

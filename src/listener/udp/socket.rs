@@ -1,3 +1,5 @@
+//! UDP socket of many flows: batched receive with GRO, sends from the local address of a flow, drop counter of the kernel.
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -10,16 +12,16 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::Options;
-use super::ground::Owner;
 use super::inbox::Inbox;
+use super::socket_group::ListenerLabels;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::listener::flow::{Key, Table};
-use crate::listener::{Tuning, inherited};
+use crate::listener::{SocketOptions, socket_activation};
 
-/// What the kernel is asked to keep for a socket while its task is kept from reading; `net.core.rmem_max` bounds it too.
+/// The default receive buffer of a socket, for pauses of its task; `net.core.rmem_max` bounds it too.
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
-/// A socket with all that its flows share.
+/// A socket with the shared state of its flows.
 #[derive(Debug)]
 pub(super) struct Socket {
     io: UdpSocket,
@@ -30,22 +32,22 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn bind(address: SocketAddr, options: &Options) -> io::Result<Self> {
-        let (datagrams, tuning) = (&options.datagrams, &options.tuning);
+        let (datagrams, socket_options) = (&options.datagrams, &options.socket_options);
         let socket = match &options.given {
             Some(_) if datagrams.sockets > 1 => {
                 return Err(io::Error::other("one socket was handed over, and `sockets` asks for more"));
             }
             Some(given) => {
-                let socket = socket2::Socket::from(inherited::duplicate(given)?);
+                let socket = socket2::Socket::from(socket_activation::duplicate(given)?);
                 socket.set_nonblocking(true)?;
-                tuning.size(SockRef::from(&socket))?;
+                socket_options.size(SockRef::from(&socket))?;
                 socket
             }
             None => {
-                let socket = tuning.open(address, Type::DGRAM, Protocol::UDP)?;
-                // Only where it is needed: with it, a second gateway could be bound to the same address and take peers away.
-                socket.set_reuse_port(tuning.reuse_port || datagrams.sockets > 1)?;
-                if tuning.receive_buffer_bytes.is_none() {
+                let socket = socket_options.open(address, Type::DGRAM, Protocol::UDP)?;
+                // Only where it is needed: with it, a second gateway could bind the same address and take peers away.
+                socket.set_reuse_port(socket_options.reuse_port || datagrams.sockets > 1)?;
+                if socket_options.receive_buffer_bytes.is_none() {
                     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
                 }
                 socket.bind(&address.into())?;
@@ -58,34 +60,34 @@ impl Socket {
         Ok(Self { local: io.local_addr()?, io, state, flows: Mutex::new(Table::new(datagrams.flows_max)) })
     }
 
-    /// Follows other sizes of the kernel's buffers.
-    pub(super) fn resize(&self, tuning: &Tuning) -> io::Result<()> {
-        tuning.size(SockRef::from(&self.io))
+    /// Applies other sizes of the kernel's buffers.
+    pub(super) fn resize(&self, socket_options: &SocketOptions) -> io::Result<()> {
+        socket_options.size(SockRef::from(&self.io))
     }
 
-    /// Sends one datagram from the address that the peer has used; `WouldBlock` when the socket takes none now.
+    /// Sends one datagram from the local address that the peer uses; `WouldBlock` while the socket is not writable.
     pub(super) fn try_send(&self, key: &Key, datagram: &[u8]) -> io::Result<()> {
         let transmit =
             Transmit { destination: key.peer, ecn: None, contents: datagram, segment_size: None, src_ip: key.local };
         self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
     }
 
-    /// Counts a datagram that the network or the kernel refused to take. It is lost, as any datagram may be.
-    pub(super) fn unsent(&self, owner: &Owner, key: &Key, datagram: &[u8], error: &io::Error) {
+    /// Counts a datagram that the network or the kernel refused. It is lost, as any datagram may be.
+    pub(super) fn unsent(&self, labels: &ListenerLabels, key: &Key, datagram: &[u8], error: &io::Error) {
         let reason = if quinn_udp::is_msg_size_err(error) { "datagram_too_large" } else { "datagram_unsent" };
-        owner.metrics.shed(reason);
+        labels.metrics.shed(reason);
         tracing::debug!(
-            listener = %owner.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
+            listener = %labels.name, peer = %PeerAddr(key.peer), bytes = datagram.len(), %error,
             "a datagram could not be sent"
         );
     }
 
-    /// Waits until it takes datagrams again. Any number of tasks may.
+    /// Waits until the socket is writable. Any number of tasks may.
     pub(super) async fn writable(&self) -> io::Result<()> {
         self.io.writable().await
     }
 
-    /// Receives into buffers of `buffer_bytes` each; gives how many of them, and of `metas`, were filled.
+    /// Receives into buffers of `buffer_bytes` each; returns how many of them, and of `metas`, were filled.
     pub(super) async fn receive(
         &self,
         buffers: &mut [u8],
@@ -101,20 +103,20 @@ impl Socket {
         self.io.async_io(Interest::READABLE, read).await
     }
 
-    /// How many datagrams the kernel has dropped so far because nobody read them in time; `None` where it does not tell.
+    /// The number of datagrams that the kernel has dropped at a full buffer; `None` if it is not available.
     pub(super) fn overflows(&self) -> Option<u32> {
-        /// The place of the number among what the kernel tells of a socket's memory (linux/sock_diag.h).
+        /// The index of the counter in `SO_MEMINFO` (linux/sock_diag.h).
         const DROPS: usize = 8;
         let mut memory = [0u32; 16];
         option(&self.io, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory).then(|| memory[DROPS])
     }
 
-    /// Whose a datagram is.
+    /// The flow key of a datagram.
     pub(super) fn key(&self, meta: &RecvMeta) -> Key {
         Key { peer: meta.addr, local: meta.dst_ip.filter(|ip| self.local.ip().is_unspecified() && is_one_host(*ip)) }
     }
 
-    /// The address of ours that a peer uses.
+    /// The local address that a peer uses.
     pub(super) fn local(&self, key: &Key) -> ListenAddr {
         let ip = key.local.unwrap_or(self.local.ip()).to_canonical();
         ListenAddr(SocketAddr::new(ip, self.local.port()))
@@ -123,19 +125,19 @@ impl Socket {
 
 #[cfg(test)]
 impl Socket {
-    /// Does what a full buffer does.
+    /// Simulates a full buffer.
     pub(super) fn pretend_full(&self) {
         let full: io::Result<()> = self.io.try_io(Interest::WRITABLE, || Err(io::ErrorKind::WouldBlock.into()));
         assert!(full.is_err());
     }
 
-    /// Sends past the bookkeeping, so that the kernel tells of room again.
+    /// Sends without bookkeeping, so that the kernel reports the socket writable again.
     pub(super) fn send_unasked(&self, datagram: &[u8], to: SocketAddr) {
         assert!(socket2::SockRef::from(&self.io).send_to(datagram, &to.into()).is_ok());
     }
 }
 
-/// Whether answers can be sent from an address: from that of a group they cannot, and there the kernel chooses.
+/// Whether an address can be a source address; multicast cannot, and there the kernel chooses.
 fn is_one_host(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_multicast(),
@@ -143,8 +145,8 @@ fn is_one_host(ip: IpAddr) -> bool {
     }
 }
 
-/// Lets datagrams be larger than the path takes in one piece, as a socket does from the first: quinn-udp forbids it,
-/// because QUIC finds out the path's size by itself, and device protocols do not.
+/// Allows IP fragmentation, the kernel's default: quinn-udp disables it, because QUIC discovers the path MTU, and
+/// device protocols do not.
 fn allow_fragments(socket: &UdpSocket, address: SocketAddr) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT)?;
     if address.is_ipv6() {
@@ -165,8 +167,8 @@ fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: 
 #[expect(unsafe_code, reason = "the socket libraries have no words for this option")]
 fn option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: &mut [u32; 16]) -> bool {
     let mut value_bytes = size_of_val(value) as libc::socklen_t;
-    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel writes at most as many bytes as it is
-    // told that there are, and any bits are numbers.
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel writes at most the given number of
+    // bytes, and any bits are valid integers.
     let result =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut value_bytes) };
     result == 0

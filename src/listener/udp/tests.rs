@@ -10,8 +10,8 @@ use tokio::net::UdpSocket;
 
 use super::*;
 use crate::conn::SocketKind;
-use crate::listener::Tuning;
-use crate::listener::door::Scripted;
+use crate::listener::SocketOptions;
+use crate::listener::flow_gate::Scripted;
 use crate::telemetry::Telemetry;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,13 +26,13 @@ fn options(address: &str) -> Options {
         backlog: 1,
         handshakes_max: 1,
         admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
-        tuning: Tuning::default(),
+        socket_options: SocketOptions::default(),
         given: None,
         datagrams: Datagrams { sockets: 1, flows_max: 10, queue: Bounds { datagrams_max: 4, bytes_max: 200_000 } },
     }
 }
 
-/// The options with others for datagrams.
+/// The default options with these for datagrams.
 fn with(address: &str, change: impl FnOnce(&mut Datagrams)) -> Options {
     let mut options = options(address);
     change(&mut options.datagrams);
@@ -44,15 +44,15 @@ struct Bound {
     telemetry: Telemetry,
 }
 
-fn bind(options: &Options, door: impl Fn() -> Door + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
+fn bind(options: &Options, gate: impl Fn() -> FlowGate + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
     let telemetry = Telemetry::new();
     let metrics = telemetry.listener(&options.name);
-    let listener = UdpListener::bind_with(options, None, metrics, Doors::new(door), buffer_bytes).unwrap();
+    let listener = UdpListener::bind_with(options, None, metrics, GateFactory::new(gate), buffer_bytes).unwrap();
     Bound { listener, telemetry }
 }
 
 fn open(options: &Options) -> Bound {
-    bind(options, || Door::Open, BUFFER_BYTES)
+    bind(options, || FlowGate::Open, BUFFER_BYTES)
 }
 
 fn count(telemetry: &Telemetry, metric: &str, reason: &str) -> u64 {
@@ -70,13 +70,13 @@ impl Bound {
         within(self.listener.flow()).await
     }
 
-    fn turned_away(&self, reason: &str) -> u64 {
-        count(&self.telemetry, "turned_away", reason)
+    fn rejected(&self, reason: &str) -> u64 {
+        count(&self.telemetry, "connections_rejected", reason)
     }
 
     async fn shed(&self, reason: &str, expected: u64) {
         within(async {
-            while count(&self.telemetry, "sheds", reason) != expected {
+            while count(&self.telemetry, "dropped", reason) != expected {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         })
@@ -115,7 +115,7 @@ impl Peer {
     }
 }
 
-/// Each datagram is one, whatever its size, and each answer too.
+/// Each datagram is one event, whatever its size, and each response one datagram.
 #[tokio::test]
 async fn datagrams_keep_their_borders() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -136,9 +136,9 @@ async fn datagrams_keep_their_borders() {
     }
 }
 
-/// What the kernel hands over as one buffer are the datagrams that were sent.
+/// A buffer of coalesced datagrams is split into the sent ones.
 #[tokio::test]
-async fn what_was_put_together_is_taken_apart() {
+async fn coalesced_datagrams_are_split() {
     let options = with("127.0.0.1:0", |datagrams| datagrams.queue = Bounds { datagrams_max: 64, bytes_max: 200_000 });
     let mut bound = open(&options);
     let peer = Peer::bind("127.0.0.1:0").await;
@@ -158,7 +158,7 @@ async fn what_was_put_together_is_taken_apart() {
     }
 }
 
-/// A device that asks one of many addresses is answered from that one; asking another is another flow.
+/// A response leaves from the local address that the device has sent to; another local address is another flow.
 #[tokio::test]
 async fn the_asked_address_answers() {
     for (wildcard, asked) in [("0.0.0.0:0", ["127.0.0.2", "127.0.0.3"]), ("[::]:0", ["127.0.0.2", "127.0.0.3"])] {
@@ -171,7 +171,7 @@ async fn the_asked_address_answers() {
             send(&mut flow, &datagram).await;
             let from = SocketAddr::new(asked.parse().unwrap(), bound.port());
             assert_eq!(peer.receive().await, (asked.into(), from));
-            assert_eq!(flow.local().0, from, "told as IPv4, also by a socket that speaks both");
+            assert_eq!(flow.local().0, from, "an IPv4 address, also on a dual-stack socket");
         }
     }
 }
@@ -190,7 +190,7 @@ async fn ipv6() {
     }
 }
 
-/// A full queue sheds the newest, for each of its two bounds.
+/// A full queue drops the newest datagram, for each of its two bounds.
 #[tokio::test]
 async fn a_full_queue_sheds() {
     let queue = Bounds { datagrams_max: 4, bytes_max: 1000 };
@@ -213,7 +213,7 @@ async fn a_full_queue_sheds() {
     }
 }
 
-/// Over the bound a peer is turned away, and let in when another one has gone.
+/// Beyond the limit a new peer is rejected, and accepted once another one has gone.
 #[tokio::test]
 async fn flows_are_bounded() {
     let mut bound = open(&with("127.0.0.1:0", |datagrams| datagrams.flows_max = 1));
@@ -222,7 +222,7 @@ async fn flows_are_bounded() {
     let mut flow = bound.accept().await;
     second.send("127.0.0.1", bound.port(), b"second").await;
     bound.shed("connections_max", 1).await;
-    assert_eq!(bound.turned_away("connections_max"), 1);
+    assert_eq!(bound.rejected("connections_max"), 1);
     first.send("127.0.0.1", bound.port(), b"again").await;
     assert_eq!(receive(&mut flow).await.unwrap(), "first");
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
@@ -232,7 +232,7 @@ async fn flows_are_bounded() {
     bound.shed("flow_ended", 1).await;
 }
 
-/// When nobody accepts, the peers that wait are bounded too.
+/// Flows that wait for the accept loop are bounded too.
 #[tokio::test]
 async fn waiting_flows_are_bounded() {
     let mut bound = open(&with("127.0.0.1:0", |datagrams| datagrams.flows_max = usize::MAX));
@@ -241,11 +241,11 @@ async fn waiting_flows_are_bounded() {
         let peer = Peer::bind("127.0.0.1:0").await;
         peer.send("127.0.0.1", bound.port(), &number.to_be_bytes()).await;
         peers.push(peer);
-        // The kernel's own queue is not what is tested.
+        // The kernel's own queue is not under test.
         tokio::task::yield_now().await;
     }
     bound.shed("accept_queue_full", 3).await;
-    assert_eq!(bound.turned_away("accept_queue_full"), 3);
+    assert_eq!(bound.rejected("accept_queue_full"), 3);
     for _ in 0..ARRIVALS_MAX {
         drop(bound.accept().await);
     }
@@ -253,31 +253,31 @@ async fn waiting_flows_are_bounded() {
     assert_eq!(bound.accept().await.peer().0, peers[0].0.local_addr().unwrap());
 }
 
-/// What the kernel drops while nobody reads is counted too: nothing is lost without a number.
+/// Datagrams that the kernel drops at a full buffer are counted too.
 #[tokio::test]
-async fn what_the_kernel_drops_is_counted() {
+async fn kernel_drops_are_counted() {
     const SENT: u64 = 50_000;
     let bound = open(&options("127.0.0.1:0"));
     let peer = StdUdpSocket::bind("127.0.0.1:0").unwrap();
-    // The receiving task has no turn meanwhile.
+    // The receiving task does not run meanwhile.
     for _ in 0..SENT {
         peer.send_to(b"x", bound.listener.local_addr().0).unwrap();
     }
     within(async {
         let counted =
-            || count(&bound.telemetry, "sheds", "kernel_full") + count(&bound.telemetry, "sheds", "datagrams_full");
+            || count(&bound.telemetry, "dropped", "kernel_full") + count(&bound.telemetry, "dropped", "datagrams_full");
         while counted() + 4 != SENT {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
     .await;
-    assert!(count(&bound.telemetry, "sheds", "kernel_full") > 0);
+    assert!(count(&bound.telemetry, "dropped", "kernel_full") > 0);
 }
 
-/// What did not fit into the buffer is not taken for a datagram.
+/// A truncated datagram is dropped.
 #[tokio::test]
 async fn a_cut_datagram_is_shed() {
-    let mut bound = bind(&options("127.0.0.1:0"), || Door::Open, 100);
+    let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Open, 100);
     let peer = Peer::bind("127.0.0.1:0").await;
     peer.send("127.0.0.1", bound.port(), &[1; 101]).await;
     bound.shed("datagram_truncated", 1).await;
@@ -298,7 +298,7 @@ async fn a_datagram_that_is_too_large() {
     assert_eq!(peer.receive().await.0, b"answer");
 }
 
-/// A peer without a listener at its port is no concern of the others.
+/// An ICMP error about one peer does not affect the others.
 #[tokio::test]
 async fn a_peer_that_is_gone_ends_nothing() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -337,7 +337,7 @@ async fn several_sockets() {
     }
 }
 
-/// Two flows of one socket that cannot be written to are both woken.
+/// Two flows that wait for the same socket are both woken.
 #[tokio::test]
 async fn every_waiting_sender_is_woken() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -361,7 +361,7 @@ async fn every_waiting_sender_is_woken() {
     for (_, _, send) in &mut sends {
         assert!(futures_poll(send.as_mut()).await.is_pending());
     }
-    // The next event of the socket: the kernel has sent something and tells of room.
+    // The next event of the socket: the kernel has sent something and is writable again.
     let (peer, socket, _) = &sends[0];
     socket.send_unasked(b"x", peer.local_addr().unwrap());
     for (peer, _, send) in sends {
@@ -374,7 +374,7 @@ async fn futures_poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A flow that is closed hears nothing more and can still speak; the same peer may have another one meanwhile.
+/// A closed flow receives nothing more and can still send; the same peer may have another one meanwhile.
 #[tokio::test]
 async fn a_closed_flow_leaves_its_place() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -394,23 +394,23 @@ async fn a_closed_flow_leaves_its_place() {
     assert_eq!(receive(&mut second).await.unwrap(), "third");
 }
 
-/// The door answers strangers, keeps nothing of them, and lets in who knows the word; whoever begins anew replaces
-/// the flow it had.
+/// The gate answers new peers, keeps no state for them, and admits valid ones; a restarted peer replaces
+/// its flow.
 #[tokio::test]
-async fn the_door_decides() {
-    let mut bound = bind(&options("127.0.0.1:0"), || Door::Scripted(Scripted), BUFFER_BYTES);
+async fn the_gate_decides() {
+    let mut bound = bind(&options("127.0.0.1:0"), || FlowGate::Scripted(Scripted), BUFFER_BYTES);
     let peer = Peer::bind("127.0.0.1:0").await;
     let port = bound.port();
     peer.send("127.0.0.1", port, b"nonsense").await;
-    bound.shed("not_let_in", 1).await;
+    bound.shed("no_valid_cookie", 1).await;
     peer.send("127.0.0.1", port, b"hello").await;
     assert!(peer.receive().await.0.starts_with(b"127.0.0.1:"));
 
     peer.send("127.0.0.1", port, b"hello 7").await;
     let mut first = bound.accept().await;
-    assert!(matches!(first.entry_mut(), Entry::Scripted(7)));
+    assert!(matches!(first.entry_mut(), FlowStart::Scripted(7)));
     peer.send("127.0.0.1", port, b"data").await;
-    assert_eq!(receive(&mut first).await.unwrap(), "data", "the door has kept its own datagram");
+    assert_eq!(receive(&mut first).await.unwrap(), "data", "the gate has consumed its own datagram");
     peer.send("127.0.0.1", port, b"hello 7").await;
     assert_eq!(receive(&mut first).await.unwrap(), "hello 7", "sent again, it is the flow's own");
 
@@ -424,7 +424,7 @@ async fn the_door_decides() {
     assert_eq!(receive(&mut second).await.unwrap(), "more", "the end of the first flow does not end the second");
 }
 
-/// Another listener takes the sockets over when it begins, and not before; the flows stay.
+/// Another listener takes over the sockets when it begins, and not before; the flows stay.
 #[tokio::test]
 async fn another_listener_takes_over() {
     let mut bound = open(&options("127.0.0.1:0"));
@@ -436,8 +436,8 @@ async fn another_listener_takes_over() {
     let metrics = bound.telemetry.listener(&"next".into());
     let predecessor = bound.listener.settings();
     let renamed = with(&address.to_string(), |datagrams| datagrams.queue.datagrams_max = 1);
-    let doors = Doors::new(|| Door::Scripted(Scripted));
-    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, doors, BUFFER_BYTES).unwrap();
+    let gates = GateFactory::new(|| FlowGate::Scripted(Scripted));
+    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, gates, BUFFER_BYTES).unwrap();
     let second = Peer::bind("127.0.0.1:0").await;
     second.send("127.0.0.1", bound.port(), b"second").await;
     assert_eq!(receive(&mut bound.accept().await).await.unwrap(), "second");
@@ -447,7 +447,7 @@ async fn another_listener_takes_over() {
     let third = Peer::bind("127.0.0.1:0").await;
     third.send("127.0.0.1", address.port(), b"hello 3").await;
     let mut flow_of_next = within(next.flow()).await;
-    assert!(matches!(flow_of_next.entry_mut(), Entry::Scripted(3)), "at the new door");
+    assert!(matches!(flow_of_next.entry_mut(), FlowStart::Scripted(3)), "at the new gate");
     peer.send("127.0.0.1", address.port(), b"again").await;
     assert_eq!(receive(&mut flow).await.unwrap(), "first");
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
@@ -456,7 +456,7 @@ async fn another_listener_takes_over() {
     }
     within(async {
         let page = || bound.telemetry.render().unwrap();
-        while !page().contains("polygate_sheds_total{listener=\"next\",reason=\"datagrams_full\"} 2") {
+        while !page().contains("polygate_dropped_total{listener=\"next\",reason=\"datagrams_full\"} 2") {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
@@ -480,7 +480,7 @@ async fn sockets_outlive_the_listener() {
     assert_eq!(receive(&mut flow).await.unwrap(), "again");
     assert!(StdUdpSocket::bind(address).is_err(), "still bound");
     within(async {
-        while count(&telemetry, "sheds", "draining") + count(&telemetry, "sheds", "flow_ended") < 2 {
+        while count(&telemetry, "dropped", "draining") + count(&telemetry, "dropped", "flow_ended") < 2 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })

@@ -168,7 +168,7 @@ impl Clients {
         let Some(client) = self.get(outgoing.client_id()) else { return };
         let wanted = places(&publish.payload, self.places);
         let Ok(permit) = client.places.clone().try_acquire_many_owned(wanted) else {
-            self.counters.client_sheds.inc();
+            self.counters.client_dropped.inc();
             let client_id = outgoing.client_id();
             tracing::debug!(%client_id, topic = %publish.topic, "message shed: the queue is full");
             return;
@@ -271,18 +271,18 @@ mod tests {
     #[allow(clippy::disallowed_methods, reason = "rmqtt's sessions have such a channel, and the bound is proved on it")]
     fn client(places: usize) -> (Clients, rmqtt::types::Rx, Arc<ClientSubscription>, Counter) {
         let counters = Counters::default();
-        let sheds = counters.client_sheds.clone();
+        let dropped = counters.client_dropped.clone();
         let clients = Clients { by_id: DashMap::new(), places, counters };
         let (tx, rx) = futures::channel::mpsc::unbounded();
         let id = Id::from(NODE, "c".into());
         clients.enter(id.clone(), Tx::new(tx), None);
-        (clients, rx, Arc::new(ClientSubscription { id, options: SubscriptionOptions::default() }), sheds)
+        (clients, rx, Arc::new(ClientSubscription { id, options: SubscriptionOptions::default() }), dropped)
     }
 
     /// A client that does not read is sent no more than its places, and more when it has read.
     #[tokio::test]
     async fn a_message_holds_its_place_until_it_is_dropped() {
-        let (clients, mut rx, subscription, sheds) = client(3);
+        let (clients, mut rx, subscription, dropped) = client(3);
         let send = |bytes: usize| {
             let (from, publish) = local_publish("d", "t", QoS::AtMostOnce, &Bytes::from(vec![0; bytes]));
             clients.send(Outgoing::new(subscription.clone()), &from, &publish);
@@ -290,21 +290,21 @@ mod tests {
         for _ in 0..5 {
             send(1);
         }
-        assert_eq!(sheds.get(), 2);
+        assert_eq!(dropped.get(), 2);
 
         let first = rx.next().await.unwrap();
         send(1);
-        assert_eq!(sheds.get(), 3, "the message that was taken out is still held");
+        assert_eq!(dropped.get(), 3, "the message that was taken out is still held");
         drop(first);
         send(1);
-        assert_eq!(sheds.get(), 3);
+        assert_eq!(dropped.get(), 3);
 
         while let Ok(message) = rx.try_recv() {
             drop(message);
         }
         send(2 * PLACE_BYTES + 1);
         send(1);
-        assert_eq!(sheds.get(), 4, "a large message takes the places of three");
+        assert_eq!(dropped.get(), 4, "a large message takes the places of three");
     }
 
     /// Retained messages wait for places, and the wait ends with the session.

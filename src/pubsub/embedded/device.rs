@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::conn::table::Mailbox;
+use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, CloseReason, PeerAddr, QoS};
-use crate::pubsub::{Error, topic};
+use crate::pubsub::Error;
+use crate::topic;
 
-use super::hub::{Hub, Key, Origin, Publication, Target};
+use super::router::{Key, Origin, Publication, Router, Target};
 
 /// A device as the hub knows it.
 pub(super) struct Device {
@@ -25,7 +26,7 @@ pub(super) struct Device {
 
 /// A device's client of the embedded broker; [`Session`](crate::pubsub::Session) says what it does.
 pub struct Session {
-    hub: Arc<Hub>,
+    router: Arc<Router>,
     device: Arc<Device>,
 }
 
@@ -36,44 +37,49 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn open(hub: &Arc<Hub>, client: &ClientInfo, peer: PeerAddr, mailbox: Mailbox) -> Result<Self, Error> {
+    pub(super) fn open(
+        router: &Arc<Router>,
+        client: &ClientInfo,
+        peer: PeerAddr,
+        mailbox: Mailbox,
+    ) -> Result<Self, Error> {
         let device = Arc::new(Device {
-            serial: hub.next_serial(),
+            serial: router.next_serial(),
             client_id: client.client_id.as_str().into(),
             mailbox,
             filters: Mutex::new(Some(Vec::new())),
         });
-        let replaced = hub.enter(device.clone())?;
+        let replaced = router.enter(device.clone())?;
         if let Some(replaced) = replaced {
             tracing::debug!(client_id = client.client_id, %peer, conn = %replaced.mailbox.conn(), "session taken over");
-            replaced.end(hub);
+            replaced.end(router);
             // Its mailbox may be full; the new session does not wait for that. One short task for each
             // connection that ends, and it ends no later than the connection.
             tokio::spawn(async move { replaced.mailbox.end(CloseReason::Replaced).await });
         }
-        Ok(Self { hub: hub.clone(), device })
+        Ok(Self { router: router.clone(), device })
     }
 
     pub(in crate::pubsub) fn publish(&self, topic: &str, qos: QoS, payload: Bytes) -> Result<(), Error> {
-        self.hub.check_publish(topic, &payload)?;
+        self.router.check_publish(topic, &payload)?;
         if self.device.has_ended() {
             return Err(Error::Replaced);
         }
         let origin = Origin::Local(&self.device.client_id);
-        self.hub.publish(&Publication { origin, topic, qos, payload: &payload });
+        self.router.publish(&Publication { origin, topic, qos, payload: &payload });
         Ok(())
     }
 
     pub(in crate::pubsub) async fn subscribe(&self, filter: &str, _qos: QoS) -> Result<(), Error> {
         let parsed = topic::parse_filter(filter)?;
-        self.hub.check_running()?;
+        self.router.check_running()?;
         {
             let mut filters = self.device.filters.lock();
             let filters = filters.as_mut().ok_or(Error::Replaced)?;
             let Err(place) = filters.binary_search_by(|known| (**known).cmp(filter)) else {
                 return Ok(());
             };
-            let subscriptions_max = self.hub.subscriptions_max();
+            let subscriptions_max = self.router.subscriptions_max();
             if filters.len() >= subscriptions_max {
                 return Err(Error::TooManySubscriptions { subscriptions_max });
             }
@@ -82,11 +88,11 @@ impl Session {
                 filters.reserve_exact(1);
             }
             filters.insert(place, filter.into());
-            self.hub.subscribe(&parsed, Key::Device(self.device.serial), Target::Device(self.device.clone()));
+            self.router.subscribe(&parsed, Key::Device(self.device.serial), Target::Device(self.device.clone()));
         }
         // MQTT 5.0 §4.8.2: a share gets no retained messages.
         if parsed.group.is_none() {
-            self.hub.replay_retained(parsed.filter, &self.device).await;
+            self.router.replay_retained(parsed.filter, &self.device).await;
         }
         Ok(())
     }
@@ -97,7 +103,7 @@ impl Session {
         let filters = filters.as_mut().ok_or(Error::Replaced)?;
         if let Ok(place) = filters.binary_search_by(|known| (**known).cmp(filter)) {
             filters.remove(place);
-            self.hub.unsubscribe(&parsed, &Key::Device(self.device.serial));
+            self.router.unsubscribe(&parsed, &Key::Device(self.device.serial));
         }
         Ok(())
     }
@@ -105,8 +111,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.hub.leave(&self.device);
-        self.device.end(&self.hub);
+        self.router.leave(&self.device);
+        self.device.end(&self.router);
     }
 }
 
@@ -116,11 +122,11 @@ impl Device {
     }
 
     /// Ends all subscriptions, and with them the session; the second time there is nothing left to do.
-    fn end(&self, hub: &Hub) {
+    fn end(&self, router: &Router) {
         let mut filters = self.filters.lock();
         for filter in filters.take().unwrap_or_default() {
             if let Ok(parsed) = topic::parse_filter(&filter) {
-                hub.unsubscribe(&parsed, &Key::Device(self.serial));
+                router.unsubscribe(&parsed, &Key::Device(self.serial));
             }
         }
     }

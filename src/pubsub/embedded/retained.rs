@@ -47,7 +47,7 @@ pub(super) struct Cursor(Box<str>);
 
 /// What became of a message that was to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(super) enum RetainOutcome {
     /// It is kept, and replaces the topic's last one.
     Yes,
     /// A bound is reached; the topic's last one is gone all the same, because it is out of date.
@@ -78,18 +78,18 @@ impl<V> Retained<V> {
         payload_bytes: usize,
         expires: Option<Instant>,
         now: Instant,
-    ) -> Kept {
+    ) -> RetainOutcome {
         self.remove(topic);
         let bytes = topic.len() + payload_bytes + OVERHEAD_BYTES;
         if !self.has_room(bytes) {
             self.drop_expired(now);
             if !self.has_room(bytes) {
-                return Kept::Full;
+                return RetainOutcome::Full;
             }
         }
         self.bytes += bytes;
         self.messages.insert(key(topic), Entry { message, bytes, expires });
-        Kept::Yes
+        RetainOutcome::Yes
     }
 
     /// Forgets the message of a topic.
@@ -202,8 +202,8 @@ fn key(topic: &str) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::topic;
     use super::*;
+    use crate::topic;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -232,12 +232,12 @@ mod tests {
         let now = Instant::now();
         let mut retained = Retained::new(Limits { messages_max: 2, bytes_max: 10_000 });
         let mut set = |topic: &str, bytes, expires| retained.set(topic, topic.to_owned(), bytes, expires, now);
-        assert_eq!(set("a", 1, Some(now)), Kept::Yes);
-        assert_eq!(set("b", 1, None), Kept::Yes);
-        assert_eq!(set("c", 1, None), Kept::Yes);
-        assert_eq!(set("d", 1, None), Kept::Full);
-        assert_eq!(set("b", 1, None), Kept::Yes);
-        assert_eq!(set("b", 10_000, None), Kept::Full);
+        assert_eq!(set("a", 1, Some(now)), RetainOutcome::Yes);
+        assert_eq!(set("b", 1, None), RetainOutcome::Yes);
+        assert_eq!(set("c", 1, None), RetainOutcome::Yes);
+        assert_eq!(set("d", 1, None), RetainOutcome::Full);
+        assert_eq!(set("b", 1, None), RetainOutcome::Yes);
+        assert_eq!(set("b", 10_000, None), RetainOutcome::Full);
         assert_eq!(all(&retained, "#", now), ["c"]);
         retained.remove("c");
         assert_eq!((retained.len(), retained.bytes), (0, 0));

@@ -19,7 +19,7 @@ pub(super) struct Routes<K, T> {
     nodes: Vec<Node<K, T>>,
     /// Nodes that no filter uses, to be used again.
     free: Vec<NodeId>,
-    /// From a node's id and the text of a level to the node below; see [`edge`].
+    /// From a node's id and the text of a level to the node below; see [`mqtt_server`].
     edges: HashMap<Box<[u8]>, NodeId>,
     subscriptions: usize,
 }
@@ -286,8 +286,8 @@ fn split(filter: &str) -> (Option<&str>, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::topic;
     use super::*;
+    use crate::topic;
     use proptest::prelude::*;
 
     fn matched(routes: &Routes<u8, u8>, name: &str) -> Vec<u8> {

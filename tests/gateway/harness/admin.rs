@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::within;
 
-/// What the admin port answers.
+/// A response of the admin port.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -18,13 +18,13 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
-    /// The words of a refusal.
+    /// The error text of a refusal.
     pub fn error(&self) -> String {
         self.json()["error"].as_str().unwrap().to_owned()
     }
 }
 
-/// A plain HTTP request; `headers` are whole lines. Without a length among them, the body's own is sent.
+/// A plain HTTP request; `headers` are whole lines. The length is added unless it is among them.
 pub async fn ask(admin: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(admin).await.unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");

@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 
-/// An authority made on the spot, and certificates it signed for localhost, in a directory.
+/// A new authority, and certificates it signed for localhost, in a directory.
 pub struct Certificates {
     dir: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -20,9 +20,9 @@ impl Certificates {
         Self::of("test authority")
     }
 
-    /// Of an authority with this name.
+    /// An authority with this name.
     pub fn of(authority: &str) -> Self {
-        // The gateway would choose it, but a test's own server may be first.
+        // The gateway would install it, but a test's own server may start first.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -37,7 +37,7 @@ impl Certificates {
         self.dir.path().join("ca.pem")
     }
 
-    /// Signs a certificate for this host name; gives the files of the certificate and its key.
+    /// Signs a certificate for this host name; returns the files of the certificate and its key.
     pub fn sign(&self, host: &str) -> (PathBuf, PathBuf) {
         self.sign_with(host, KeyPair::generate().unwrap(), |params| {
             params.subject_alt_names = CertificateParams::new(vec![host.to_owned()]).unwrap().subject_alt_names;
@@ -71,7 +71,7 @@ impl Certificates {
         files
     }
 
-    /// Writes a revocation list with these serial numbers; gives its file.
+    /// Writes a revocation list with these serial numbers; returns its file.
     pub fn revoke(&self, serials: &[u64]) -> PathBuf {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -103,7 +103,7 @@ impl Certificates {
         file
     }
 
-    /// What a device needs for TLS: it believes this authority, and shows a certificate if it has one.
+    /// TLS configuration of a device: it trusts this authority, and has a certificate or none.
     pub fn client(&self, identity: Option<&(PathBuf, PathBuf)>) -> Arc<rustls::ClientConfig> {
         let mut roots = rustls::RootCertStore::empty();
         for root in certificates(&self.ca_file()) {

@@ -14,13 +14,13 @@ use tokio::net::UdpSocket;
 use super::certificates::Certificates;
 use super::within;
 
-/// How often a client looks whether its library wants to send something again.
+/// How often a client checks the retransmission timer of its library.
 const RETRANSMISSION_CHECK: Duration = Duration::from_millis(50);
 
-/// What a device has for its handshake.
+/// The credentials of a device.
 #[derive(Clone, Debug, Default)]
 pub struct DtlsClient {
-    /// The authority that it believes; nobody is checked without.
+    /// The trusted authority; without it the server is not verified.
     pub ca_file: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,
     pub psk: Option<(&'static str, Vec<u8>)>,
@@ -31,7 +31,7 @@ impl DtlsClient {
     fn ssl(&self) -> Result<Ssl, ErrorStack> {
         let mut context = SslContext::builder(SslMethod::dtls_client())?;
         context.set_min_proto_version(Some(SslVersion::DTLS1_2))?;
-        // So that it offers whatever a test asks for.
+        // So that it offers any suite of a test.
         context.set_security_level(0);
         context.set_options(SslOptions::NO_QUERY_MTU);
         match &self.ca_file {
@@ -88,7 +88,7 @@ impl Dtls {
         this
     }
 
-    /// With certificates of its own making, and these keys of the table `tls` beside the listener's certificate. Its
+    /// With its own certificates, and these keys of the table `tls` beside the listener's certificate. Its
     /// devices have none.
     pub fn with(certificates: Certificates, more_keys: &str) -> Self {
         let (certificate, key) = certificates.sign("localhost");
@@ -132,14 +132,14 @@ pub struct DtlsSocket {
 }
 
 impl DtlsSocket {
-    /// The handshake as far as a client sees it.
+    /// The handshake as seen by a client.
     pub async fn connect(address: SocketAddr, client: &DtlsClient) -> Result<Self, String> {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.connect(address).await.unwrap();
         Self::connect_from(socket, client).await
     }
 
-    /// The same from a socket that is there already.
+    /// The same over an existing socket.
     pub async fn connect_from(socket: UdpSocket, client: &DtlsClient) -> Result<Self, String> {
         let mut this = Self::begin(socket, client);
         within("the handshake", async {
@@ -149,13 +149,13 @@ impl DtlsSocket {
         .await
     }
 
-    /// A handshake that has not said anything yet.
+    /// A handshake before its first flight.
     pub fn begin(socket: UdpSocket, client: &DtlsClient) -> Self {
         let stream = SslStream::new(client.ssl().unwrap(), Wire::default()).unwrap();
         Self { socket, stream, rest: Vec::new() }
     }
 
-    /// Says what there is to say, and takes in one datagram; whether the handshake is over.
+    /// Sends the next flight, and takes in one datagram; `true` once the handshake is over.
     pub async fn step(&mut self) -> Result<bool, String> {
         self.say().await?;
         if self.stream.ssl().is_init_finished() {
@@ -169,7 +169,7 @@ impl DtlsSocket {
         self.say().await
     }
 
-    /// Says what there is to say; whether the handshake is over.
+    /// Sends the next flight; `true` once the handshake is over.
     pub async fn say(&mut self) -> Result<bool, String> {
         let result = self.stream.do_handshake();
         self.flush().await.map_err(|error| error.to_string())?;
@@ -187,7 +187,7 @@ impl DtlsSocket {
         Ok(())
     }
 
-    /// A datagram that carries this, not sent.
+    /// An encrypted datagram, not sent.
     pub fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.stream.ssl_write(bytes).unwrap();
         self.stream.get_mut().outbound.pop_back().unwrap()
@@ -198,7 +198,7 @@ impl DtlsSocket {
         self.socket.send(&datagram).await.map(drop)
     }
 
-    /// Bytes of the next datagram; 0 when the gateway has closed the session.
+    /// Length of the next datagram; 0 when the gateway has closed the session.
     pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.rest.is_empty() {
             let mut bytes = vec![0; 1 << 14];
@@ -221,18 +221,18 @@ impl DtlsSocket {
         Ok(count)
     }
 
-    /// Tells the gateway that the session is closed.
+    /// Sends `close_notify`.
     pub async fn end(&mut self) -> io::Result<()> {
         self.stream.shutdown().map_err(io::Error::other)?;
         self.flush().await
     }
 
-    /// The certificate that the listener has shown, as DER.
+    /// The listener's certificate, as DER.
     pub fn presented(&self) -> Vec<u8> {
         self.stream.ssl().peer_certificate().unwrap().to_der().unwrap()
     }
 
-    /// The socket, for datagrams that no library would send.
+    /// The socket, for raw datagrams.
     pub fn socket(&self) -> &UdpSocket {
         &self.socket
     }

@@ -22,14 +22,14 @@ impl EchoDevice {
         Self::over(RawPeer::connect(address).await)
     }
 
-    /// Connects over plain TCP and says who it is, with success.
+    /// Connects over plain TCP and authenticates.
     pub async fn login(address: SocketAddr, client_id: &str) -> Self {
         let mut device = Self::connect(address).await;
         device.log_in(client_id).await;
         device
     }
 
-    /// Says who it is, with success.
+    /// Authenticates.
     pub async fn log_in(&mut self, client_id: &str) {
         let connect = json!({"type": 1, "clientinfo": {"proto_name": "echo", "proto_ver": "1", "clientid": client_id}});
         assert_eq!(self.ask(connect).await, json!({"type": 2, "code": 0}));
@@ -43,7 +43,7 @@ impl EchoDevice {
         self.peer.send(object.to_string()).await;
     }
 
-    /// Sends, and gives the answer.
+    /// Sends, and returns the answer.
     pub async fn ask(&mut self, object: Value) -> Value {
         self.send(&object).await;
         self.receive().await

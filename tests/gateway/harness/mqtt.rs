@@ -18,7 +18,7 @@ impl MqttClient {
         Self::connect_with(broker, client_id, None).await.unwrap()
     }
 
-    /// With a user name and a password; an error when the broker refuses.
+    /// With a user name and a password; an error if the broker refuses.
     pub async fn connect_with(
         broker: SocketAddr,
         client_id: &str,
@@ -43,14 +43,14 @@ impl MqttClient {
         let (message, messages) = mpsc::channel(65_536);
         tokio::spawn(async move {
             while let Ok(event) = events.poll().await {
-                let told = match event {
+                let reported = match event {
                     Event::Incoming(Packet::Publish(publish)) => message.send(publish).await.is_ok(),
                     Event::Incoming(Packet::SubAck(_) | Packet::PubAck(_) | Packet::UnsubAck(_)) => {
                         ack.send(()).await.is_ok()
                     }
                     _ => true,
                 };
-                if !told {
+                if !reported {
                     break;
                 }
             }
@@ -63,7 +63,7 @@ impl MqttClient {
         within("the broker's SUBACK", self.acks.recv()).await.unwrap();
     }
 
-    /// Publishes with QoS 1 and waits until the broker has it.
+    /// Publishes with QoS 1 and waits for the PUBACK.
     pub async fn publish(&mut self, topic: &str, payload: impl Into<Vec<u8>>) {
         self.client.publish(topic, QoS::AtLeastOnce, false, payload).await.unwrap();
         within("the broker's PUBACK", self.acks.recv()).await.unwrap();

@@ -10,7 +10,7 @@ use tokio_rustls::client::TlsStream;
 use super::dtls::{DtlsClient, DtlsSocket};
 use super::within;
 
-/// A device that is nothing but a socket.
+/// A raw device: a socket without a protocol.
 pub struct RawPeer(Socket);
 
 /// The socket, of any transport.
@@ -21,7 +21,7 @@ enum Socket {
     Dtls(Box<DtlsSocket>),
 }
 
-/// A socket for datagrams, and what is left of the last one.
+/// A datagram socket, and the rest of its last datagram.
 struct Datagrams {
     socket: UdpSocket,
     rest: Vec<u8>,
@@ -41,7 +41,7 @@ impl Datagrams {
         Ok(count)
     }
 
-    /// What has come so far.
+    /// The bytes received so far.
     fn drain(&mut self) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut self.rest);
         let mut datagram = vec![0; 64 * 1024];
@@ -66,7 +66,7 @@ impl Socket {
         }
     }
 
-    /// The next bytes, as many as are there; 0 at the end.
+    /// The next available bytes; 0 at the end.
     async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer).await,
@@ -108,22 +108,22 @@ impl RawPeer {
         Self(Socket::Udp(Datagrams { socket, rest: Vec::new() }))
     }
 
-    /// Over DTLS, with the handshake as far as a client sees it.
+    /// Over DTLS, with the handshake as seen by a client.
     pub async fn connect_dtls(address: SocketAddr, client: &DtlsClient) -> Result<Self, String> {
         Ok(Self::over_dtls(DtlsSocket::connect(address, client).await?))
     }
 
-    /// Over a DTLS session that is there already.
+    /// Over an existing DTLS session.
     pub fn over_dtls(socket: DtlsSocket) -> Self {
         Self(Socket::Dtls(Box::new(socket)))
     }
 
-    /// Over TLS, as a client of `localhost`; with the handshake as far as a client sees it.
+    /// Over TLS, as a client of `localhost`; with the handshake as seen by a client.
     pub async fn connect_tls(address: SocketAddr, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
         Self::connect(address).await.begin_tls("localhost", client).await
     }
 
-    /// Goes on over TLS, as a client of this name.
+    /// Continues over TLS, as a client of this name.
     pub async fn begin_tls(self, name: &'static str, client: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
         let handshake = TlsConnector::from(Arc::clone(client)).connect(name.try_into().unwrap(), self.into_stream());
         Ok(Self(Socket::Tls(Box::new(within("the handshake", handshake).await?))))
@@ -149,7 +149,7 @@ impl RawPeer {
         assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(expected));
     }
 
-    /// The next so many bytes.
+    /// The next `n` bytes.
     pub async fn receive(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         let mut so_far = 0;
@@ -165,8 +165,7 @@ impl RawPeer {
         bytes
     }
 
-    /// Whatever comes until the gateway ends the stream in order. A peer of datagrams is not told of its end: what it
-    /// has by now.
+    /// All bytes until the gateway ends the stream in order. Datagram peers get no end: the bytes so far.
     pub async fn receive_to_end(&mut self) -> Vec<u8> {
         if let Socket::Udp(datagrams) = &mut self.0 {
             return datagrams.drain();
@@ -203,7 +202,7 @@ impl RawPeer {
         self.0.end().await.unwrap();
     }
 
-    /// Resets the connection, as a device that loses power behind a NAT seems to.
+    /// Resets the connection, like a device that loses power behind a NAT.
     pub fn reset(self) {
         match self.0 {
             Socket::Tcp(stream) => stream.set_zero_linger().unwrap(),

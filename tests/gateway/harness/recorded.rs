@@ -1,9 +1,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use polygate::conversation::Conversation;
-use polygate::conversation::play::witness::{self, Watch};
-use polygate::conversation::play::{BrokerUrl, GatewayAddr, Options, Witness, play};
+use polygate::testing::conversation::Conversation;
+use polygate::testing::conversation::play::mqtt_observer::{self, Watch};
+use polygate::testing::conversation::play::{BrokerUrl, GatewayAddr, MqttObserver, Options, play};
 
 use super::GatewayUnderTest;
 
@@ -15,11 +15,11 @@ pub fn recorded(folder: &str) -> Vec<Conversation> {
     files.iter().map(|file| Conversation::read(file).unwrap()).collect()
 }
 
-/// Plays them one after the other: devices get what was recorded, and so does an MQTT client.
+/// Replays them one after the other: devices and an MQTT client receive the recorded data.
 pub async fn play_all(gateway: &GatewayUnderTest, conversations: &[Conversation]) {
-    let topics = Watch::Topics(witness::topics(conversations));
+    let topics = Watch::Topics(mqtt_observer::topics(conversations));
     let broker = BrokerUrl::from(gateway.broker());
-    let witness = Witness::connect(&broker, "", topics, Duration::from_secs(10)).await.unwrap();
+    let witness = MqttObserver::connect(&broker, "", topics, Duration::from_secs(10)).await.unwrap();
     let to = GatewayAddr::from(gateway.listener());
     for conversation in conversations {
         let played = play(conversation, &to, Some(&witness), &Options::default(), |_| {}).await;

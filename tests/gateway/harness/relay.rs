@@ -4,7 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// An address that is known before the handler has one: gateway and handler each want the other's at their start.
+/// A relay with an address before the handler has one: gateway and handler each need the other's at their start.
 pub struct Relay {
     pub address: SocketAddr,
     target: watch::Sender<Option<SocketAddr>>,
@@ -31,7 +31,7 @@ impl Relay {
         Self { address, target, task }
     }
 
-    /// Where new connections go from now on.
+    /// Changes the target of new connections.
     pub fn lead_to(&self, target: SocketAddr) {
         self.target.send_replace(Some(target));
     }

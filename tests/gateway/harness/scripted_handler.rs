@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use polygate::exproto::proto;
+use polygate::testing::exproto::proto;
 use proto::connection_adapter_client::ConnectionAdapterClient;
 use proto::connection_handler_server::{ConnectionHandler, ConnectionHandlerServer};
 use proto::connection_unary_handler_server::{ConnectionUnaryHandler, ConnectionUnaryHandlerServer};
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{PATIENCE, within};
 
-/// Which service the server has, and in which manner.
+/// The service of the server, and its variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
     /// `ConnectionUnaryHandler`.
@@ -33,7 +33,7 @@ pub enum Serves {
     Both,
 }
 
-/// One callback, as the server got it.
+/// One callback as the server received it.
 #[derive(Clone, Debug)]
 pub struct Callback {
     pub conn: String,
@@ -52,20 +52,20 @@ pub enum Event {
 type Answer = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 type Script = Arc<dyn Fn(Callback, Calls) -> Answer + Send + Sync>;
 
-/// A real ExProto server, whose behaviour is a closure. It dies when it is dropped.
+/// A real ExProto server with a closure as its behaviour. Killed on drop.
 pub struct ScriptedHandler {
     address: SocketAddr,
     scheme: &'static str,
     calls: Calls,
     seen: mpsc::Receiver<Callback>,
-    /// Its own, so that its end is the end of every connection it has, as for a process.
+    /// Its own runtime, whose end is the end of all of its connections, as for a process.
     runtime: Option<Runtime>,
 }
 
-/// How a server is reached.
+/// The address and transport of a server.
 #[derive(Default)]
 pub struct Transport {
-    /// A port to have again, after a restart.
+    /// A port to reuse after a restart.
     pub port: u16,
     /// The files of a certificate and its key, and of an authority that clients' certificates must have.
     pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
@@ -73,7 +73,7 @@ pub struct Transport {
     pub proxy: Option<Proxy>,
 }
 
-/// What a proxy answers itself to a request for a path; it passes on the others.
+/// Responses of the proxy itself for a path; other requests are passed on.
 pub type Proxy = Box<dyn Fn(&str) -> Option<axum::response::Response> + Send + Sync>;
 
 impl ScriptedHandler {
@@ -157,13 +157,13 @@ impl ScriptedHandler {
         self.address.port()
     }
 
-    /// Tells the server where the gateway's adapter is.
+    /// Sets the adapter's address of the server.
     pub fn use_adapter(&self, adapter: SocketAddr) {
         let channel = Channel::from_shared(format!("http://{adapter}")).unwrap().connect_lazy();
         self.calls.adapter.send_replace(Some(ConnectionAdapterClient::new(channel)));
     }
 
-    /// The same on https, with a certificate of our own.
+    /// The same on https, with a client certificate.
     pub fn use_adapter_tls(&self, adapter: SocketAddr, (certificate, key, ca): &(PathBuf, PathBuf, PathBuf)) {
         let read = |file: &PathBuf| std::fs::read(file).unwrap();
         let tls = ClientTlsConfig::new()
@@ -179,19 +179,19 @@ impl ScriptedHandler {
         self.calls.clone()
     }
 
-    /// The next callback that the server got.
+    /// The next callback.
     pub async fn next(&mut self) -> Callback {
         within("a callback", self.seen.recv()).await.unwrap()
     }
 
-    /// The next callback is this device's first; gives its `conn`.
+    /// Expects that the next callback is this device's first; returns its `conn`.
     pub async fn next_created(&mut self) -> String {
         let callback = self.next().await;
         assert!(matches!(callback.event, Event::Created(_)), "{callback:?}");
         callback.conn
     }
 
-    /// Passes over callbacks until the one that says that a connection has ended; gives its reason.
+    /// Skips callbacks until the end of a connection; returns its reason.
     pub async fn next_closed(&mut self) -> String {
         loop {
             if let Event::Closed(reason) = self.next().await.event {
@@ -215,7 +215,7 @@ impl Drop for ScriptedHandler {
     }
 }
 
-/// The gateway's adapter, as the server calls it.
+/// The gateway's adapter, as the server uses it.
 #[derive(Clone)]
 pub struct Calls {
     adapter: Arc<watch::Sender<Option<ConnectionAdapterClient<Channel>>>>,
@@ -387,7 +387,7 @@ impl Echo {
         Ok(())
     }
 
-    /// The whole objects among what has come so far.
+    /// The complete objects among the bytes so far.
     fn objects(&self, conn: &str, bytes: &[u8]) -> Vec<Value> {
         let mut unread = self.unread.lock().unwrap();
         let buffer = unread.entry(conn.to_owned()).or_default();

@@ -8,7 +8,7 @@ use super::certificates::Certificates;
 use super::dtls::Dtls;
 use super::peer::RawPeer;
 
-/// What devices speak below their own protocol, and what both sides need for it.
+/// The transport of devices, with the configuration of both sides.
 #[derive(Clone, Debug)]
 pub enum Transport {
     Tcp,
@@ -22,7 +22,7 @@ pub struct Tls {
     /// Keeps their files.
     _certificates: Certificates,
     keys: String,
-    /// What a device has for its handshake.
+    /// The credentials of a device.
     pub client: Arc<ClientConfig>,
 }
 
@@ -43,7 +43,7 @@ impl Transport {
         Self::mutual(Certificates::new(), "")
     }
 
-    /// The same on a listener that has pre-shared keys too, which another library serves.
+    /// The same on a listener with pre-shared keys too, which OpenSSL serves.
     pub fn mutual_tls_beside_keys() -> Self {
         let certificates = Certificates::new();
         let keys = certificates.write("devices.psk", "other:00112233445566778899aabbccddeeff");
@@ -59,7 +59,7 @@ impl Transport {
         }
     }
 
-    /// TLS with certificates of its own making, and these keys of the table `tls` beside the listener's certificate. Its
+    /// TLS with its own certificates, and these keys of the table `tls` beside the listener's certificate. Its
     /// devices have none.
     pub fn tls(certificates: Certificates, more_keys: &str) -> Self {
         let (certificate, key) = certificates.sign("localhost");
@@ -68,7 +68,7 @@ impl Transport {
         Self::Tls(Arc::new(Tls { _certificates: certificates, keys, client }))
     }
 
-    /// Where the listener binds.
+    /// The `bind` of the listener.
     pub fn bind(&self) -> String {
         match self {
             Self::Tcp => "tcp://127.0.0.1:0".to_owned(),

@@ -1,14 +1,14 @@
-//! A device made of openssl's own client, and what hands datagrams between it and us.
+//! DTLS client with OpenSSL, and the network between it and the server.
 
 use std::thread;
 
 use super::*;
 use crate::listener::dtls::ffi;
 
-/// What `drive` says when neither side has anything more to send.
+/// `drive` returns it when neither side has anything to send.
 pub(super) const STUCK: &str = "nothing moves any more";
 
-/// Who has sent a datagram.
+/// The sender of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
@@ -16,7 +16,7 @@ pub(super) enum Side {
 }
 
 pub(super) struct Client {
-    pub(super) stream: SslStream<Wire>,
+    pub(super) stream: SslStream<DatagramBio>,
 }
 
 impl Default for Client {
@@ -28,7 +28,7 @@ impl Default for Client {
 impl Client {
     pub(super) fn new(configure: impl FnOnce(&mut SslContextBuilder)) -> Self {
         let mut context = SslContext::builder(SslMethod::dtls_client()).unwrap();
-        // So that it offers whatever a test asks for.
+        // So that it offers any suite.
         context.set_security_level(0);
         context.set_verify(SslVerifyMode::NONE);
         context.set_options(SslOptions::NO_QUERY_MTU);
@@ -36,10 +36,10 @@ impl Client {
         let mut ssl = Ssl::new(&context.build()).unwrap();
         ssl.set_mtu(1200).unwrap();
         ssl.set_connect_state();
-        Self { stream: SslStream::new(ssl, Wire::default()).unwrap() }
+        Self { stream: SslStream::new(ssl, DatagramBio::default()).unwrap() }
     }
 
-    /// One that asks for records of at most 512 bytes.
+    /// A client that negotiates records of at most 512 bytes.
     pub(super) fn small_records(suite: &str) -> Self {
         Self::new(|context| {
             context.set_cipher_list(suite).unwrap();
@@ -47,7 +47,7 @@ impl Client {
         })
     }
 
-    /// Goes on with its handshake; whether that is over.
+    /// Continues its handshake; `true` once it is over.
     pub(super) fn advance(&mut self) -> Result<bool, String> {
         match self.stream.do_handshake() {
             Ok(()) => Ok(true),
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// The only datagram that it has to say next.
+    /// Its only outbound datagram.
     pub(super) fn begin(&mut self) -> Bytes {
         self.advance().unwrap();
         let [hello] = &self.sent()[..] else { panic!("not one datagram") };
@@ -84,21 +84,21 @@ impl Client {
         Ok(data)
     }
 
-    /// Its last flight again, when its timeout has run out.
+    /// Its retransmitted last flight, after its timeout.
     pub(super) fn retransmit(&mut self) -> Vec<Bytes> {
         wait(ffi::timeout(self.stream.ssl()).unwrap());
         assert!(ffi::handle_timeout(&mut self.stream));
         self.sent()
     }
 
-    /// Begins another handshake inside of its session.
+    /// Starts a renegotiation.
     pub(super) fn renegotiate(&mut self) {
         ffi::renegotiate(&self.stream);
         self.advance().unwrap();
     }
 }
 
-/// Lets openssl's clock go on; it knows no other.
+/// Advances OpenSSL's clock by waiting; it has no other.
 pub(super) fn wait(timeout: Duration) {
     let until = Instant::now() + timeout;
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -113,14 +113,14 @@ pub(super) fn establish(context: &Context, client: &mut Client) -> Result<Sessio
     Ok(handshake.unwrap().into_session())
 }
 
-/// Hands datagrams over until both sides are done, or nothing moves; those that do not `pass` are lost.
+/// Passes datagrams on until both sides are done, or nothing moves; those that do not `pass` are lost.
 pub(super) fn drive(
     context: &Context,
     client: &mut Client,
     handshake: &mut Option<Handshake>,
     mut pass: impl FnMut(Side, &Bytes) -> bool,
 ) -> Result<(), String> {
-    let mut door = Door::new(&SECRET, Instant::now());
+    let mut verifier = CookieVerifier::new(&SECRET, Instant::now());
     let mut server_done = false;
     loop {
         let client_done = client.advance()?;
@@ -132,12 +132,12 @@ pub(super) fn drive(
             }
             match handshake {
                 Some(handshake) => assert_eq!(handshake.handle_datagram(datagram), Taken::Kept),
-                None => match door.handle(Instant::now(), peer(1), local(), &datagram) {
-                    Knock::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
-                    Knock::Enter(_) => {
+                None => match verifier.handle(Instant::now(), peer(1), local(), &datagram) {
+                    CookieCheck::Answer(answer) => client.put(Bytes::copy_from_slice(&answer)),
+                    CookieCheck::Enter(_) => {
                         *handshake = Some(Handshake::new(context, datagram).map_err(|error| error.to_string())?)
                     }
-                    Knock::Stranger => panic!("not a hello"),
+                    CookieCheck::NotClientHello => panic!("not a hello"),
                 },
             }
             let Some(handshake) = handshake else { continue };
@@ -162,13 +162,13 @@ pub(super) fn drive(
 
 static SECRET: LazyLock<Secret> = LazyLock::new(|| Secret::new().unwrap());
 
-/// All that a datagram comes to.
+/// All events of a datagram.
 pub(super) fn events(session: &mut Session, datagram: Bytes) -> Vec<Event> {
     session.handle_datagram(datagram);
     std::iter::from_fn(|| session.poll_event()).collect()
 }
 
-/// All that a session wants to send.
+/// All outbound datagrams of a session.
 pub(super) fn sent(session: &mut Session) -> Vec<Bytes> {
     std::iter::from_fn(|| {
         let datagram = session.transmit().cloned();
@@ -180,5 +180,5 @@ pub(super) fn sent(session: &mut Session) -> Vec<Bytes> {
 
 /// Whether one of the records of a datagram is of this type.
 pub(super) fn has_content(datagram: &Bytes, content: u8) -> bool {
-    super::super::sealed::records(datagram).any(|record| record.content == content)
+    super::super::record_layer::records(datagram).any(|record| record.content == content)
 }

@@ -1,0 +1,129 @@
+//! Nothing grows without a bound: full mailboxes and queues shed and count, limits are reached.
+
+use bytes::Bytes;
+use polygate::testing::conn::QoS;
+use polygate::testing::pubsub::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::broker::harness::{Client, Connect, TestBroker, Version, soon};
+use polygate::testing::auth::Options as AuthOptions;
+
+/// A device that does not read: its mailbox stays at its bound, and what did not fit is counted.
+#[tokio::test]
+async fn a_flooded_device_sheds_and_counts() {
+    let broker = TestBroker::start().await;
+    let mut slow = broker.device_with_mailbox("slow", 8).await;
+    let mut quick = broker.device_with_mailbox("quick", 8).await;
+    slow.subscribe("flood").await;
+    quick.subscribe("flood").await;
+    let publisher = broker.device("p").await;
+    for _ in 0..10_000 {
+        publisher.publish("flood", "x").await;
+        assert_eq!(quick.payload().await, "x", "a slow neighbour costs the others nothing");
+    }
+    assert_eq!(slow.mails.len(), 8);
+    assert_eq!((slow.dropped.get(), quick.dropped.get()), (9_992, 0));
+    assert_eq!(slow.payload().await, "x");
+}
+
+/// An MQTT client that does not read: what waits for it stays bounded, the rest is counted.
+#[tokio::test]
+async fn a_flooded_mqtt_client_dropped_and_counts() {
+    let broker = TestBroker::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, |options| {
+        options.client_queue_max = 100;
+    })
+    .await;
+    let mut deaf = tokio::net::TcpStream::connect(broker.addr()).await.unwrap();
+    deaf.write_all(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x00\x00\x04deaf").await.unwrap();
+    deaf.write_all(b"\x82\x0a\x00\x01\x00\x05flood\x01").await.unwrap();
+    let mut acks = [0; 9];
+    soon("CONNACK and SUBACK", deaf.read_exact(&mut acks)).await.unwrap();
+    assert_eq!(acks, *b"\x20\x02\x00\x00\x90\x03\x00\x01\x01");
+
+    let publisher = broker.device("p").await;
+    let payload = Bytes::from(vec![b'x'; 16 * 1024]);
+    let messages = 20_000;
+    for _ in 0..messages {
+        publisher.session.publish("flood", QoS::AtLeastOnce, payload.clone()).await.unwrap();
+    }
+    let shed = broker.broker.counters().client_dropped.get();
+    assert!(shed > messages - 5_000, "{shed} of {messages} shed");
+
+    let mut client = Client::connect(Version::V3, broker.addr(), "c").await;
+    client.subscribe("other").await;
+    publisher.publish("other", "fine").await;
+    assert_eq!(client.payload().await, "fine");
+}
+
+/// A client that takes small packets only does not get the large ones, and keeps its connection.
+#[tokio::test]
+async fn a_message_larger_than_a_client_takes_is_left_out() {
+    let broker = TestBroker::start().await;
+    let connect = Connect { packet_bytes_max: Some(100), ..Connect::default() };
+    let mut client = Client::connect_with(Version::V5, broker.addr(), "c", connect).await.unwrap();
+    client.subscribe("a").await;
+    broker.publish_as_gateway("a", &"x".repeat(100)).await.unwrap();
+    broker.publish_as_gateway("a", &"x".repeat(60)).await.unwrap();
+    assert_eq!(client.payload().await.len(), 60);
+    assert_eq!(broker.broker.counters().client_oversize.get(), 1);
+}
+
+/// A device has as many subscriptions as it may have, and a payload is as large as it may be.
+#[tokio::test]
+async fn limits_are_reached_and_said() {
+    let broker = TestBroker::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, |options| {
+        options.subscriptions_max = 3;
+        options.packet_bytes_max = 1_000;
+    })
+    .await;
+    let device = broker.device("d").await;
+    for filter in ["a", "b", "$share/g/a", "a"] {
+        device.subscribe(filter).await;
+    }
+    let full = Err(Error::TooManySubscriptions { subscriptions_max: 3 });
+    assert_eq!(device.session.subscribe("c", QoS::AtMostOnce).await, full);
+    device.session.unsubscribe("b").await.unwrap();
+    device.subscribe("c").await;
+
+    let publish = async |bytes| device.session.publish("a", QoS::AtMostOnce, Bytes::from(vec![0; bytes])).await;
+    assert_eq!(publish(1_000).await, Ok(()));
+    assert_eq!(publish(1_001).await, Err(Error::PayloadTooLarge { bytes: 1_001, bytes_max: 1_000 }));
+    for topic in ["", "a/+", "a/#", "a\0"] {
+        assert!(matches!(device.session.publish(topic, QoS::AtMostOnce, Bytes::new()).await, Err(Error::Topic(_))));
+    }
+    for filter in ["", "a/#/b", "$share/g", "a+"] {
+        assert!(matches!(device.session.subscribe(filter, QoS::AtMostOnce).await, Err(Error::Topic(_))));
+    }
+}
+
+/// Retained messages that do not fit are passed on all the same, and counted.
+#[tokio::test]
+async fn a_full_store_keeps_no_more() {
+    let broker = TestBroker::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, |options| {
+        options.retained_max = 2;
+    })
+    .await;
+    let mut device = broker.device("d").await;
+    device.subscribe("#").await;
+    let mut client = Client::connect(Version::V5, broker.addr(), "c").await;
+    for topic in ["a", "b", "c"] {
+        client.retain(topic, topic).await;
+        assert_eq!(device.payload().await, topic);
+    }
+    assert_eq!(broker.broker.stats().retained, 2);
+    assert_eq!(broker.broker.counters().retained_refused.get(), 1);
+}
+
+/// A topic of sixty thousand levels, which would make a deep tree of nodes, is refused.
+#[tokio::test]
+async fn a_bottomless_topic_harms_nobody() {
+    let broker = TestBroker::start().await;
+    let deep = "/".repeat(60_000);
+    let mut client = Client::connect(Version::V5, broker.addr(), "c").await;
+    assert_ne!(client.try_subscribe(&deep).await, "Success(AtMostOnce)");
+    client.publish_as(&deep, "x", 0, true).await;
+    client.subscribe("a").await;
+    client.publish("a", "still here").await;
+    assert_eq!(client.payload().await, "still here");
+    assert_eq!(broker.broker.stats().retained, 0);
+}
