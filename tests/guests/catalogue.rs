@@ -155,10 +155,11 @@ fn ended(peer: &Running, line: &str, foreign: &str, context: &str) {
 
 fn said(peer: &Running, line: &str, foreign: &str, context: &str) {
     let first: String = line.bytes().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let lines = peer.logged().iter().filter(|said| said.contains("look like"));
-    let lines: Vec<_> = lines.collect();
-    assert_eq!(lines.len(), 1, "{context}: {:?}", peer.logged());
-    assert!(lines[0].contains(&first) && lines[0].contains(foreign), "{context}: {}", lines[0]);
+    let warnings = peer.logged().iter().filter(|said| said.starts_with("Level::Warn ") && said.contains("no frame of"));
+    let warnings: Vec<_> = warnings.collect();
+    assert_eq!(warnings.len(), 1, "{context}: {:?}", peer.logged());
+    let looks_like = format!("they look like {foreign}");
+    assert!(warnings[0].contains(&first) && warnings[0].contains(&looks_like), "{context}: {}", warnings[0]);
 }
 
 #[derive(Deserialize)]

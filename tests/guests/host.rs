@@ -141,7 +141,7 @@ impl Running {
         self.store.data_mut().now_ms += ms;
     }
 
-    /// The lines for the gateway's log.
+    /// The lines for the gateway's log, behind their level.
     pub fn logged(&self) -> &[String] {
         &self.store.data().logged
     }
@@ -239,7 +239,7 @@ impl adapter::Host for Runtime {
         vec![7; len as usize]
     }
 
-    fn log(&mut self, _: Level, text: String) {
-        self.logged.push(text);
+    fn log(&mut self, level: Level, text: String) {
+        self.logged.push(format!("{level:?} {text}"));
     }
 }

@@ -215,7 +215,12 @@ static void stray(struct terminal *terminal, pg_bytes bytes) {
         pg_add(&line, PG("skipped "));
         pg_add_number(&line, (int64_t)bytes.len);
         pg_add(&line, PG(" bytes that are in no frame"));
-        fault(terminal, STRAY, pg_view(&line));
+        /* Before the first frame they may be another protocol's, which has a line of its own. */
+        if (terminal->foreign.framed) {
+            fault(terminal, STRAY, pg_view(&line));
+        } else {
+            pg_log(PG_DEBUG, pg_view(&line));
+        }
         pg_free(&line);
         pg_foreign_stray(&terminal->foreign, bytes);
     }

@@ -185,14 +185,16 @@ impl Vehicle {
     }
 
     fn on_stray(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
-        // Until the first frame they are counted as they come.
-        if !bytes.is_empty() && self.foreign.framed() {
-            self.fault(
-                adapter,
-                "stretches in no frame",
-                &format!("skipped {} bytes that are in no frame", bytes.len()),
-            );
+        if bytes.is_empty() {
+            return;
+        }
+        let text = format!("skipped {} bytes that are in no frame", bytes.len());
+        if self.foreign.framed() {
+            self.fault(adapter, "stretches in no frame", &text);
             self.foreign.stray(adapter.now_ms(), bytes.len(), bytes);
+        } else {
+            // They are counted as they come, and may be another protocol's, which has a line of its own.
+            adapter.log(Level::Debug, &text);
         }
     }
 
