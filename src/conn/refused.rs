@@ -49,6 +49,8 @@ pub enum Denied {
     Anonymous,
     /// The user name is unknown, or the password is wrong. The text does not say which.
     Credentials,
+    /// The user is bound to other client ids.
+    ClientId { client_id: String },
     /// A rule denies publishing to this topic.
     Publish {
         /// Topic name, with the mountpoint.
@@ -66,8 +68,9 @@ impl fmt::Display for Denied {
         match self {
             Self::Anonymous => f.write_str("anonymous clients are not allowed and no username was given"),
             Self::Credentials => f.write_str("the username is unknown or the password is wrong"),
-            Self::Publish { topic } => write!(f, "a rule denies publishing to {topic:?}"),
-            Self::Subscribe { filter } => write!(f, "a rule denies subscribing to {filter:?}"),
+            Self::ClientId { client_id } => write!(f, "the user may not have the client id {client_id:?}"),
+            Self::Publish { topic } => write!(f, "the rules deny publishing to {topic:?}"),
+            Self::Subscribe { filter } => write!(f, "the rules deny subscribing to {filter:?}"),
         }
     }
 }

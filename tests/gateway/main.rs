@@ -19,6 +19,7 @@ mod foreign_handlers;
 mod framing;
 mod grpc_handler;
 mod gt06;
+mod hostile;
 mod interop;
 mod jt808;
 mod limits;

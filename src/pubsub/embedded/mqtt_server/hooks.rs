@@ -11,8 +11,8 @@ use rmqtt::types::{
     AuthResult, ConnectInfo, LastWill, Publish, PublishAclResult, PublishResult, Reason, Subscribe, SubscribeAclResult,
 };
 
-use crate::auth::{Auth, Credentials};
-use crate::conn::{Denied, Password};
+use crate::auth::{Auth, Credentials, Origin};
+use crate::conn::{Denied, Password, Refused};
 use crate::pubsub::embedded::router::Router;
 use crate::topic;
 
@@ -47,12 +47,20 @@ impl AccessHooks {
         let client_id: &str = connect.client_id();
         let username = connect.username().map_or("", |username| username);
         let password = connect.password().map(|password| Password::new(password.as_ref()));
-        let credentials = Credentials { client_id, username, password: password.as_ref() };
-        if let Err(denied) = self.auth.authenticate(credentials).await {
-            tracing::debug!(client_id, username, %denied, "MQTT client refused");
-            return match denied {
-                Denied::Credentials => AuthResult::BadUsernameOrPassword,
-                Denied::Anonymous | Denied::Publish { .. } | Denied::Subscribe { .. } => AuthResult::NotAuthorized,
+        let credentials = Credentials {
+            client_id,
+            username,
+            password: password.as_ref(),
+            origin: Origin::Mqtt,
+            address: connect.ipaddress().map(|address| address.ip()),
+        };
+        if let Err(refused) = self.auth.authenticate(credentials).await {
+            tracing::debug!(client_id, username, %refused, "MQTT client refused");
+            // The library has no code for "server busy".
+            return if refused == Refused::Denied(Denied::Credentials) {
+                AuthResult::BadUsernameOrPassword
+            } else {
+                AuthResult::NotAuthorized
             };
         }
         // rmqtt publishes a will without asking anybody, so it is asked about while it can be refused.
