@@ -7,7 +7,7 @@ use super::binds::Binds;
 use super::diagnostics::ErrorReported;
 use super::read::{Table, read_all};
 use super::schema::section;
-use super::value::{ADDRESS, FLAG, PATH};
+use super::value::{ADDRESS, FLAG, PATH, count};
 use crate::exproto::service::{Options, ServerTls};
 
 section! {
@@ -20,6 +20,8 @@ section! {
     /// accepts a `bind` beyond loopback without `tls.client_ca_file`: then any peer that reaches the port can publish
     /// to every topic
     INSECURE "insecure": bool = FLAG, default false;
+    /// maximum number of connections to the port; further ones are closed
+    CONNECTIONS_MAX "connections_max": usize = count(1..=65_536), default 256;
     &tls::SECTION;
 }
 
@@ -50,6 +52,7 @@ pub(super) fn read(
     let insecure = table.get(&INSECURE);
     let options = read_all!(Options {
         bind: binds.read(&table, &BIND),
+        connections_max: table.get(&CONNECTIONS_MAX),
         tls: table.section(&tls::SECTION).and_then(|tls| tls.map(|tls| server_tls(&tls, external)).transpose()),
     })?;
     let is_open =
