@@ -6,11 +6,11 @@
 //! that waits for the event.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::auth::{Auth, Credentials};
+use crate::auth::{Auth, Credentials, Origin};
 use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, Command, ConnId, ConnInfo, Denied, Message, Password, QoS, Refused, Timer};
 use crate::pubsub::{PubSub, Session};
@@ -72,6 +72,8 @@ pub struct Adapter {
     reintroduced: bool,
     /// A message was not acknowledged in time: nothing is sent any more.
     unconfirmed: bool,
+    /// Time that the handler has waited for password verifications.
+    authentication_time: Duration,
     /// Present while a shadow or a tap needs the commands.
     command_log: Option<Box<CommandLog>>,
 }
@@ -108,6 +110,7 @@ impl Adapter {
             client: None,
             reintroduced: false,
             unconfirmed: false,
+            authentication_time: Duration::ZERO,
             command_log: None,
         }
     }
@@ -144,6 +147,12 @@ impl Adapter {
     /// tell the device that its record is safe.
     pub fn is_unconfirmed(&self) -> bool {
         self.unconfirmed
+    }
+
+    /// Takes the time that the handler has waited for password verifications since the last call: it is no time of the
+    /// handler's own.
+    pub fn take_authentication_time(&mut self) -> Duration {
+        std::mem::take(&mut self.authentication_time)
     }
 
     /// Takes the timer change since the last call.
@@ -292,8 +301,8 @@ impl Adapter {
     /// # Errors
     ///
     /// [`Refused::Missing`] without a client id, [`Refused::Malformed`] when a name is too long, or when the client id
-    /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`], and
-    /// [`Refused::Broker`] when the broker rejects the client.
+    /// or the user name does not fit into the mountpoint, [`Refused::AlreadyAuthenticated`], [`Refused::Denied`],
+    /// [`Refused::Full`] when too many passwords are to be verified, and [`Refused::Broker`] when the broker rejects the client.
     pub async fn authenticate(&mut self, client: ClientInfo, password: Option<Password>) -> Result<(), Refused> {
         self.check_open()?;
         if let Some(known) = &self.client {
@@ -315,9 +324,17 @@ impl Adapter {
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
         if !self.services.pubsub.authenticates() {
-            let credentials =
-                Credentials { client_id: &client.client_id, username: &client.username, password: password.as_ref() };
-            self.services.auth.authenticate(credentials).await.map_err(Refused::Denied)?;
+            let credentials = Credentials {
+                client_id: &client.client_id,
+                username: &client.username,
+                password: password.as_ref(),
+                origin: Origin::Device,
+                address: Some(self.info.peer.host()),
+            };
+            let began = Instant::now();
+            let verified = self.services.auth.authenticate(credentials).await;
+            self.authentication_time += began.elapsed();
+            verified?;
         }
 
         let info = Arc::new(client);

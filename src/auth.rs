@@ -5,28 +5,29 @@
 //! password.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
 
-use crate::conn::{Denied, Password};
+use crate::conn::{Denied, Password, Refused};
 
+mod attempts;
 mod hash;
 mod pattern;
 mod rule;
+mod verified;
+mod verifier;
 
 pub(crate) use hash::HashFault;
 use hash::PasswordHash;
+use pattern::Pattern;
 pub(crate) use rule::RuleFault;
 pub use rule::{Action, Effect, Rule};
 use rule::{CheckedRule, Client};
-
-/// Maximum number of concurrent password verifications.
-///
-/// Each takes the memory that its hash asks for, at most [`HASH_MEMORY_KIB_MAX`], and a core.
-const VERIFICATIONS_MAX: usize = 4;
+pub(crate) use verifier::{Counters, Origin};
+use verifier::{Overloaded, Verifier};
 
 /// Maximum memory of a password hash, in KiB.
 pub(crate) const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
@@ -37,8 +38,10 @@ pub struct Options {
     /// Whether clients without a user name are allowed; without any users, whether clients are allowed at all.
     pub allow_anonymous: bool,
     pub users: Vec<User>,
-    /// In order: the first matching rule decides; without a match the request is allowed.
+    /// In order: the first matching rule decides.
     pub rules: Vec<Rule>,
+    /// Decision about a request that no rule matches.
+    pub default: Effect,
 }
 
 #[derive(Clone)]
@@ -47,6 +50,9 @@ pub struct User {
     pub username: String,
     /// An argon2id hash in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$…$…`.
     pub password_hash: SecretString,
+    /// Patterns of the client ids that the user may have, at least one; `*` matches any characters, and `${username}`
+    /// stands for the user's name. `None`: any.
+    pub client_ids: Option<Vec<String>>,
 }
 
 impl fmt::Debug for User {
@@ -79,6 +85,18 @@ pub enum OptionsError {
         #[source]
         fault: HashFault,
     },
+    /// An invalid list of client ids.
+    #[error("users[{user}].client_ids of {username:?}")]
+    ClientIds {
+        /// Index of the user, from 0.
+        user: usize,
+        username: String,
+        #[source]
+        fault: ClientIdsFault,
+    },
+    /// The operating system's random generator failed.
+    #[error("the system's random generator failed")]
+    Random(#[source] getrandom::Error),
     /// An invalid rule.
     #[error("rules[{rule}]")]
     Rule {
@@ -89,6 +107,16 @@ pub enum OptionsError {
     },
 }
 
+/// Invalid client ids of a user.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientIdsFault {
+    #[error("the list is empty, and at least one pattern is required")]
+    Empty,
+    /// A placeholder other than `${username}`.
+    #[error("{pattern:?} has another placeholder than \"${{username}}\"")]
+    Placeholder { pattern: String },
+}
+
 /// Credentials of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials<'a> {
@@ -97,6 +125,9 @@ pub struct Credentials<'a> {
     pub username: &'a str,
     /// Any bytes, as in MQTT.
     pub password: Option<&'a Password>,
+    pub origin: Origin,
+    /// The client's address, if it is known.
+    pub address: Option<IpAddr>,
 }
 
 /// Active policy. Clones share it.
@@ -105,13 +136,14 @@ pub struct Auth(Arc<Shared>);
 
 struct Shared {
     policy: ArcSwap<Policy>,
-    verifications: Semaphore,
+    verifier: Verifier,
 }
 
 struct Policy {
     allow_anonymous: bool,
     users: Users,
     rules: Vec<CheckedRule>,
+    default: Effect,
 }
 
 impl fmt::Debug for Auth {
@@ -133,7 +165,13 @@ impl Auth {
     /// The first fault; see [`OptionsError`].
     pub fn new(options: Options) -> Result<Self, OptionsError> {
         let policy = ArcSwap::from_pointee(Policy::new(options)?);
-        Ok(Self(Arc::new(Shared { policy, verifications: Semaphore::new(VERIFICATIONS_MAX) })))
+        let verifier = Verifier::new().map_err(OptionsError::Random)?;
+        Ok(Self(Arc::new(Shared { policy, verifier })))
+    }
+
+    /// Results of the logins so far.
+    pub fn counters(&self) -> &Counters {
+        self.0.verifier.counters()
     }
 
     /// Checks the options and replaces the policy.
@@ -154,29 +192,31 @@ impl Auth {
     /// configured users, names mean nothing and `allow_anonymous` decides. An unknown name takes as long as a wrong
     /// password, so the delay does not reveal which it was.
     ///
-    /// Waits while [`VERIFICATIONS_MAX`] others run: hashes are made to be slow and large.
+    /// Waits at most two seconds for a place among the verifications that run: hashes are made to be slow and large. A
+    /// password that was verified minutes ago needs none.
     ///
     /// # Errors
     ///
-    /// [`Denied::Anonymous`] or [`Denied::Credentials`].
-    pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<(), Denied> {
+    /// [`Refused::Denied`] with [`Denied::Anonymous`], [`Denied::Credentials`] or [`Denied::ClientId`];
+    /// [`Refused::Full`] if no place became free: the client may try again.
+    pub async fn authenticate(&self, credentials: Credentials<'_>) -> Result<(), Refused> {
         let policy = self.0.policy.load_full();
-        if credentials.username.is_empty() || policy.users.0.is_empty() {
-            return if policy.allow_anonymous { Ok(()) } else { Err(Denied::Anonymous) };
+        let username = credentials.username;
+        if username.is_empty() || policy.users.0.is_empty() {
+            return if policy.allow_anonymous { Ok(()) } else { Err(Refused::Denied(Denied::Anonymous)) };
         }
-        let (hash, known) = policy.users.find(credentials.username).ok_or(Denied::Credentials)?;
+        let wrong = || Refused::Denied(Denied::Credentials);
+        let (user, known) = policy.users.find(username).ok_or_else(wrong)?;
         let password = credentials.password.cloned().unwrap_or_else(|| Password::new([]));
-        let verified = {
-            let _permit = self.0.verifications.acquire().await.map_err(|_| Denied::Credentials)?;
-            tokio::task::spawn_blocking(move || hash.verify(password.expose())).await
-        };
-        match verified {
-            Ok(verified) if verified && known => Ok(()),
-            Ok(_) => Err(Denied::Credentials),
-            Err(error) => {
-                tracing::error!(%error, client_id = credentials.client_id, "cannot verify a password");
-                Err(Denied::Credentials)
-            }
+        let source = (credentials.origin, credentials.address);
+        match self.0.verifier.verify(source, username, (Arc::clone(&user.hash), known), password).await {
+            Ok(true) if user.may_have(credentials.client_id) => Ok(()),
+            Ok(true) => Err(Refused::Denied(Denied::ClientId { client_id: credentials.client_id.to_owned() })),
+            Ok(false) => Err(wrong()),
+            Err(Overloaded) => Err(Refused::Full {
+                what: "the queue of password verifications",
+                limit: "what this machine verifies in two seconds".to_owned(),
+            }),
         }
     }
 
@@ -213,45 +253,95 @@ impl Policy {
             allow_anonymous: options.allow_anonymous,
             rules: rules.collect::<Result<_, _>>()?,
             users: Users::new(options.users)?,
+            default: options.default,
         })
     }
 
     fn allows(&self, client: &Client<'_>, action: Action, topic: &str) -> bool {
         let decisive = self.rules.iter().find(|rule| rule.matches(client, action, topic));
-        decisive.is_none_or(|rule| rule.effect() == Effect::Allow)
+        decisive.map_or(self.default, CheckedRule::effect) == Effect::Allow
     }
 }
 
+/// A user whose hash and patterns are parsed.
+struct CheckedUser {
+    username: String,
+    hash: Arc<PasswordHash>,
+    client_ids: Option<Vec<Pattern>>,
+}
+
+impl CheckedUser {
+    fn new(user: usize, options: User) -> Result<Self, OptionsError> {
+        let User { username, password_hash, client_ids } = options;
+        if username.is_empty() {
+            return Err(OptionsError::UsernameEmpty { user });
+        }
+        let hash = match PasswordHash::parse(password_hash.expose_secret()) {
+            Ok(hash) => Arc::new(hash),
+            Err(fault) => return Err(OptionsError::Hash { user, username, fault }),
+        };
+        match client_ids.map(|patterns| parse_client_ids(&patterns, &username)).transpose() {
+            Ok(client_ids) => Ok(Self { username, hash, client_ids }),
+            Err(fault) => Err(OptionsError::ClientIds { user, username, fault }),
+        }
+    }
+
+    fn may_have(&self, client_id: &str) -> bool {
+        self.client_ids.as_ref().is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(client_id)))
+    }
+}
+
+/// Placeholder in [`User::client_ids`].
+const USERNAME: &str = "${username}";
+
+/// Checks one pattern of [`User::client_ids`].
+///
+/// # Errors
+///
+/// [`ClientIdsFault::Placeholder`].
+pub(crate) fn check_client_id(pattern: &str) -> Result<(), ClientIdsFault> {
+    if pattern.split(USERNAME).any(|part| part.contains("${")) {
+        return Err(ClientIdsFault::Placeholder { pattern: pattern.to_owned() });
+    }
+    Ok(())
+}
+
+fn parse_client_ids(patterns: &[String], username: &str) -> Result<Vec<Pattern>, ClientIdsFault> {
+    if patterns.is_empty() {
+        return Err(ClientIdsFault::Empty);
+    }
+    let parse = |pattern: &String| {
+        check_client_id(pattern)?;
+        // A star in a user's name is no wildcard.
+        Ok(Pattern::with(pattern, |part| part.replace(USERNAME, username).into()))
+    };
+    patterns.iter().map(parse).collect()
+}
+
 /// Users, sorted by name.
-struct Users(Vec<(String, Arc<PasswordHash>)>);
+struct Users(Vec<CheckedUser>);
 
 impl Users {
     fn new(users: Vec<User>) -> Result<Self, OptionsError> {
-        let mut checked: Vec<(String, Arc<PasswordHash>)> = Vec::with_capacity(users.len());
+        let mut checked: Vec<CheckedUser> = Vec::with_capacity(users.len());
         for (index, user) in users.into_iter().enumerate() {
-            let username = user.username;
-            if username.is_empty() {
-                return Err(OptionsError::UsernameEmpty { user: index });
-            }
-            match PasswordHash::parse(user.password_hash.expose_secret()) {
-                Err(fault) => return Err(OptionsError::Hash { user: index, username, fault }),
-                Ok(hash) => match checked.binary_search_by(|(known, _)| known.cmp(&username)) {
-                    Ok(_) => return Err(OptionsError::UsernameTwice { user: index, username }),
-                    Err(place) => checked.insert(place, (username, Arc::new(hash))),
-                },
+            let user = CheckedUser::new(index, user)?;
+            match checked.binary_search_by(|known| known.username.cmp(&user.username)) {
+                Ok(_) => return Err(OptionsError::UsernameTwice { user: index, username: user.username }),
+                Err(place) => checked.insert(place, user),
             }
         }
         Ok(Self(checked))
     }
 
-    /// The hash to verify a password against, and whether `username` is known.
+    /// The user of whom to verify the password, and whether it is the one called `username`.
     ///
-    /// For an unknown name it is another user's hash, always the same one for the same name: its verification costs
-    /// what a user's does, also when hashes differ in cost. `None` without users.
-    fn find(&self, username: &str) -> Option<(Arc<PasswordHash>, bool)> {
-        match self.0.binary_search_by(|(known, _)| known.as_str().cmp(username)) {
-            Ok(place) => Some((self.0[place].1.clone(), true)),
-            Err(place) => Some((self.0.get(place).or(self.0.last())?.1.clone(), false)),
+    /// For an unknown name it is another user, always the same one for the same name: its verification costs what a
+    /// user's does, also when hashes differ in cost. `None` without users.
+    fn find(&self, username: &str) -> Option<(&CheckedUser, bool)> {
+        match self.0.binary_search_by(|known| known.username.as_str().cmp(username)) {
+            Ok(place) => Some((&self.0[place], true)),
+            Err(place) => Some((self.0.get(place).or(self.0.last())?, false)),
         }
     }
 }
@@ -266,9 +356,13 @@ mod tests {
     fn options(allow_anonymous: bool, users: &[&str], rules: Vec<Rule>) -> Options {
         let users = users
             .iter()
-            .map(|name| User { username: (*name).to_owned(), password_hash: hash::tests::hash("secret").into() })
+            .map(|name| User {
+                username: (*name).to_owned(),
+                password_hash: hash::tests::hash("secret").into(),
+                client_ids: None,
+            })
             .collect();
-        Options { allow_anonymous, users, rules }
+        Options { allow_anonymous, users, rules, default: Effect::Allow }
     }
 
     fn rule(effect: Effect, action: Action, clients: &[&str], topics: &[&str]) -> Rule {
@@ -276,9 +370,87 @@ mod tests {
         Rule { effect, action, clients: owned(clients), usernames: None, topics: owned(topics) }
     }
 
+    fn credentials<'a>(client_id: &'a str, username: &'a str, password: Option<&'a Password>) -> Credentials<'a> {
+        let address = Some(std::net::Ipv4Addr::LOCALHOST.into());
+        Credentials { client_id, username, password, origin: Origin::Device, address }
+    }
+
     async fn authenticate(auth: &Auth, username: &str, password: Option<&str>) -> Result<(), Denied> {
         let password = password.map(|password| Password::new(password.as_bytes()));
-        auth.authenticate(Credentials { client_id: "c", username, password: password.as_ref() }).await
+        auth.authenticate(credentials("c", username, password.as_ref())).await.map_err(denied)
+    }
+
+    fn denied(refused: Refused) -> Denied {
+        match refused {
+            Refused::Denied(denied) => denied,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// A user that is bound to client ids is refused with any other, and a star in its own name is no wildcard.
+    #[tokio::test]
+    async fn a_user_has_its_own_client_ids_only() {
+        let mut bound = options(false, &["u", "v*"], vec![]);
+        let ids = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect());
+        bound.users[0].client_ids = ids(&["${username}", "gate-*-${username}"]);
+        bound.users[1].client_ids = ids(&["${username}"]);
+        let auth = Auth::new(bound.clone()).unwrap();
+        let password = Password::new(*b"secret");
+        for (username, client_id, expected) in [
+            ("u", "u", true),
+            ("u", "gate-7-u", true),
+            ("u", "gate-7-v", false),
+            ("u", "v*", false),
+            ("u", "${username}", false),
+            ("u", "", false),
+            ("v*", "v*", true),
+            ("v*", "v-other", false),
+        ] {
+            let result = auth.authenticate(credentials(client_id, username, Some(&password))).await.map_err(denied);
+            let denial = Denied::ClientId { client_id: client_id.to_owned() };
+            assert_eq!(result, if expected { Ok(()) } else { Err(denial) }, "{username} as {client_id}");
+        }
+        for (patterns, message) in [
+            (&[][..], "the list is empty, and at least one pattern is required"),
+            (&["${clientid}"], r#""${clientid}" has another placeholder than "${username}""#),
+        ] {
+            bound.users[1].client_ids = ids(patterns);
+            let error = Auth::new(bound.clone()).unwrap_err();
+            let chain = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+            assert_eq!(chain, format!(r#"users[1].client_ids of "v*": {message}"#));
+        }
+    }
+
+    /// A verified password is not verified again, and a replaced one is not accepted from memory.
+    #[tokio::test]
+    async fn a_success_is_remembered_until_the_password_changes() {
+        let auth = Auth::new(options(false, &["u"], vec![])).unwrap();
+        for _ in 0..3 {
+            assert_eq!(authenticate(&auth, "u", Some("secret")).await, Ok(()));
+            assert_eq!(authenticate(&auth, "u", Some("wrong")).await, Err(Denied::Credentials));
+        }
+        let counters = auth.counters();
+        assert_eq!([&counters.verified, &counters.cached, &counters.wrong].map(|counter| counter.get()), [1, 2, 3]);
+
+        let mut changed = options(false, &["u"], vec![]);
+        changed.users[0].password_hash = hash::tests::hash("another").into();
+        auth.replace(changed).unwrap();
+        assert_eq!(authenticate(&auth, "u", Some("secret")).await, Err(Denied::Credentials));
+        auth.replace(options(false, &["v"], vec![])).unwrap();
+        assert_eq!(authenticate(&auth, "u", Some("secret")).await, Err(Denied::Credentials));
+    }
+
+    #[test]
+    fn what_no_rule_matches_is_decided_by_the_default() {
+        for (default, expected) in [(Effect::Allow, true), (Effect::Deny, false)] {
+            let rules = vec![rule(Effect::Allow, Action::All, &["*"], &["d/${clientid}/#"])];
+            let auth = Auth::new(Options { default, ..options(true, &[], rules) }).unwrap();
+            assert!(auth.allows_publish("a", "", "d/a/x") && auth.allows_subscribe("a", "", "d/a/#"));
+            for filter in ["#", "d/b/x", "d/#", "$SYS/#"] {
+                assert_eq!(auth.allows_subscribe("a", "", filter), expected, "{filter}");
+            }
+            assert_eq!(auth.allows_publish("a", "", "e"), expected);
+        }
     }
 
     #[tokio::test]

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretSlice};
+use sha2::Sha256;
 
 mod close_reason;
 pub(crate) mod limit;
@@ -24,10 +26,10 @@ pub(crate) use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///
-/// Never reused while the process lives. The first id is random, so an id that a handler kept from an earlier run of
-/// the gateway, or got from another gateway, is most likely unknown here instead of naming another connection. Below
-/// 2^53, because the numbers of JavaScript guests are inexact beyond. Displayed and sent as 16 lower-case hexadecimal
-/// digits.
+/// Never reused while the process lives, and not guessable: whoever knows one id learns nothing about the others (see
+/// [`ConnIds`]). An id that a handler kept from an earlier run of the gateway, or got from another gateway, is most
+/// likely unknown here. Below 2^53, because the numbers of JavaScript guests are inexact beyond. Displayed and sent as
+/// 16 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(u64);
 
@@ -64,23 +66,58 @@ impl fmt::Debug for ConnId {
     }
 }
 
-/// Generator of [`ConnId`]s.
-#[derive(Debug)]
-pub struct ConnIds(AtomicU64);
+/// Bits of each half of an id.
+const HALF_BITS: u32 = 26;
+
+/// Rounds of the Feistel network; FF1 of NIST SP 800-38G, the standard format-preserving cipher, has as many.
+const ROUNDS: u8 = 10;
+
+/// Generator of [`ConnId`]s: a counter, encrypted with a random key of the process.
+///
+/// The cipher is a Feistel network over 52 bits with HMAC-SHA-256 as its round function. A permutation never repeats an
+/// id, and whoever does not have the key cannot derive another connection's id from the ids it knows: an id is what a
+/// gRPC handler shows to command a connection.
+pub struct ConnIds {
+    counter: AtomicU64,
+    /// The MAC with its key, before any input.
+    mac: Hmac<Sha256>,
+}
+
+impl fmt::Debug for ConnIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnIds").field("counter", &self.counter).finish_non_exhaustive()
+    }
+}
 
 impl ConnIds {
-    /// Starts at a random number below 2^52, which leaves 2^52 further ids.
+    /// Draws a key.
     ///
     /// # Errors
     ///
     /// The operating system's random generator failed.
     pub fn new() -> Result<Self, getrandom::Error> {
-        let first = getrandom::u64()? >> 12;
-        Ok(Self(AtomicU64::new(first)))
+        let mut key = hmac::digest::Key::<Hmac<Sha256>>::default();
+        getrandom::fill(&mut key)?;
+        Ok(Self { counter: AtomicU64::new(0), mac: Hmac::new(&key) })
     }
 
     pub fn next(&self) -> ConnId {
-        ConnId(self.0.fetch_add(1, Ordering::Relaxed))
+        ConnId(self.permute(self.counter.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The number that stands for `count`; the counter wraps at 2^52.
+    fn permute(&self, count: u64) -> u64 {
+        let mask = (1 << HALF_BITS) - 1;
+        let (mut left, mut right) = ((count >> HALF_BITS) & mask, count & mask);
+        for round in 0..ROUNDS {
+            let mut mac = self.mac.clone();
+            mac.update(&[round]);
+            mac.update(&right.to_be_bytes());
+            let digest: [u8; 32] = mac.finalize().into_bytes().into();
+            let [a, b, c, d, ..] = digest;
+            (left, right) = (right, left ^ (u64::from(u32::from_be_bytes([a, b, c, d])) & mask));
+        }
+        left << HALF_BITS | right
     }
 }
 
@@ -437,6 +474,23 @@ mod tests {
         for _ in 0..100 {
             let id = ConnIds::new().unwrap().next();
             assert!(id.to_u64() < 1 << 53, "{id}");
+        }
+    }
+
+    /// No id is given twice, and the distance from one id to the next says nothing about the one after it.
+    #[test]
+    fn conn_ids_are_unique_and_not_consecutive() {
+        let ids = ConnIds::new().unwrap();
+        let given: Vec<u64> = (0..10_000).map(|_| ids.next().to_u64()).collect();
+        let distinct: std::collections::HashSet<u64> = given.iter().copied().collect();
+        assert_eq!(distinct.len(), given.len());
+        let distances: std::collections::HashSet<u64> =
+            given.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        assert!(distances.len() > given.len() * 99 / 100, "{} distances", distances.len());
+        // Each of the 52 bits is set in about half of the ids; 40 % is twenty standard deviations away.
+        for bit in 0..2 * HALF_BITS {
+            let set = given.iter().filter(|id| *id >> bit & 1 == 1).count();
+            assert!((4_000..6_000).contains(&set), "bit {bit} is set in {set} of 10000");
         }
     }
 }

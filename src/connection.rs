@@ -14,6 +14,7 @@ use crate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQ
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link};
 use crate::framing::{Framer, Framing};
+use crate::handler::Attachment;
 use crate::listener::Socket;
 use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
@@ -154,6 +155,8 @@ impl Connections {
         let framer = framing.map(|framing| Box::new(Framer::new(Arc::clone(framing))));
         let handler = HandlerSlot::choose(&shared.chain, id, &info);
         adapter.enable_command_log(handler.shadow.is_some());
+        let mut registration = shared.common.registry.enter(mailbox.clone());
+        registration.set_remote(matches!(handler.attachment, Attachment::Grpc(_)));
         let inbox = Inbox { receiver, quota: Arc::clone(mailbox.quota()), served_last: false };
         Connection {
             adapter: AdapterSlot::new(adapter),
@@ -162,7 +165,7 @@ impl Connections {
             state: State::new(now, shared.options.timeouts),
             inbound: Inbound::new(shared.options.inbound_bytes_max, framer, now),
             outbound: SocketWriter::new(),
-            registration: shared.common.registry.enter(mailbox),
+            registration,
             inbox,
             info,
             deadline_timer: None,
@@ -363,7 +366,7 @@ impl Connection {
     async fn handle_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Ask(handler_conn, command, reply) => {
-                let result = if handler_conn == self.registration.handler_conn() {
+                let result = if self.registration.is_remote() && handler_conn == self.registration.handler_conn() {
                     self.adapter.apply(command).await
                 } else {
                     Err(Refused::Gone)

@@ -1,6 +1,8 @@
 //! ExProto messages and services as generated from `proto/exproto.proto`, and conversions from and to the types of
 //! [`conn`](crate::conn).
 
+mod budget;
+mod port;
 pub mod service;
 
 use crate::conn::{self, ClientInfo, CloseReason, ConnInfo, Refused, SocketKind, Timer};

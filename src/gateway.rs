@@ -198,6 +198,7 @@ impl Gateway {
         let taps = Taps::default();
         let ids = Arc::new(ConnIds::new().map_err(StartError::Random)?);
         let auth = Auth::new(auth)?;
+        telemetry.logins(auth.counters());
 
         let loader = Loader::new(compiler, data_dir.join("components"), telemetry.clone());
         let services = rollout::Services {

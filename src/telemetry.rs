@@ -339,6 +339,23 @@ impl Telemetry {
         metrics.register(&mut self.lock());
     }
 
+    /// Registers the counters of logins.
+    pub fn logins(&self, counters: &crate::auth::Counters) {
+        let mut registry = self.lock();
+        for (name, help, counter) in [
+            ("logins_verified", "Logins with the right password, which was verified", &counters.verified),
+            ("logins_cached", "Logins with a password that was verified minutes before", &counters.cached),
+            ("logins_wrong", "Logins with an unknown user name or a wrong password", &counters.wrong),
+            (
+                "logins_overloaded",
+                "Logins refused unverified, because too many passwords were to be verified",
+                &counters.overloaded,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Registry> {
         // A panic while rendering leaves the registry intact: it is only read there.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)

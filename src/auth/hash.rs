@@ -70,6 +70,11 @@ impl PasswordHash {
         Ok(Self { hash, verifier: Argon2::new(Algorithm::Argon2id, Version::V0x13, params) })
     }
 
+    /// The hash in PHC form.
+    pub(super) fn text(&self) -> String {
+        self.hash.to_string()
+    }
+
     /// Whether this is the hash of `password`. Slow, and uses the memory of the hash's parameters.
     pub(super) fn verify(&self, password: &[u8]) -> bool {
         self.verifier.verify_password(password, &self.hash).is_ok()

@@ -5,7 +5,12 @@ pub(super) struct Pattern(Vec<Box<str>>);
 
 impl Pattern {
     pub(super) fn new(text: &str) -> Self {
-        Self(text.split('*').map(Into::into).collect())
+        Self::with(text, |part| part.into())
+    }
+
+    /// The pattern whose texts between the stars are replaced.
+    pub(super) fn with(text: &str, replace: impl Fn(&str) -> Box<str>) -> Self {
+        Self(text.split('*').map(replace).collect())
     }
 
     pub(super) fn matches(&self, text: &str) -> bool {

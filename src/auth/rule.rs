@@ -7,8 +7,9 @@ use super::pattern::Pattern;
 const PLACEHOLDERS: &[Placeholder] = &[Placeholder::ClientId, Placeholder::Username];
 
 /// Effect of a matching rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effect {
+    #[default]
     Allow,
     Deny,
 }
@@ -33,6 +34,17 @@ pub struct Rule {
     pub usernames: Option<Vec<String>>,
     /// Topic filters of the broker, at least one, with the mountpoint. They may use `${clientid}` and `${username}`.
     pub topics: Vec<String>,
+}
+
+impl Rule {
+    /// Whether the rule matches every request, so that nothing is left to the rules behind it.
+    pub(crate) fn matches_everything(&self) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| pattern == "*");
+        self.action == Action::All
+            && any(&self.clients)
+            && self.usernames.as_ref().is_none_or(|usernames| any(usernames))
+            && self.topics.iter().any(|topic| topic == "#")
+    }
 }
 
 /// Invalid rule.

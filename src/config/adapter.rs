@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use super::ExternalFiles;
 use super::binds::Binds;
-use super::diagnostics::{Advice, ErrorReported};
+use super::diagnostics::ErrorReported;
 use super::read::{Table, read_all};
 use super::schema::section;
-use super::value::{ADDRESS, PATH};
+use super::value::{ADDRESS, FLAG, PATH, count};
 use crate::exproto::service::{Options, ServerTls};
 
 section! {
@@ -17,6 +17,11 @@ section! {
 
     /// the address to listen at; port 0 lets the system choose
     BIND "bind": SocketAddr = ADDRESS, default SocketAddr::from((Ipv4Addr::LOCALHOST, 9100));
+    /// accepts a `bind` beyond loopback without `tls.client_ca_file`: then any peer that reaches the port can publish
+    /// to every topic
+    INSECURE "insecure": bool = FLAG, default false;
+    /// maximum number of connections to the port; further ones are closed
+    CONNECTIONS_MAX "connections_max": usize = count(1..=65_536), default 256;
     &tls::SECTION;
 }
 
@@ -44,12 +49,23 @@ pub(super) fn read(
         return Ok(None);
     }
     let table = root.section_or_empty(&SECTION)?;
+    let insecure = table.get(&INSECURE);
     let options = read_all!(Options {
         bind: binds.read(&table, &BIND),
+        connections_max: table.get(&CONNECTIONS_MAX),
         tls: table.section(&tls::SECTION).and_then(|tls| tls.map(|tls| server_tls(&tls, external)).transpose()),
     })?;
-    if !options.bind.ip().is_loopback() && options.tls.as_ref().is_none_or(|tls| tls.client_ca_pem.is_none()) {
-        table.warn_at("bind", Advice::AdapterOpen);
+    let is_open =
+        !options.bind.ip().is_loopback() && options.tls.as_ref().is_none_or(|tls| tls.client_ca_pem.is_none());
+    if is_open && !insecure? {
+        return Err(table.fault_at(
+            "bind",
+            format_args!(
+                "{} is not a loopback address: any peer that reaches it can publish to every topic; expected \
+                 tls.client_ca_file, which demands a certificate, or insecure = true",
+                options.bind
+            ),
+        ));
     }
     Ok(Some(options))
 }

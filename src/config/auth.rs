@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::ExternalFiles;
-use super::diagnostics::{ErrorReported, Fault};
+use super::diagnostics::{Advice, ErrorReported, Fault};
 use super::location::Quoted;
 use super::read::{Table, all, read_all};
 use super::schema::section;
 use super::value::{Choice, FLAG, List, Located, SECRET, SecretSource, Text, text, values};
-use crate::auth::{Action, Auth, Effect, Options, OptionsError, Rule, RuleFault, User};
+use crate::auth::{self, Action, Auth, Effect, Options, OptionsError, Rule, RuleFault, User};
 
 section! {
     /// Authentication and authorization of devices and of the broker's MQTT clients.
@@ -16,6 +16,8 @@ section! {
 
     /// whether clients without a user name are accepted; without users, whether clients with one are too
     ALLOW_ANONYMOUS "allow_anonymous": bool = FLAG, optional "`true` without users, `false` with users";
+    /// the decision about a publish or subscribe that no rule matches
+    DEFAULT "default": Effect = EFFECTS, optional "`\"allow\"`";
     &user::SECTION;
     &rule::SECTION;
 }
@@ -29,16 +31,19 @@ section! {
     USERNAME "username": String = text("a user name", 1..=65_535), required;
     /// argon2id hash of the password in PHC form: `$argon2id$v=19$m=19456,t=2,p=1$salt$hash`
     PASSWORD_HASH "password_hash": SecretSource = SECRET, required;
+    /// client ids that the user may have; each `*` stands for any characters, `${username}` for the user's name
+    CLIENT_IDS "client_ids": Vec<Located<String>> =
+        List { of: &PATTERN, one: "pattern of client ids" }, optional "any";
 }
 
 section! {
     mod rule;
-    /// What clients may publish and subscribe to. The first rule that matches decides; without a match, the action is
-    /// allowed.
+    /// What clients may publish and subscribe to. The first rule that matches decides; without a match, `default` of
+    /// `[auth]`.
     "rules", "[[auth.rules]]", Rows;
 
     /// the decision of the rule
-    EFFECT "effect": Effect = Choice(&[("allow", Effect::Allow), ("deny", Effect::Deny)]), required;
+    EFFECT "effect": Effect = EFFECTS, required;
     /// the actions that the rule matches
     ACTION "action": Action = ACTIONS, required;
     /// client ids that the rule matches; each `*` stands for any characters
@@ -52,6 +57,7 @@ section! {
         List { of: &text("a topic filter", 0..=65_535), one: "topic filter" }, required;
 }
 
+const EFFECTS: Choice<Effect> = Choice(&[("allow", Effect::Allow), ("deny", Effect::Deny)]);
 const ACTIONS: Choice<Action> =
     Choice(&[("publish", Action::Publish), ("subscribe", Action::Subscribe), ("all", Action::All)]);
 const PATTERN: Text = text("a pattern such as \"meter-*\"", 1..=65_535);
@@ -59,6 +65,7 @@ const PATTERN: Text = text("a pattern such as \"meter-*\"", 1..=65_535);
 /// The settings of `[auth]`.
 pub(super) struct Access {
     allow_anonymous: Option<bool>,
+    default: Option<Effect>,
     users: Vec<User>,
     rules: Vec<Rule>,
 }
@@ -71,18 +78,25 @@ impl Access {
 
     pub(super) fn into_options(self) -> Options {
         let allow_anonymous = self.allow_anonymous.unwrap_or(self.users.is_empty());
-        Options { allow_anonymous, users: self.users, rules: self.rules }
+        Options { allow_anonymous, users: self.users, rules: self.rules, default: self.default.unwrap_or_default() }
     }
 }
 
 pub(super) fn read(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Access, ErrorReported> {
     let table = root.section_or_empty(&SECTION)?;
     let mut names: BTreeMap<String, String> = BTreeMap::new();
-    read_all!(Access {
+    let access = read_all!(Access {
         allow_anonymous: table.get(&ALLOW_ANONYMOUS),
+        default: table.get(&DEFAULT),
         users: table.rows(&user::SECTION, |row| read_user(&row, external, &mut names)),
         rules: table.rows(&rule::SECTION, |row| read_rule(&row)),
-    })
+    })?;
+    // Users are there to tell clients apart, so what nothing mentions is most likely not meant to be allowed.
+    let is_undecided = access.default.is_none() && !access.rules.last().is_some_and(Rule::matches_everything);
+    if is_undecided && !access.users.is_empty() {
+        table.warn_at(DEFAULT.name, Advice::RulesOpen);
+    }
+    Ok(access)
 }
 
 /// A user; `names` has the location of each name that was read before.
@@ -93,6 +107,16 @@ fn read_user(
 ) -> Result<User, ErrorReported> {
     let location = row.location("username");
     read_all!(User {
+        client_ids: row.get(&user::CLIENT_IDS).and_then(|patterns| match patterns {
+            None => Ok(None),
+            Some(patterns) => {
+                let checked = patterns.into_iter().map(|pattern| match auth::check_client_id(&pattern.value) {
+                    Ok(()) => Ok(pattern.value),
+                    Err(fault) => Err(row.fault_in(pattern.location, fault)),
+                });
+                all(checked).map(Some)
+            }
+        }),
         username: row.get(&user::USERNAME).and_then(|name| match names.get(&name) {
             Some(first) => Err(row.duplicate(location, &name, first)),
             None => {
@@ -101,7 +125,7 @@ fn read_user(
             }
         }),
         password_hash: row.get_with(&user::PASSWORD_HASH, |source| {
-            let user = User { username: "user".to_owned(), password_hash: external.secret(source)? };
+            let user = User { username: "user".to_owned(), password_hash: external.secret(source)?, client_ids: None };
             match Auth::new(Options { users: vec![user.clone()], ..Options::default() }) {
                 Err(OptionsError::Hash { fault, .. }) => Err(Fault::new(fault)),
                 Err(error) => Err(Fault::new(error)),

@@ -69,15 +69,15 @@ pub enum Advice {
     #[error("no listener uses this handler")]
     HandlerUnused,
     #[error(
-        "not a loopback address: any peer that reaches it can command every connection; \
-         tls.client_ca_file demands a certificate"
-    )]
-    AdapterOpen,
-    #[error(
         "not a loopback address: any peer that reaches it can publish and subscribe; \
          configure auth.users, or set auth.allow_anonymous = true"
     )]
     BrokerOpen,
+    #[error(
+        "absent, and no rule ends the list, so every user may publish and subscribe to whatever no rule mentions; \
+         set default = \"deny\", or \"allow\" if that is meant"
+    )]
+    RulesOpen,
     #[error(
         "any peer that reaches the listener can claim any address; {{ trusted = [..] }} limits that to the balancers"
     )]

@@ -54,6 +54,8 @@ pub enum Denied {
         /// The reason code, by name.
         reason: String,
     },
+    /// The user is bound to other client ids.
+    ClientId { client_id: String },
     /// A rule denies publishing to this topic.
     Publish {
         /// Topic name, with the mountpoint.
@@ -72,8 +74,9 @@ impl fmt::Display for Denied {
             Self::Anonymous => f.write_str("anonymous clients are not allowed and no username was given"),
             Self::Credentials => f.write_str("the username is unknown or the password is wrong"),
             Self::Broker { reason } => write!(f, "the broker refused: {reason}"),
-            Self::Publish { topic } => write!(f, "a rule denies publishing to {topic:?}"),
-            Self::Subscribe { filter } => write!(f, "a rule denies subscribing to {filter:?}"),
+            Self::ClientId { client_id } => write!(f, "the user may not have the client id {client_id:?}"),
+            Self::Publish { topic } => write!(f, "the rules deny publishing to {topic:?}"),
+            Self::Subscribe { filter } => write!(f, "the rules deny subscribing to {filter:?}"),
         }
     }
 }

@@ -197,6 +197,9 @@ pub struct Registry(Arc<DashMap<ConnId, Entry>>);
 struct Entry {
     mailbox: Mailbox,
     id: Id,
+    /// Whether a gRPC handler serves the connection. A guest calls its adapter in this process, so every command from
+    /// outside is an intruder's.
+    is_remote: bool,
 }
 
 /// Kind of an id in the registry.
@@ -220,8 +223,8 @@ impl Registry {
     /// Registers a connection; it is removed when the guard is dropped.
     pub fn enter(&self, mailbox: Mailbox) -> Registration {
         let conn = mailbox.conn;
-        self.0.insert(conn, Entry { mailbox, id: Id::Own });
-        Registration { registry: self.clone(), conn, alias: None }
+        self.0.insert(conn, Entry { mailbox, id: Id::Own, is_remote: false });
+        Registration { registry: self.clone(), conn, alias: None, is_remote: false }
     }
 
     /// The mailbox of a live connection.
@@ -229,10 +232,13 @@ impl Registry {
         self.0.get(&conn).map(|entry| entry.mailbox.clone())
     }
 
-    /// The mailbox of a live connection, for the handler that serves it: `None` for an id of an earlier handler that
-    /// has lost the connection.
+    /// The mailbox of a live connection, for the gRPC handler that serves it: `None` for an id of an earlier handler
+    /// that has lost the connection, and for a connection of a guest.
     pub fn get_for_handler(&self, conn: ConnId) -> Option<Mailbox> {
-        self.0.get(&conn).filter(|entry| entry.id != Id::HandlerAliased).map(|entry| entry.mailbox.clone())
+        self.0
+            .get(&conn)
+            .filter(|entry| entry.is_remote && entry.id != Id::HandlerAliased)
+            .map(|entry| entry.mailbox.clone())
     }
 
     /// The mailboxes of all live connections.
@@ -256,6 +262,7 @@ pub struct Registration {
     registry: Registry,
     conn: ConnId,
     alias: Option<ConnId>,
+    is_remote: bool,
 }
 
 impl Registration {
@@ -282,8 +289,23 @@ impl Registration {
             entry.id = if is_own { Id::Own } else { Id::HandlerAliased };
         }
         if !is_own {
-            self.registry.0.insert(handler_conn, Entry { mailbox, id: Id::Alias });
+            self.registry.0.insert(handler_conn, Entry { mailbox, id: Id::Alias, is_remote: self.is_remote });
             self.alias = Some(handler_conn);
+        }
+    }
+
+    /// Whether a gRPC handler serves the connection; `false` at first.
+    pub fn is_remote(&self) -> bool {
+        self.is_remote
+    }
+
+    /// Says whether a gRPC handler serves the connection; only then do commands from outside of the process reach it.
+    pub fn set_remote(&mut self, is_remote: bool) {
+        self.is_remote = is_remote;
+        for id in [Some(self.conn), self.alias].into_iter().flatten() {
+            if let Some(mut entry) = self.registry.0.get_mut(&id) {
+                entry.is_remote = is_remote;
+            }
         }
     }
 }
@@ -315,6 +337,8 @@ mod tests {
         let registry = Registry::default();
         let [first, second, third] = [1, 2, 3].map(ConnId::from_u64);
         let mut registration = registry.enter(mailbox().0);
+        assert!(registry.get_for_handler(first).is_none(), "a guest serves it");
+        registration.set_remote(true);
         assert!(registry.get_for_handler(first).is_some());
         for (old, new) in [(first, second), (second, third)] {
             registration.rename(new);
@@ -327,6 +351,10 @@ mod tests {
         registration.rename(first);
         assert!(registry.get_for_handler(third).is_none());
         assert!(registry.get_for_handler(first).is_some());
+        registration.rename(second);
+        registration.set_remote(false);
+        assert!(registry.get_for_handler(first).is_none() && registry.get_for_handler(second).is_none());
+        assert!(registry.get(first).is_some());
         drop(registration);
         assert!(registry.is_empty());
     }

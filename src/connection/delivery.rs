@@ -289,9 +289,8 @@ impl Connection {
     /// This connection's jitter of the backoff, `0.0..1.0`. It spreads the retries of all connections over the pause,
     /// so any fixed value will do.
     fn jitter(&self) -> f64 {
-        // Fibonacci hashing: consecutive ids get distant values.
-        let hash = self.conn().to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (hash >> 40) as f64 / (1u64 << 24) as f64
+        // Ids are pseudo-random already.
+        (self.conn().to_u64() % (1 << 24)) as f64 / (1u64 << 24) as f64
     }
 
     fn log_failure(&self, event: &Event, error: &CallError, next: Next) {
@@ -374,6 +373,7 @@ impl Connection {
         }
         let conn = self.registration.handler_conn();
         self.handler.reattach(conn, &self.info);
+        self.registration.set_remote(matches!(self.handler.attachment, Attachment::Grpc(_)));
         self.adapter.set_handler_conn(conn);
     }
 
@@ -414,6 +414,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<(), CallError> {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
+        self.adapter.take_authentication_time();
         loop {
             let is_to_end = self.outbound.output() == Output::Open && self.closes_immediately().is_some();
             let until = if is_to_end { WaitFor::Flushed } else { WaitFor::Anything };
@@ -432,6 +433,12 @@ impl Connection {
                         self.end_output(socket).await;
                     } else {
                         self.handle(next_wakeup).await;
+                        let waited = self.adapter.take_authentication_time();
+                        if !waited.is_zero() {
+                            // The server waited for the gateway.
+                            let later = deadline.deadline() + waited;
+                            deadline.as_mut().reset(later);
+                        }
                     }
                 }
             }

@@ -142,6 +142,8 @@ impl Connection {
         let conn = self.registration.handler_conn();
         self.adapter.set_handler_conn(conn);
         let mut attachment = handler.attach(conn, &self.info);
+        let was_remote = matches!(self.handler.attachment, Attachment::Grpc(_));
+        self.registration.set_remote(matches!(attachment, Attachment::Grpc(_)));
         let created = Event::SocketCreated(Arc::clone(&self.info));
         let result = match &mut attachment {
             Attachment::Grpc(remote) => {
@@ -161,6 +163,7 @@ impl Connection {
         if result.is_err() {
             // The old server noticed nothing; it keeps the id that it knows.
             self.registration.rename(last);
+            self.registration.set_remote(was_remote);
             self.adapter.set_handler_conn(last);
         }
         result.map(|()| attachment)

@@ -3,30 +3,31 @@
 //! It decodes a request, sends it to the connection's mailbox and encodes the result. A refusal is a response with a
 //! code; the gRPC status is always OK.
 
-use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
-use tokio::net::{TcpListener, TcpStream};
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use super::proto;
+use super::budget::Charged;
 use super::proto::connection_adapter_server::{ConnectionAdapter, ConnectionAdapterServer};
+use super::{port, proto};
 use crate::adapter;
 use crate::conn::registry::Registry;
 use crate::conn::{Command, ConnId, Password, QoS, Refused, Timer};
 use crate::drain::Drain;
+use crate::listener::credentials::{MalformedPem, certificates, private_key};
 use crate::pubsub::PubSub;
 use crate::telemetry::Telemetry;
 
 /// Interval of HTTP/2 pings to connected handlers.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Pause after a failed accept: descriptors become free when connections close.
-const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum number of concurrent calls of one HTTP/2 connection; its client queues the others. Without a limit, the
 /// HTTP/2 library takes thousands of concurrent small frames for an attack, and closes the connection.
@@ -36,7 +37,7 @@ const CALLS_IN_FLIGHT_MAX: u32 = 500;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 /// Maximum size of a request, in bytes: some handlers send a few megabytes in one `Send`.
-const REQUEST_BYTES_MAX: usize = 16 << 20;
+pub(super) const REQUEST_BYTES_MAX: usize = 16 << 20;
 
 /// Payloads of at least this size stay in the buffer of their request, which has at least 8 KiB.
 const SHARED_FROM: usize = 8 << 10;
@@ -48,6 +49,8 @@ pub struct Options {
     pub bind: SocketAddr,
     /// TLS; `None`: plain HTTP/2.
     pub tls: Option<ServerTls>,
+    /// Maximum number of connections, `1..`; further ones are closed.
+    pub connections_max: usize,
 }
 
 /// Certificates of the adapter.
@@ -73,10 +76,21 @@ pub enum BindError {
     Bind { bind: SocketAddr, source: std::io::Error },
     /// The certificates are not usable.
     #[error("the adapter's tls settings cannot be used")]
-    Tls(#[source] tonic::transport::Error),
+    Tls(#[source] TlsFault),
     /// The reflection service could not be built.
     #[error("the adapter's reflection service could not be built")]
     Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// Certificates or keys of the adapter that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFault {
+    #[error(transparent)]
+    Pem(#[from] MalformedPem),
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+    #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
 }
 
 /// Implementation of the service.
@@ -113,21 +127,21 @@ impl Adapter {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(BindError::Reflection)?;
+        let tls = options.tls.as_ref().map(tls_acceptor).transpose().map_err(BindError::Tls)?;
         let mut server = Server::builder()
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .max_concurrent_streams(CALLS_IN_FLIGHT_MAX)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        if let Some(tls) = &options.tls {
-            server = server.tls_config(tls_config(tls)).map_err(BindError::Tls)?;
-        }
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .layer(Charged);
         let router = server
             .add_service(ConnectionAdapterServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX))
             .add_service(health_service)
             .add_service(reflection);
+        let connections = port::connections(listener, tls, options.connections_max);
         tokio::spawn(async move {
             // Handlers need the adapter until the last OnSocketClosed has returned.
             let stopped = async move { drain.ended().await };
-            if let Err(error) = router.serve_with_incoming_shutdown(incoming(listener), stopped).await {
+            if let Err(error) = router.serve_with_incoming_shutdown(connections, stopped).await {
                 tracing::error!(%error, "the adapter service has stopped");
             }
         });
@@ -158,28 +172,6 @@ impl Adapter {
     }
 }
 
-/// Accepts client connections. A failed accept for lack of resources (no descriptors) is logged and retried after a
-/// pause; tonic's own loop would retry without one, and use a whole CPU.
-fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    futures::stream::unfold((listener, false), |(listener, mut failing)| async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => match stream.set_nodelay(true) {
-                    Ok(()) => return Some((Ok(stream), (listener, false))),
-                    Err(error) => tracing::debug!(%error, "a client disconnected before its accept"),
-                },
-                Err(error) => {
-                    if !failing {
-                        tracing::error!(%error, "the adapter cannot accept connections; retrying");
-                    }
-                    failing = true;
-                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
-                }
-            }
-        }
-    })
-}
-
 /// The start of a caller's text, for an error; the whole may have megabytes.
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(40)]
@@ -191,13 +183,22 @@ fn owned(bytes: Bytes) -> Bytes {
     if bytes.len() < SHARED_FROM { Bytes::copy_from_slice(&bytes) } else { bytes }
 }
 
-fn tls_config(tls: &ServerTls) -> ServerTlsConfig {
+fn tls_acceptor(tls: &ServerTls) -> Result<TlsAcceptor, TlsFault> {
     let (chain, key) = &tls.identity_pem;
-    let config = ServerTlsConfig::new().identity(Identity::from_pem(chain, key));
-    match &tls.client_ca_pem {
-        Some(pem) => config.client_ca_root(Certificate::from_pem(pem)),
-        None => config,
-    }
+    let builder = ServerConfig::builder();
+    let builder = match &tls.client_ca_pem {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let mut authorities = RootCertStore::empty();
+            for authority in certificates(pem)? {
+                authorities.add(authority)?;
+            }
+            builder.with_client_cert_verifier(WebPkiClientVerifier::builder(authorities.into()).build()?)
+        }
+    };
+    let mut config = builder.with_single_cert(certificates(chain)?, private_key(key)?)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 fn qos(number: u32) -> Result<QoS, Refused> {

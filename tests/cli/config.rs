@@ -399,8 +399,6 @@ fn open_ports_are_warned_of() {
         advice.retain(|advice| *advice != Advice::NoListener);
         advice
     };
-    assert_eq!(of("adapter.bind = '0.0.0.0:9100'"), [Advice::AdapterOpen]);
-    assert_eq!(of("adapter.bind = '[::1]:9100'"), []);
     assert_eq!(of("broker.bind = '0.0.0.0:1883'"), [Advice::BrokerOpen]);
     assert_eq!(of("broker.bind = '0.0.0.0:1883'\nauth.allow_anonymous = true"), []);
     assert_eq!(of("broker.bind = '127.0.0.1:1883'"), []);
@@ -417,6 +415,61 @@ fn open_ports_are_warned_of() {
     ] {
         assert_eq!(proxy(bind, wanted), []);
     }
+}
+
+/// Whoever reaches the adapter can publish to every topic, so the port opens beyond loopback only to certificates, or on
+/// request.
+#[test]
+fn an_adapter_beyond_loopback_needs_client_certificates() {
+    for bind in ["0.0.0.0:9100", "[::]:9100", "192.0.2.1:0"] {
+        let text = format!("[adapter]\nbind = '{bind}'\n");
+        let faults = parse(&text, "t.toml", Path::new(".")).unwrap_err().to_string();
+        let line = faults.lines().nth(1).unwrap();
+        assert!(line.contains(&format!("adapter.bind   {bind} is not a loopback address")), "{faults}");
+        good(&format!("{text}insecure = true\n"));
+    }
+    for bind in ["127.0.0.1:9100", "127.8.9.1:9100", "[::1]:9100"] {
+        good(&format!("[adapter]\nbind = '{bind}'\n"));
+    }
+}
+
+/// Users without a rule that ends the list may do what no rule mentions, which is warned of unless it is written.
+#[test]
+fn an_open_end_of_the_rules_is_warned_of() {
+    let user = "[[auth.users]]\nusername = 'u'\npassword_hash = '$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$3+oP1qKlyJ4YtBGvnjCIBA0OdNqSpNyvOpZGE0rShXQ'\n";
+    let rule = |keys: &str| format!("[[auth.rules]]\neffect = 'deny'\n{keys}\n");
+    let is_warned = |text: &str| advice(&good(text).1).contains(&Advice::RulesOpen);
+    for (text, expected) in [
+        (String::new(), false),
+        (rule("action = 'publish'\ntopics = ['#']"), false),
+        (user.to_owned(), true),
+        (format!("auth.default = 'deny'\n{user}"), false),
+        (format!("auth.default = 'allow'\n{user}"), false),
+        (user.to_owned() + &rule("action = 'all'\ntopics = ['#']"), false),
+        (
+            user.to_owned() + &rule("action = 'all'\nclients = ['*']\nusernames = ['x', '*']\ntopics = ['a', '#']"),
+            false,
+        ),
+        (user.to_owned() + &rule("action = 'publish'\ntopics = ['#']"), true),
+        (user.to_owned() + &rule("action = 'all'\nclients = ['a*']\ntopics = ['#']"), true),
+        (user.to_owned() + &rule("action = 'all'\nusernames = ['u']\ntopics = ['#']"), true),
+        (user.to_owned() + &rule("action = 'all'\ntopics = ['a/#']"), true),
+    ] {
+        assert_eq!(is_warned(&text), expected, "{text}");
+    }
+
+    for (patterns, expected) in [
+        (
+            "['${clientid}']",
+            r#"auth.users[0].client_ids[0]   "${clientid}" has another placeholder than "${username}""#,
+        ),
+        ("[]", "auth.users[0].client_ids"),
+    ] {
+        let text = format!("auth.default = 'deny'\n{user}client_ids = {patterns}\n");
+        let faults = parse(&text, "t.toml", Path::new(".")).unwrap_err().to_string();
+        assert!(faults.contains(expected), "{faults}");
+    }
+    good(&format!("auth.default = 'deny'\n{user}client_ids = ['${{username}}', 'x-*-${{username}}']\n"));
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod gb32960;
 mod grpc_handler;
 mod gt06;
 mod h02;
+mod hostile;
 mod interop;
 mod jt808;
 mod limits;

@@ -41,7 +41,8 @@ impl InstancePool {
         Self((0..count.max(1)).map(|_| slot()).collect())
     }
 
-    /// Assigns a connection to a slot, round-robin by connection id.
+    /// Assigns a connection to a slot by its id, which is pseudo-random and stays: a device whose events fail meets the
+    /// same slot again, and harms no other.
     pub(super) fn take(&self, guest: Arc<LoadedGuest>, conn: ConnId, info: Arc<ConnInfo>) -> PooledGuest {
         let index = usize::try_from(conn.to_u64()).unwrap_or_default() % self.0.len();
         PooledGuest { guest, slot: Arc::clone(&self.0[index]), conn, info }

@@ -75,7 +75,10 @@ impl TestBroker {
 
 /// Users whose password is "secret".
 pub fn users(names: &[&str]) -> Vec<User> {
-    names.iter().map(|name| User { username: (*name).to_owned(), password_hash: secret_hash() }).collect()
+    names
+        .iter()
+        .map(|name| User { username: (*name).to_owned(), password_hash: secret_hash(), client_ids: None })
+        .collect()
 }
 
 /// A hash of "secret" with cheap parameters.

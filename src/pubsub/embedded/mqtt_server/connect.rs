@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::auth::Credentials;
-use crate::conn::{Denied, Password, PeerAddr};
+use crate::auth::{Credentials, Origin};
+use crate::conn::{Denied, Password, PeerAddr, Refused};
 use crate::mqtt::packet::{ConnAck, Connect};
 use crate::mqtt::{Packet, Reason, Version};
 use crate::mqtt_stream::PacketStream;
@@ -127,14 +127,24 @@ pub(super) async fn connect(context: &Context, wire: &mut PacketStream, peer: Pe
 
 async fn authenticate(context: &Context, connect: &Connect, username: &str, peer: PeerAddr) -> Result<(), End> {
     let password = connect.password.as_ref().map(|password| Password::new(password.as_ref()));
-    let credentials = Credentials { client_id: &connect.client_id, username, password: password.as_ref() };
-    let Err(denied) = context.auth.authenticate(credentials).await else { return Ok(()) };
-    tracing::debug!(client_id = ?connect.client_id, ?username, %peer, %denied, "MQTT client refused");
-    Err(match denied {
-        Denied::Credentials => End::Refused(Reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"),
-        Denied::Anonymous | Denied::Broker { .. } | Denied::Publish { .. } | Denied::Subscribe { .. } => {
-            End::Refused(Reason::NOT_AUTHORIZED, "a user name is required")
+    let credentials = Credentials {
+        client_id: &connect.client_id,
+        username,
+        password: password.as_ref(),
+        origin: Origin::Mqtt,
+        address: Some(peer.host()),
+    };
+    let Err(refused) = context.auth.authenticate(credentials).await else { return Ok(()) };
+    tracing::debug!(client_id = ?connect.client_id, ?username, %peer, %refused, "MQTT client refused");
+    Err(match refused {
+        Refused::Denied(Denied::Credentials) => {
+            End::Refused(Reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password")
         }
+        Refused::Denied(Denied::ClientId { .. }) => {
+            End::Refused(Reason::NOT_AUTHORIZED, "the user may not have this client id")
+        }
+        Refused::Full { .. } => End::Refused(Reason::SERVER_BUSY, "too many passwords are to be verified"),
+        _ => End::Refused(Reason::NOT_AUTHORIZED, "a user name is required"),
     })
 }
 

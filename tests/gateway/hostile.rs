@@ -1,0 +1,5 @@
+//! What the gateway promises while someone attacks it: each test is named after the promise.
+
+mod adapter;
+mod adapter_port;
+mod logins;
