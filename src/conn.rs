@@ -412,7 +412,14 @@ impl Command {
     pub fn without_password(&self) -> Self {
         match self {
             Self::Authenticate { client, password: _ } => Self::Authenticate { client: client.clone(), password: None },
-            _ => self.clone(),
+            Self::Send(_)
+            | Self::Close
+            | Self::StartTimer { .. }
+            | Self::StopTimer(_)
+            | Self::Publish { .. }
+            | Self::Subscribe { .. }
+            | Self::Unsubscribe { .. }
+            | Self::RawPublish { .. } => self.clone(),
         }
     }
 }
