@@ -381,10 +381,8 @@ mod tests {
     }
 
     fn denied(refused: Refused) -> Denied {
-        match refused {
-            Refused::Denied(denied) => denied,
-            other => panic!("{other}"),
-        }
+        let Refused::Denied(denied) = refused else { panic!("{refused}") };
+        denied
     }
 
     /// A user that is bound to client ids is refused with any other, and a star in its own name is no wildcard.

@@ -88,8 +88,9 @@ async fn accept(listener: TcpListener, port: Port) {
                 let opening = tokio::spawn(async move {
                     let error = match tokio::time::timeout(OPENING_MAX, port.open(stream)).await {
                         Ok(Ok(connection)) => {
-                            // Fails only when the gateway stops.
-                            let _ = port.opened.send(connection).await;
+                            if port.opened.send(connection).await.is_err() {
+                                tracing::trace!(%peer, "the adapter stopped before it took a client");
+                            }
                             return;
                         }
                         Ok(Err(error)) => error,
