@@ -1,6 +1,7 @@
 //! REST API `/api/v1/handlers`: status and changes of handlers. Responses are JSON; an error is `{"error": ".."}`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -142,7 +143,7 @@ async fn upload(
     let swap = swap(&query)?;
     // Before the body is read: an upload for an unknown handler need not be sent.
     shared.manager.list_versions(&name)?;
-    let Ok(_one) = shared.uploads.try_acquire() else {
+    let Ok(one) = Arc::clone(&shared.uploads).try_acquire_owned() else {
         let error = format!("{UPLOADS_MAX} uploads are in progress; expected at most that many");
         return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, error });
     };
@@ -172,7 +173,13 @@ async fn upload(
         (false, false) => Candidate::Component(body),
         (false, true) => Candidate::Unchecked(body),
     };
-    let done = shared.manager.swap(&name, candidate, swap, query.activate, Initiator::Admin(peer)).await?;
+    let (manager, activates) = (shared.manager.clone(), query.activate);
+    let changing = tokio::spawn(async move {
+        // As long as the component is in memory, also when the client has hung up.
+        let _one = one;
+        manager.swap(&name, candidate, swap, activates, Initiator::Admin(peer)).await
+    });
+    let done = changing.await.map_err(|error| Error::from(LoadError::Panicked(error)))??;
     Ok((StatusCode::CREATED, Json(done)))
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
+use polygate::testing::rollout::{Candidate, Initiator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -117,6 +118,60 @@ async fn a_tap_outlives_a_flood() {
     let mut seen = Vec::new();
     while !seen.windows(4).any(|window| window == b"\"x\"\n") {
         assert_ne!(within("the tapped bytes", tap.read_buf(&mut seen)).await.unwrap(), 0, "the tap has ended");
+    }
+}
+
+/// A caller that is dropped at any point of a change leaves either the old state or the new one: what runs is what the
+/// index says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_leaves_no_half_change() {
+    let gateway = Setup::guest("counter").data_dir("data_dir = \"data\"").start().await;
+    let pinned: bytes::Bytes = std::fs::read(guest("counter-pinned")).unwrap().into();
+    let initiator = Initiator::Admin("127.0.0.1:1".parse().unwrap());
+    for polls in 0..24 {
+        let handlers = gateway.handlers();
+        let candidate = Candidate::Component(pinned.clone());
+        {
+            let swap = std::pin::pin!(handlers.swap("h", candidate, None, true, initiator));
+            let mut swap = futures::future::FutureExt::fuse(swap);
+            for _ in 0..polls {
+                // Polled, not awaited: it is dropped at the await point that this number of polls reaches.
+                let polled = futures::poll!(&mut swap);
+                if polled.is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        // A change of the same handler is behind the dropped one.
+        let last = handlers.swap("h", Candidate::Component(pinned.clone()), None, false, initiator).await.unwrap();
+        let index = std::fs::read_to_string(gateway.data_dir().join("versions/h/index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+        assert_eq!(index["active"], handlers.list()[0].active, "after {polls} polls, and {last:?}");
+        assert_eq!(index["next"], u64::from(last.version) + 1);
+    }
+    // The first poll starts the change, and each started one has come to its end.
+    assert_ne!(gateway.handlers().list()[0].active, 1);
+}
+
+/// The same over the wire: the connection ends in the middle of the swap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_in_the_middle_of_a_swap() {
+    let gateway = Setup::guest("counter").data_dir("data_dir = \"data\"").start().await;
+    let pinned = std::fs::read(guest("counter-pinned")).unwrap();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(gateway.admin()).await.unwrap();
+        let (host, length) = (gateway.admin(), pinned.len());
+        let head =
+            format!("PUT /api/v1/handlers/h/versions HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&pinned).await.unwrap();
+        drop(stream);
+        let last = ask(gateway.admin(), "PUT", "/api/v1/handlers/h/versions?activate=false", &[], &pinned).await;
+        assert_eq!(last.status, 201, "{last:?}");
+        let index = std::fs::read_to_string(gateway.data_dir().join("versions/h/index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+        assert_eq!(index["active"], gateway.handlers().list()[0].active);
     }
 }
 
