@@ -1,16 +1,16 @@
 //! Admin HTTP port: health, metrics, REST API of handlers, tap stream.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -22,7 +22,10 @@ use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod api;
+mod guard;
+mod server;
 mod tap;
+pub(crate) mod token;
 
 /// Media type of the metrics page.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -33,7 +36,27 @@ pub struct Options {
     /// Address; port 0 lets the system choose.
     pub bind: SocketAddr,
     /// Bearer token of callers; health needs none.
-    pub token: Option<SecretString>,
+    pub token: Token,
+}
+
+/// Token that the admin port requires.
+#[derive(Clone, Debug)]
+pub enum Token {
+    /// Generated at the first start, in the data directory.
+    Generated,
+    Configured(SecretString),
+    /// None: every user of this machine is an operator.
+    Disabled,
+}
+
+/// The admin port could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The operating system's random generator failed.
+    #[error("the system's random generator failed")]
+    Random(#[source] getrandom::Error),
 }
 
 /// The address cannot be bound.
@@ -65,25 +88,30 @@ pub(crate) struct Served {
     pub task: JoinHandle<()>,
 }
 
-/// Binds the address and serves it in a task that ends with `drain`.
+/// Binds the address and serves it in a task that ends with `drain`. A generated token is in `data_dir`.
 ///
 /// # Errors
 ///
-/// [`BindError`], when the operating system refuses the address.
+/// [`StartError`], when the operating system refuses the address, or its random generator fails.
 pub(crate) async fn serve(
     options: Options,
+    data_dir: &Path,
     telemetry: Telemetry,
     manager: RolloutManager,
     (connections, taps): (Registry, Taps),
     drain: Drain,
-) -> Result<Served, BindError> {
+) -> Result<Served, StartError> {
     let failed = |source| BindError { bind: options.bind, source };
     let listener = TcpListener::bind(options.bind).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let shared = Shared {
         telemetry,
         drain: drain.clone(),
-        token: options.token,
+        token: match options.token {
+            Token::Generated => Some(token::of_data_dir(data_dir).map_err(StartError::Random)?),
+            Token::Configured(token) => Some(token),
+            Token::Disabled => None,
+        },
         manager,
         uploads: Arc::new(Semaphore::new(api::UPLOADS_MAX)),
         connections,
@@ -92,18 +120,9 @@ pub(crate) async fn serve(
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .merge(api::routes())
-        .route_layer(middleware::from_fn_with_state(shared.clone(), require_token));
+        .route_layer(middleware::from_fn_with_state(shared.clone(), guard::require_operator));
     let router = Router::new().route("/live", get(live)).route("/ready", get(ready)).merge(guarded).with_state(shared);
-    let task = tokio::spawn(async move {
-        let stopped = async move { drain.ended().await };
-        if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-            .with_graceful_shutdown(stopped)
-            .await
-        {
-            tracing::error!(%error, "the admin port has stopped");
-        }
-    });
-    Ok(Served { bound, task })
+    Ok(Served { bound, task: tokio::spawn(server::serve(listener, router, drain)) })
 }
 
 /// Liveness: the process runs.
@@ -127,22 +146,5 @@ async fn metrics(State(shared): State<Shared>) -> Response {
             tracing::error!(%error, "cannot write the metrics page");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
-    }
-}
-
-async fn require_token(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let Some(token) = &shared.token else {
-        return next.run(request).await;
-    };
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .unwrap_or_default();
-    // Digests are compared, so the time does not depend on the token.
-    if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
-        next.run(request).await
-    } else {
-        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "expected the admin token\n").into_response()
     }
 }

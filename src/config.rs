@@ -91,6 +91,20 @@ impl Config {
         }
     }
 
+    /// Reads the data directory and the admin port of a file, for a client of its gateway. Files of other tables are not
+    /// read, so it works without access to private keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Faults`] of these tables.
+    pub(crate) fn load_admin(path: &Path) -> Result<(PathBuf, Option<crate::admin::Options>), Faults> {
+        let file = path.display().to_string();
+        let text = references::read_text(path, references::CONFIG_BYTES_MAX)
+            .map_err(|why| Faults::Unreadable { file: file.clone(), why })?;
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        check::check_admin(&text, &file, ExternalFiles { base_dir, env: &|name| std::env::var_os(name) })
+    }
+
     /// Checks the text of a file that is called `file_name` in faults and lies in `base_dir`.
     ///
     /// # Errors

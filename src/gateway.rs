@@ -71,9 +71,9 @@ pub enum StartError {
     /// The adapter's address cannot be bound.
     #[error(transparent)]
     Adapter(#[from] service::BindError),
-    /// The admin port's address cannot be bound.
+    /// The admin port cannot start.
     #[error(transparent)]
-    Admin(#[from] admin::BindError),
+    Admin(#[from] admin::StartError),
 }
 
 /// A running gateway.
@@ -253,7 +253,8 @@ impl Gateway {
             let admin = match admin {
                 Some(options) => {
                     let watched = (registry.clone(), taps.clone());
-                    Some(admin::serve(options, telemetry.clone(), manager.clone(), watched, drain.clone()).await?)
+                    let (telemetry, manager) = (telemetry.clone(), manager.clone());
+                    Some(admin::serve(options, &data_dir, telemetry, manager, watched, drain.clone()).await?)
                 }
                 None => None,
             };

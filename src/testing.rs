@@ -3,6 +3,9 @@
 pub mod adapter {
     pub use crate::adapter::Services;
 }
+pub mod admin {
+    pub use crate::admin::Token;
+}
 pub mod auth {
     pub use crate::auth::{Action, Auth, Effect, Options, Rule, User};
 }

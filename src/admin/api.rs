@@ -1,12 +1,12 @@
 //! REST API `/api/v1/handlers`: status and changes of handlers. Responses are JSON; an error is `{"error": ".."}`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -26,7 +26,7 @@ pub(super) const UPLOADS_MAX: usize = 2;
 /// Timeout for the body of an upload.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Routes; the caller adds the token check.
+/// Routes; the caller adds the access check.
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/api/v1/handlers", get(list))
@@ -36,7 +36,6 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/handlers/{name}/promote", post(promote))
         .route("/api/v1/handlers/{name}/abandon", post(abandon))
         .merge(super::tap::routes())
-        .route_layer(middleware::from_fn(refuse_other_sites))
 }
 
 /// Error response.
@@ -48,6 +47,10 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn not_found(error: impl Into<String>) -> Self {
         Self { status: StatusCode::NOT_FOUND, error: error.into() }
+    }
+
+    pub(super) fn forbidden(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::FORBIDDEN, error: error.into() }
     }
 
     pub(super) fn busy(error: impl Into<String>) -> Self {
@@ -140,7 +143,7 @@ async fn upload(
     let swap = swap(&query)?;
     // Before the body is read: an upload for an unknown handler need not be sent.
     shared.manager.list_versions(&name)?;
-    let Ok(_one) = shared.uploads.try_acquire() else {
+    let Ok(one) = Arc::clone(&shared.uploads).try_acquire_owned() else {
         let error = format!("{UPLOADS_MAX} uploads are in progress; expected at most that many");
         return Err(Refusal { status: StatusCode::TOO_MANY_REQUESTS, error });
     };
@@ -170,7 +173,13 @@ async fn upload(
         (false, false) => Candidate::Component(body),
         (false, true) => Candidate::Unchecked(body),
     };
-    let done = shared.manager.swap(&name, candidate, swap, query.activate, Initiator::Admin(peer)).await?;
+    let (manager, activates) = (shared.manager.clone(), query.activate);
+    let changing = tokio::spawn(async move {
+        // As long as the component is in memory, also when the client has hung up.
+        let _one = one;
+        manager.swap(&name, candidate, swap, activates, Initiator::Admin(peer)).await
+    });
+    let done = changing.await.map_err(|error| Error::from(LoadError::Panicked(error)))??;
     Ok((StatusCode::CREATED, Json(done)))
 }
 
@@ -222,48 +231,4 @@ async fn abandon(
 
 fn swap(query: &SwapQuery) -> Result<Option<Swap>, Refusal> {
     query.swap.as_deref().map(str::parse).transpose().map_err(|error| Refusal::bad(format!("swap: {error}")))
-}
-
-/// Rejects cross-site requests (CSRF) and DNS rebinding: a page in the operator's browser must not change handlers.
-/// Browsers send the page's site in `Origin`; after DNS rebinding they send the page's name in `Host`.
-async fn refuse_other_sites(request: Request, next: Next) -> Response {
-    if is_own_site(request.headers()) {
-        return next.run(request).await;
-    }
-    let error = "the request comes from the page of another site; expected one of this port by its address".to_owned();
-    Refusal { status: StatusCode::FORBIDDEN, error }.into_response()
-}
-
-fn is_own_site(headers: &HeaderMap) -> bool {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = header(header::HOST);
-    let is_own = header(header::ORIGIN)
-        .is_none_or(|origin| host.is_some() && origin.split_once("://").map(|(_, site)| site) == host);
-    let has_token = headers.contains_key(header::AUTHORIZATION);
-    is_own && (has_token || host.is_none_or(is_address))
-}
-
-/// Whether a `Host` is an IP address or `localhost`, which always is this machine.
-fn is_address(host: &str) -> bool {
-    host.parse::<SocketAddr>().is_ok()
-        || host.parse::<IpAddr>().is_ok()
-        || host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|ip| ip.parse::<IpAddr>().is_ok())
-        || host == "localhost"
-        || host.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_addresses() {
-        for host in ["127.0.0.1:9180", "127.0.0.1", "[::1]:9180", "[::1]", "localhost", "localhost:9180"] {
-            assert!(is_address(host), "{host}");
-        }
-        for host in ["", "evil.example", "evil.example:9180", "localhost.evil.example", "localhost:x", "127.0.0.1.evil"]
-        {
-            assert!(!is_address(host), "{host}");
-        }
-    }
 }

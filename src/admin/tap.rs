@@ -15,7 +15,7 @@ use super::api::Refusal;
 use crate::conn::ConnId;
 use crate::tap::{Selector, Subscription};
 
-/// Route; the caller adds the token check.
+/// Route; the caller adds the access check.
 pub(super) fn routes() -> Router<Shared> {
     Router::new().route("/api/v1/tap", get(tap))
 }

@@ -1,7 +1,8 @@
 //! HTTP client of the admin port of a running gateway.
 
 use std::io;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,6 +15,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
+use crate::admin::{Token, token};
+use crate::config::{Config, Faults};
+
+/// Host and port of the admin port by default.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:9180";
+
 /// Timeout of the connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,14 +30,22 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3700);
 /// Maximum response, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// Data directories that are searched for a generated token: the default one, and that of the systemd unit.
+const DEFAULT_DATA_DIRS: [&str; 2] = ["polygate-data", "/var/lib/polygate"];
+
 /// The addressed gateway.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
-    /// URL of the admin port; plain HTTP, so use a tunnel over a network
-    #[arg(long, global = true, default_value = "http://127.0.0.1:9180", env = "POLYGATE_ADMIN", value_name = "URL")]
-    admin: AdminUrl,
-    /// File with the admin token; default: the environment variable POLYGATE_ADMIN_TOKEN, or no token
+    /// URL of the admin port; plain HTTP, so use a tunnel over a network; default: from --config, or
+    /// http://127.0.0.1:9180
+    #[arg(long, global = true, env = "POLYGATE_ADMIN", value_name = "URL")]
+    admin: Option<AdminUrl>,
+    /// The gateway's configuration file, for the address and the token of its admin port
+    #[arg(short, long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// File with the admin token; default: the environment variable POLYGATE_ADMIN_TOKEN, the token of --config, or, for
+    /// a loopback address, admin.token in polygate-data or /var/lib/polygate
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     token_file: Option<PathBuf>,
 }
@@ -77,6 +92,15 @@ pub(crate) enum ClientError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The configuration has faults.
+    #[error(transparent)]
+    Config(#[from] Faults),
+    /// The configuration has no admin port.
+    #[error("{config:?} has no [admin] table, so its gateway has no admin port")]
+    NoAdminPort {
+        /// The configuration file.
+        config: PathBuf,
+    },
     /// The file of the token could not be read.
     #[error("cannot read {path:?}")]
     TokenFile {
@@ -89,7 +113,9 @@ pub(crate) enum ClientError {
     #[error("cannot write the response")]
     Write(#[source] io::Error),
     /// The token is missing or wrong.
-    #[error("the admin port at {at} requires another token; set it with --token-file or POLYGATE_ADMIN_TOKEN")]
+    #[error(
+        "the admin port at {at} requires another token; set it with --config, --token-file or POLYGATE_ADMIN_TOKEN"
+    )]
     Token {
         /// Host and port.
         at: String,
@@ -115,15 +141,35 @@ pub(super) struct Client {
 
 impl Client {
     /// The client for these arguments.
-    pub(super) fn of(Args { admin: AdminUrl(at), token_file }: Args) -> Result<Self, ClientError> {
-        let token = match token_file {
-            Some(path) => match std::fs::read_to_string(&path) {
-                Ok(token) => Some(token.trim_end().to_owned()),
-                Err(source) => return Err(ClientError::TokenFile { path, source }),
+    pub(super) fn of(Args { admin, config, token_file }: Args) -> Result<Self, ClientError> {
+        let configured = match config {
+            Some(config) => match Config::load_admin(&config)? {
+                (data_dir, Some(options)) => Some((data_dir, options)),
+                (_, None) => return Err(ClientError::NoAdminPort { config }),
             },
-            None => std::env::var("POLYGATE_ADMIN_TOKEN").ok(),
+            None => None,
         };
-        Ok(Self { at, token: token.map(Into::into) })
+        let at = match (admin, &configured) {
+            (Some(AdminUrl(at)), _) => at,
+            (None, Some((_, options))) => reachable(options.bind).to_string(),
+            (None, None) => DEFAULT_ADDRESS.to_owned(),
+        };
+        let token = match (token_file, std::env::var("POLYGATE_ADMIN_TOKEN"), configured) {
+            (Some(path), _, _) => Some(token_in(path)?),
+            (None, Ok(token), _) => Some(token.into()),
+            (None, Err(_), Some((data_dir, options))) => match options.token {
+                Token::Configured(token) => Some(token),
+                Token::Generated => Some(token_in(data_dir.join(token::FILE))?),
+                Token::Disabled => None,
+            },
+            (None, Err(_), None) if is_loopback(&at) => {
+                let files = DEFAULT_DATA_DIRS.iter().map(|dir| Path::new(dir).join(token::FILE));
+                files.filter_map(|file| token_in(file).ok()).next()
+            }
+            // A token that was not named for this gateway must not reach another machine.
+            (None, Err(_), None) => None,
+        };
+        Ok(Self { at, token })
     }
 
     /// The body of a successful response.
@@ -223,6 +269,28 @@ impl Client {
     }
 }
 
+/// The address to connect to, for a port bound to this one.
+fn reachable(bind: SocketAddr) -> SocketAddr {
+    let ip = match bind.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bind.port())
+}
+
+/// Whether `host:port` is this machine.
+fn is_loopback(at: &str) -> bool {
+    at.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()) || at.starts_with("localhost:")
+}
+
+fn token_in(path: PathBuf) -> Result<SecretString, ClientError> {
+    match std::fs::read_to_string(&path) {
+        Ok(token) => Ok(token.trim_end().into()),
+        Err(source) => Err(ClientError::TokenFile { path, source }),
+    }
+}
+
 /// Percent-encodes a text for one segment of a url.
 pub(super) fn escaped(text: &str) -> String {
     text.bytes()
@@ -236,6 +304,18 @@ pub(super) fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_this_machine() {
+        assert_eq!(reachable("0.0.0.0:1".parse().unwrap()).to_string(), "127.0.0.1:1");
+        assert_eq!(reachable("[::]:1".parse().unwrap()).to_string(), "[::1]:1");
+        assert_eq!(reachable("192.0.2.1:1".parse().unwrap()).to_string(), "192.0.2.1:1");
+        for (at, expected) in
+            [("127.0.0.2:1", true), ("[::1]:1", true), ("localhost:1", true), ("192.0.2.1:1", false), ("h:1", false)]
+        {
+            assert_eq!(is_loopback(at), expected, "{at}");
+        }
+    }
 
     #[test]
     fn admin_urls() {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use toml::de::DeTable;
 
@@ -19,14 +20,35 @@ pub(super) fn check(
     file_name: &str,
     external: ExternalFiles<'_>,
 ) -> Result<(Config, Vec<Warning>), Faults> {
+    check_with(text, file_name, |root| config(root, external, text))
+}
+
+/// Checks the tables that a client of the admin port needs: the data directory and the port.
+pub(super) fn check_admin(
+    text: &str,
+    file_name: &str,
+    external: ExternalFiles<'_>,
+) -> Result<(PathBuf, Option<crate::admin::Options>), Faults> {
+    let read = check_with(text, file_name, |root| {
+        let (gateway, admin) = (gateway::read(root, external), admin::read(root, external, &mut Binds::default()));
+        Ok((gateway?.data_dir, admin?))
+    });
+    read.map(|(read, _warnings)| read)
+}
+
+fn check_with<T>(
+    text: &str,
+    file_name: &str,
+    read: impl FnOnce(&Table<'_>) -> Result<T, ErrorReported>,
+) -> Result<(T, Vec<Warning>), Faults> {
     let diagnostics = Diagnostics::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
-    let config = match syntax(&diagnostics, &errors) {
-        Ok(()) => config(&Table::root(&diagnostics, document.get_ref()), external, text),
+    let read = match syntax(&diagnostics, &errors) {
+        Ok(()) => read(&Table::root(&diagnostics, document.get_ref())),
         // The parsed part of a broken file is not what its author meant.
         Err(reported) => Err(reported),
     };
-    diagnostics.conclude(file_name, config)
+    diagnostics.conclude(file_name, read)
 }
 
 /// Records the syntax errors: the first of each line, because the others mostly follow from it.

@@ -79,6 +79,11 @@ pub enum Advice {
     )]
     RulesOpen,
     #[error(
+        "not a loopback address: the token and everything else cross the network in clear; \
+         use a loopback address and a tunnel, or a proxy with TLS"
+    )]
+    AdminInClear,
+    #[error(
         "any peer that reaches the listener can claim any address; {{ trusted = [..] }} limits that to the balancers"
     )]
     ProxyOpen,

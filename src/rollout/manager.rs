@@ -56,6 +56,28 @@ pub enum Candidate {
     Server(Uri),
 }
 
+/// A change of one handler that an operator requests.
+enum Change {
+    Swap { candidate: Candidate, swap: Option<Swap>, activates: bool },
+    Activate { number: u32, swap: Option<Swap> },
+    RollBack,
+    Promote,
+    Abandon,
+}
+
+impl Change {
+    /// Name in the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Swap { .. } => "swap",
+            Self::Activate { .. } => "activate",
+            Self::RollBack => "rollback",
+            Self::Promote => "promote",
+            Self::Abandon => "abandon",
+        }
+    }
+}
+
 /// Result of a change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChangeResult {
@@ -123,15 +145,7 @@ impl RolloutManager {
         activates: bool,
         initiator: Initiator,
     ) -> Result<ChangeResult, Error> {
-        let handler = &self.handler(handler)?;
-        let result = async {
-            let _guard = handler.begin_change().await?;
-            let prepared = self.prepare_candidate(handler, candidate, initiator).await?;
-            let swap = swap.unwrap_or(handler.state.lock().options.swap);
-            self.commit(handler, prepared, if activates { CommitMode::Swap(swap) } else { CommitMode::Keep }, initiator)
-                .await
-        };
-        self.log_change(handler, initiator, "swap", result.await)
+        self.change(handler, Change::Swap { candidate, swap, activates }, initiator).await
     }
 
     /// Activates a kept version, loading it again if necessary.
@@ -146,13 +160,7 @@ impl RolloutManager {
         swap: Option<Swap>,
         initiator: Initiator,
     ) -> Result<ChangeResult, Error> {
-        let handler = &self.handler(handler)?;
-        let result = async {
-            let _guard = handler.begin_change().await?;
-            let prepared = self.prepare_kept(handler, number).await?;
-            self.commit(handler, prepared, CommitMode::Swap(swap.unwrap_or(Swap::Live)), initiator).await
-        };
-        self.log_change(handler, initiator, "activate", result.await)
+        self.change(handler, Change::Activate { number, swap }, initiator).await
     }
 
     /// Activates the previous version; a trial in progress is abandoned.
@@ -161,15 +169,7 @@ impl RolloutManager {
     ///
     /// [`Error`].
     pub async fn roll_back(&self, handler: &str, initiator: Initiator) -> Result<ChangeResult, Error> {
-        let handler = &self.handler(handler)?;
-        let result = async {
-            let _guard = handler.begin_change().await?;
-            let previous = handler.state.lock().index.previous;
-            let number = previous.ok_or_else(|| Error::NoPrevious { handler: Arc::clone(handler.name()) })?;
-            let prepared = self.prepare_kept(handler, number).await?;
-            self.commit(handler, prepared, CommitMode::Return, initiator).await
-        };
-        self.log_change(handler, initiator, "rollback", result.await)
+        self.change(handler, Change::RollBack, initiator).await
     }
 
     /// Activates the version on trial.
@@ -178,14 +178,7 @@ impl RolloutManager {
     ///
     /// [`Error`].
     pub async fn promote(&self, handler: &str, initiator: Initiator) -> Result<ChangeResult, Error> {
-        let handler = &self.handler(handler)?;
-        let result = async {
-            let _guard = handler.begin_change().await?;
-            let number = trial_of(handler)?.number();
-            let prepared = self.prepare_kept(handler, number).await?;
-            self.commit(handler, prepared, CommitMode::Swap(Swap::Live), initiator).await
-        };
-        self.log_change(handler, initiator, "promote", result.await)
+        self.change(handler, Change::Promote, initiator).await
     }
 
     /// Ends a trial; the connections of a canary migrate back to the active version.
@@ -194,16 +187,52 @@ impl RolloutManager {
     ///
     /// [`Error`].
     pub async fn abandon(&self, handler: &str, initiator: Initiator) -> Result<ChangeResult, Error> {
-        let handler = &self.handler(handler)?;
-        let result = async {
-            let _guard = handler.begin_change().await?;
-            let version = trial_of(handler)?.number();
-            Ok(self.end_trial(handler, version))
-        };
-        self.log_change(handler, initiator, "abandon", result.await)
+        self.change(handler, Change::Abandon, initiator).await
     }
 
-    /// Applies a reloaded configuration: a handler whose program or policy it changes gets a new version, and a new
+    /// Makes a change in a task of its own: a caller that is dropped, such as the request of a client that hangs up,
+    /// does not stop it between the index and the plan.
+    async fn change(&self, handler: &str, change: Change, initiator: Initiator) -> Result<ChangeResult, Error> {
+        let (manager, handler) = (self.clone(), self.handler(handler)?);
+        let changing = tokio::spawn(async move {
+            let operation = change.name();
+            let result = manager.apply(&handler, change, initiator).await;
+            manager.log_change(&handler, initiator, operation, result)
+        });
+        changing.await.map_err(LoadError::Panicked)?
+    }
+
+    async fn apply(
+        &self,
+        handler: &Arc<ManagedHandler>,
+        change: Change,
+        initiator: Initiator,
+    ) -> Result<ChangeResult, Error> {
+        let _guard = handler.begin_change().await?;
+        let (prepared, mode) = match change {
+            Change::Swap { candidate, swap, activates } => {
+                let prepared = self.prepare_candidate(handler, candidate, initiator).await?;
+                let swap = swap.unwrap_or(handler.state.lock().options.swap);
+                (prepared, if activates { CommitMode::Swap(swap) } else { CommitMode::Keep })
+            }
+            Change::Activate { number, swap } => {
+                (self.prepare_kept(handler, number).await?, CommitMode::Swap(swap.unwrap_or(Swap::Live)))
+            }
+            Change::RollBack => {
+                let previous = handler.state.lock().index.previous;
+                let number = previous.ok_or_else(|| Error::NoPrevious { handler: Arc::clone(handler.name()) })?;
+                (self.prepare_kept(handler, number).await?, CommitMode::Return)
+            }
+            Change::Promote => {
+                let number = trial_of(handler)?.number();
+                (self.prepare_kept(handler, number).await?, CommitMode::Swap(Swap::Live))
+            }
+            Change::Abandon => return Ok(self.end_trial(handler, trial_of(handler)?.number())),
+        };
+        self.commit(handler, prepared, mode, initiator).await
+    }
+
+    /// Applies a reloaded configuration, in a task of its own: a handler whose program or policy it changes gets a new version, and a new
     /// handler is loaded. Returns the changes.
     ///
     /// Removed handlers stay until [`retain`](Self::retain): listeners may still send them connections. One reload at a
@@ -213,6 +242,12 @@ impl RolloutManager {
     ///
     /// All errors. If a version cannot be loaded, no handler is changed.
     pub async fn reload(&self, options: Vec<Options>, initiator: Initiator) -> Result<Vec<ChangeResult>, Vec<Error>> {
+        let manager = self.clone();
+        let reloading = tokio::spawn(async move { manager.apply_all(options, initiator).await });
+        reloading.await.unwrap_or_else(|error| Err(vec![LoadError::Panicked(error).into()]))
+    }
+
+    async fn apply_all(&self, options: Vec<Options>, initiator: Initiator) -> Result<Vec<ChangeResult>, Vec<Error>> {
         let mut options: BTreeMap<Arc<str>, Options> =
             options.into_iter().map(|options| (Arc::clone(options.name()), options)).collect();
         // Locked in the order of names, so that two callers with several locks cannot deadlock.

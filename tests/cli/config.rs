@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use polygate::testing::admin::Token;
 use polygate::testing::config::{Advice, Config, ExternalFiles, Faults, Handler, Listener, Program, Warning};
 use polygate::testing::connection::Rates;
 use polygate::testing::framing::{
@@ -385,7 +386,8 @@ fn secrets_come_from_outside() {
         let text = format!("[admin]\nbind = \"0.0.0.0:9180\"\ntoken = {written}\n");
         let (config, _) = parse(&text, "t.toml", dir.path()).unwrap();
         assert!(!format!("{config:?}").contains("s3cr3t"));
-        config.admin.unwrap().token.unwrap().expose_secret().to_owned()
+        let Token::Configured(token) = config.admin.unwrap().token else { panic!("no token of the file") };
+        token.expose_secret().to_owned()
     };
     assert_eq!(token(r#"{ file = "token" }"#), "s3cr3t-s3cr3t-s3cr3t");
     assert_eq!(token(r#"{ env = "TOKEN" }"#), "s3cr3t-of-the-environment");

@@ -18,6 +18,7 @@ mod conversation;
 mod demo;
 mod guests;
 mod helping;
+mod hostile_admin;
 mod replaying;
 mod secrets;
 mod serving;

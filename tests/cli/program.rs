@@ -96,7 +96,7 @@ impl Setup {
     pub fn guest(name: &str, keys: &str) -> Self {
         let component = repository("guests/dist").join(name).with_extension("wasm");
         Self::new(&format!(
-            "[adapter]\nbind = \"127.0.0.1:0\"\n[admin]\nbind = \"127.0.0.1:0\"\n[broker]\nbind = \"127.0.0.1:0\"\n\
+            "[adapter]\nbind = \"127.0.0.1:0\"\n[admin]\ntoken = \"none\"\nbind = \"127.0.0.1:0\"\n[broker]\nbind = \"127.0.0.1:0\"\n\
              [handlers.h]\nkind = \"wasm\"\ncomponent = {component:?}\n{keys}\n\
              [listeners.l]\nbind = \"tcp://127.0.0.1:0\"\nhandlers = [\"h\"]\n"
         ))
@@ -113,9 +113,9 @@ impl Setup {
         self
     }
 
-    /// More keys of the admin port.
+    /// The token keys of the admin port, instead of `token = "none"`.
     pub fn admin(mut self, keys: &str) -> Self {
-        self.text = self.text.replace("[admin]\n", &format!("[admin]\n{keys}\n"));
+        self.text = self.text.replace("[admin]\ntoken = \"none\"\n", &format!("[admin]\n{keys}\n"));
         self
     }
 

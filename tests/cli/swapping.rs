@@ -134,7 +134,7 @@ async fn handler() {
     }
     let output = run(&["handler", "list", "--admin", &admin]).await;
     let told = format!(
-        "polygate: the admin port at {} requires another token; set it with --token-file or POLYGATE_ADMIN_TOKEN\n",
+        "polygate: the admin port at {} requires another token; set it with --config, --token-file or POLYGATE_ADMIN_TOKEN\n",
         serving.admin()
     );
     assert_eq!((output.code, output.stderr), (Some(1), told));

@@ -80,7 +80,7 @@ impl Setup {
             gateway: String::new(),
             data_dir: None,
             adapter: String::new(),
-            admin: String::new(),
+            admin: "token = \"none\"".to_owned(),
             auth: "allow_anonymous = true\n".to_owned(),
             handlers,
             chain: vec!["h".to_owned()],
@@ -159,9 +159,9 @@ impl Setup {
         self
     }
 
-    /// More keys of the admin port.
+    /// The keys of the admin port, instead of `token = "none"`.
     pub fn admin(mut self, keys: &str) -> Self {
-        writeln!(self.admin, "{keys}").unwrap();
+        self.admin = keys.to_owned();
         self
     }
 

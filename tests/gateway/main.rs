@@ -9,6 +9,7 @@
 mod harness;
 
 mod access;
+mod admin;
 mod broker;
 mod dtls;
 mod dtls_interop;

@@ -9,7 +9,7 @@ use crate::harness::{GatewayUnderTest, Setup, within};
 /// A plain HTTP GET; gives the status line and the body.
 async fn get(gateway: &GatewayUnderTest, path: &str, header: &str) -> (String, String) {
     let mut stream = TcpStream::connect(gateway.admin()).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{header}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     within("the answer", stream.read_to_string(&mut answer)).await.unwrap();
