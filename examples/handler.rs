@@ -27,6 +27,14 @@ const LINE_MAX: usize = 1024;
 const KEEPALIVE_S: u32 = 60;
 
 /// The messages and services of proto/exproto.proto, as generated.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 mod proto {
     tonic::include_proto!("emqx.exproto.v1");
 }

@@ -2,7 +2,7 @@
 //! migration.
 //!
 //! A [`Chain`] is a listener's handlers in order. [`Versions`] is one handler over time: its loaded builds, the active
-//! one, and its health ([`Breaker`]). [`Recovery`] decides what follows a failed event; the connection executes it.
+//! one, and its health ([`health`]). [`Recovery`] decides what follows a failed event; the connection executes it.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

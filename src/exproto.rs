@@ -1,5 +1,5 @@
 //! ExProto messages and services as generated from `proto/exproto.proto`, and conversions from and to the types of
-//! [`conn`](crate::conn).
+//! [`conn`].
 
 mod budget;
 mod port;

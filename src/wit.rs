@@ -1,4 +1,4 @@
-//! Guest interface as generated from `wit/handler.wit`, and conversions from and to the types of [`conn`](crate::conn).
+//! Guest interface as generated from `wit/handler.wit`, and conversions from and to the types of [`conn`].
 
 use crate::conn::{self, CloseReason, ConnInfo, Refused, SocketKind, Timer};
 

@@ -265,11 +265,11 @@ async fn streams_of_many_devices_use_more_channels() {
 /// On streams that stay open OnSocketCreated is first, the bytes are in order and complete, and OnSocketClosed is last.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_on_open_streams_keep_their_order() {
-    let (see, mut seen) = mpsc::unbounded_channel();
+    let (see, mut seen) = mpsc::channel(2048);
     let handler = ScriptedHandler::start(Serves::Streaming, move |callback, _| {
         let see = see.clone();
         async move {
-            see.send(callback.event).unwrap();
+            see.send(callback.event).await.unwrap();
             Ok(())
         }
     })

@@ -19,7 +19,7 @@ pub(super) struct Routes<K, T> {
     nodes: Vec<Node<K, T>>,
     /// Nodes that no filter uses, to be used again.
     free: Vec<NodeId>,
-    /// From a node's id and the text of a level to the node below; see [`mqtt_server`].
+    /// From a node's id and the text of a level to the node below; see [`super::mqtt_server`].
     edges: HashMap<Box<[u8]>, NodeId>,
     subscriptions: usize,
 }

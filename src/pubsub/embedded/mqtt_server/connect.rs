@@ -144,7 +144,13 @@ async fn authenticate(context: &Context, connect: &Connect, username: &str, peer
             End::Refused(Reason::NOT_AUTHORIZED, "the user may not have this client id")
         }
         Refused::Full { .. } => End::Refused(Reason::SERVER_BUSY, "too many passwords are to be verified"),
-        _ => End::Refused(Reason::NOT_AUTHORIZED, "a user name is required"),
+        Refused::Denied(_)
+        | Refused::Gone
+        | Refused::Missing { .. }
+        | Refused::Malformed { .. }
+        | Refused::NotAuthenticated { .. }
+        | Refused::AlreadyAuthenticated { .. }
+        | Refused::Broker(_) => End::Refused(Reason::NOT_AUTHORIZED, "a user name is required"),
     })
 }
 
