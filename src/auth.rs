@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::conn::{Denied, Password, Refused};
+use crate::telemetry::LoginMetrics;
 
 mod attempts;
 mod hash;
@@ -26,7 +27,7 @@ use pattern::Pattern;
 pub(crate) use rule::RuleFault;
 pub use rule::{Action, Effect, Rule};
 use rule::{CheckedRule, Client};
-pub(crate) use verifier::{Counters, Origin};
+pub(crate) use verifier::Origin;
 use verifier::{Overloaded, Verifier};
 
 /// Maximum memory of a password hash, in KiB.
@@ -170,7 +171,7 @@ impl Auth {
     }
 
     /// Results of the logins so far.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &LoginMetrics {
         self.0.verifier.counters()
     }
 
@@ -334,7 +335,7 @@ impl Users {
         Ok(Self(checked))
     }
 
-    /// The user of whom to verify the password, and whether it is the one called `username`.
+    /// The user whose password is verified, and whether it is the one called `username`.
     ///
     /// For an unknown name it is another user, always the same one for the same name: its verification costs what a
     /// user's does, also when hashes differ in cost. `None` without users.

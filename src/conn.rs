@@ -26,7 +26,7 @@ pub(crate) use refused::{Denied, Refused};
 
 /// One accepted peer: a TCP connection or the flow of a datagram peer.
 ///
-/// Never reused while the process lives, and not guessable: whoever knows one id learns nothing about the others (see
+/// Never reused while the process lives, and not guessable: one id reveals nothing about the others (see
 /// [`ConnIds`]). An id that a handler kept from an earlier run of the gateway, or got from another gateway, is most
 /// likely unknown here. Below 2^53, because the numbers of JavaScript guests are inexact beyond. Displayed and sent as
 /// 16 lower-case hexadecimal digits.
@@ -75,7 +75,7 @@ const ROUNDS: u8 = 10;
 /// Generator of [`ConnId`]s: a counter, encrypted with a random key of the process.
 ///
 /// The cipher is a Feistel network over 52 bits with HMAC-SHA-256 as its round function. A permutation never repeats an
-/// id, and whoever does not have the key cannot derive another connection's id from the ids it knows: an id is what a
+/// id, and without the key no id can be derived from other ids: an id is what a
 /// gRPC handler shows to command a connection.
 pub struct ConnIds {
     counter: AtomicU64,

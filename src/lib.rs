@@ -3,7 +3,7 @@
 //! A **listener** accepts a **peer**; one task owns the **connection**; the connection reports events to its **handler**;
 //! the handler acts through the **adapter**; its messages go to **pubsub**.
 //!
-//! The module map, from the top layer down. A module imports from the layers below it only.
+//! The module map, from the top layer down. A module imports from the layers below it, and in its layer from rows below its own.
 //!
 //! | layer | module | content |
 //! | --- | --- | --- |
@@ -20,17 +20,17 @@
 //! | 4 | [`handler`] | gRPC servers and guests behind one interface |
 //! | 4 | [`tap`] | live view of one connection in the format of conversations |
 //! | 3 | [`adapter`] | operations of a handler: send, close, authenticate, timers, publish, subscribe |
-//! | 2 | [`listener`] | sockets: TCP, TLS, UDP, DTLS, PROXY protocol, access rules, limits |
-//! | 2 | [`framing`] | cuts a stream into frames before the handler; pure |
+//! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and conversions to the types of [`conn`] |
 //! | 2 | [`pubsub`] | publish and subscribe; the embedded MQTT broker |
 //! | 2 | [`auth`] | authentication of clients; authorization of publish and subscribe |
-//! | 2 | [`exproto`], [`wit`] | the two handler interfaces as generated, and conversions to the types of [`conn`] |
-//! | 1 | [`conn`] | types of a connection: ids, events, commands, close reasons; registry; limits |
-//! | 1 | [`topic`] | MQTT topic names, topic filters, mountpoints, templates; pure |
-//! | 1 | [`mqtt`] | MQTT 3.1.1 and 5.0: packets, state of a session at either end; no I/O |
-//! | 1 | [`mqtt_stream`], [`mqtt_client`] | MQTT over a byte stream; one connection of a client |
+//! | 2 | [`listener`] | sockets: TCP, TLS, UDP, DTLS, PROXY protocol, access rules, limits |
+//! | 2 | [`framing`] | cuts a stream into frames before the handler; pure |
 //! | 1 | [`conversation`] | recorded conversations: parse, print, replay, record |
+//! | 1 | [`mqtt_stream`], [`mqtt_client`] | MQTT over a byte stream; one connection of a client |
+//! | 1 | [`mqtt`] | MQTT 3.1.1 and 5.0: packets, state of a session at either end; no I/O |
 //! | 1 | [`telemetry`] | log, log rate limits, every metric |
+//! | 1 | [`topic`] | MQTT topic names, topic filters, mountpoints, templates; pure |
+//! | 1 | [`conn`] | types of a connection: ids, events, commands, close reasons; registry; limits |
 //! | 0 | [`drain`] | stop signal |
 //! | 0 | [`rate`] | token-bucket rate limiter |
 //! | 0 | [`percent`], [`atomic_file`], [`error`] | percentages; atomic file replacement; error reports |

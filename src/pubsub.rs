@@ -147,7 +147,7 @@ impl PubSub {
     /// [`CloseReason::Replaced`](crate::conn::CloseReason::Replaced). MQTT clients of the embedded broker
     /// have client ids of their own and are left alone.
     ///
-    /// `peer` is the device's address, for logs and for brokers that are told of it. Messages go to
+    /// `peer` is the device's address, for logs and for brokers that get it. Messages go to
     /// `mailbox`; those that find it full are shed and counted there.
     ///
     /// `password` is the device's, for a broker that decides by it.
@@ -182,7 +182,7 @@ impl PubSub {
 }
 
 impl Session {
-    /// Publishes a message; whoever has subscribed gets it, the device itself included.
+    /// Publishes a message to its subscribers, the device itself included.
     ///
     /// When this returns, the broker has taken it in. Messages of one session reach each subscriber in
     /// the order in which they were published.

@@ -17,10 +17,12 @@ mod broker;
 mod line_format;
 mod log;
 mod log_limit;
+mod logins;
 
 pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics};
 pub use log::{LogFormat, start_log};
 pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
+pub(crate) use logins::LoginMetrics;
 
 /// Log target of the bytes between devices and handlers, at level trace only. Payloads may contain passwords of
 /// devices.
@@ -340,20 +342,8 @@ impl Telemetry {
     }
 
     /// Registers the counters of logins.
-    pub fn logins(&self, counters: &crate::auth::Counters) {
-        let mut registry = self.lock();
-        for (name, help, counter) in [
-            ("logins_verified", "Logins with the right password, which was verified", &counters.verified),
-            ("logins_cached", "Logins with a password that was verified minutes before", &counters.cached),
-            ("logins_wrong", "Logins with an unknown user name or a wrong password", &counters.wrong),
-            (
-                "logins_overloaded",
-                "Logins refused unverified, because too many passwords were to be verified",
-                &counters.overloaded,
-            ),
-        ] {
-            registry.register(name, help, counter.clone());
-        }
+    pub fn logins(&self, metrics: &LoginMetrics) {
+        metrics.register(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {

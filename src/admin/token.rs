@@ -100,7 +100,7 @@ mod tests {
         assert_ne!(token(), third);
     }
 
-    /// Without a place to store it the token is still there, so nobody gets in.
+    /// A token that cannot be stored is required all the same.
     #[test]
     fn not_stored() {
         let token = of_data_dir(Path::new("/proc/self/no-such-directory")).unwrap();

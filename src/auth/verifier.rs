@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::attempts::{Attempt, Attempts};
 use super::hash::PasswordHash;
 use super::verified::{Digest, DigestKey, Verified};
 use crate::conn::Password;
+use crate::telemetry::LoginMetrics;
 
 /// Maximum wait for a place.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -34,15 +34,6 @@ pub enum Origin {
     Mqtt,
 }
 
-/// Results of logins with a user name.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    pub verified: Counter,
-    pub cached: Counter,
-    pub wrong: Counter,
-    pub overloaded: Counter,
-}
-
 /// No place became free in time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Overloaded;
@@ -52,7 +43,7 @@ pub(super) struct Verifier {
     mqtt: Places,
     key: DigestKey,
     verified: Mutex<Verified>,
-    counters: Counters,
+    counters: LoginMetrics,
 }
 
 struct Places {
@@ -109,11 +100,11 @@ impl Verifier {
             mqtt: Places::new(places),
             key: DigestKey::new()?,
             verified: Mutex::new(Verified::new(Instant::now())),
-            counters: Counters::default(),
+            counters: LoginMetrics::default(),
         })
     }
 
-    pub(super) fn counters(&self) -> &Counters {
+    pub(super) fn counters(&self) -> &LoginMetrics {
         &self.counters
     }
 

@@ -91,7 +91,7 @@ pub(super) fn read(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Acce
         users: table.rows(&user::SECTION, |row| read_user(&row, external, &mut names)),
         rules: table.rows(&rule::SECTION, |row| read_rule(&row)),
     })?;
-    // Users are there to tell clients apart, so what nothing mentions is most likely not meant to be allowed.
+    // Users are configured to distinguish clients, so what no rule mentions is most likely not meant to be allowed.
     let is_undecided = access.default.is_none() && !access.rules.last().is_some_and(Rule::matches_everything);
     if is_undecided && !access.users.is_empty() {
         table.warn_at(DEFAULT.name, Advice::RulesOpen);

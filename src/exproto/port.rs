@@ -1,7 +1,7 @@
 //! Accept loop of the adapter port: bounded connections, deadlines for the TLS handshake and the HTTP/2 preface.
 //!
-//! A connection reaches the HTTP/2 server once it has sent its preface. Those that have not are bounded apart: when one
-//! more arrives, the oldest is dropped, so silent sockets shut nobody out.
+//! A connection reaches the HTTP/2 server once it has sent its preface. Those that have not are bounded separately: when one
+//! more arrives, the oldest is dropped, so silent sockets do not keep others out.
 
 use std::collections::VecDeque;
 use std::io;

@@ -266,7 +266,7 @@ impl Broker {
 
     /// Stops: closes the MQTT port, ends the sessions of MQTT clients, forgets retained messages.
     ///
-    /// Sessions of devices get no messages any more and are told [`Error::Stopped`]; their connections
+    /// Sessions of devices get no messages any more, and their calls return [`Error::Stopped`]; their connections
     /// are not touched. A second call does nothing.
     pub async fn shutdown(&self) {
         self.0.mqtt_server.stop().await;

@@ -5,7 +5,7 @@
 //! `service = "auto"`:
 //!
 //! 1. The event is sent to `ConnectionUnaryHandler`; a server without it answers UNIMPLEMENTED or NOT_FOUND.
-//! 2. A call of `ConnectionHandler` without any message tells the manners apart without an event: a method that iterates its
+//! 2. A call of `ConnectionHandler` without any message distinguishes the two without an event: a method that iterates its
 //!    stream ends it with OK, a unary method cannot be called without a message.
 //! 3. The first stream of bytes or messages is watched for a moment: a method that answers after one message is called once for
 //!    each event from then on.

@@ -182,7 +182,7 @@ impl Receiver {
     }
 }
 
-/// Errors of a read that report the fate of a sent datagram (ICMP).
+/// Errors of a read that report that a sent datagram was not delivered (ICMP).
 fn is_the_networks(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted | NetworkUnreachable)

@@ -68,7 +68,7 @@ impl Limits {
 /// A session.
 pub(super) struct Client {
     pub(super) id: Arc<str>,
-    /// Tells sessions apart that have one client id.
+    /// Distinguishes sessions that have one client id.
     pub(super) serial: u64,
     /// Wakes the task of the connection: there is something to send, or the connection is to end.
     pub(super) wake: Notify,

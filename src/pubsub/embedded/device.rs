@@ -16,11 +16,11 @@ use super::router::{Key, Router, Target};
 
 /// A device as the hub knows it.
 pub(super) struct Device {
-    /// Tells sessions apart that have one client id, so that the end of one never touches another.
+    /// Distinguishes sessions that have one client id, so that the end of one never touches another.
     pub(super) serial: u64,
     pub(super) client_id: Arc<str>,
     pub(super) mailbox: Mailbox,
-    /// As they were asked for, sorted; `None` when the session has ended. Whoever changes the index for
+    /// As they were asked for, sorted; `None` when the session has ended. A change of the index for
     /// this device holds this lock, so that nothing is entered after the end.
     filters: Mutex<Option<Vec<Box<str>>>>,
 }

@@ -177,10 +177,10 @@ struct Limits {
     shared: Option<ConnectionLimit>,
 }
 
-/// The next peer and its right to a connection. Can be dropped and called again without losing one: who was accepted
-/// lies in `accepted`.
+/// The next peer and its right to a connection. Cancel-safe: an accepted peer is in
+/// `accepted`.
 ///
-/// The shared right is taken last, so that a listener where nobody comes holds none of it.
+/// The shared right is taken last, so that an idle listener holds none of it.
 async fn next(
     socket: &mut Listener,
     limits: &Limits,

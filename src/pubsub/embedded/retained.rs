@@ -1,7 +1,7 @@
 //! Retained messages: the last one of each topic that was published to be kept.
 //!
 //! Pure: `now` is an argument. Bounded in number and in bytes; what would go over a bound is not kept,
-//! and the caller is told so. A subscription's filter is answered page by page, so that a filter that
+//! and the caller gets an error. A subscription's filter is answered page by page, so that a filter that
 //! matches everything holds no lock for long and makes no long list.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ impl<V> Retained<V> {
         Self { messages: BTreeMap::new(), bytes: 0, limits }
     }
 
-    /// How many messages are kept, expired ones that nobody has asked for among them.
+    /// How many messages are kept, expired ones that were not requested since among them.
     pub(super) fn len(&self) -> usize {
         self.messages.len()
     }

@@ -43,7 +43,7 @@ pub(super) struct Router {
     subscriptions_max: usize,
 }
 
-/// Tells subscribers apart. Devices and MQTT clients have client ids of their own.
+/// Distinguishes subscribers. Devices and MQTT clients have client ids of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A device, by the serial number of its session.

@@ -13,7 +13,7 @@ mod members;
 
 use members::Members;
 
-/// The index. `K` tells subscribers apart, `T` is what is wanted of one when a topic matches.
+/// The index. `K` distinguishes subscribers, `T` is what is wanted of one when a topic matches.
 #[derive(Debug)]
 pub(super) struct Routes<K, T> {
     nodes: Vec<Node<K, T>>,
