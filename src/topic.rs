@@ -274,7 +274,7 @@ fn starts_with_wildcard(filter: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -357,7 +357,8 @@ mod tests {
         all
     }
 
-    fn filter() -> impl Strategy<Value = String> {
+    /// Filters over a small alphabet, so that many of them have names in common.
+    pub(crate) fn filter() -> impl Strategy<Value = String> {
         let level = prop_oneof![3 => Just("a"), 2 => Just("b"), 3 => Just("+"), 1 => Just(""), 1 => Just("$s")];
         (prop::collection::vec(level, 0..4), any::<bool>())
             .prop_map(|(mut levels, open)| {

@@ -13,6 +13,7 @@ use super::binds::Binds;
 use super::diagnostics::{Advice, Diagnostics, ErrorReported, Faults, Warning};
 use super::read::Table;
 use super::{Config, ConfigSnapshot, ExternalFiles, adapter, admin, auth, broker, gateway, handler, listener, schema};
+use crate::pubsub::{embedded, external};
 
 /// Checks the text of a configuration file.
 pub(super) fn check(
@@ -74,33 +75,25 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
     let gateway = gateway::read(root, external);
     let adapter = adapter::read(root, external, &mut binds, handlers.as_ref().is_ok_and(|all| all.need_adapter()));
     let admin = admin::read(root, external, &mut binds);
-    let broker = broker::read(root, external, &mut binds);
-    let external_broker = broker::mqtt::read(root, external);
+    let brokers = broker::read(root, external, &mut binds);
     let auth = auth::read(root, external);
     let listeners = listener::read(root, external, &mut binds, handlers.as_ref().ok());
     binds.check(root);
 
-    if let (Ok(broker), Ok(auth)) = (&broker, &auth)
+    if let (Ok(brokers), Ok(auth)) = (&brokers, &auth)
         && auth.anonymous_by_default()
     {
-        let is_open = |address: SocketAddr| !address.ip().is_loopback();
-        if broker.bind.is_some_and(is_open) {
-            warn_of_open_broker(root, "bind");
-        }
-        if broker.listeners.iter().any(|listener| is_open(listener.socket.bind.address)) {
-            warn_of_open_broker(root, "listeners");
-        }
+        warn_of_open_broker(root, &brokers.embedded);
     }
-    let (gateway, adapter, admin, broker, auth) = (gateway?, adapter?, admin?, broker?, auth?);
-    let (handlers, listeners, external_broker) = (handlers?, listeners?, external_broker?);
+    let (gateway, adapter, admin, brokers, auth) = (gateway?, adapter?, admin?, brokers?, auth?);
+    let (handlers, listeners) = (handlers?, listeners?);
     if listeners.is_empty() {
         root.warn_at("listeners", Advice::NoListener);
     }
     handlers.warn_of_unused(&listeners);
     Ok(Config {
-        broker: crate::pubsub::embedded::Options { node: gateway.node.to_string(), ..broker },
-        external_broker: external_broker
-            .map(|broker| crate::pubsub::external::Options { node: gateway.node.to_string(), ..broker }),
+        broker: embedded::Options { node: gateway.node.to_string(), ..brokers.embedded },
+        external_broker: brokers.external.map(|broker| external::Options { node: gateway.node.to_string(), ..broker }),
         node: gateway.node,
         data_dir: gateway.data_dir,
         drain_timeout: gateway.drain_timeout,
@@ -114,8 +107,14 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
     })
 }
 
-fn warn_of_open_broker(root: &Table<'_>, key: &'static str) {
-    if let Some(Ok(broker)) = root.item("broker").map(|broker| broker.table()) {
-        broker.warn_at(key, Advice::BrokerOpen);
+/// Warns of ports of the embedded broker that accept any peer.
+fn warn_of_open_broker(root: &Table<'_>, options: &embedded::Options) {
+    let Some(Ok(table)) = root.item("broker").map(|broker| broker.table()) else { return };
+    let is_open = |address: SocketAddr| !address.ip().is_loopback();
+    if options.bind.is_some_and(is_open) {
+        table.warn_at("bind", Advice::BrokerOpen);
+    }
+    if options.listeners.iter().any(|listener| is_open(listener.socket.bind.address)) {
+        table.warn_at("listeners", Advice::BrokerOpen);
     }
 }

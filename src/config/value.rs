@@ -20,7 +20,6 @@ use super::location::{Alternatives, Location, Quoted};
 use super::read::{Item, Table};
 use super::schema::{Section, secret};
 use super::suggest::suggest;
-use crate::conn::SocketKind;
 use crate::listener::access::{Network, Rule};
 use crate::percent::Percent;
 use crate::rate::Rate;
@@ -172,44 +171,6 @@ pub(super) fn wrong_length(bytes: usize, range: &RangeInclusive<usize>) -> Strin
 pub(super) const ADDRESS: Parsed<SocketAddr> = Parsed {
     name: "IP address and port",
     expected: "an address such as \"127.0.0.1:9100\" or \"[::1]:9100\"",
-    range: Range::Any,
-    parse: from_str,
-    show: quoted,
-};
-
-/// A transport of MQTT and an address of this machine: the socket, and whether WebSocket is spoken on it.
-pub(super) const MQTT_BIND: Parsed<(crate::listener::Bind, bool)> = Parsed {
-    name: "`tcp://`, `tls://`, `ws://` or `wss://`, IP address and port",
-    expected: "an address such as \"tls://0.0.0.0:8883\" or \"ws://127.0.0.1:8083\"; the transports are tcp, tls, ws and wss",
-    range: Range::Any,
-    parse: |value| {
-        let (scheme, address) = string(value)?.split_once("://").ok_or(Rejected::Form)?;
-        let (transport, is_websocket) = match scheme {
-            "tcp" => (SocketKind::Tcp, false),
-            "tls" => (SocketKind::Tls, false),
-            "ws" => (SocketKind::Tcp, true),
-            "wss" => (SocketKind::Tls, true),
-            _ => return Err(Rejected::Form),
-        };
-        let address = address.parse().map_err(|_| Rejected::Form)?;
-        Ok((crate::listener::Bind { transport, address }, is_websocket))
-    },
-    show: |(bind, _)| quoted(bind),
-};
-
-/// The url of an external broker.
-pub(super) const SERVER_URL: Parsed<crate::pubsub::external::ServerUrl> = Parsed {
-    name: "url",
-    expected: "a url such as \"mqtts://broker.example:8883\"; the schemes are mqtt, mqtts, ws and wss",
-    range: Range::Any,
-    parse: from_str,
-    show: quoted,
-};
-
-/// An IP address.
-pub(super) const IP_ADDRESS: Parsed<std::net::IpAddr> = Parsed {
-    name: "IP address",
-    expected: "an IP address such as \"10.0.0.5\"",
     range: Range::Any,
     parse: from_str,
     show: quoted,

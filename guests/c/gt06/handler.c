@@ -22,7 +22,7 @@ typedef enum { SILENT, UNKNOWN, KNOWN, CLOSING } phase;
  * logged at the end. */
 typedef enum { STRAY, CHECKSUM, NO_LOGIN, WRONG_LOGIN, KINDS } fault_kind;
 
-static const char *const fault_names[] = {"stretches in no frame", "wrong checksums", "frames before a login", "wrong logins"};
+static const char *const fault_names[] = {"bytes outside of frames", "wrong checksums", "frames before a login", "wrong logins"};
 
 struct terminal {
     phase phase;

@@ -1,5 +1,6 @@
 //! One connection: of a vehicle, or of a platform that passes on what its vehicles send.
 
+use polygate_guest::faults::Faults;
 use polygate_guest::foreign::{self, Foreign};
 use polygate_guest::json::{self, Value};
 use polygate_guest::{
@@ -12,8 +13,6 @@ use crate::report;
 
 const PROTOCOL: &str = "GB/T 32960";
 const KEEPALIVE_S_DEFAULT: u16 = 300;
-/// Kinds of faults that are counted by themselves.
-const KINDS_MAX: usize = 32;
 /// The longest data of a command, in bytes.
 const COMMAND_DATA_MAX: usize = 4096;
 
@@ -36,7 +35,7 @@ pub struct Vehicle {
     closing: bool,
     held: Vec<u8>,
     foreign: Foreign,
-    faults: Vec<(String, u32)>,
+    faults: Faults,
 }
 
 /// Whom the gateway has let in.
@@ -56,7 +55,7 @@ impl Handler for Vehicle {
             closing: false,
             held: Vec::new(),
             foreign: Foreign::default(),
-            faults: Vec::new(),
+            faults: Faults::default(),
         })
     }
 
@@ -89,7 +88,7 @@ impl Handler for Vehicle {
                 }
                 Found::Corrupt(count) => {
                     at += count;
-                    self.fault(adapter, "wrong checksums", "a frame was refused: its checksum is wrong");
+                    self.faults.report(adapter, "wrong checksums", "a frame was refused: its checksum is wrong");
                     if self.foreign.framed() {
                         self.foreign.stray(adapter.now_ms(), count, rest);
                     }
@@ -137,12 +136,9 @@ impl Handler for Vehicle {
             adapter.log(Level::Warn, &self.foreign.line(PROTOCOL));
         } else if !self.held.is_empty() {
             let text = format!("{} bytes at the end are in no frame", self.held.len());
-            self.fault(adapter, "stretches in no frame", &text);
+            self.faults.report(adapter, "bytes outside of frames", &text);
         }
-        if !self.faults.is_empty() {
-            let counts: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind}: {count}")).collect();
-            adapter.log(Level::Info, &format!("faults of this connection: {}", counts.join(", ")));
-        }
+        self.faults.finish(adapter);
         Ok(())
     }
 }
@@ -167,30 +163,13 @@ impl Vehicle {
         }
     }
 
-    /// The first of a kind as a warning, further ones as debug lines.
-    fn fault(&mut self, adapter: &mut dyn Adapter, kind: &str, text: &str) {
-        let known = self.faults.iter().any(|(known, _)| known == kind);
-        let kind = if known || self.faults.len() < KINDS_MAX { kind } else { "others" };
-        let level = match self.faults.iter_mut().find(|(known, _)| known == kind) {
-            Some((_, count)) => {
-                *count = count.saturating_add(1);
-                Level::Debug
-            }
-            None => {
-                self.faults.push((kind.to_owned(), 1));
-                Level::Warn
-            }
-        };
-        adapter.log(level, text);
-    }
-
     fn on_stray(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let text = format!("skipped {} bytes that are in no frame", bytes.len());
         if self.foreign.framed() {
-            self.fault(adapter, "stretches in no frame", &text);
+            self.faults.report(adapter, "bytes outside of frames", &text);
             self.foreign.stray(adapter.now_ms(), bytes.len(), bytes);
         } else {
             // They are counted as they come, and may be another protocol's, which has a line of its own.
@@ -201,7 +180,7 @@ impl Vehicle {
     fn on_frame(&mut self, adapter: &mut dyn Adapter, frame: &Frame<'_>) {
         let vin = report::text(frame.vin);
         if !vin.bytes().all(|byte| byte.is_ascii_alphanumeric()) || vin.is_empty() {
-            return self.fault(adapter, "wrong VINs", "expected a VIN of letters and digits, found others");
+            return self.faults.report(adapter, "wrong VINs", "expected a VIN of letters and digits, found others");
         }
         if let Err(refusal) = self.admit(adapter, frame, &vin) {
             adapter.log(Level::Info, &format!("{vin} is refused: {refusal}"));
@@ -243,7 +222,7 @@ impl Vehicle {
             Ok(report) => {
                 if let Some(malformed) = report.malformed {
                     let text = format!("a report is passed on as it is from a place on: {malformed}");
-                    self.fault(adapter, "undecoded items", &text);
+                    self.faults.report(adapter, "undecoded items", &text);
                 }
                 let taken = self.publish(adapter, vin, "data", &report.data);
                 taken && report.position.is_none_or(|position| self.publish(adapter, vin, "position", &position))
@@ -255,7 +234,7 @@ impl Vehicle {
     fn pass_on(&mut self, adapter: &mut dyn Adapter, frame: &Frame<'_>, vin: &str, error: Option<&str>) -> bool {
         if let Some(error) = error {
             let kind = format!("undecoded {:#04x}", frame.command);
-            self.fault(adapter, &kind, &format!("frame {:#04x} is passed on as it is: {error}", frame.command));
+            self.faults.report(adapter, &kind, &format!("frame {:#04x} is passed on as it is: {error}", frame.command));
         }
         let json = report::message(vin, frame.command, frame.response, frame.encryption, frame.data, error);
         self.publish(adapter, vin, "message", &json)
@@ -304,7 +283,7 @@ impl Vehicle {
 
     fn answer(&mut self, adapter: &mut dyn Adapter, frame: &Frame<'_>, response: u8, data: &[u8]) {
         if let Err(refusal) = adapter.send(&frame::seal(frame.command, response, frame.vin, data)) {
-            self.fault(adapter, "refused sends", &format!("cannot send an answer: {refusal}"));
+            self.faults.report(adapter, "refused sends", &format!("cannot send an answer: {refusal}"));
         }
     }
 
@@ -313,7 +292,7 @@ impl Vehicle {
         match adapter.publish(&topic, Qos::AtLeastOnce, json.as_bytes()) {
             Ok(()) => true,
             Err(refusal) => {
-                self.fault(adapter, "refused publishes", &format!("cannot publish on {topic}: {refusal}"));
+                self.faults.report(adapter, "refused publishes", &format!("cannot publish on {topic}: {refusal}"));
                 false
             }
         }

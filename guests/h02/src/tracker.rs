@@ -1,5 +1,6 @@
 //! One tracker on one connection: whose sentences these are, and what happens to each.
 
+use polygate_guest::faults::Faults;
 use polygate_guest::foreign::{self, Foreign};
 use polygate_guest::{
     Adapter, ClientInfo, CloseReason, ConnInfo, Handler, Level, Message, Migrate, Qos, Result, Timer,
@@ -13,8 +14,6 @@ const PROTOCOL: &str = "H02";
 const KEEPALIVE_S_DEFAULT: u16 = 300;
 /// The longest command, in bytes.
 const COMMAND_MAX: usize = 512;
-/// Kinds of faults that are counted by themselves.
-const KINDS_MAX: usize = 32;
 
 /// The handler.
 #[derive(Serialize, Deserialize)]
@@ -29,7 +28,7 @@ pub struct Tracker {
     /// How many bytes may still belong to the latest record.
     tail: usize,
     foreign: Foreign,
-    faults: Vec<(String, u32)>,
+    faults: Faults,
 }
 
 impl Handler for Tracker {
@@ -42,7 +41,7 @@ impl Handler for Tracker {
             held: Vec::new(),
             tail: 0,
             foreign: Foreign::default(),
-            faults: Vec::new(),
+            faults: Faults::default(),
         })
     }
 
@@ -141,12 +140,9 @@ impl Handler for Tracker {
             adapter.log(Level::Warn, &self.foreign.line(PROTOCOL));
         } else if !self.held.is_empty() {
             let text = format!("{} bytes at the end are in no frame", self.held.len());
-            self.fault(adapter, "stretches in no frame", &text);
+            self.faults.report(adapter, "bytes outside of frames", &text);
         }
-        if !self.faults.is_empty() {
-            let counts: Vec<_> = self.faults.iter().map(|(kind, count)| format!("{kind}: {count}")).collect();
-            adapter.log(Level::Info, &format!("faults of this connection: {}", counts.join(", ")));
-        }
+        self.faults.finish(adapter);
         Ok(())
     }
 }
@@ -171,30 +167,13 @@ impl Tracker {
         }
     }
 
-    /// The first of a kind as a warning, further ones as debug lines.
-    fn fault(&mut self, adapter: &mut dyn Adapter, kind: &str, text: &str) {
-        let known = self.faults.iter().any(|(known, _)| known == kind);
-        let kind = if known || self.faults.len() < KINDS_MAX { kind } else { "others" };
-        let level = match self.faults.iter_mut().find(|(known, _)| known == kind) {
-            Some((_, count)) => {
-                *count = count.saturating_add(1);
-                Level::Debug
-            }
-            None => {
-                self.faults.push((kind.to_owned(), 1));
-                Level::Warn
-            }
-        };
-        adapter.log(level, text);
-    }
-
     fn on_stray(&mut self, adapter: &mut dyn Adapter, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let text = format!("skipped {} bytes that are in no frame", bytes.len());
         if self.foreign.framed() {
-            self.fault(adapter, "stretches in no frame", &text);
+            self.faults.report(adapter, "bytes outside of frames", &text);
             self.foreign.stray(adapter.now_ms(), bytes.len(), bytes);
         } else {
             // They are counted as they come, and may be another protocol's, which has a line of its own.
@@ -207,7 +186,7 @@ impl Tracker {
             if self.foreign.framed() {
                 self.foreign.stray(adapter.now_ms(), bytes.len(), bytes);
             }
-            return self.fault(
+            return self.faults.report(
                 adapter,
                 "broken sentences",
                 "expected a maker of two letters and a number, found others",
@@ -220,7 +199,7 @@ impl Tracker {
         if let Some(answer) = sentence.answer(&id, now_s).filter(|_| published)
             && let Err(refusal) = adapter.send(answer.as_bytes())
         {
-            self.fault(adapter, "refused sends", &format!("cannot send an answer: {refusal}"));
+            self.faults.report(adapter, "refused sends", &format!("cannot send an answer: {refusal}"));
         }
     }
 
@@ -231,7 +210,7 @@ impl Tracker {
 
     fn report(&mut self, adapter: &mut dyn Adapter, kind: &str, report: &Report) -> bool {
         if let Some(why) = report.undecoded {
-            self.fault(adapter, &format!("undecoded {kind}"), &format!("{kind} is passed on as it is: {why}"));
+            self.faults.report(adapter, &format!("undecoded {kind}"), &format!("{kind} is passed on as it is: {why}"));
         }
         self.publish(adapter, report.topic.name(), &report.json)
     }
@@ -247,11 +226,11 @@ impl Tracker {
             if id.is_empty() || known == id {
                 return Some(known);
             }
-            self.fault(adapter, "other trackers", &format!("a frame of {id} is dropped: this is {known}"));
+            self.faults.report(adapter, "other trackers", &format!("a frame of {id} is dropped: this is {known}"));
             return None;
         }
         if id.is_empty() {
-            self.fault(adapter, "frames without a number", "expected a number in the first frame, found none");
+            self.faults.report(adapter, "frames without a number", "expected a number in the first frame, found none");
             return None;
         }
         let client = ClientInfo { proto_name: "H02", proto_ver: "1", client_id: id, username: None };
@@ -274,7 +253,7 @@ impl Tracker {
         match adapter.publish(&topic, Qos::AtLeastOnce, json.as_bytes()) {
             Ok(()) => true,
             Err(refusal) => {
-                self.fault(adapter, "refused publishes", &format!("cannot publish on {topic}: {refusal}"));
+                self.faults.report(adapter, "refused publishes", &format!("cannot publish on {topic}: {refusal}"));
                 false
             }
         }

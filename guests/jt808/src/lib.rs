@@ -10,7 +10,6 @@
 pub mod assembly;
 pub mod command;
 pub mod downlink;
-pub mod faults;
 pub mod gbk;
 pub mod header;
 pub mod location;

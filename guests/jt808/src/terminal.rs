@@ -7,6 +7,7 @@ mod commands;
 mod identity;
 mod uplink;
 
+use polygate_guest::faults::Faults;
 use polygate_guest::foreign::{self, Foreign};
 use polygate_guest::framing::{Between, Found};
 use polygate_guest::{Adapter, CloseReason, ConnInfo, Handler, Level, Message, Migrate, Qos, Result, Timer, migrate};
@@ -14,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::assembly::{Assembler, AssemblerV1, Dropped, Outcome};
 use crate::downlink::{Downlink, Sent, Verdict};
-use crate::faults::Faults;
 use crate::header::{Address, Header};
 use crate::malformed::Malformed;
 use crate::message::{self, Answer};
@@ -106,7 +106,7 @@ impl Handler for Terminal {
                 Found::Frame(raw) => self.on_frame(adapter, &raw),
                 Found::Skipped(count) => {
                     let text = format!("skipped {count} bytes that are in no frame");
-                    self.faults.report(adapter, "stretches in no frame", &text);
+                    self.faults.report(adapter, "bytes outside of frames", &text);
                     if self.foreign.framed() {
                         self.foreign.stray(adapter.now_ms(), count, before);
                     }
@@ -150,7 +150,7 @@ impl Handler for Terminal {
             adapter.log(Level::Warn, &self.foreign.line(PROTOCOL));
         } else if unfinished > 0 {
             let text = format!("{unfinished} bytes at the end are in no frame");
-            self.faults.report(adapter, "stretches in no frame", &text);
+            self.faults.report(adapter, "bytes outside of frames", &text);
         }
         let Self { phase, assembler, mut faults, .. } = self;
         assembler.finish(|dropped| faults.report(adapter, "unfinished messages", &dropped.to_string()));

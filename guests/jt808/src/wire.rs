@@ -12,7 +12,7 @@ use crate::malformed::Malformed;
 /// Stands before and after every frame, and nowhere else.
 pub const FLAG: u8 = 0x7e;
 
-/// The longest stretch between two flags, in bytes as they arrive.
+/// The most bytes between two flags, as they arrive.
 ///
 /// The standard needs at most 2,090: 21 bytes of header, 1,023 of body and a checksum, all of them escaped. The rest is for
 /// terminals that do not keep to 1,023.
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(fault(&[]), "expected 1 bytes of frame, found 0");
     }
 
-    /// A stretch over the limit is skipped, and the frame after it is found, in one chunk or in many.
+    /// More bytes than the limit between two flags are skipped, and the frame after it is found, in one chunk or in many.
     #[test]
     fn frame_max() {
         use polygate_guest::framing::{Between, Found};

@@ -372,7 +372,7 @@ fn unfinished() {
             "12 bytes at the end are in no frame",
             "message 0x0102 dropped with 1 of 2 sub-packages: the connection ended",
             "terminal 13800138000 registered, and left without an authentication",
-            "faults of this connection: stretches in no frame: 1, unfinished messages: 1",
+            "faults of this connection: bytes outside of frames: 1, unfinished messages: 1",
         ]
     );
 }

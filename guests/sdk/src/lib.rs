@@ -53,6 +53,7 @@ pub mod calendar;
 pub mod connection;
 mod error;
 mod export;
+pub mod faults;
 pub mod foreign;
 pub mod framing;
 pub mod handler;

@@ -276,7 +276,7 @@ fn split(filter: &str) -> (Option<&str>, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topic;
+    use crate::topic::{self, tests::filter};
     use proptest::prelude::*;
 
     fn matched(routes: &Routes<u8, u8>, name: &str) -> Vec<u8> {
@@ -336,18 +336,6 @@ mod tests {
             assert_eq!(turn(&|&member| member == 1), 1);
         }
         turn(&|_| false);
-    }
-
-    fn filter() -> impl Strategy<Value = String> {
-        let level = prop_oneof![3 => Just("a"), 2 => Just("b"), 3 => Just("+"), 1 => Just(""), 1 => Just("$s")];
-        (prop::collection::vec(level, 0..4), any::<bool>())
-            .prop_map(|(mut levels, open)| {
-                if open {
-                    levels.push("#");
-                }
-                levels.join("/")
-            })
-            .prop_filter("a filter has a character", |filter| !filter.is_empty())
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Flagged {
     /// Stands before and after every frame, and nowhere else.
     pub flag: u8,
-    /// The longest stretch between two flags, in bytes as they arrive; a longer one is skipped.
+    /// The most bytes between two flags, as they arrive; more are skipped.
     pub max: usize,
 }
 

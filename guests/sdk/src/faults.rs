@@ -1,13 +1,15 @@
-//! The peer's faults in the log, so that nobody can fill it: a warning for the first of a kind, and counts at the end.
+//! Faults of a peer in the log: a warning for the first of a kind and counts at the end, so that a peer cannot fill the
+//! log. Part of a connection's state.
 
-use polygate_guest::{Adapter, Level};
 use serde::{Deserialize, Serialize};
+
+use crate::{Adapter, Level};
 
 /// Kinds that are counted by themselves; further ones are counted together.
 const KINDS_MAX: usize = 32;
 const OTHERS: &str = "others";
 
-/// Counts what went wrong on one connection.
+/// Counts of the faults of one connection, by kind.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Faults(Vec<(String, u32)>);
 
@@ -29,7 +31,7 @@ impl Faults {
         adapter.log(level, text);
     }
 
-    /// Says how many there were of each kind.
+    /// Logs how many there were of each kind.
     pub fn finish(&self, adapter: &mut dyn Adapter) {
         if !self.0.is_empty() {
             let counts: Vec<_> = self.0.iter().map(|(kind, count)| format!("{kind}: {count}")).collect();
@@ -40,9 +42,8 @@ impl Faults {
 
 #[cfg(test)]
 mod tests {
-    use polygate_guest::scripted::{Call, Scripted};
-
     use super::*;
+    use crate::scripted::{Call, Scripted};
 
     /// One warning a kind, however many faults and kinds there are.
     #[test]
