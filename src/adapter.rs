@@ -72,8 +72,8 @@ pub struct Adapter {
     reintroduced: bool,
     /// A message was not acknowledged in time: nothing is sent any more.
     unconfirmed: bool,
-    /// Time that the handler has waited for password verifications.
-    authentication_time: Duration,
+    /// Time that the handler has waited for password verifications and the broker.
+    waited: Duration,
     /// Present while a shadow or a tap needs the commands.
     command_log: Option<Box<CommandLog>>,
 }
@@ -110,7 +110,7 @@ impl Adapter {
             client: None,
             reintroduced: false,
             unconfirmed: false,
-            authentication_time: Duration::ZERO,
+            waited: Duration::ZERO,
             command_log: None,
         }
     }
@@ -149,10 +149,10 @@ impl Adapter {
         self.unconfirmed
     }
 
-    /// Takes the time that the handler has waited for password verifications since the last call: it is no time of the
-    /// handler's own.
-    pub fn take_authentication_time(&mut self) -> Duration {
-        std::mem::take(&mut self.authentication_time)
+    /// Takes the time that the handler has waited for password verifications and the broker since the last call: it is no
+    /// time of the handler's own.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 
     /// Takes the timer change since the last call.
@@ -323,27 +323,11 @@ impl Adapter {
             .mountpoint
             .fill(&identity)
             .map_err(|unfit| Refused::Malformed { what: "clientinfo", why: unfit.to_string() })?;
-        if !self.services.pubsub.authenticates() {
-            let credentials = Credentials {
-                client_id: &client.client_id,
-                username: &client.username,
-                password: password.as_ref(),
-                origin: Origin::Device,
-                address: Some(self.info.peer.host()),
-            };
-            let began = Instant::now();
-            let verified = self.services.auth.authenticate(credentials).await;
-            self.authentication_time += began.elapsed();
-            verified?;
-        }
-
         let info = Arc::new(client);
-        let session = self
-            .services
-            .pubsub
-            .open(Arc::clone(&info), password.as_ref(), self.info.peer, self.mailbox.clone())
-            .await
-            .map_err(Refused::from)?;
+        let began = Instant::now();
+        let opened = self.open_session(&info, password).await;
+        self.waited += began.elapsed();
+        let session = opened?;
         tracing::info!(
             conn = %self.conn,
             client_id = info.client_id,
@@ -353,6 +337,23 @@ impl Adapter {
         );
         self.client = Some(Box::new(Client { info, mount, session }));
         Ok(())
+    }
+
+    /// Verifies the password, here or at an external broker, and opens the client's session there.
+    async fn open_session(&self, client: &Arc<ClientInfo>, password: Option<Password>) -> Result<Session, Refused> {
+        let Services { pubsub, auth, .. } = &*self.services;
+        if !pubsub.authenticates() {
+            let credentials = Credentials {
+                client_id: &client.client_id,
+                username: &client.username,
+                password: password.as_ref(),
+                origin: Origin::Device,
+                address: Some(self.info.peer.host()),
+            };
+            auth.authenticate(credentials).await?;
+        }
+        let opened = pubsub.open(Arc::clone(client), password.as_ref(), self.info.peer, self.mailbox.clone()).await;
+        opened.map_err(Refused::from)
     }
 
     /// Starts or restarts the keepalive timer.
@@ -407,7 +408,9 @@ impl Adapter {
             return Err(Refused::Denied(Denied::Publish { topic: topic.into_owned() }));
         }
         let confirm = services.confirm_timeout.filter(|_| qos != QoS::AtMostOnce);
+        let began = Instant::now();
         let published = client.session.publish(&topic, qos, payload, confirm).await;
+        self.waited += began.elapsed();
         if confirm.is_some() && published.is_err() {
             self.unconfirmed = true;
         }
@@ -421,13 +424,16 @@ impl Adapter {
     /// # Errors
     ///
     /// As [`Adapter::publish`].
-    pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<(), Refused> {
+    pub async fn subscribe(&mut self, filter: &str, qos: QoS) -> Result<(), Refused> {
         let (client, services) = self.client("Subscribe")?;
         let filter = client.mount.filter(filter).map_err(malformed)?;
         if !services.auth.allows_subscribe(&client.info.client_id, &client.info.username, &filter) {
             return Err(Refused::Denied(Denied::Subscribe { filter: filter.into_owned() }));
         }
-        client.session.subscribe(&filter, qos).await.map_err(Refused::from)
+        let began = Instant::now();
+        let subscribed = client.session.subscribe(&filter, qos).await;
+        self.waited += began.elapsed();
+        subscribed.map_err(Refused::from)
     }
 
     /// Ends a subscription; no error if there is none.
@@ -436,10 +442,13 @@ impl Adapter {
     ///
     /// [`Refused::NotAuthenticated`], [`Refused::Malformed`] for the filter, [`Refused::Broker`],
     /// [`Refused::Gone`].
-    pub async fn unsubscribe(&self, filter: &str) -> Result<(), Refused> {
+    pub async fn unsubscribe(&mut self, filter: &str) -> Result<(), Refused> {
         let (client, _) = self.client("Unsubscribe")?;
         let filter = client.mount.filter(filter).map_err(malformed)?;
-        client.session.unsubscribe(&filter).await.map_err(Refused::from)
+        let began = Instant::now();
+        let unsubscribed = client.session.unsubscribe(&filter).await;
+        self.waited += began.elapsed();
+        unsubscribed.map_err(Refused::from)
     }
 
     /// Removes the mountpoint from the topic of a message for the handler.

@@ -33,6 +33,7 @@
 //! | 1 | [`conn`] | types of a connection: ids, events, commands, close reasons; registry; limits |
 //! | 0 | [`drain`] | stop signal |
 //! | 0 | [`rate`] | token-bucket rate limiter |
+//! | 0 | [`byte_budget`] | byte budget that many queues share |
 //! | 0 | [`percent`], [`atomic_file`], [`error`] | percentages; atomic file replacement; error reports |
 #![warn(unreachable_pub)]
 
@@ -71,6 +72,7 @@ mod telemetry;
 mod topic;
 
 mod atomic_file;
+mod byte_budget;
 mod drain;
 mod error;
 mod percent;

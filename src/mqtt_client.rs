@@ -8,13 +8,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::byte_budget::ByteBudget;
 use crate::conn::QoS;
 use crate::mqtt::alias::{Known, ReceivedAliases, SentAliases};
 use crate::mqtt::decode::{DecodeError, Decoder};
@@ -230,40 +231,22 @@ impl Requests {
     }
 }
 
-/// Bytes that all sessions of one broker may hold together.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    bytes: AtomicUsize,
-    bytes_max: usize,
-}
-
-impl Budget {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes: AtomicUsize::new(0), bytes_max }
-    }
-
-    /// What is held now.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    fn has_room(&self, bytes: usize) -> bool {
-        self.bytes() + bytes <= self.bytes_max
-    }
-}
-
 /// The state of a session, which outlives connections.
 pub(crate) struct Session {
     outbound: Outbound<Arc<Outgoing>>,
     inbound: Inbound,
-    budget: Arc<Budget>,
-    /// What the budget knows of.
+    /// Of all sessions of one broker together.
+    budget: Arc<ByteBudget>,
+    /// Bytes that the budget knows of.
     accounted: usize,
+    /// Messages that were dropped: of QoS 0 without a connection, or of a session that has ended.
+    dropped: Counter,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.budget.bytes.fetch_sub(self.accounted, Ordering::Relaxed);
+        self.budget.update(self.accounted, 0);
+        self.dropped.inc_by(self.outbound.messages().count() as u64);
     }
 }
 
@@ -274,14 +257,15 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(bounds: Bounds, budget: Arc<Budget>) -> Self {
-        Self { outbound: Outbound::new(bounds), inbound: Inbound::default(), budget, accounted: 0 }
+    pub(crate) fn new(bounds: Bounds, budget: Arc<ByteBudget>, dropped: Counter) -> Self {
+        Self { outbound: Outbound::new(bounds), inbound: Inbound::default(), budget, accounted: 0, dropped }
     }
 
     /// Queues a message while there is no connection. One of QoS 0 is not kept; one of QoS 1 or 2 is answered when it
     /// is in the queue, or refused when there is no room.
     pub(crate) fn queue(&mut self, outgoing: Arc<Outgoing>) {
         if outgoing.qos == QoS::AtMostOnce {
+            self.dropped.inc();
             return outgoing.answer(Err(PublishError::Lost));
         }
         let qos = outgoing.qos;
@@ -293,15 +277,21 @@ impl Session {
     /// Answers an unanswered message when it finds no room.
     fn push(&mut self, outgoing: Arc<Outgoing>, qos: QoS) {
         let bytes = outgoing.bytes();
-        if !self.budget.has_room(bytes) || !self.outbound.push(outgoing.clone(), qos, bytes, None).queued {
+        if !self.budget.admits(self.outbound.bytes(), bytes) {
+            return outgoing.answer(Err(PublishError::Full));
+        }
+        let pushed = self.outbound.push(outgoing.clone(), qos, bytes, None);
+        if !pushed.queued {
             outgoing.answer(Err(PublishError::Full));
         }
+        // The publisher of this message gets an error; those of messages of QoS 0 that made room do not.
+        self.dropped.inc_by((pushed.dropped - usize::from(!pushed.queued)) as u64);
     }
 
     /// The connection is gone: what waits for an acknowledgement is kept for the next one, and its publishers wait no
     /// longer.
     fn disconnected(&mut self) {
-        self.outbound.disconnected();
+        self.dropped.inc_by(self.outbound.disconnected() as u64);
         for message in self.outbound.messages() {
             message.answer_kept();
         }
@@ -311,12 +301,7 @@ impl Session {
     /// Follows a change of the queued bytes in the sum of all.
     fn account(&mut self) {
         let bytes = self.outbound.bytes();
-        let budget = &self.budget.bytes;
-        if bytes >= self.accounted {
-            budget.fetch_add(bytes - self.accounted, Ordering::Relaxed);
-        } else {
-            budget.fetch_sub(self.accounted - bytes, Ordering::Relaxed);
-        }
+        self.budget.update(self.accounted, bytes);
         self.accounted = bytes;
     }
 }
@@ -667,5 +652,42 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is not kept, and what is left when the session ends, is counted.
+    #[tokio::test]
+    async fn lost_messages_are_counted() {
+        let (budget, dropped) = (Arc::new(ByteBudget::new(1 << 20)), Counter::default());
+        let bounds = Bounds { messages_max: 3, bytes_max: 1 << 20, inflight_max: 1 };
+        let mut session = Session::new(bounds, budget.clone(), dropped.clone());
+        let mut queue = |qos| {
+            let (sender, receiver) = oneshot::channel();
+            let answer = Mutex::new(Some(sender));
+            let payload = Bytes::new();
+            session.queue(Arc::new(Outgoing {
+                topic: "t".into(),
+                qos,
+                retain: false,
+                payload,
+                confirm: false,
+                answer,
+            }));
+            receiver
+        };
+        assert_eq!(queue(QoS::AtMostOnce).await.unwrap(), Err(PublishError::Lost));
+        assert_eq!(dropped.get(), 1);
+        for _ in 0..3 {
+            assert_eq!(queue(QoS::AtLeastOnce).await.unwrap(), Ok(Reason::SUCCESS));
+        }
+        assert_eq!(queue(QoS::AtLeastOnce).await.unwrap(), Err(PublishError::Full));
+        assert_eq!(dropped.get(), 1, "the publisher of a refused message has an error");
+        assert!(budget.used() > 0);
+        drop(session);
+        assert_eq!((dropped.get(), budget.used()), (4, 0));
     }
 }

@@ -414,7 +414,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<(), CallError> {
         let mut deadline = Box::pin(tokio::time::sleep(timeout));
-        self.adapter.take_authentication_time();
+        self.adapter.take_waited();
         loop {
             let is_to_end = self.outbound.output() == Output::Open && self.closes_immediately().is_some();
             let until = if is_to_end { WaitFor::Flushed } else { WaitFor::Anything };
@@ -433,9 +433,9 @@ impl Connection {
                         self.end_output(socket).await;
                     } else {
                         self.handle(next_wakeup).await;
-                        let waited = self.adapter.take_authentication_time();
+                        let waited = self.adapter.take_waited();
                         if !waited.is_zero() {
-                            // The server waited for the gateway.
+                            // The server waited for the gateway or the broker.
                             let later = deadline.deadline() + waited;
                             deadline.as_mut().reset(later);
                         }

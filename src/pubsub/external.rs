@@ -15,13 +15,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinSet;
 
+use crate::byte_budget::ByteBudget;
 use crate::conn::registry::Mailbox;
 use crate::conn::{ClientInfo, Message, Password, PeerAddr, QoS};
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{ConnAck, Connect, Publish};
 use crate::mqtt::{Reason, Version};
-use crate::mqtt_client::{self, Budget, ConnectError, Link, Requests};
+use crate::mqtt_client::{self, ConnectError, Link, Requests};
 use crate::rate::{Rate, TokenBucket};
 pub(crate) use crate::telemetry::ExternalBrokerMetrics as Counters;
 
@@ -105,7 +107,7 @@ pub(crate) struct Inner {
     epoch: u64,
     messages: AtomicU64,
     next_url: AtomicUsize,
-    budget: Arc<Budget>,
+    budget: Arc<ByteBudget>,
     pace: Mutex<TokenBucket>,
     under_way: Semaphore,
     counters: Counters,
@@ -140,7 +142,7 @@ impl Broker {
             epoch: getrandom::u64().map_err(StartError::Random)?,
             messages: AtomicU64::new(0),
             next_url: AtomicUsize::new(0),
-            budget: Arc::new(Budget::new(options.outage_buffer_bytes)),
+            budget: Arc::new(ByteBudget::new(options.outage_buffer_bytes)),
             pace: Mutex::new(TokenBucket::full(Instant::now())),
             under_way: Semaphore::new(CONNECTS_UNDER_WAY_MAX),
             counters,
@@ -165,7 +167,16 @@ impl Broker {
             username: Some(client.username.as_str()).filter(|name| !name.is_empty()).map(Into::into),
             password: password.cloned(),
         };
-        Session::open(inner, login, peer, mailbox).await
+        // In a task of its own: the caller may run on the small stack of a guest's fiber, and a TLS handshake is deep. A
+        // set, because it ends the task if the caller is dropped.
+        let inner = Arc::clone(inner);
+        let mut opening = JoinSet::new();
+        opening.spawn(async move { Session::open(&inner, login, peer, mailbox).await });
+        match opening.join_next().await {
+            Some(Ok(opened)) => opened,
+            Some(Err(error)) => Err(Error::Unreachable(error.to_string())),
+            None => Err(Error::Stopped),
+        }
     }
 
     /// [`PubSub::publish_as_gateway`](super::PubSub::publish_as_gateway)

@@ -15,7 +15,7 @@ pub struct ExternalBrokerMetrics {
     pub connects_failed: Counter,
     /// Connections that were lost.
     pub connections_lost: Counter,
-    /// Messages of QoS 0 that were dropped, because there was no connection.
+    /// Messages that were dropped: of QoS 0 without a connection, of any QoS with the session of their device.
     pub dropped: Counter,
 }
 
@@ -30,7 +30,11 @@ impl ExternalBrokerMetrics {
         for (name, help, counter) in [
             ("broker_connects_failed", "Attempts to connect that failed or were refused", &self.connects_failed),
             ("broker_connections_lost", "Connections to the external broker that were lost", &self.connections_lost),
-            ("broker_outage_dropped", "Messages of QoS 0 dropped without a connection", &self.dropped),
+            (
+                "broker_outage_dropped",
+                "Messages dropped without a connection, or with the session of their device",
+                &self.dropped,
+            ),
         ] {
             registry.register(name, help, counter.clone());
         }

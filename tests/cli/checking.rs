@@ -34,7 +34,10 @@ async fn a_faulty_file() {
     assert_eq!((output.code, &*output.stdout), (Some(1), ""));
     let lines: Vec<&str> = output.stderr.lines().collect();
     assert_eq!(lines[0], format!("{file} has 2 faults:"));
-    assert_eq!(lines[1], "  line 6  broker.bnd          is not a key of [broker]; did you mean \"bind\"?");
+    assert_eq!(
+        lines[1],
+        "  line 6  broker.bnd          is not a key of [broker] of kind \"embedded\"; did you mean \"bind\"?"
+    );
     assert!(lines[2].starts_with("  line 7  broker.packet_max   "), "{}", lines[2]);
     assert_eq!(lines.len(), 3);
 }

@@ -5,15 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::byte_budget::ByteBudget;
 use crate::conn::QoS;
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{Connect, Publish, SubscribeFilter, SubscriptionOptions};
 use crate::mqtt::{Reason, Version};
-use crate::mqtt_client::{self, Budget, ConnectError, Requests, Session};
+use crate::mqtt_client::{self, ConnectError, Requests, Session};
 
 /// The topics of positions.
 const FILTER: &str = "jt808/+/location";
@@ -86,7 +88,7 @@ pub(super) async fn subscribe(
     tokio::spawn(async move {
         // It publishes nothing.
         let bounds = Bounds { messages_max: 1, bytes_max: 1, inflight_max: 1 };
-        let mut session = Session::new(bounds, Arc::new(Budget::new(0)));
+        let mut session = Session::new(bounds, Arc::new(ByteBudget::new(0)), Counter::default());
         let mut deliver = |publish: Publish| show(&publish, &positions);
         mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
     });

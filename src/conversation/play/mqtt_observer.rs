@@ -9,19 +9,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinHandle;
 
 use super::BrokerUrl;
+use crate::byte_budget::ByteBudget;
 use crate::conn::QoS;
 use crate::conversation::run::Published;
 use crate::conversation::{Action, Conversation, Message};
 use crate::mqtt::Version;
 use crate::mqtt::outbound::Bounds;
 use crate::mqtt::packet::{Connect, Publish, RetainHandling, SubscribeFilter, SubscriptionOptions};
-use crate::mqtt_client::{self, Budget, Requests, Session};
+use crate::mqtt_client::{self, Requests, Session};
 
 /// Maximum number of messages queued for one conversation.
 const INBOX_MAX: usize = 1024;
@@ -145,7 +147,7 @@ impl MqttObserver {
         let task = tokio::spawn({
             let dispatcher = Arc::clone(&dispatcher);
             async move {
-                let mut session = Session::new(BOUNDS, Arc::new(Budget::new(BOUNDS.bytes_max)));
+                let mut session = Session::new(BOUNDS, Arc::new(ByteBudget::new(BOUNDS.bytes_max)), Counter::default());
                 let mut deliver = |publish: Publish| dispatcher.dispatch(publish);
                 let end = mqtt_client::serve(link, &mut session, Vec::new(), &mut queue, &mut deliver).await;
                 dispatcher.close(end.to_string());

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::byte_budget::ByteBudget;
 use crate::conn::QoS;
 use crate::mqtt::Reason;
 use crate::mqtt::inbound::Inbound;
@@ -26,8 +27,12 @@ use super::{Counters, Options};
 /// What one subscription costs beside its filter, in bytes, about: its entries in the session and in the index.
 const SUBSCRIPTION_OVERHEAD_BYTES: usize = 256;
 
-/// Messages of a retained page that wait in a queue, at most; the next page is read when they are sent.
+/// Queued messages from which on no page of retained messages is read: the next page follows when they are sent.
 const RETAINED_QUEUED_MAX: usize = 64;
+
+/// What a queued retained message is charged with, in bytes: its payload is that of the store, which has a bound of its
+/// own. Otherwise a few subscribers that read nothing would use up the budget of all queues.
+const RETAINED_QUEUED_BYTES: usize = 128;
 
 /// What all sessions share.
 pub(super) struct Limits {
@@ -35,12 +40,11 @@ pub(super) struct Limits {
     pub(super) sessions_per_user_max: usize,
     pub(super) subscriptions_max: usize,
     pub(super) subscription_bytes_max: usize,
-    pub(super) all_subscription_bytes_max: usize,
-    pub(super) queued_bytes_max: usize,
     pub(super) bounds: Bounds,
-    /// Of all sessions together.
-    queued_bytes: AtomicUsize,
-    subscription_bytes: AtomicUsize,
+    /// Queued messages of all sessions.
+    queued: ByteBudget,
+    /// Subscriptions of all sessions.
+    subscribed: ByteBudget,
     counters: Counters,
 }
 
@@ -51,15 +55,13 @@ impl Limits {
             sessions_per_user_max: options.sessions_per_user_max,
             subscriptions_max: options.subscriptions_max,
             subscription_bytes_max: options.subscription_bytes_max,
-            all_subscription_bytes_max: options.all_subscription_bytes_max,
-            queued_bytes_max: options.queued_bytes_max,
             bounds: Bounds {
                 messages_max: options.client_queue_max + usize::from(options.inflight_max),
                 bytes_max: options.client_queue_bytes_max,
                 inflight_max: options.inflight_max,
             },
-            queued_bytes: AtomicUsize::new(0),
-            subscription_bytes: AtomicUsize::new(0),
+            queued: ByteBudget::new(options.queued_bytes_max),
+            subscribed: ByteBudget::new(options.all_subscription_bytes_max),
             counters,
         }
     }
@@ -243,14 +245,14 @@ impl Client {
             return;
         }
         let bytes = delivery.message.bytes();
-        if self.limits.queued_bytes.load(Ordering::Relaxed) + bytes > self.limits.queued_bytes_max {
+        if !self.limits.queued.admits(state.outbound.bytes(), bytes) {
             dropped.broker_full.inc();
             return;
         }
         let expires = delivery.message.expires;
         let before = state.outbound.bytes();
         let pushed = state.outbound.push(delivery, qos, bytes, expires);
-        self.account(before, state.outbound.bytes());
+        self.limits.queued.update(before, state.outbound.bytes());
         let wakes = pushed.queued && state.is_connected;
         drop(state);
         if pushed.dropped > 0 {
@@ -259,15 +261,6 @@ impl Client {
         }
         if wakes {
             self.wake.notify_one();
-        }
-    }
-
-    /// Follows a change of the session's queued bytes in the sum of all.
-    fn account(&self, before: usize, after: usize) {
-        if after >= before {
-            self.limits.queued_bytes.fetch_add(after - before, Ordering::Relaxed);
-        } else {
-            self.limits.queued_bytes.fetch_sub(before - after, Ordering::Relaxed);
         }
     }
 
@@ -282,7 +275,7 @@ impl Client {
         let before = state.outbound.bytes();
         let State { outbound, inbound, .. } = &mut *state;
         let result = change(outbound, inbound);
-        self.account(before, state.outbound.bytes());
+        self.limits.queued.update(before, state.outbound.bytes());
         Ok(result)
     }
 
@@ -312,7 +305,7 @@ impl Client {
                 break;
             }
         }
-        self.account(before, state.outbound.bytes());
+        self.limits.queued.update(before, state.outbound.bytes());
         drop(state);
         if expired > 0 {
             self.limits.counters.dropped.expired.inc_by(expired);
@@ -339,15 +332,14 @@ impl Client {
         let Some(subscriptions) = subscriptions else { return Err(Detached) };
         let known = subscriptions.contains_key(filter);
         if !known {
-            let all = &self.limits.subscription_bytes;
             if subscriptions.len() >= self.limits.subscriptions_max
                 || *subscription_bytes + bytes > self.limits.subscription_bytes_max
-                || all.load(Ordering::Relaxed) + bytes > self.limits.all_subscription_bytes_max
+                || !self.limits.subscribed.admits(*subscription_bytes, bytes)
             {
                 return Ok(Err(Reason::QUOTA_EXCEEDED));
             }
             *subscription_bytes += bytes;
-            all.fetch_add(bytes, Ordering::Relaxed);
+            self.limits.subscribed.update(0, bytes);
         }
         let subscription = Arc::new(subscription);
         subscriptions.insert(filter.into(), subscription.clone());
@@ -381,7 +373,7 @@ impl Client {
         let Some(removed) = subscriptions.remove(filter) else { return Ok(false) };
         let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
         state.subscription_bytes -= bytes;
-        self.limits.subscription_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.limits.subscribed.update(bytes, 0);
         state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
         remove();
         Ok(true)
@@ -391,8 +383,8 @@ impl Client {
     pub(super) fn end(&self) -> Vec<Box<str>> {
         let mut state = self.state.lock();
         let Some(subscriptions) = state.subscriptions.take() else { return Vec::new() };
-        self.limits.subscription_bytes.fetch_sub(state.subscription_bytes, Ordering::Relaxed);
-        self.account(state.outbound.bytes(), 0);
+        self.limits.subscribed.update(state.subscription_bytes, 0);
+        self.limits.queued.update(state.outbound.bytes(), 0);
         state.outbound = Outbound::new(self.limits.bounds);
         state.replays = VecDeque::new();
         self.online.store(false, Ordering::Relaxed);
@@ -429,9 +421,10 @@ impl State {
             }
             for message in found {
                 let qos = message.qos.min(subscription.options.qos);
-                let (bytes, expires) = (message.bytes(), message.expires);
+                let expires = message.expires;
                 let subscription_ids = subscription.id.map(|id| [id].into());
-                self.outbound.push_always(Delivery { message, retain: true, subscription_ids }, qos, bytes, expires);
+                let delivery = Delivery { message, retain: true, subscription_ids };
+                self.outbound.push_always(delivery, qos, RETAINED_QUEUED_BYTES, expires);
             }
             return true;
         }
@@ -515,12 +508,12 @@ impl Clients {
 
     /// Bytes of all messages that are queued.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.limits.queued_bytes.load(Ordering::Relaxed)
+        self.limits.queued.used()
     }
 
     /// Bytes of all subscriptions of MQTT clients.
     pub(super) fn subscription_bytes(&self) -> usize {
-        self.limits.subscription_bytes.load(Ordering::Relaxed)
+        self.limits.subscribed.used()
     }
 
     /// Gives a connection its session, a new one or the one that waits for it, and ends the connection that had it.
@@ -551,7 +544,7 @@ impl Clients {
                     let dropped = state.outbound.disconnected();
                     self.limits.counters.dropped.offline.inc_by(dropped as u64);
                 }
-                client.account(before, state.outbound.bytes());
+                self.limits.queued.update(before, state.outbound.bytes());
                 state.connect(connection, attach);
                 client.online.store(true, Ordering::Relaxed);
                 drop(state);
@@ -595,7 +588,7 @@ impl Clients {
         let before = state.outbound.bytes();
         let dropped = state.outbound.disconnected();
         self.limits.counters.dropped.offline.inc_by(dropped as u64);
-        client.account(before, state.outbound.bytes());
+        self.limits.queued.update(before, state.outbound.bytes());
         state.expiry = expiry.unwrap_or(state.expiry);
         if will == WillAction::Discard {
             state.will = None;

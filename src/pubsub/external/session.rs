@@ -110,14 +110,33 @@ impl Session {
     ) -> Result<(), Error> {
         check_topic(topic)?;
         self.check()?;
-        let published = self.requests.publish(topic, qos, payload, confirm.is_some());
-        match tokio::time::timeout(confirm.unwrap_or(ANSWER_TIMEOUT), published).await {
-            Ok(Ok(_)) => Ok(()),
+        self.publish_within(confirm.unwrap_or(ANSWER_TIMEOUT), topic, qos, payload, confirm.is_some()).await
+    }
+
+    async fn publish_within(
+        &self,
+        limit: Duration,
+        topic: &str,
+        qos: QoS,
+        payload: Bytes,
+        confirm: bool,
+    ) -> Result<(), Error> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let queued = self.requests.publish_later(topic, qos, payload, confirm);
+        let answer = match tokio::time::timeout_at(deadline, queued).await {
+            Ok(queued) => queued?,
+            Err(_) if confirm => return Err(Error::Unconfirmed),
+            // The task takes no more requests, so the message is with nobody yet.
+            Err(_) => return Err(Error::Unreachable("the broker reads nothing".to_owned())),
+        };
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(_))) => Ok(()),
             // Dropped, and counted by the task.
-            Ok(Err(PublishError::Lost)) if qos == QoS::AtMostOnce => Ok(()),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) if confirm.is_some() => Err(Error::Unconfirmed),
-            // A broker that is slow: the message waits, as it does when there is no broker.
+            Ok(Ok(Err(PublishError::Lost)) | Err(_)) if qos == QoS::AtMostOnce => Ok(()),
+            Ok(Ok(Err(error))) => Err(error.into()),
+            Ok(Err(_)) => Err(PublishError::Lost.into()),
+            Err(_) if confirm => Err(Error::Unconfirmed),
+            // A slow broker: the message is in the outage buffer, as it is when there is no broker.
             Err(_) => Ok(()),
         }
     }
@@ -215,7 +234,8 @@ impl Client {
         deliver: &mut (dyn FnMut(Publish) + Send),
     ) -> Ended {
         let inner = self.inner.clone();
-        let mut session = mqtt_client::Session::new(inner.bounds(), inner.budget.clone());
+        let mut session =
+            mqtt_client::Session::new(inner.bounds(), inner.budget.clone(), inner.counters.dropped.clone());
         loop {
             let (connected, reconnected) = match link.take() {
                 Some(link) => (link, None),
@@ -264,7 +284,6 @@ impl Client {
         loop {
             // Decorrelated jitter: devices that were cut off together do not come back together.
             pause = jitter(PAUSE_MIN, pause.saturating_mul(3).min(PAUSE_MAX));
-            let inner = self.inner.clone();
             let connected = {
                 let attempt = async {
                     tokio::time::sleep(pause).await;
@@ -276,12 +295,7 @@ impl Client {
                         connected = &mut attempt => break connected,
                         request = queue.recv() => match request {
                             None | Some(Request::Disconnect) => return Err(Ended::Asked),
-                            Some(Request::Publish(outgoing)) => {
-                                if outgoing.qos == QoS::AtMostOnce {
-                                    inner.counters.dropped.inc();
-                                }
-                                session.queue(outgoing);
-                            }
+                            Some(Request::Publish(outgoing)) => session.queue(outgoing),
                             // Their answer is that there is no connection.
                             Some(Request::Subscribe(..) | Request::Unsubscribe(..)) => {}
                         },
@@ -351,4 +365,24 @@ pub(super) fn start_own(inner: &Arc<Inner>) -> Requests {
     // It subscribes to nothing.
     tokio::spawn(async move { client.run(None, queue, &Shared::default(), &mut |_| {}).await });
     requests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message that is queued waits for a slow broker; one that is not even queued is an error.
+    #[tokio::test]
+    async fn success_means_that_the_message_is_queued() {
+        let (requests, mut queue) = Requests::new(1);
+        let session = Session { requests, shared: Arc::default() };
+        let publish =
+            |confirm| session.publish_within(Duration::from_millis(10), "t", QoS::AtLeastOnce, Bytes::new(), confirm);
+        publish(false).await.unwrap();
+        assert!(matches!(publish(false).await, Err(Error::Unreachable(_))));
+        assert!(matches!(publish(true).await, Err(Error::Unconfirmed)));
+        assert!(matches!(queue.recv().await, Some(Request::Publish(_))));
+        assert!(queue.try_recv().is_err());
+        assert!(matches!(publish(true).await, Err(Error::Unconfirmed)));
+    }
 }

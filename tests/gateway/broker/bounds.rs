@@ -2,9 +2,12 @@
 
 use bytes::Bytes;
 use polygate::testing::conn::QoS;
+use polygate::testing::mqtt::Reason;
 use polygate::testing::pubsub::Error;
+use polygate::testing::pubsub::embedded::Options;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::raw::{RawClient, connect_v5, subscribe_v5};
 use crate::broker::harness::{Client, Connect, TestBroker, Version, soon};
 use polygate::testing::auth::Options as AuthOptions;
 
@@ -129,4 +132,55 @@ async fn a_bottomless_topic_harms_nobody() {
     client.publish("a", "still here").await;
     assert_eq!(client.payload().await, "still here");
     assert_eq!(broker.broker.stats().retained, 0);
+}
+
+/// Sessions whose queues fill up use half of the memory for queues; the others still get their messages.
+#[tokio::test]
+async fn sessions_with_full_queues_leave_room_for_the_others() {
+    let adjust = |options: &mut Options| options.queued_bytes_max = 1 << 20;
+    let broker = TestBroker::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, adjust).await;
+    let device = broker.device("d").await;
+    let connect = |client_id: &str| connect_v5(client_id, 0x00, b"\x11\x00\x00\x00\x64", &[]);
+    let leave = async |client_id: &str, filter: &str| {
+        let (mut client, _) = RawClient::v5_with(broker.addr(), &connect(client_id)).await;
+        client.subscribe(filter, 0x01).await;
+        client.send(b"\xe0\x00").await;
+        client.closed().await;
+    };
+    for number in 0..8 {
+        leave(&format!("absent-{number}"), "flood").await;
+    }
+    leave("good", "news").await;
+    let flood = "x".repeat(8 << 10);
+    for _ in 0..200 {
+        device.publish_qos("flood", &flood, QoS::AtLeastOnce).await;
+    }
+    assert!(broker.broker.counters().dropped.broker_full.get() > 0);
+    for number in 0..10 {
+        device.publish_qos("news", &number.to_string(), QoS::AtLeastOnce).await;
+    }
+    let (mut good, connack) = RawClient::v5_with(broker.addr(), &connect("good")).await;
+    assert!(connack.session_present);
+    for number in 0..10 {
+        assert_eq!(good.publish().await.payload, number.to_string());
+    }
+}
+
+/// Subscriptions likewise.
+#[tokio::test]
+async fn sessions_with_many_subscriptions_leave_room_for_the_others() {
+    let adjust = |options: &mut Options| options.all_subscription_bytes_max = 1 << 20;
+    let broker = TestBroker::with(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }, adjust).await;
+    let mut greedy = RawClient::v5(broker.addr(), "greedy").await;
+    let mut refused = false;
+    for number in 0..2_000 {
+        greedy.send(&subscribe_v5(1, &[], &format!("{number}/{}", "x".repeat(500)), 0)).await;
+        refused = greedy.suback().await == [Reason::QUOTA_EXCEEDED];
+        if refused {
+            break;
+        }
+    }
+    assert!(refused);
+    let mut good = RawClient::v5(broker.addr(), "good").await;
+    good.subscribe("news", 0x00).await;
 }

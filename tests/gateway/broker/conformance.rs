@@ -6,6 +6,7 @@ use polygate::testing::auth::{Action, Effect, Options as AuthOptions};
 use polygate::testing::conn::QoS;
 use polygate::testing::mqtt::packet::{Ack, UnsubAck};
 use polygate::testing::mqtt::{Packet, Reason, Version};
+use polygate::testing::pubsub::embedded::Options;
 
 use super::harness::{TestBroker, rule, soon, users};
 use super::raw::{RawClient, connect_v5, connect_v311, packet, publish_v5, subscribe_v5};
@@ -130,6 +131,21 @@ async fn a_message_of_qos_2_is_passed_on_once() {
     assert_eq!(client.packet().await, Packet::PubComp(Ack::new(7, Reason::PACKET_ID_NOT_FOUND)));
     device.publish("x", "end").await;
     assert_eq!(device.payloads_until("end").await, ["once"]);
+}
+
+/// MQTT 3.1.1 has no Receive Maximum: its clients may have any number of messages of QoS 2 in flight.
+#[tokio::test]
+async fn clients_of_3_1_1_have_no_receive_maximum() {
+    let broker = TestBroker::start().await;
+    let mut client = RawClient::v311(broker.addr(), "c").await;
+    let count = Options::default().inflight_max + 10;
+    for packet_id in 1..=count {
+        // Without the length of properties it is a PUBLISH of 3.1.1.
+        client.send(&packet(0x34, &[&b"\0\x01x"[..], &packet_id.to_be_bytes(), b"payload"].concat())).await;
+    }
+    for packet_id in 1..=count {
+        assert_eq!(client.packet().await, Packet::PubRec(Ack::new(packet_id, Reason::SUCCESS)));
+    }
 }
 
 /// What was in flight comes again after a reconnect with DUP and its packet identifier, PUBREL instead of a message

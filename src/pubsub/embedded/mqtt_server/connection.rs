@@ -276,7 +276,11 @@ impl Connection {
         }
         self.received_aliases.resolve(publish.topic_alias, &mut publish.topic)?;
         if let Some(packet_id) = publish.packet_id {
-            let receive_max = self.context.settings.inflight_max;
+            // MQTT 3.1.1 has no Receive Maximum that a client could obey.
+            let receive_max = match self.version {
+                Version::V311 => u16::MAX,
+                Version::V5 => self.context.settings.inflight_max,
+            };
             let exactly_once = publish.qos == QoS::ExactlyOnce;
             let receipt = self
                 .client
