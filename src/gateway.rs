@@ -1,9 +1,7 @@
 //! Composition root: builds and binds everything, runs, reloads, drains.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +26,7 @@ use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
+mod data_dir;
 mod descriptors;
 mod listeners;
 mod ports;
@@ -44,9 +43,9 @@ const ANSWERS_END: Duration = Duration::from_secs(1);
 /// The gateway could not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be created.
-    #[error("cannot use {dir:?} as the data directory")]
-    DataDir { dir: PathBuf, source: io::Error },
+    /// The data directory cannot be created, or other users can write to it.
+    #[error(transparent)]
+    DataDir(#[from] data_dir::DataDirError),
     /// The operating system's random generator failed.
     #[error("the system's random generator failed")]
     Random(#[source] getrandom::Error),
@@ -191,7 +190,7 @@ impl Gateway {
             tracing::warn!(socket, "socket activation passed a socket that no listener uses");
         }
         drop(activated);
-        std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
+        data_dir::open(&data_dir)?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
         let registry = Registry::default();
