@@ -10,11 +10,11 @@ use socket2::{Protocol, SockRef, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
 use super::establish::RawSocket;
+use super::handshake_places::HandshakePlaces;
 use super::per_address::SharedAddressLimits;
 use super::socket_activation;
 use super::socket_options::SocketOptions;
 use super::{Admission, Bind, Options, Pending};
-use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -34,6 +34,8 @@ pub struct TcpListener {
     metrics: ListenerMetrics,
     /// The time of the last failed accept.
     failed: Option<Instant>,
+    /// An accepted peer that waits for the place of its handshake: [`TcpListener::accept`] may be cancelled meanwhile.
+    waiting: Option<(TcpStream, PeerAddr)>,
 }
 
 /// The part of an accepting listener that a reload may change, and its socket, which another listener may take over.
@@ -45,8 +47,7 @@ pub(super) struct Settings {
     /// The options that the socket was made with.
     made: SocketOptions,
     sources: Arc<SharedAddressLimits>,
-    /// Limits the handshakes in progress.
-    handshakes: ConnectionLimit,
+    handshakes: HandshakePlaces,
 }
 
 impl Settings {
@@ -109,11 +110,12 @@ impl TcpListener {
                 socket_options: ArcSwap::from_pointee(options.socket_options.clone()),
                 made,
                 sources: SharedAddressLimits::new(metrics.clone()),
-                handshakes: ConnectionLimit::new(options.handshakes_max),
+                handshakes: HandshakePlaces::new(options.handshakes_max),
             }),
             local,
             metrics,
             failed: None,
+            waiting: None,
         })
     }
 
@@ -134,15 +136,26 @@ impl TcpListener {
     }
 
     pub(super) async fn accept(&mut self) -> Pending {
-        let mut turn = match self.bind.transport.is_secure() {
-            true => Some(self.settings.handshakes.permit().await),
-            false => None,
-        };
         loop {
+            if let Some((_, peer)) = &self.waiting {
+                // A balancer's address says nothing about the source of the connection.
+                let address = self.admission().proxy.is_none().then(|| peer.host());
+                let place = self.settings.handshakes.enter(address).await;
+                let Some((stream, peer)) = self.waiting.take() else { continue };
+                let pending = self.pending(stream, peer);
+                match place {
+                    Some(place) => return Pending { place: Some(place), ..pending },
+                    None => pending.shed("handshakes_max"),
+                }
+            }
             match self.settings.socket.accept().await {
                 Ok((stream, peer)) => {
-                    if self.prepare(&stream, PeerAddr(peer)) {
-                        return self.pending(stream, PeerAddr(peer), turn.take());
+                    let peer = PeerAddr(peer);
+                    if self.prepare(&stream, peer) {
+                        if !self.bind.transport.is_secure() {
+                            return self.pending(stream, peer);
+                        }
+                        self.waiting = Some((stream, peer));
                     }
                 }
                 Err(error) if is_the_peers(&error) => {
@@ -169,7 +182,7 @@ impl TcpListener {
         true
     }
 
-    fn pending(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Pending {
+    fn pending(&self, stream: TcpStream, peer: PeerAddr) -> Pending {
         Pending {
             listener: Arc::clone(&self.name),
             kind: self.bind.transport,
@@ -180,7 +193,7 @@ impl TcpListener {
             admission: self.admission(),
             sources: Arc::clone(&self.settings.sources),
             metrics: self.metrics.clone(),
-            _turn: turn,
+            place: None,
         }
     }
 }
