@@ -20,6 +20,7 @@ mod establish;
 pub(crate) mod flow;
 mod flow_gate;
 mod handshake;
+mod handshake_places;
 mod openssl;
 pub(crate) mod per_address;
 pub(crate) mod proxy;

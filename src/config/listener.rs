@@ -64,8 +64,8 @@ section! {
     WRITE_TIMEOUT "write_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(15);
     /// how long the handshake of a new peer of tls or dtls may take
     HANDSHAKE_TIMEOUT "handshake_timeout": Duration = duration(millis(1)..=secs(600)), default secs(10);
-    /// concurrent handshakes of tls or dtls; over tls more peers wait in the backlog, over dtls they are rejected and
-    /// counted
+    /// concurrent handshakes of tls or dtls, shared out among the addresses; over tls more peers wait, over dtls they are
+    /// rejected and counted
     HANDSHAKES_MAX "handshakes_max": usize = count(1..=1_000_000), default 4096;
     /// concurrent connections; more peers wait in the backlog (tcp, tls), or are rejected and counted (udp, dtls)
     CONNECTIONS_MAX "connections_max": usize = count(1..=100_000_000), default 1_000_000;

@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,10 +19,9 @@ use tokio::sync::mpsc;
 use super::establish::RawSocket;
 use super::flow::{Bounds, FlowId, Key};
 use super::flow_gate::{FlowGate, FlowStart};
-
+use super::handshake_places::HandshakePlaces;
 use super::per_address::SharedAddressLimits;
 use super::{Admission, Bind, Options, Pending};
-use crate::conn::limit::ConnectionLimit;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -70,8 +70,7 @@ pub struct UdpListener {
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
     sources: Arc<SharedAddressLimits>,
-    /// Limits the handshakes in progress.
-    handshakes: ConnectionLimit,
+    handshakes: HandshakePlaces,
     /// Weak: the receiving tasks own it.
     group: Weak<SocketGroup>,
 }
@@ -119,7 +118,7 @@ impl UdpListener {
             None => (Arc::new(SocketGroup::bind(options, config, buffer_bytes)?), None),
         };
         let sources = SharedAddressLimits::new(labels.metrics.clone());
-        let handshakes = ConnectionLimit::new(options.handshakes_max);
+        let handshakes = HandshakePlaces::new(options.handshakes_max);
         let settings = Arc::new(Settings { admission, sources, handshakes, group: Arc::downgrade(&group) });
         Ok(Self { labels, bind: options.bind, settings, group, arrivals, takes_over })
     }
@@ -143,8 +142,6 @@ impl UdpListener {
     pub(super) async fn accept(&mut self) -> Pending {
         loop {
             let flow = self.flow().await;
-            let turn = self.settings.handshakes.try_permit();
-            let waits = turn.is_none() && self.bind.transport.is_secure();
             let pending = Pending {
                 listener: Arc::clone(&self.labels.name),
                 kind: self.bind.transport,
@@ -154,10 +151,15 @@ impl UdpListener {
                 admission: self.settings.admission.load_full(),
                 sources: Arc::clone(&self.settings.sources),
                 metrics: self.labels.metrics.clone(),
-                _turn: turn.filter(|_| self.bind.transport.is_secure()),
+                place: None,
             };
-            if !waits {
+            if !self.bind.transport.is_secure() {
                 return pending;
+            }
+            if let Some(place) = self.settings.handshakes.enter(Some(pending.peer.host()), Instant::now()) {
+                // Its cookie has come back.
+                place.has_spoken();
+                return Pending { place: Some(place), ..pending };
             }
             // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
             pending.shed("handshakes_max");

@@ -2,4 +2,5 @@
 
 mod adapter;
 mod adapter_port;
+mod handshakes;
 mod logins;
