@@ -15,7 +15,7 @@ use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link};
 use crate::framing::{Framer, Framing};
 use crate::handler::Attachment;
-use crate::listener::Socket;
+use crate::listener::{Place, Socket};
 use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
 
@@ -30,10 +30,12 @@ mod migrate;
 mod outbound;
 mod shadow;
 mod state;
+mod unverified;
 
 pub use ingress_limit::Rates;
 pub(crate) use state::Timeouts;
 pub(crate) use state::{Phase, State};
+pub(crate) use unverified::Limits as UnverifiedLimits;
 
 use close::linger;
 use handler_slot::HandlerSlot;
@@ -41,6 +43,7 @@ use inbound::Inbound;
 use io::{ConnectionGauges, DeadlineTimer, WaitFor, Wakeup, is_reset, socket_error};
 use outbound::{Output, SocketWriter};
 use state::Due;
+use unverified::Unverified;
 
 /// Maximum number of mails taken from the mailbox in one wakeup; the messages among them become one event.
 const MAILS_AT_ONCE: usize = 64;
@@ -52,6 +55,8 @@ pub struct Options {
     /// Maximum number of open connections, `1..`.
     pub connections_max: usize,
     pub timeouts: Timeouts,
+    /// Limits of unverified peers, over plain UDP.
+    pub unverified: UnverifiedLimits,
     /// Maximum bytes of a stream queued for the handler; one read, of at most 64 KiB, may exceed it.
     pub inbound_bytes_max: usize,
     /// Limits of the messages queued for the handler.
@@ -137,8 +142,9 @@ impl Connections {
         Some(Permit { _listener: listener, _gateway: gateway })
     }
 
-    /// A connection for an accepted peer. Adapter operations reach it from now on; `run` serves it.
-    pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
+    /// A connection for an accepted peer, which is unverified if it has a place. Adapter operations reach it from now on;
+    /// `run` serves it.
+    pub fn open(&self, info: ConnInfo, place: Option<Place>, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
         let now = Instant::now();
         let id = shared.common.ids.next();
@@ -168,6 +174,7 @@ impl Connections {
             registration,
             inbox,
             info,
+            unverified: place.map(|place| Box::new(Unverified::new(place, shared.options.unverified, now))),
             deadline_timer: None,
             gauges: ConnectionGauges::new(Arc::clone(&shared)),
             shared,
@@ -188,6 +195,7 @@ pub struct Connection {
     handler: HandlerSlot,
     inbox: Inbox,
     tap: Option<Box<Tap>>,
+    unverified: Option<Box<Unverified>>,
     deadline_timer: Option<DeadlineTimer>,
     gauges: ConnectionGauges,
     registration: Registration,
@@ -315,9 +323,14 @@ impl Connection {
                     self.inbound.end(socket_error(&error));
                 }
             }
+            Wakeup::Displaced => self.state.close(CloseReason::Unverified),
             Wakeup::Deadline => {
                 self.deadline_timer = None;
                 let now = Instant::now();
+                if self.unverified.as_ref().is_some_and(|unverified| unverified.deadline() <= now) {
+                    self.unverified = None;
+                    self.state.close(CloseReason::Unverified);
+                }
                 let was_paused = self.inbound.is_paused();
                 if *self.state.phase() == Phase::Open {
                     self.inbound.handle_timeout(now);
@@ -392,6 +405,7 @@ impl Connection {
         }
         if self.adapter.client_id().is_some() {
             self.state.handle_authenticated();
+            self.unverified = None;
         }
     }
 }

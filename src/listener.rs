@@ -20,7 +20,6 @@ mod establish;
 pub(crate) mod flow;
 mod flow_gate;
 mod handshake;
-mod handshake_places;
 mod openssl;
 pub(crate) mod per_address;
 pub(crate) mod proxy;
@@ -31,6 +30,7 @@ mod socket_options;
 mod tcp;
 pub(crate) mod tls;
 mod udp;
+mod unverified_places;
 
 pub(crate) use accept_limiter::AcceptLimiter;
 pub(crate) use bind::Bind;
@@ -41,6 +41,7 @@ pub(crate) use socket::{Received, Socket};
 pub(crate) use socket_activation::ActivatedSockets;
 pub(crate) use socket_options::{Keepalive, SocketOptions};
 pub(crate) use udp::{Datagrams, Flow};
+pub(crate) use unverified_places::Place;
 
 /// The options of a listener.
 #[derive(Clone, Debug)]
@@ -51,8 +52,8 @@ pub struct Options {
     pub bind: Bind,
     /// Length of the kernel's accept queue, `1..`; the kernel's own bound (`net.core.somaxconn`) applies besides.
     pub backlog: u32,
-    /// Handshakes in progress at a time, `1..`; more peers wait in the backlog.
-    pub handshakes_max: usize,
+    /// Unverified peers at a time, `1..`: handshakes in progress (TLS, DTLS), or flows that may be spoofed (UDP).
+    pub unverified_max: usize,
     /// The checks before a peer gets a connection.
     pub admission: Admission,
     /// Options of its sockets.
@@ -229,7 +230,7 @@ mod tests {
             name: "modbus".into(),
             bind: Bind { transport, address },
             backlog: 1,
-            handshakes_max: 1,
+            unverified_max: 1,
             admission: Admission::default(),
             socket_options: SocketOptions::default(),
             given: None,

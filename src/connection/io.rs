@@ -76,6 +76,8 @@ pub(super) enum Wakeup {
     Flushed,
     /// The deadline timer fired.
     Deadline,
+    /// Another unverified peer has got the place of this one.
+    Displaced,
 }
 
 /// Whether [`Connection::next_wakeup`] also returns when the output is flushed.
@@ -119,6 +121,13 @@ impl Connection {
             return Poll::Ready(Wakeup::Read);
         }
         self.update_gauges();
+        if let Some(unverified) = &mut self.unverified
+            && *self.state.phase() == Phase::Open
+            && unverified.poll_displaced(cx).is_ready()
+        {
+            self.unverified = None;
+            return Poll::Ready(Wakeup::Displaced);
+        }
         // Last, because a write that stalled above has set its deadline.
         self.arm_deadline_timer();
         match &mut self.deadline_timer {
@@ -171,14 +180,23 @@ impl Connection {
     fn count_received(&mut self, bytes: usize) -> Instant {
         let now = Instant::now();
         self.state.handle_received(now);
+        if self.unverified.as_mut().is_some_and(|unverified| unverified.proof().handle_received(bytes)) {
+            self.unverified = None;
+        }
         self.shared.metrics.received_bytes.inc_by(bytes as u64);
         now
     }
 
     /// Writes what the socket accepts now.
     fn poll_write(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> io::Result<()> {
-        let (written, result) = self.outbound.poll_write(self.adapter.outbound(), socket, cx);
+        let (written, result) = {
+            let proof = self.unverified.as_mut().map(|unverified| unverified.proof());
+            self.outbound.poll_write(self.adapter.outbound(), socket, proof, cx)
+        };
         if let Some(written) = written {
+            if written.dropped > 0 {
+                self.shared.metrics.dropped("unverified_answer", written.dropped);
+            }
             if written.bytes > 0 {
                 self.shared.metrics.sent_bytes.inc_by(written.bytes as u64);
             }
@@ -189,7 +207,8 @@ impl Connection {
 
     fn arm_deadline_timer(&mut self) {
         let inbound = self.inbound.poll_timeout().filter(|_| *self.state.phase() == Phase::Open);
-        let Some(deadline) = self.state.poll_timeout().into_iter().chain(inbound).min() else {
+        let unverified = self.unverified.as_ref().map(|unverified| unverified.deadline());
+        let Some(deadline) = self.state.poll_timeout().into_iter().chain(inbound).chain(unverified).min() else {
             return;
         };
         match &mut self.deadline_timer {

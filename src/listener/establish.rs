@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 
 use super::Flow;
 use super::access::{Access, Effect};
-use super::handshake_places::Place;
 use super::per_address::{Entered, Limits, Refusal, SharedAddressLimits};
 use super::proxy::{self, Carried};
+use super::unverified_places::Place;
 use super::{HandshakeError, Socket, dtls, tls};
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::rate::Rate;
@@ -75,7 +75,7 @@ pub struct Pending {
     pub(super) admission: Arc<Admission>,
     pub(super) sources: Arc<SharedAddressLimits>,
     pub(super) metrics: ListenerMetrics,
-    /// Place of its handshake; returned when that is over.
+    /// Its place while it is unverified: until the end of its handshake, or over plain UDP until its connection returns it.
     pub(super) place: Option<Place>,
 }
 
@@ -95,6 +95,8 @@ pub struct Accepted {
     pub socket: Socket,
     /// Its registration for the limits of its address; to be dropped when it has ended.
     pub entered: Option<Entered>,
+    /// The place of a peer of plain UDP, which is unverified.
+    pub place: Option<Place>,
 }
 
 /// Why a peer is rejected.
@@ -200,8 +202,9 @@ impl Pending {
     pub async fn establish(self) -> Option<Accepted> {
         let (listener, mut peer, metrics) = (Arc::clone(&self.listener), self.peer, self.metrics.clone());
         let timeout = self.admission.handshake_timeout;
-        let has_place = self.place.is_some();
-        let displaced = self.place.as_ref().map(Place::displaced);
+        // Over plain UDP there is no handshake that could end.
+        let displaced = self.place.as_ref().filter(|_| self.kind.is_secure()).map(Place::displaced);
+        let has_place = displaced.is_some();
         let passed = tokio::select! {
             passed = tokio::time::timeout(timeout, self.establish_inner(&mut peer)) => {
                 passed.unwrap_or(Err(RejectReason::Timeout(timeout)))
@@ -254,7 +257,8 @@ impl Pending {
             }
             RawSocket::Udp(flow) => (Socket::Udp(flow), None),
         };
-        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })
+        let place = place.filter(|_| kind == SocketKind::Udp);
+        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered, place })
     }
 
     /// Rejects a peer before any check, and counts it.

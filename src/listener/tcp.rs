@@ -12,10 +12,10 @@ use socket2::{Protocol, SockRef, Type};
 use tokio::net::{TcpListener as Inner, TcpStream};
 
 use super::establish::RawSocket;
-use super::handshake_places::{HandshakePlaces, Place};
 use super::per_address::SharedAddressLimits;
 use super::socket_activation;
 use super::socket_options::SocketOptions;
+use super::unverified_places::{Place, UnverifiedPlaces};
 use super::{Admission, Bind, Options, Pending};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
@@ -53,14 +53,14 @@ pub(super) struct Settings {
     /// The options that the socket was made with.
     made: SocketOptions,
     sources: Arc<SharedAddressLimits>,
-    handshakes: HandshakePlaces,
+    handshakes: UnverifiedPlaces,
 }
 
 impl Settings {
     /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
-        self.handshakes.resize(options.handshakes_max);
+        self.handshakes.resize(options.unverified_max);
         self.socket_options.store(Arc::new(options.socket_options.clone()));
         options.socket_options.size(SockRef::from(&self.socket))?;
         // A second listen(2) changes the bound of the backlog, and keeps the connections in it.
@@ -116,7 +116,7 @@ impl TcpListener {
                 socket_options: ArcSwap::from_pointee(options.socket_options.clone()),
                 made,
                 sources: SharedAddressLimits::new(metrics.clone()),
-                handshakes: HandshakePlaces::new(options.handshakes_max),
+                handshakes: UnverifiedPlaces::new(options.unverified_max),
             }),
             local,
             metrics,

@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 use super::establish::RawSocket;
 use super::flow::{Bounds, FlowId, Key};
 use super::flow_gate::{FlowGate, FlowStart};
-use super::handshake_places::HandshakePlaces;
 use super::per_address::SharedAddressLimits;
+use super::unverified_places::UnverifiedPlaces;
 use super::{Admission, Bind, Options, Pending};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
@@ -70,7 +70,7 @@ pub struct UdpListener {
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
     sources: Arc<SharedAddressLimits>,
-    handshakes: HandshakePlaces,
+    places: UnverifiedPlaces,
     /// Weak: the receiving tasks own it.
     group: Weak<SocketGroup>,
 }
@@ -79,7 +79,7 @@ impl Settings {
     /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
-        self.handshakes.resize(options.handshakes_max);
+        self.places.resize(options.unverified_max);
         self.group.upgrade().map_or(Ok(()), |group| group.follow(options))
     }
 }
@@ -118,8 +118,8 @@ impl UdpListener {
             None => (Arc::new(SocketGroup::bind(options, config, buffer_bytes)?), None),
         };
         let sources = SharedAddressLimits::new(labels.metrics.clone());
-        let handshakes = HandshakePlaces::new(options.handshakes_max);
-        let settings = Arc::new(Settings { admission, sources, handshakes, group: Arc::downgrade(&group) });
+        let places = UnverifiedPlaces::new(options.unverified_max);
+        let settings = Arc::new(Settings { admission, sources, places, group: Arc::downgrade(&group) });
         Ok(Self { labels, bind: options.bind, settings, group, arrivals, takes_over })
     }
 
@@ -153,16 +153,19 @@ impl UdpListener {
                 metrics: self.labels.metrics.clone(),
                 place: None,
             };
-            if !self.bind.transport.is_secure() {
-                return pending;
+            let place = self.settings.places.enter(Some(pending.peer.host()), Instant::now());
+            match place {
+                Some(place) => {
+                    if self.bind.transport.is_secure() {
+                        // Its cookie has come back.
+                        place.has_spoken();
+                    }
+                    return Pending { place: Some(place), ..pending };
+                }
+                // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
+                None if self.bind.transport.is_secure() => pending.shed("handshakes_max"),
+                None => pending.shed("unverified_max"),
             }
-            if let Some(place) = self.settings.handshakes.enter(Some(pending.peer.host()), Instant::now()) {
-                // Its cookie has come back.
-                place.has_spoken();
-                return Pending { place: Some(place), ..pending };
-            }
-            // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
-            pending.shed("handshakes_max");
         }
     }
 
@@ -237,6 +240,11 @@ impl Flow {
     /// How the gate admitted it.
     pub fn entry_mut(&mut self) -> &mut FlowStart {
         &mut self.entry
+    }
+
+    /// Received datagrams that are not taken yet.
+    pub(in crate::listener) fn queued(&self) -> usize {
+        self.inbox.queued()
     }
 
     /// Counts datagrams that were dropped from the peer or for it.

@@ -1,8 +1,9 @@
-//! Places of the handshakes in progress of one listener, shared out among the sources.
+//! Places of the unverified peers of one listener, shared out among the sources: of handshakes in progress (TLS, DTLS), or
+//! of flows whose source address may be spoofed (UDP).
 //!
 //! While places are free, any source gets one. When all are taken, a source that holds its share (a 64th) gets no more,
-//! except in place of its own oldest handshake that has been silent for a second; a peer of any other source gets the place
-//! of the oldest silent handshake, or of the oldest one of a source that holds more than its share. So a flood delays only
+//! except in place of its own oldest peer that has been silent for a second; a peer of any other source gets the place
+//! of the oldest silent peer, or of the oldest one of a source that holds more than its share. So a flood delays only
 //! itself, and the devices behind one address of a carrier wait for each other.
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 /// The part of the places that one source may hold while others wait.
 const SHARE: usize = 64;
 
-/// Age from which a silent handshake gives its place to another one of its own source: longer than the round trips of a
+/// Age from which a silent peer gives its place to another one of its own source: longer than the round trips of a
 /// mobile network.
 const SILENT_MAX: Duration = Duration::from_secs(1);
 
 /// Clones share the places.
 #[derive(Clone, Debug)]
-pub(super) struct HandshakePlaces(Arc<Inner>);
+pub(super) struct UnverifiedPlaces(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -73,22 +74,22 @@ fn sources(address: Option<IpAddr>) -> Sources {
     }
 }
 
-/// Place of one handshake; returned on drop.
+/// Place of one unverified peer; returned on drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     id: u64,
     taken: Arc<Taken>,
-    places: HandshakePlaces,
+    places: UnverifiedPlaces,
 }
 
 impl Place {
-    /// The peer has sent something.
+    /// The peer has sent something that counts: the first byte of a TLS handshake, or a cookie of DTLS.
     pub(super) fn has_spoken(&self) {
         self.taken.has_spoken.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until another handshake has got the place.
-    pub(super) fn displaced(&self) -> impl Future<Output = ()> + use<> {
+    /// Waits until another peer has got the place.
+    pub(crate) fn displaced(&self) -> impl Future<Output = ()> + use<> {
         self.taken.displaced.clone().cancelled_owned()
     }
 }
@@ -100,19 +101,19 @@ impl Drop for Place {
     }
 }
 
-impl HandshakePlaces {
+impl UnverifiedPlaces {
     pub(super) fn new(max: usize) -> Self {
         let state = State { max, taken: BTreeMap::new(), next: 0, held: HashMap::new() };
         Self(Arc::new(Inner { state: Mutex::new(state), freed: Notify::new() }))
     }
 
-    /// Changes the number of places; handshakes above a lower one go on.
+    /// Changes the number of places; peers above a lower one go on.
     pub(super) fn resize(&self, max: usize) {
         self.0.state.lock().max = max;
         self.0.freed.notify_waiters();
     }
 
-    /// A place for a peer that arrives, perhaps that of another handshake, which ends.
+    /// A place for a peer that arrives, perhaps that of another one, which ends.
     pub(super) fn enter(&self, address: Option<IpAddr>, now: Instant) -> Option<Place> {
         let mut state = self.0.state.lock();
         let sources = sources(address);
@@ -158,7 +159,7 @@ impl State {
         sources.iter().flatten().any(|source| self.held.get(source).is_some_and(|held| *held >= at_least))
     }
 
-    /// The handshake that ends for one of these sources.
+    /// The peer that ends for one of these sources.
     fn victim(&self, sources: &Sources, now: Instant) -> Option<u64> {
         let is_silent = |taken: &Taken| !taken.has_spoken.load(Ordering::Relaxed);
         let oldest =
@@ -196,7 +197,7 @@ mod tests {
         Some(text.parse().unwrap())
     }
 
-    fn flood(places: &HandshakePlaces, from: Option<IpAddr>, speak: bool) -> Vec<Place> {
+    fn flood(places: &UnverifiedPlaces, from: Option<IpAddr>, speak: bool) -> Vec<Place> {
         let now = Instant::now();
         let held: Vec<_> = (0..1000).filter_map(|_| places.enter(from, now)).collect();
         if speak {
@@ -210,7 +211,7 @@ mod tests {
     fn a_flood_of_one_source_shuts_out_no_other() {
         for speak in [false, true] {
             for from in [address("192.0.2.1"), address("2001:db8::1")] {
-                let places = HandshakePlaces::new(128);
+                let places = UnverifiedPlaces::new(128);
                 let flooding = flood(&places, from, speak);
                 assert_eq!(flooding.len(), 128, "while no other waits");
                 let mut good = Vec::new();
@@ -228,7 +229,7 @@ mod tests {
     /// The subscribers of one IPv6 site have the share of one source together.
     #[test]
     fn a_site_is_one_source() {
-        let (places, now) = (HandshakePlaces::new(128), Instant::now());
+        let (places, now) = (UnverifiedPlaces::new(128), Instant::now());
         let enter = |text: &str| places.enter(address(text), now);
         let site: Vec<_> = (0..128).map(|net| enter(&format!("2001:db8:0:{net:x}::1")).unwrap()).collect();
         site.iter().for_each(Place::has_spoken);
@@ -236,10 +237,10 @@ mod tests {
         assert!(enter("2001:db8:1::1").is_some());
     }
 
-    /// Devices behind one address wait for a free place; only a handshake that has been silent for long ends for another.
+    /// Devices behind one address wait for a free place; only a peer that has been silent for long ends for another.
     #[test]
     fn devices_of_one_source_wait_for_each_other() {
-        let (places, now, from) = (HandshakePlaces::new(64), Instant::now(), address("192.0.2.1"));
+        let (places, now, from) = (UnverifiedPlaces::new(64), Instant::now(), address("192.0.2.1"));
         let mut held: Vec<_> = (0..64).map(|_| places.enter(from, now).unwrap()).collect();
         held[1..].iter().for_each(Place::has_spoken);
         assert!(places.enter(from, now).is_none(), "the silent one is young");
@@ -251,10 +252,24 @@ mod tests {
         assert!(held[0].displaced().now_or_never().is_some());
     }
 
-    /// Without a flood, peers wait for their turn, and no handshake ends for another.
+    /// When spoofed sources have taken all places, the oldest one ends for each new peer.
+    #[test]
+    fn the_oldest_of_many_sources_ends() {
+        let (places, now) = (UnverifiedPlaces::new(64), Instant::now());
+        let held: Vec<_> =
+            (0..64).map(|number| places.enter(address(&format!("10.0.0.{number}")), now).unwrap()).collect();
+        let mut kept = Vec::new();
+        for (number, oldest) in held.iter().enumerate() {
+            assert!(oldest.displaced().now_or_never().is_none());
+            kept.push(places.enter(address(&format!("10.0.1.{number}")), now).unwrap());
+            assert!(oldest.displaced().now_or_never().is_some());
+        }
+    }
+
+    /// Without a flood, peers wait for their turn, and none ends for another.
     #[tokio::test]
     async fn peers_wait_while_no_source_holds_too_much() {
-        let (places, now) = (HandshakePlaces::new(64), Instant::now());
+        let (places, now) = (UnverifiedPlaces::new(64), Instant::now());
         let mut held: Vec<_> =
             (0..64).map(|number| places.enter(address(&format!("10.0.0.{number}")), now).unwrap()).collect();
         held.iter().for_each(Place::has_spoken);
@@ -273,7 +288,7 @@ mod tests {
             max in 1..40_usize,
             steps in proptest::collection::vec((0..4_u8, 0..6_u8, any::<bool>()), 0..200),
         ) {
-            let places = HandshakePlaces::new(max);
+            let places = UnverifiedPlaces::new(max);
             let mut held = Vec::new();
             let start = Instant::now();
             for (step, (kind, from, speak)) in steps.into_iter().enumerate() {

@@ -4,3 +4,5 @@ mod adapter;
 mod adapter_port;
 mod handshakes;
 mod logins;
+mod rules;
+mod spoofing;

@@ -70,6 +70,11 @@ impl Inbox {
         }
     }
 
+    /// Queued datagrams.
+    pub(super) fn queued(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
     /// Refuses further datagrams; returns the number of unread ones.
     pub(super) fn close(&self) -> usize {
         let mut state = self.state.lock();

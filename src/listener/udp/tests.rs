@@ -24,7 +24,7 @@ fn options(address: &str) -> Options {
         name: "l".into(),
         bind: Bind { transport: SocketKind::Udp, address: address.parse().unwrap() },
         backlog: 1,
-        handshakes_max: 1,
+        unverified_max: 10,
         admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
         socket_options: SocketOptions::default(),
         given: None,

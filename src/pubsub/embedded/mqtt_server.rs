@@ -236,7 +236,7 @@ async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pendi
         accepted = Box::pin(pending.establish()) => accepted,
         () = context.drain.cancelled() => return,
     };
-    let Some(Accepted { info, socket, entered }) = accepted else { return };
+    let Some(Accepted { info, socket, entered, place: _ }) = accepted else { return };
     let stream: Box<dyn Stream> = match socket {
         Socket::Tcp(stream) => Box::new(stream),
         Socket::Tls(stream) => Box::new(stream),
