@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::adapter::{Adapter, AdapterSlot, Outbound, Services};
+use crate::byte_budget::ByteBudget;
 use crate::conn::limit::{self, ConnectionLimit};
 use crate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota, Registration, Registry};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
@@ -91,6 +92,8 @@ pub struct Common {
     pub taps: Taps,
     /// Connection limit of the whole gateway, where connections use a resource that the process has a fixed amount of.
     pub limit: Option<ConnectionLimit>,
+    /// Bytes in the queues of all connections.
+    pub queued: Arc<ByteBudget>,
 }
 
 /// Permit for one open connection: of its listener, and of the gateway if a gateway limit applies.
@@ -149,7 +152,8 @@ impl Connections {
         let now = Instant::now();
         let id = shared.common.ids.next();
         let info = Arc::new(info);
-        let (mailbox, receiver) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_dropped.clone());
+        let (dropped, queued) = (shared.metrics.messages_dropped.clone(), Arc::clone(&shared.common.queued));
+        let (mailbox, receiver) = Mailbox::new(id, shared.options.messages, dropped, queued);
         let outbound = if info.kind.has_datagrams() { Outbound::of_datagrams } else { Outbound::of_stream };
         let mut adapter = Adapter::new(
             Arc::clone(&info),
@@ -262,7 +266,9 @@ impl Connection {
             if !self.adapter.outbound().is_full()
                 && let Some(event) = self.pop()
             {
-                if let Err(reason) = self.deliver(socket, event).await {
+                let delivered = self.deliver(socket, event).await;
+                self.gauges.event_bytes = 0;
+                if let Err(reason) = delivered {
                     // What the handler makes of it is its consequence.
                     return if self.adapter.is_unconfirmed() { CloseReason::Unconfirmed } else { reason };
                 }
@@ -281,7 +287,9 @@ impl Connection {
 
     /// Takes the next event for the handler, and counts it.
     fn pop(&mut self) -> Option<Event> {
+        self.limit_outbound();
         let mut event = self.next_event()?;
+        self.gauges.event_bytes = event.received_bytes();
         let metrics = &self.shared.metrics;
         match &mut event {
             Event::ReceivedMessages(messages) => {

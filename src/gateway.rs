@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::auth::{self, Auth};
+use crate::byte_budget::ByteBudget;
 use crate::config::{Config, ConfigSnapshot};
 use crate::conn::limit::ConnectionLimit;
 use crate::conn::registry::Registry;
@@ -29,6 +30,7 @@ use crate::telemetry::Telemetry;
 mod data_dir;
 mod descriptors;
 mod listeners;
+mod memory;
 mod ports;
 
 pub(crate) use listeners::ListenersChanged;
@@ -173,6 +175,7 @@ impl Gateway {
             data_dir,
             drain_timeout,
             connections_max,
+            queued_bytes_max,
             adapter,
             admin,
             broker,
@@ -232,8 +235,12 @@ impl Gateway {
                 (PubSub::External(broker), Bound::default())
             }
         };
+        let queued_bytes_max = queued_bytes_max.unwrap_or_else(memory::queued_bytes_max);
+        tracing::info!(queued_bytes_max, "bound of all queues");
+        let queued = Arc::new(ByteBudget::new(queued_bytes_max));
+        telemetry.queued_bytes(&queued);
         let mut running = Listeners::new(Context {
-            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },
+            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit, queued },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
             manager: manager.clone(),

@@ -22,6 +22,7 @@ use super::flow_gate::{FlowGate, FlowStart};
 use super::per_address::SharedAddressLimits;
 use super::unverified_places::UnverifiedPlaces;
 use super::{Admission, Bind, Options, Pending};
+use crate::byte_budget::ByteBudget;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -91,15 +92,17 @@ impl UdpListener {
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
+        queued: &Arc<ByteBudget>,
         gate: impl Fn() -> FlowGate + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::bind_with(options, predecessor, metrics, GateFactory::new(gate), BUFFER_BYTES)
+        Self::bind_with(options, predecessor, metrics, queued, GateFactory::new(gate), BUFFER_BYTES)
     }
 
     fn bind_with(
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
+        queued: &Arc<ByteBudget>,
         gates: GateFactory,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
@@ -111,6 +114,7 @@ impl UdpListener {
             admission: Arc::clone(&admission),
             gates,
             queue: options.datagrams.queue,
+            queued: Arc::clone(queued),
             arrivals: sender,
         };
         let (group, takes_over) = match predecessor.and_then(|settings| settings.group.upgrade()) {

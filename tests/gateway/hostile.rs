@@ -4,5 +4,6 @@ mod adapter;
 mod adapter_port;
 mod handshakes;
 mod logins;
+mod memory;
 mod rules;
 mod spoofing;

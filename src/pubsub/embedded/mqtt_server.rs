@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
+use crate::byte_budget::ByteBudget;
 use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::listener::{AcceptLimiter, Accepted, BindError, Handle, Listener, Pending, Socket};
 use crate::mqtt::Version;
@@ -103,7 +104,9 @@ impl MqttServer {
         let context =
             Arc::new(Context { router: router.clone(), auth, settings: Settings::new(options), drain: drain.clone() });
         let sockets = options.all_listeners().into_iter().map(|listener| {
-            let socket = Listener::bind(&listener.socket, None, telemetry.listener(&listener.socket.name))?;
+            // Only datagrams take from the budget, and MQTT has none.
+            let (metrics, queued) = (telemetry.listener(&listener.socket.name), Arc::new(ByteBudget::new(0)));
+            let socket = Listener::bind(&listener.socket, None, metrics, &queued)?;
             Ok((listener, socket))
         });
         let sockets = sockets.collect::<Result<Vec<_>, BindError>>()?;
