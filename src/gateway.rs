@@ -218,7 +218,8 @@ impl Gateway {
         let descriptors_each = if external_broker.is_some() { 2 } else { 1 };
         let connections_max = connections_max.or_else(|| descriptors::connections_max(descriptors_each));
         let limit = connections_max;
-        tracing::info!(connections_max = limit, "connection limit");
+        let queued_bytes_max = queued_bytes_max.unwrap_or_else(memory::queued_bytes_max);
+        tracing::info!(connections_max = limit, queued_bytes_max, "connection limit");
         let limit = limit.map(ConnectionLimit::new);
         let (pubsub, mut bound) = match external_broker {
             None => {
@@ -235,8 +236,6 @@ impl Gateway {
                 (PubSub::External(broker), Bound::default())
             }
         };
-        let queued_bytes_max = queued_bytes_max.unwrap_or_else(memory::queued_bytes_max);
-        tracing::info!(queued_bytes_max, "bound of all queues");
         let queued = Arc::new(ByteBudget::new(queued_bytes_max));
         telemetry.queued_bytes(&queued);
         let mut running = Listeners::new(Context {

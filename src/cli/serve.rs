@@ -57,6 +57,7 @@ pub(crate) async fn run(args: Args, log_format: LogFormat, activated: ActivatedS
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    forbid_core_dumps();
     tracing::info!(config = %args.config.display(), descriptors_max = raise_descriptors_max(), "settings read");
     match serve_until_stopped(config, args, activated).await {
         Ok(0) => ExitCode::SUCCESS,
@@ -65,6 +66,16 @@ pub(crate) async fn run(args: Args, log_format: LogFormat, activated: ActivatedS
             tracing::error!("{}", report(error.as_ref()));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Keys, passwords and payloads are in the memory of this process: it leaves no core dump, and no other process of its user can
+/// attach to it.
+fn forbid_core_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps of this process cannot be prevented");
     }
 }
 
@@ -179,5 +190,17 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{DumpableBehavior, dumpable_behavior};
+
+    /// The kernel has taken the setting.
+    #[test]
+    fn no_core_dump() {
+        super::forbid_core_dumps();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
     }
 }

@@ -728,6 +728,62 @@ fn the_reference_is_true() {
     }
 }
 
+/// The table of limits has every key that is a limit, with its default, a metric of operations.md, and a test that exists.
+#[test]
+fn the_limits_are_true() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let (limits, reference, operations) =
+        (read("docs/limits.md"), read("docs/configuration.md"), read("docs/operations.md") + &read("docs/tls.md"));
+    let sources = rust_sources(&root().join("tests")) + &rust_sources(&root().join("src"));
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let mut known = Vec::new();
+    for row in
+        limits.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| key") && !line.starts_with("| ---"))
+    {
+        let cells = cells(row);
+        let [_, key, default, _, counted, test, _] = &cells[..] else { panic!("six columns: {row}") };
+        if let [section, key] = &names(key)[..] {
+            let (_, tables) = reference.split_once(&format!("\n## `{section}")).unwrap_or_else(|| panic!("{section}"));
+            let row = tables
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{key}` |")))
+                .unwrap_or_else(|| panic!("{key}"));
+            assert_eq!(row.split('|').nth(3).unwrap().trim(), default, "{section} {key}");
+            known.push(key.clone());
+        }
+        for counter in names(counted) {
+            assert!(operations.contains(&format!("`{counter}`")), "{counter} is not in the documents");
+        }
+        for test in names(test) {
+            assert!(sources.contains(&format!("fn {test}(")), "no test is named {test}");
+        }
+        assert!(!names(test).is_empty(), "{row}");
+    }
+    for section in ["[gateway]", "[adapter]", "[listeners.NAME]"] {
+        let (_, table) = reference.split_once(&format!("\n## `{section}`\n")).unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap_or((table, ""));
+        for key in table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key) {
+            let is_limit = ["_max", "_rate", "_timeout", "_per_address"].iter().any(|end| key.ends_with(end));
+            assert!(!is_limit || known.iter().any(|known| known == key), "{section} {key} is not in docs/limits.md");
+        }
+    }
+}
+
+/// Every Rust file of a folder, one after the other.
+fn rust_sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &rust_sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &fs::read_to_string(path).unwrap();
+        }
+    }
+    text
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_one_line() {
     let dir = tempfile::tempdir().unwrap();

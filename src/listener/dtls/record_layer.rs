@@ -101,6 +101,16 @@ impl Suite {
         }
     }
 
+    /// Records that may fail before the keys must no longer be used, because each is a guess at a tag: RFC 9147 section 4.5.3
+    /// (2^36 for GCM and ChaCha, 2^23.5 for CCM), and less for the short tag, for which it has no number that is of use.
+    fn failures_max(self) -> u64 {
+        match self {
+            Self::Gcm(_) | Self::ChaCha => 1 << 36,
+            Self::Ccm(_, Tag::Whole) => 1 << 23,
+            Self::Ccm(_, Tag::Half) => 1 << 20,
+        }
+    }
+
     fn tag_len(self) -> usize {
         match self {
             Self::Ccm(_, Tag::Half) => 8,
@@ -208,6 +218,8 @@ pub(super) struct RecordLayer {
     /// The number of our next record.
     next: u64,
     window: ReplayWindow,
+    /// Records that may still fail.
+    failures_left: u64,
 }
 
 /// A decrypted record of the peer.
@@ -248,7 +260,8 @@ impl RecordLayer {
         let (client_key, server_key) = keys.split_at(suite.key_len());
         let (client_salt, server_salt) = salts.split_at(suite.salt_len());
         let (theirs, ours) = (one(client_key, client_salt), one(server_key, server_salt));
-        Self { suite, ours, theirs, next, window: ReplayWindow::default() }
+        let failures_left = suite.failures_max();
+        Self { suite, ours, theirs, next, window: ReplayWindow::default(), failures_left }
     }
 
     /// Encrypts one record, in one datagram.
@@ -270,6 +283,11 @@ impl RecordLayer {
         Ok(datagram.into())
     }
 
+    /// Whether so many records have failed that the session must end.
+    pub(super) fn is_worn_out(&self) -> bool {
+        self.failures_left == 0
+    }
+
     /// Decrypts a record of the peer; `None` if it is not authentic, or replayed.
     pub(super) fn open(&mut self, record: &Record<'_>) -> Option<Opened> {
         let suite = self.suite;
@@ -285,7 +303,10 @@ impl RecordLayer {
             return None;
         }
         let aad = aad(number, record.content, sealed.len());
-        let plaintext = suite.open(&self.theirs, explicit, &aad, sealed, tag).ok()?;
+        let Ok(plaintext) = suite.open(&self.theirs, explicit, &aad, sealed, tag) else {
+            self.failures_left = self.failures_left.saturating_sub(1);
+            return None;
+        };
         self.window.take(record.number);
         Some(Opened { content: record.content, plaintext: plaintext.into() })
     }
@@ -449,6 +470,25 @@ mod tests {
             datagram[last] ^= 1;
             assert_eq!(ours.open(&Record::first(&datagram).unwrap()), None, "{suite:?}");
             assert_eq!(ours.window.end, 0, "{suite:?}");
+        }
+    }
+
+    /// Each forged tag counts against the keys; replayed and malformed records do not.
+    #[test]
+    fn forged_records_wear_the_keys_out() {
+        for suite in SUITES {
+            let (mut ours, mut theirs) = both(suite, 1);
+            ours.failures_left = 2;
+            let datagram = theirs.seal(23, b"data").unwrap();
+            assert!(ours.open(&Record::first(&datagram).unwrap()).is_some());
+            assert!(ours.open(&Record::first(&datagram).unwrap()).is_none(), "replayed");
+            for is_worn_out in [false, true] {
+                assert!(!ours.is_worn_out());
+                let mut forged = theirs.seal(23, b"data").unwrap().to_vec();
+                *forged.last_mut().unwrap() ^= 1;
+                assert!(ours.open(&Record::first(&forged).unwrap()).is_none());
+                assert_eq!(ours.is_worn_out(), is_worn_out, "{suite:?}");
+            }
         }
     }
 

@@ -168,7 +168,12 @@ impl Session {
                         return Some(event);
                     }
                 }
-                None => self.dropped += 1,
+                None => {
+                    self.dropped += 1;
+                    if ours.sealed.is_worn_out() {
+                        return Some(Event::Aborted);
+                    }
+                }
             }
         }
     }

@@ -65,7 +65,7 @@ async fn a_source_that_keeps_failing_is_refused_at_once() {
 /// Handlers wait for the gateway's verifications in their own calls; that time is not theirs.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_a_login_is_no_failure_of_the_handler() {
-    const DEVICES: usize = 10;
+    const DEVICES: usize = 40;
     let handler = ScriptedHandler::start(Serves::Unary, |callback, calls| async move {
         if let Event::Bytes(_) = callback.event {
             let mut login = authentication(&callback.conn, &callback.conn);
@@ -78,7 +78,7 @@ async fn waiting_for_a_login_is_no_failure_of_the_handler() {
     })
     .await;
     // The queue of verifications is longer than a call may take.
-    let gateway = Setup::grpc(&handler).handler("call_timeout = \"50ms\"").auth(&users()).start().await;
+    let gateway = Setup::grpc(&handler).handler("call_timeout = \"300ms\"").auth(&users()).start().await;
     handler.use_adapter(gateway.adapter());
     let mut devices = Vec::new();
     for _ in 0..DEVICES {
