@@ -38,6 +38,7 @@ pub(crate) use device::Session;
 use message::{Origin, Publication};
 use mqtt_server::MqttServer;
 use router::Router;
+pub(super) use routes::STEPS_MAX as MATCH_STEPS_MAX;
 
 /// How the broker runs. [`Options::default`] has no MQTT port.
 #[derive(Clone, Debug)]

@@ -54,6 +54,8 @@ pub struct BrokerMetrics {
     pub publishes_denied: Counter,
     /// Subscriptions of MQTT clients that a rule denied, whose filter is malformed, or that are above a bound.
     pub subscribes_denied: Counter,
+    /// Subscriptions of devices and MQTT clients that would have made matching too costly.
+    pub costly_filters_refused: Counter,
     /// Retained messages that were passed on but not kept, because the store is full.
     pub retained_refused: Counter,
 }
@@ -123,6 +125,11 @@ impl BrokerMetrics {
         for (name, help, counter) in [
             ("broker_publishes_denied", "Messages of MQTT clients that were refused", &self.publishes_denied),
             ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", &self.subscribes_denied),
+            (
+                "broker_costly_filters_refused",
+                "Subscriptions of devices and MQTT clients that would have made matching too costly",
+                &self.costly_filters_refused,
+            ),
             ("broker_retained_refused", "Retained messages passed on but not kept", &self.retained_refused),
         ] {
             registry.register(name, help, counter.clone());

@@ -22,6 +22,7 @@ use crate::mqtt::packet::{RetainHandling, SubscriptionOptions, Will};
 
 use super::message::StoredMessage;
 use super::retained::Cursor;
+use super::routes::{FEW_WILDCARD_FILTERS, TooCostly};
 use super::{Counters, Options};
 
 /// What one subscription costs beside its filter, in bytes, about: its entries in the session and in the index.
@@ -93,6 +94,8 @@ struct State {
     /// By filter as it was asked for; `None` when the session has ended.
     subscriptions: Option<BTreeMap<Box<str>, Arc<ClientSubscription>>>,
     subscription_bytes: usize,
+    /// How many of the filters have a `+`.
+    wildcard_filters: usize,
     /// Retained messages that are still to be sent.
     replays: VecDeque<Replay>,
     /// The connection that has the session; they are numbered from 1.
@@ -214,6 +217,7 @@ impl Client {
                 inbound: Inbound::default(),
                 subscriptions: Some(BTreeMap::new()),
                 subscription_bytes: 0,
+                wildcard_filters: 0,
                 replays: VecDeque::new(),
                 connection: 0,
                 is_connected: false,
@@ -313,7 +317,7 @@ impl Client {
         Ok(())
     }
 
-    /// Enters a subscription, while `enter` puts it into the index.
+    /// Enters a subscription, while `enter` puts it into the index, given whether the client has few filters with `+`.
     ///
     /// # Errors
     ///
@@ -323,12 +327,12 @@ impl Client {
         connection: u64,
         filter: &str,
         subscription: ClientSubscription,
-        enter: impl FnOnce(Arc<ClientSubscription>),
+        enter: impl FnOnce(Arc<ClientSubscription>, bool) -> Result<(), TooCostly>,
     ) -> Result<Result<Entered, Reason>, Detached> {
         let mut state = self.state.lock();
         state.check(connection)?;
         let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
-        let State { subscriptions, subscription_bytes, .. } = &mut *state;
+        let State { subscriptions, subscription_bytes, wildcard_filters, .. } = &mut *state;
         let Some(subscriptions) = subscriptions else { return Err(Detached) };
         let known = subscriptions.contains_key(filter);
         if !known {
@@ -338,12 +342,17 @@ impl Client {
             {
                 return Ok(Err(Reason::QUOTA_EXCEEDED));
             }
-            *subscription_bytes += bytes;
-            self.limits.subscribed.update(0, bytes);
         }
         let subscription = Arc::new(subscription);
-        subscriptions.insert(filter.into(), subscription.clone());
-        enter(subscription);
+        if enter(subscription.clone(), *wildcard_filters < FEW_WILDCARD_FILTERS).is_err() {
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
+        }
+        subscriptions.insert(filter.into(), subscription);
+        if !known {
+            *subscription_bytes += bytes;
+            *wildcard_filters += usize::from(filter.contains('+'));
+            self.limits.subscribed.update(0, bytes);
+        }
         Ok(Ok(if known { Entered::Replaced } else { Entered::New }))
     }
 
@@ -373,6 +382,7 @@ impl Client {
         let Some(removed) = subscriptions.remove(filter) else { return Ok(false) };
         let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
         state.subscription_bytes -= bytes;
+        state.wildcard_filters -= usize::from(filter.contains('+'));
         self.limits.subscribed.update(bytes, 0);
         state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
         remove();

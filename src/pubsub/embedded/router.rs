@@ -23,7 +23,7 @@ use super::clients::{Aftermath, Client, ClientSubscription, Clients, Detached, E
 use super::device::Device;
 use super::message::{Origin, Publication, StoredMessage};
 use super::retained::{Cursor, Limits as RetainedLimits, RetainOutcome, Retained};
-use super::routes::Routes;
+use super::routes::{Routes, TooCostly};
 use super::{Counters, Options, Stats};
 
 /// The router.
@@ -153,8 +153,22 @@ impl Router {
     }
 
     /// Enters a subscription; one with the same key to the same filter and share is replaced.
-    pub(super) fn subscribe(&self, filter: &topic::Filter<'_>, key: Key, target: Target) {
-        self.routes.write().add(filter.filter, filter.group, key, target);
+    ///
+    /// # Errors
+    ///
+    /// [`TooCostly`]; see [`Routes::add`].
+    pub(super) fn subscribe(
+        &self,
+        filter: &topic::Filter<'_>,
+        key: Key,
+        target: Target,
+        has_few_wildcards: bool,
+    ) -> Result<(), TooCostly> {
+        let added = self.routes.write().add(filter.filter, filter.group, key, target, has_few_wildcards);
+        if added.is_err() {
+            self.counters.costly_filters_refused.inc();
+        }
+        added.map(drop)
     }
 
     /// Removes a subscription.
@@ -178,8 +192,9 @@ impl Router {
     ) -> Result<Result<Entered, Reason>, Detached> {
         let Ok(filter) = topic::parse_filter(asked) else { return Ok(Err(Reason::TOPIC_FILTER_INVALID)) };
         let subscription = ClientSubscription { client: client.clone(), options, id };
-        let entered = client.subscribe(connection, asked, subscription, |subscription| {
-            self.subscribe(&filter, Key::Client(client.serial), Target::Client(subscription));
+        let entered = client.subscribe(connection, asked, subscription, |subscription, has_few_wildcards| {
+            let target = Target::Client(subscription);
+            self.subscribe(&filter, Key::Client(client.serial), target, has_few_wildcards)
         })?;
         // MQTT 5.0 section 4.8.2: a share gets no retained messages.
         if let (Ok(entered), None) = (entered, filter.group) {

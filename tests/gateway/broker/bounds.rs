@@ -71,6 +71,41 @@ async fn a_message_larger_than_a_client_takes_is_left_out() {
     assert_eq!(broker.broker.counters().dropped.oversize.get(), 1);
 }
 
+/// Filters that multiply the cost of matching are refused when they are subscribed to, to MQTT clients and devices alike.
+#[tokio::test]
+async fn filters_that_are_costly_to_match_are_refused() {
+    let broker = TestBroker::start().await;
+    let filter = |bits: u32| -> String {
+        (0..12).map(|level| if bits >> level & 1 == 0 { "a" } else { "+" }).collect::<Vec<_>>().join("/")
+    };
+    let mut attacker = RawClient::v5(broker.addr(), "c").await;
+    let mut refused = 0;
+    for bits in 0..1 << 10 {
+        attacker.send(&subscribe_v5(1, &[], &filter(bits), 1)).await;
+        match attacker.suback().await[..] {
+            [Reason(0x01)] => {}
+            [Reason(0x97)] => refused += 1,
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(broker.broker.counters().costly_filters_refused.get(), refused);
+    attacker.send(&subscribe_v5(1, &[], &["+"; 17].join("/"), 1)).await;
+    assert_eq!(attacker.suback().await, [Reason(0x8F)]);
+
+    let device = broker.device("d").await;
+    device.subscribe("+/+/cmd").await;
+    let mut outcomes = Vec::new();
+    for bits in 0..1 << 12 {
+        outcomes.push(device.session.subscribe(&filter(bits), QoS::AtMostOnce).await);
+    }
+    let error = outcomes.into_iter().find_map(Result::err).unwrap();
+    assert_eq!(error, Error::FilterTooCostly);
+    assert!(error.to_string().contains("1024 steps for one topic name are allowed"), "{error}");
+    let error = device.session.subscribe(&["+"; 17].join("/"), QoS::AtMostOnce).await.unwrap_err();
+    assert!(error.to_string().ends_with("it has 17 levels \"+\", and 16 are allowed"), "{error}");
+}
+
 /// A device has as many subscriptions as it may have, and a payload is as large as it may be.
 #[tokio::test]
 async fn limits_are_reached_and_said() {
