@@ -209,8 +209,16 @@ impl Session {
     /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Replaced`], [`Error::Stopped`].
     pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes, confirm: Option<Duration>) -> Result<(), Error> {
         match self {
-            // What is published is in the queues when this returns.
-            Self::Embedded(session) => session.publish(topic, qos, payload),
+            Self::Embedded(session) => {
+                // What is published is in the queues when this returns.
+                session.publish(topic, qos, payload)?;
+                match confirm {
+                    Some(timeout) => {
+                        tokio::time::timeout(timeout, session.confirmed()).await.map_err(|_| Error::Unconfirmed)
+                    }
+                    None => Ok(()),
+                }
+            }
             Self::External(session) => session.publish(topic, qos, payload, confirm).await,
         }
     }

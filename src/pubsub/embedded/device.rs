@@ -72,6 +72,15 @@ impl Session {
         Ok(())
     }
 
+    /// Returns when what was published is as safe as `durability` asks for.
+    pub(in crate::pubsub) async fn confirmed(&self) {
+        if let Some(journal) = self.router.journal()
+            && let Some(batch) = journal.position()
+        {
+            journal.wait(batch).await;
+        }
+    }
+
     pub(in crate::pubsub) async fn subscribe(&self, filter: &str, _qos: QoS) -> Result<(), Error> {
         let parsed = topic::parse_filter(filter)?;
         self.router.check_running()?;
