@@ -9,7 +9,7 @@
 //! When a write fails, the broker goes on in memory, and once a second the journal tries to write the whole state anew,
 //! which also replaces a log that has grown to more than twice its state.
 //!
-//! Owns the thread and the directory. Ends with [`Journal::finish`], or with the router.
+//! Owns the thread and the directory. Ends with [`Journal::stop`], or with the router.
 
 use std::collections::HashSet;
 use std::io;
@@ -45,8 +45,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A log up to this size is not replaced by a new one.
 const COMPACT_BYTES_MIN: u64 = 64 << 20;
 
-/// Changed topics up to which they are listed; with more, the whole state is written.
-const TOPICS_MAX: usize = 1 << 20;
+/// Changed topics, changed sessions and ended ones up to which they are listed, while the disk is slow; with more, the
+/// whole state is written.
+const CHANGES_MAX: usize = 1 << 17;
 
 /// What survives the end of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,12 @@ struct Changes {
 impl Changes {
     fn any(&self) -> bool {
         self.all || !self.sessions.is_empty() || !self.ended.is_empty() || !self.topics.is_empty()
+    }
+
+    fn bound(&mut self) {
+        if self.sessions.len().max(self.ended.len()).max(self.topics.len()) > CHANGES_MAX {
+            self.set_all();
+        }
     }
 
     /// The whole state is to be written, so what has changed of it need not be listed.
@@ -188,6 +195,7 @@ impl Journal {
             return false;
         }
         changes.sessions.push(client.clone());
+        changes.bound();
         self.wake.notify_one();
         true
     }
@@ -196,6 +204,7 @@ impl Journal {
         let mut changes = self.changes.lock();
         if !changes.all && !changes.is_stopping {
             changes.ended.push(serial);
+            changes.bound();
             self.wake.notify_one();
         }
     }
@@ -209,9 +218,7 @@ impl Journal {
         if !changes.topics.contains(topic) {
             changes.topics.insert(topic.into());
         }
-        if changes.topics.len() > TOPICS_MAX {
-            changes.set_all();
-        }
+        changes.bound();
         self.wake.notify_one();
     }
 
