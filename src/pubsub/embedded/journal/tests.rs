@@ -159,6 +159,24 @@ fn a_full_disk_costs_nothing_but_time() {
     assert_eq!(Life::begin(memory).state(), life.state());
 }
 
+/// The list of changes is bounded while the disk is slow, and nothing is lost by that.
+#[test]
+fn many_changes_are_written_as_the_whole_state() {
+    let mut life = Life::begin(Memory::new());
+    life.commit();
+    life.retain("first", "x");
+    for number in 0..=CHANGES_MAX {
+        // A topic without a message: it has changed all the same.
+        life.publish(&format!("t/{number}"), "", QoS::AtMostOnce, true);
+    }
+    {
+        let changes = life.journal.changes.lock();
+        assert!(changes.all && changes.topics.len() <= CHANGES_MAX);
+    }
+    life.commit();
+    assert_eq!(Life::begin(life.memory.clone()).state(), life.state());
+}
+
 /// A log that has grown to more than its state is written anew, and is then as small as that.
 #[test]
 fn a_log_is_compacted() {
