@@ -11,29 +11,34 @@ const SMALL_BYTES: usize = 64 << 10;
 /// Each holder keeps its own count and reports its changes. Concurrent holders may exceed the maximum by what each of
 /// them takes at that moment.
 #[derive(Debug)]
-pub(crate) struct ByteBudget {
+pub struct ByteBudget {
     used: AtomicUsize,
     max: usize,
 }
 
 impl ByteBudget {
-    pub(crate) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self { used: AtomicUsize::new(0), max }
     }
 
     /// Bytes of all holders.
-    pub(crate) fn used(&self) -> usize {
+    pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
     /// Whether a holder of `held` bytes may take `more`.
-    pub(crate) fn admits(&self, held: usize, more: usize) -> bool {
+    pub fn admits(&self, held: usize, more: usize) -> bool {
         let max = if held.saturating_add(more) > SMALL_BYTES { self.max / 2 } else { self.max };
         self.used().saturating_add(more) <= max
     }
 
+    /// Whether the holders have taken this percentage of the maximum.
+    pub fn is_above(&self, percent: usize) -> bool {
+        self.used() >= self.max / 100 * percent
+    }
+
     /// Follows the change of one holder's bytes.
-    pub(crate) fn update(&self, before: usize, after: usize) {
+    pub fn update(&self, before: usize, after: usize) {
         if after >= before {
             self.used.fetch_add(after - before, Ordering::Relaxed);
         } else {

@@ -44,6 +44,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Concurrent connections of tcp and tls, `1..`; none: as many as the limit on descriptors allows.
     pub connections_max: Option<usize>,
+    /// Bytes in the queues of all connections; `None`: a quarter of the memory.
+    pub queued_bytes_max: Option<usize>,
     /// The `ConnectionAdapter` service; none: no handler speaks gRPC, and the file has no `[adapter]`.
     pub adapter: Option<crate::exproto::service::Options>,
     pub admin: Option<crate::admin::Options>,

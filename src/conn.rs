@@ -322,6 +322,14 @@ impl Event {
             Self::SocketClosed(_) => "on_socket_closed",
         }
     }
+
+    /// Bytes of the device in it. Messages count by themselves, until a handler takes them.
+    pub fn received_bytes(&self) -> usize {
+        match self {
+            Self::ReceivedBytes(bytes) => bytes.len(),
+            Self::SocketCreated(_) | Self::TimerTimeout(_) | Self::ReceivedMessages(_) | Self::SocketClosed(_) => 0,
+        }
+    }
 }
 
 /// Timers of a handler.

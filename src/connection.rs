@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::adapter::{Adapter, AdapterSlot, Outbound, Services};
+use crate::byte_budget::ByteBudget;
 use crate::conn::limit::{self, ConnectionLimit};
 use crate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota, Registration, Registry};
 use crate::conn::{CloseReason, ConnIds, ConnInfo, Event, Refused, Timer};
 use crate::dispatch::{Chain, Link};
 use crate::framing::{Framer, Framing};
 use crate::handler::Attachment;
-use crate::listener::Socket;
+use crate::listener::{Place, Socket};
 use crate::tap::{Tap, Taps};
 use crate::telemetry::ListenerMetrics;
 
@@ -30,10 +31,12 @@ mod migrate;
 mod outbound;
 mod shadow;
 mod state;
+mod unverified;
 
 pub use ingress_limit::Rates;
 pub(crate) use state::Timeouts;
 pub(crate) use state::{Phase, State};
+pub(crate) use unverified::Limits as UnverifiedLimits;
 
 use close::linger;
 use handler_slot::HandlerSlot;
@@ -41,6 +44,7 @@ use inbound::Inbound;
 use io::{ConnectionGauges, DeadlineTimer, WaitFor, Wakeup, is_reset, socket_error};
 use outbound::{Output, SocketWriter};
 use state::Due;
+use unverified::Unverified;
 
 /// Maximum number of mails taken from the mailbox in one wakeup; the messages among them become one event.
 const MAILS_AT_ONCE: usize = 64;
@@ -52,6 +56,8 @@ pub struct Options {
     /// Maximum number of open connections, `1..`.
     pub connections_max: usize,
     pub timeouts: Timeouts,
+    /// Limits of unverified peers, over plain UDP.
+    pub unverified: UnverifiedLimits,
     /// Maximum bytes of a stream queued for the handler; one read, of at most 64 KiB, may exceed it.
     pub inbound_bytes_max: usize,
     /// Limits of the messages queued for the handler.
@@ -86,6 +92,8 @@ pub struct Common {
     pub taps: Taps,
     /// Connection limit of the whole gateway, where connections use a resource that the process has a fixed amount of.
     pub limit: Option<ConnectionLimit>,
+    /// Bytes in the queues of all connections.
+    pub queued: Arc<ByteBudget>,
 }
 
 /// Permit for one open connection: of its listener, and of the gateway if a gateway limit applies.
@@ -137,13 +145,15 @@ impl Connections {
         Some(Permit { _listener: listener, _gateway: gateway })
     }
 
-    /// A connection for an accepted peer. Adapter operations reach it from now on; `run` serves it.
-    pub fn open(&self, info: ConnInfo, permit: Permit) -> Connection {
+    /// A connection for an accepted peer, which is unverified if it has a place. Adapter operations reach it from now on;
+    /// `run` serves it.
+    pub fn open(&self, info: ConnInfo, place: Option<Place>, permit: Permit) -> Connection {
         let shared = Arc::clone(&self.0);
         let now = Instant::now();
         let id = shared.common.ids.next();
         let info = Arc::new(info);
-        let (mailbox, receiver) = Mailbox::new(id, shared.options.messages, shared.metrics.messages_dropped.clone());
+        let (dropped, queued) = (shared.metrics.messages_dropped.clone(), Arc::clone(&shared.common.queued));
+        let (mailbox, receiver) = Mailbox::new(id, shared.options.messages, dropped, queued);
         let outbound = if info.kind.has_datagrams() { Outbound::of_datagrams } else { Outbound::of_stream };
         let mut adapter = Adapter::new(
             Arc::clone(&info),
@@ -168,6 +178,7 @@ impl Connections {
             registration,
             inbox,
             info,
+            unverified: place.map(|place| Box::new(Unverified::new(place, shared.options.unverified, now))),
             deadline_timer: None,
             gauges: ConnectionGauges::new(Arc::clone(&shared)),
             shared,
@@ -188,6 +199,7 @@ pub struct Connection {
     handler: HandlerSlot,
     inbox: Inbox,
     tap: Option<Box<Tap>>,
+    unverified: Option<Box<Unverified>>,
     deadline_timer: Option<DeadlineTimer>,
     gauges: ConnectionGauges,
     registration: Registration,
@@ -254,7 +266,9 @@ impl Connection {
             if !self.adapter.outbound().is_full()
                 && let Some(event) = self.pop()
             {
-                if let Err(reason) = self.deliver(socket, event).await {
+                let delivered = self.deliver(socket, event).await;
+                self.gauges.event_bytes = 0;
+                if let Err(reason) = delivered {
                     // What the handler makes of it is its consequence.
                     return if self.adapter.is_unconfirmed() { CloseReason::Unconfirmed } else { reason };
                 }
@@ -273,7 +287,9 @@ impl Connection {
 
     /// Takes the next event for the handler, and counts it.
     fn pop(&mut self) -> Option<Event> {
+        self.limit_outbound();
         let mut event = self.next_event()?;
+        self.gauges.event_bytes = event.received_bytes();
         let metrics = &self.shared.metrics;
         match &mut event {
             Event::ReceivedMessages(messages) => {
@@ -315,9 +331,14 @@ impl Connection {
                     self.inbound.end(socket_error(&error));
                 }
             }
+            Wakeup::Displaced => self.state.close(CloseReason::Unverified),
             Wakeup::Deadline => {
                 self.deadline_timer = None;
                 let now = Instant::now();
+                if self.unverified.as_ref().is_some_and(|unverified| unverified.deadline() <= now) {
+                    self.unverified = None;
+                    self.state.close(CloseReason::Unverified);
+                }
                 let was_paused = self.inbound.is_paused();
                 if *self.state.phase() == Phase::Open {
                     self.inbound.handle_timeout(now);
@@ -392,6 +413,7 @@ impl Connection {
         }
         if self.adapter.client_id().is_some() {
             self.state.handle_authenticated();
+            self.unverified = None;
         }
     }
 }

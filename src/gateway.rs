@@ -1,9 +1,7 @@
 //! Composition root: builds and binds everything, runs, reloads, drains.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::auth::{self, Auth};
+use crate::byte_budget::ByteBudget;
 use crate::config::{Config, ConfigSnapshot};
 use crate::conn::limit::ConnectionLimit;
 use crate::conn::registry::Registry;
@@ -28,8 +27,10 @@ use crate::rollout::{self, Initiator, Loader, RolloutManager};
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
+mod data_dir;
 mod descriptors;
 mod listeners;
+mod memory;
 mod ports;
 
 pub(crate) use listeners::ListenersChanged;
@@ -44,9 +45,9 @@ const ANSWERS_END: Duration = Duration::from_secs(1);
 /// The gateway could not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be created.
-    #[error("cannot use {dir:?} as the data directory")]
-    DataDir { dir: PathBuf, source: io::Error },
+    /// The data directory cannot be created, or other users can write to it.
+    #[error(transparent)]
+    DataDir(#[from] data_dir::DataDirError),
     /// The operating system's random generator failed.
     #[error("the system's random generator failed")]
     Random(#[source] getrandom::Error),
@@ -174,6 +175,7 @@ impl Gateway {
             data_dir,
             drain_timeout,
             connections_max,
+            queued_bytes_max,
             adapter,
             admin,
             broker,
@@ -191,7 +193,7 @@ impl Gateway {
             tracing::warn!(socket, "socket activation passed a socket that no listener uses");
         }
         drop(activated);
-        std::fs::create_dir_all(&data_dir).map_err(|source| StartError::DataDir { dir: data_dir.clone(), source })?;
+        data_dir::open(&data_dir)?;
         let telemetry = Telemetry::new();
         let drain = Drain::new();
         let registry = Registry::default();
@@ -234,8 +236,12 @@ impl Gateway {
                 (PubSub::External(broker), Bound::default())
             }
         };
+        let queued_bytes_max = queued_bytes_max.unwrap_or_else(memory::queued_bytes_max);
+        tracing::info!(queued_bytes_max, "bound of all queues");
+        let queued = Arc::new(ByteBudget::new(queued_bytes_max));
+        telemetry.queued_bytes(&queued);
         let mut running = Listeners::new(Context {
-            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit },
+            common: Common { ids, registry: registry.clone(), taps: taps.clone(), limit, queued },
             auth: auth.clone(),
             pubsub: pubsub.clone(),
             manager: manager.clone(),

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::byte_budget::ByteBudget;
 use crate::conn::{ListenAddr, SocketKind};
 use crate::telemetry::ListenerMetrics;
 
@@ -30,6 +31,7 @@ mod socket_options;
 mod tcp;
 pub(crate) mod tls;
 mod udp;
+mod unverified_places;
 
 pub(crate) use accept_limiter::AcceptLimiter;
 pub(crate) use bind::Bind;
@@ -40,6 +42,7 @@ pub(crate) use socket::{Received, Socket};
 pub(crate) use socket_activation::ActivatedSockets;
 pub(crate) use socket_options::{Keepalive, SocketOptions};
 pub(crate) use udp::{Datagrams, Flow};
+pub(crate) use unverified_places::Place;
 
 /// The options of a listener.
 #[derive(Clone, Debug)]
@@ -50,8 +53,8 @@ pub struct Options {
     pub bind: Bind,
     /// Length of the kernel's accept queue, `1..`; the kernel's own bound (`net.core.somaxconn`) applies besides.
     pub backlog: u32,
-    /// Handshakes in progress at a time, `1..`; more peers wait in the backlog.
-    pub handshakes_max: usize,
+    /// Unverified peers at a time, `1..`: handshakes in progress (TLS, DTLS), or flows that may be spoofed (UDP).
+    pub unverified_max: usize,
     /// The checks before a peer gets a connection.
     pub admission: Admission,
     /// Options of its sockets.
@@ -85,7 +88,7 @@ impl BindError {
 #[derive(Debug)]
 pub enum Listener {
     /// TCP, plain or below TLS.
-    Tcp(tcp::TcpListener),
+    Tcp(Box<tcp::TcpListener>),
     /// UDP, plain or below DTLS.
     Udp(udp::UdpListener),
 }
@@ -95,21 +98,27 @@ fn bind_dtls(
     options: &Options,
     predecessor: Option<&udp::Settings>,
     metrics: ListenerMetrics,
+    queued: &Arc<ByteBudget>,
 ) -> io::Result<udp::UdpListener> {
     let secret = dtls::Secret::new()?;
     let now = Instant::now();
     let gate = move || FlowGate::Dtls(Box::new(dtls::CookieVerifier::new(&secret, now)));
-    udp::UdpListener::bind(options, predecessor, metrics, gate)
+    udp::UdpListener::bind(options, predecessor, metrics, queued, gate)
 }
 
 impl Listener {
-    /// Binds the address; from here on peers can connect. A listener with the same address that is about to end hands
+    /// Binds the address; from here on peers can connect. Datagrams that wait take from the budget `queued`. A listener with the same address that is about to end hands
     /// its socket over, if its transport allows it.
     ///
     /// # Errors
     ///
     /// [`BindError`]: the operating system refuses the address.
-    pub fn bind(options: &Options, predecessor: Option<&Handle>, metrics: ListenerMetrics) -> Result<Self, BindError> {
+    pub fn bind(
+        options: &Options,
+        predecessor: Option<&Handle>,
+        metrics: ListenerMetrics,
+        queued: &Arc<ByteBudget>,
+    ) -> Result<Self, BindError> {
         let (stream, datagrams) = match predecessor.map(|handle| &handle.of) {
             Some(HandleOf::Tcp(settings)) => (Some(settings), None),
             Some(HandleOf::Udp(settings)) => (None, Some(settings.as_ref())),
@@ -117,11 +126,13 @@ impl Listener {
         };
         let bound = match options.bind.transport {
             SocketKind::Tcp | SocketKind::Tls if let Some(settings) = stream => {
-                settings.hand_over(options, metrics).map(Self::Tcp)
+                settings.hand_over(options, metrics).map(Box::new).map(Self::Tcp)
             }
-            SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Self::Tcp),
-            SocketKind::Udp => udp::UdpListener::bind(options, datagrams, metrics, || FlowGate::Open).map(Self::Udp),
-            SocketKind::Dtls => bind_dtls(options, datagrams, metrics).map(Self::Udp),
+            SocketKind::Tcp | SocketKind::Tls => tcp::TcpListener::bind(options, metrics).map(Box::new).map(Self::Tcp),
+            SocketKind::Udp => {
+                udp::UdpListener::bind(options, datagrams, metrics, queued, || FlowGate::Open).map(Self::Udp)
+            }
+            SocketKind::Dtls => bind_dtls(options, datagrams, metrics, queued).map(Self::Udp),
         };
         bound.map_err(|source| BindError::new(options, source))
     }
@@ -228,7 +239,7 @@ mod tests {
             name: "modbus".into(),
             bind: Bind { transport, address },
             backlog: 1,
-            handshakes_max: 1,
+            unverified_max: 1,
             admission: Admission::default(),
             socket_options: SocketOptions::default(),
             given: None,
@@ -247,14 +258,15 @@ mod tests {
                 ..plain.clone()
             };
             let metrics = || crate::telemetry::Telemetry::new().listener(&plain.name);
-            let listener = Listener::bind(&plain, None, metrics()).unwrap();
+            let queued = Arc::new(ByteBudget::new(usize::MAX));
+            let listener = Listener::bind(&plain, None, metrics(), &queued).unwrap();
             let message = |handle: &Handle, options| handle.follow(options).map_err(|error| error.to_string());
             let refused = Err("reuse_port needs a restart, or another address".to_owned());
             for _ in 0..2 {
                 assert_eq!(message(&listener.handle(), &other), refused, "{transport}");
             }
             assert_eq!(message(&listener.handle(), &plain), Ok(()), "{transport}");
-            let successor = Listener::bind(&other, Some(&listener.handle()), metrics()).unwrap();
+            let successor = Listener::bind(&other, Some(&listener.handle()), metrics(), &queued).unwrap();
             assert_eq!(successor.local_addr(), listener.local_addr());
             assert_eq!(message(&successor.handle(), &other), refused, "{transport}");
         }

@@ -105,7 +105,7 @@ async fn open(connections: Connections, permit: Permit, pending: Pending, drain:
         () = drain.signalled() => return,
     };
     let Some(accepted) = accepted else { return };
-    let mut connection = connections.open(accepted.info, permit);
+    let mut connection = connections.open(accepted.info, accepted.place, permit);
     if drain.is_signalled() {
         // The drain may have listed the open connections before this one was registered.
         connection.end(CloseReason::Draining);

@@ -281,6 +281,7 @@ fn closed_by(reason: &CloseReason) -> ClosedBy {
         CloseReason::WriteTimedOut
         | CloseReason::FramingBroken(_)
         | CloseReason::LoginTimedOut
+        | CloseReason::Unverified
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Draining
         | CloseReason::Replaced

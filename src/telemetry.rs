@@ -6,13 +6,16 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::byte_budget::ByteBudget;
+use crate::conn::registry::DroppedMessages;
 mod broker;
 mod line_format;
 mod log;
@@ -341,6 +344,11 @@ impl Telemetry {
         metrics.register(&mut self.lock());
     }
 
+    /// Registers the gauge of the bytes in the queues of all connections.
+    pub fn queued_bytes(&self, queued: &Arc<ByteBudget>) {
+        self.lock().register_collector(Box::new(QueuedBytes(Arc::clone(queued))));
+    }
+
     /// Registers the counters of logins.
     pub fn logins(&self, metrics: &LoginMetrics) {
         metrics.register(&mut self.lock());
@@ -366,7 +374,10 @@ impl Telemetry {
             inbound_queue_bytes: self.inbound_queue_bytes.get_or_create_owned(&label),
             outbound_queue_bytes: self.outbound_queue_bytes.get_or_create_owned(&label),
             queued_messages: self.queued_messages.get_or_create_owned(&label),
-            messages_dropped: self.shed(name, "messages_full"),
+            messages_dropped: DroppedMessages {
+                full: self.shed(name, "messages_full"),
+                over_budget: self.shed(name, "queued_bytes_full"),
+            },
             throttled_reads: self.throttled_reads.get_or_create_owned(&label),
             rejected: self.rejected.clone(),
             dropped: self.dropped.clone(),
@@ -482,14 +493,27 @@ pub struct ListenerMetrics {
     pub outbound_queue_bytes: Gauge,
     /// Messages for devices that wait for a handler.
     pub queued_messages: Gauge,
-    /// Messages dropped because a connection's limit was reached.
-    pub messages_dropped: Counter,
+    /// Messages for devices that were dropped.
+    pub messages_dropped: DroppedMessages,
     /// Reads after which a stream was throttled by its rate limit.
     pub throttled_reads: Counter,
     rejected: Family<ReasonLabel, Counter>,
     dropped: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     listener: Arc<str>,
+}
+
+/// Gauge whose value is read when the page is made.
+#[derive(Debug)]
+struct QueuedBytes(Arc<ByteBudget>);
+
+impl Collector for QueuedBytes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(i64::try_from(self.0.used()).unwrap_or(i64::MAX));
+        let help = "Bytes in the queues of all connections, bounded by queued_bytes_max";
+        let metric = encoder.encode_descriptor("queued_bytes", help, None, gauge.metric_type())?;
+        gauge.encode(metric)
+    }
 }
 
 impl ListenerMetrics {

@@ -9,6 +9,9 @@ pub mod admin {
 pub mod auth {
     pub use crate::auth::{Action, Auth, Effect, Options, Rule, User};
 }
+pub mod byte_budget {
+    pub use crate::byte_budget::ByteBudget;
+}
 pub mod cli {
     pub use crate::cli::definition;
     pub mod replay {
@@ -24,7 +27,9 @@ pub mod config {
 pub mod conn {
     pub use crate::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
     pub mod registry {
-        pub use crate::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota, Registry};
+        pub use crate::conn::registry::{
+            DroppedMessages, Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota, Registry,
+        };
     }
 }
 pub mod connection {

@@ -140,7 +140,7 @@ impl From<&CloseReason> for types::CloseReason {
             CloseReason::PeerClosed | CloseReason::SocketError(_) => Self::Peer,
             CloseReason::HandlerAsked => Self::Handler,
             CloseReason::KeepaliveExpired => Self::KeepaliveTimeout,
-            CloseReason::IdleTimedOut | CloseReason::LoginTimedOut => Self::IdleTimeout,
+            CloseReason::IdleTimedOut | CloseReason::LoginTimedOut | CloseReason::Unverified => Self::IdleTimeout,
             CloseReason::Replaced => Self::Replaced,
             CloseReason::Kicked => Self::Kicked,
             CloseReason::Expired => Self::Expired,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use polygate::testing::adapter::Services;
 use polygate::testing::auth::Auth;
+use polygate::testing::byte_budget::ByteBudget;
 use polygate::testing::config::{self, Config, Program};
 use polygate::testing::conn::ConnIds;
 use polygate::testing::conn::registry::Registry;
@@ -16,6 +17,11 @@ use polygate::testing::pubsub::embedded::Broker;
 use polygate::testing::tap::Taps;
 use polygate::testing::telemetry::Telemetry;
 use tokio::sync::watch;
+
+/// The budget of all queues; measurements do not reach it.
+pub fn queued() -> Arc<ByteBudget> {
+    Arc::new(ByteBudget::new(usize::MAX))
+}
 
 /// State shared by the connections of all listeners.
 pub struct Parts {
@@ -67,8 +73,13 @@ impl Parts {
             confirm_timeout: None,
         };
         let chain = Chain::new(&listener.socket.name, [Arc::clone(&self.versions)], &self.telemetry).expect("no chain");
-        let common =
-            Common { ids: Arc::clone(&self.ids), registry: self.table.clone(), taps: self.taps.clone(), limit: None };
+        let common = Common {
+            ids: Arc::clone(&self.ids),
+            registry: self.table.clone(),
+            taps: self.taps.clone(),
+            limit: None,
+            queued: queued(),
+        };
         let connections = Connections::new(listener.connection.clone(), common, services, chain, metrics);
         watch::channel(connections).1
     }

@@ -113,7 +113,7 @@ pub async fn serve(parts: Parts, handler: impl Fn(&str) -> config::Handler) {
     let adapter = Adapter::new(parts.table.clone(), parts.pubsub.clone(), parts.telemetry.clone());
     for options in &parts.listeners {
         let metrics = parts.telemetry.listener(&options.socket.name);
-        let socket = Listener::bind(&options.socket, None, metrics).expect("cannot bind");
+        let socket = Listener::bind(&options.socket, None, metrics, &crate::parts::queued()).expect("cannot bind");
         print!("{} ", socket.local_addr());
         tokio::spawn(accept(socket, parts.connections(options), drain.clone(), ListenerShutdown::default()));
     }

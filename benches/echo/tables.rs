@@ -28,7 +28,7 @@ pub async fn run(parts: Parts) {
         thread::spawn(move || {
             take_own_table().expect("no table of its own");
             runtime.block_on(async {
-                let socket = Listener::bind(&socket, None, metrics).expect("cannot bind");
+                let socket = Listener::bind(&socket, None, metrics, &crate::parts::queued()).expect("cannot bind");
                 bound_tx.send(socket.local_addr()).expect("the receiver is gone");
                 serve(socket, connections, Drain::new(), ListenerShutdown::default()).await
             })

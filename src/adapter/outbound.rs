@@ -26,6 +26,8 @@ pub struct Outbound {
     gathered: BytesMut,
     bytes: usize,
     bytes_max: usize,
+    /// A lower bound for now.
+    limit: usize,
     boundaries: Boundaries,
 }
 
@@ -51,7 +53,15 @@ impl Outbound {
     }
 
     fn new(bytes_max: usize, boundaries: Boundaries) -> Self {
-        Self { first: Bytes::new(), more: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, bytes_max, boundaries }
+        Self {
+            first: Bytes::new(),
+            more: VecDeque::new(),
+            gathered: BytesMut::new(),
+            bytes: 0,
+            bytes_max,
+            limit: usize::MAX,
+            boundaries,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -60,7 +70,12 @@ impl Outbound {
 
     pub fn is_full(&self) -> bool {
         let many = self.boundaries == Boundaries::Kept && self.more.len() >= self.bytes_max / SMALLEST;
-        many || self.bytes >= self.bytes_max
+        many || self.bytes >= self.bytes_max.min(self.limit)
+    }
+
+    /// Bounds the queue to fewer bytes, `1..`, until the next call; queued bytes stay.
+    pub fn limit(&mut self, bytes_max: usize) {
+        self.limit = bytes_max;
     }
 
     /// Queued bytes.

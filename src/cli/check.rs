@@ -101,13 +101,13 @@ mod tests {
             kind = "grpc"
             url = "http://127.0.0.1:9002"
             [listeners.trackers]
-            bind = "tcp://0.0.0.0:7993"
+            bind = "tcp://127.0.0.1:7993"
             handlers = ["one", "two"]
             [handlers.three]
             kind = "grpc"
             url = "http://127.0.0.1:9003"
             [listeners.meters]
-            bind = "tcp://0.0.0.0:7994"
+            bind = "tcp://127.0.0.1:7994"
             handlers = ["two"]
             framing = { kind = "gap", silence = "50ms" }
             "#,
@@ -119,8 +119,8 @@ mod tests {
   adapter            127.0.0.1:9100
   admin              127.0.0.1:9180
   broker             embedded, MQTT clients on 127.0.0.1:1883
-  listener trackers  tcp://0.0.0.0:7993 -> one, two
-  listener meters    tcp://0.0.0.0:7994 [framing: gap] -> two
+  listener trackers  tcp://127.0.0.1:7993 -> one, two
+  listener meters    tcp://127.0.0.1:7994 [framing: gap] -> two
 warning: line 14, handlers.three: no listener uses this handler
 "#;
         assert_eq!(stdout, expected);

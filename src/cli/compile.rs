@@ -1,5 +1,6 @@
 //! `polygate compile`: compiles a guest in a process of its own. Internal: started by `serve` only.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,13 +11,13 @@ use crate::error::report;
 use crate::handler::wasm::{Options, Runtime, bound_this_process};
 use crate::telemetry::Telemetry;
 
-/// Compiles a guest into the cache of a gateway, with resource limits; the gateway runs it
+/// Compiles a guest to stdout, with resource limits; the gateway runs it
 ///
-/// Exits with 0 when the component is in the cache, with 1 and a reason when it is refused, and by a signal at a limit.
+/// Exits with 0 when the code is written, with 1 and a reason when it is refused, and by a signal at a limit.
 #[derive(Debug, clap::Args)]
 #[command(
     hide = true,
-    after_help = "Example:\n  polygate compile --handler=h --component=h.wasm --known-as=h.wasm --cache=data/components \\\n      --instance-memory=16777216 --memory=4294967296 --seconds=300"
+    after_help = "Example:\n  polygate compile --handler=h --component=h.wasm --known-as=h.wasm \\\n      --instance-memory=16777216 --memory=4294967296 --seconds=300"
 )]
 pub(crate) struct Args {
     /// The handler's name, for errors
@@ -28,9 +29,6 @@ pub(crate) struct Args {
     /// Its name in errors
     #[arg(long, value_name = "FILE")]
     known_as: PathBuf,
-    /// The cache directory
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    cache: PathBuf,
     /// Maximum linear memory of one instance, in bytes, which decides how it is compiled
     #[arg(long, value_name = "BYTES")]
     instance_memory: usize,
@@ -53,15 +51,21 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     let metrics = Telemetry::new().instances(&args.handler);
     let options = Options { memory_bytes_max: args.instance_memory, ..Options::new(args.handler, args.component) };
-    let host = match Runtime::start_compiler(args.cache, args.small_engine) {
+    let host = match Runtime::start_compiler(args.small_engine) {
         Ok(host) => host,
         Err(error) => {
             eprintln!("{}", report(&error));
             return ExitCode::FAILURE;
         }
     };
-    match host.load(options, metrics) {
-        Ok(_) => ExitCode::SUCCESS,
+    match host.compile(options, metrics) {
+        Ok(code) => match io::stdout().write_all(&code) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("cannot hand the compiled code back: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
             eprintln!("{}", report(&error.about(&args.known_as)));
             ExitCode::FAILURE

@@ -98,6 +98,7 @@ fn config(root: &Table<'_>, external: ExternalFiles<'_>, text: &str) -> Result<C
         data_dir: gateway.data_dir,
         drain_timeout: gateway.drain_timeout,
         connections_max: gateway.connections_max,
+        queued_bytes_max: gateway.queued_bytes_max,
         adapter,
         admin,
         auth: auth.into_options(),

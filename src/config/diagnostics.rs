@@ -87,6 +87,16 @@ pub enum Advice {
         "any peer that reaches the listener can claim any address; {{ trusted = [..] }} limits that to the balancers"
     )]
     ProxyOpen,
+    #[error(
+        "absent, and the bind is not a loopback address: a peer keeps its connection for ever by sending any byte; \
+         set login_timeout = \"60s\" if the handler authenticates devices, and silence_timeout otherwise"
+    )]
+    LoginUnbounded,
+    #[error(
+        "absent, and the bind is not a loopback address: spoofed datagrams open flows without limit; \
+         set connection_rate or connection_rate_per_address"
+    )]
+    UdpUnlimited,
     #[error("the certificate has expired, and most devices will reject it")]
     CertificateExpired,
     #[error("a revocation list is out of date: later revocations are unknown here")]

@@ -8,7 +8,7 @@ use super::ExternalFiles;
 use super::diagnostics::ErrorReported;
 use super::read::{Table, read_all};
 use super::schema::section;
-use super::value::{PATH, count, duration, secs, text};
+use super::value::{PATH, count, duration, secs, size, text};
 
 section! {
     /// The process as a whole.
@@ -25,6 +25,11 @@ section! {
     /// backlog
     CONNECTIONS_MAX "connections_max": usize =
         count(1..=100_000_000), optional "what the limit on descriptors leaves";
+    /// bytes in the queues of all connections together. From half of it, a connection with queued bytes is not read; from three
+    /// quarters, at most 4 KiB are queued for a socket; when it is used up, messages and datagrams for connections are dropped
+    /// and counted
+    QUEUED_BYTES_MAX "queued_bytes_max": usize =
+        size(1 << 20..=1 << 50), optional "a quarter of the memory of the machine, or of its control group";
 }
 
 /// The settings of `[gateway]`.
@@ -33,6 +38,7 @@ pub(super) struct Gateway {
     pub(super) data_dir: PathBuf,
     pub(super) drain_timeout: Duration,
     pub(super) connections_max: Option<usize>,
+    pub(super) queued_bytes_max: Option<usize>,
 }
 
 pub(super) fn read(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Gateway, ErrorReported> {
@@ -42,6 +48,7 @@ pub(super) fn read(root: &Table<'_>, external: ExternalFiles<'_>) -> Result<Gate
         data_dir: table.get_with(&DATA_DIR, |path| external.directory(&path)),
         drain_timeout: table.get(&DRAIN_TIMEOUT),
         connections_max: table.get(&CONNECTIONS_MAX),
+        queued_bytes_max: table.get(&QUEUED_BYTES_MAX),
     })
 }
 

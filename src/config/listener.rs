@@ -17,7 +17,8 @@ use super::value::{
 use super::{ExternalFiles, Listener, value};
 use crate::conn::SocketKind;
 use crate::conn::registry::MessageBounds;
-use crate::connection::{self, Rates, Timeouts};
+use crate::connection::{self, Rates, Timeouts, UnverifiedLimits};
+use crate::handler::wasm::SLOTS_MAX;
 use crate::listener::access::{Access, Network, Networks, Rule};
 use crate::listener::flow::Bounds;
 use crate::listener::per_address::Limits;
@@ -64,11 +65,20 @@ section! {
     WRITE_TIMEOUT "write_timeout": Duration = duration(millis(1)..=TIMEOUT_MAX), default secs(15);
     /// how long the handshake of a new peer of tls or dtls may take
     HANDSHAKE_TIMEOUT "handshake_timeout": Duration = duration(millis(1)..=secs(600)), default secs(10);
-    /// concurrent handshakes of tls or dtls; over tls more peers wait in the backlog, over dtls they are rejected and
-    /// counted
+    /// concurrent handshakes of tls or dtls, shared out among the addresses; over tls more peers wait, over dtls they are
+    /// rejected and counted
     HANDSHAKES_MAX "handshakes_max": usize = count(1..=1_000_000), default 4096;
+    /// flows of udp whose peers are unverified: they have neither authenticated nor sent a datagram after an answer, so their
+    /// addresses may be spoofed. At this many, a new flow ends the oldest of them
+    UNVERIFIED_MAX "unverified_max": usize = count(1..=1_000_000), default 4096;
+    /// how long a flow of udp may stay unverified; then it ends with reason `unverified`
+    UNVERIFIED_TIMEOUT "unverified_timeout": Duration = duration(millis(10)..=TIMEOUT_MAX), default secs(5);
+    /// bytes that an unverified peer of udp gets for each byte that it has sent, with the headers of IPv4 and UDP; answers beyond are dropped and counted, so
+    /// that the listener does not amplify attacks on spoofed addresses
+    UNVERIFIED_ANSWER_FACTOR "unverified_answer_factor": u32 = count(1..=65_536), default 10;
     /// concurrent connections; more peers wait in the backlog (tcp, tls), or are rejected and counted (udp, dtls)
-    CONNECTIONS_MAX "connections_max": usize = count(1..=100_000_000), default 1_000_000;
+    CONNECTIONS_MAX "connections_max": usize =
+        count(1..=100_000_000), optional "1000000; 131072 for udp, half of the instances that guests have";
     /// connections that the kernel queues until they are accepted; `net.core.somaxconn` bounds it too
     BACKLOG "backlog": u32 = count(1..=65_535), default 1024;
     /// tcp and tls: whether small writes are sent at once (`TCP_NODELAY`); otherwise Nagle's algorithm may delay them
@@ -144,6 +154,12 @@ const TIMEOUT_MAX: Duration = secs(24 * 60 * 60);
 /// Longest time of silence: some meters report once a month.
 const SILENCE_MAX: Duration = secs(31 * 24 * 60 * 60);
 
+/// Default of `connections_max`.
+pub(super) const STREAM_CONNECTIONS_MAX: usize = 1_000_000;
+
+/// The same over udp, where a source address costs nothing: half of the instances, so that the other listeners keep theirs.
+const UDP_CONNECTIONS_MAX: usize = SLOTS_MAX / 2;
+
 /// Default of `flow_timeout` over udp, where a new flow costs the device nothing.
 const UDP_FLOW_TIMEOUT: Duration = secs(5 * 60);
 
@@ -213,14 +229,14 @@ fn read_one(
     }
     let chain = chain(table, handlers);
     let mountpoint = table.get_with(&MOUNTPOINT, |mountpoint| Mountpoint::parse(&mountpoint));
-    let connections_max = table.get(&CONNECTIONS_MAX);
+    let connections_max = connections_max(table, bind);
     let inbound_bytes_max = table.get(&INBOUND_MAX);
     let framing = framing::read(table, bind.ok());
     let socket = read_all!(listener::Options {
         name: Ok(Arc::clone(&name)),
         bind: bind,
         backlog: table.get(&BACKLOG),
-        handshakes_max: table.get(&HANDSHAKES_MAX),
+        unverified_max: unverified_max(table, bind),
         admission: admission(table, external, bind),
         socket_options: socket_options(table),
         given: Ok(None),
@@ -239,6 +255,10 @@ fn read_one(
             silence: silence(table, bind),
             write: table.get(&WRITE_TIMEOUT),
         }),
+        unverified: read_all!(UnverifiedLimits {
+            timeout: table.get(&UNVERIFIED_TIMEOUT),
+            answer_factor: table.get(&UNVERIFIED_ANSWER_FACTOR),
+        }),
         inbound_bytes_max: inbound_bytes_max,
         messages: read_all!(MessageBounds {
             messages_max: table.get(&MESSAGES_MAX),
@@ -250,6 +270,7 @@ fn read_one(
     });
     checked?;
     check_transport(table, bind?.transport)?;
+    warn_of_strangers(table, bind?);
     read_all!(Listener {
         socket: socket,
         connection: connection,
@@ -261,7 +282,10 @@ fn read_one(
 }
 
 /// The keys that only some transports have.
-const KEYS_OF_SOME: [(&str, &[SocketKind]); 10] = [
+const KEYS_OF_SOME: [(&str, &[SocketKind]); 13] = [
+    ("unverified_max", &[SocketKind::Udp]),
+    ("unverified_timeout", &[SocketKind::Udp]),
+    ("unverified_answer_factor", &[SocketKind::Udp]),
     ("flow_timeout", &[SocketKind::Udp, SocketKind::Dtls]),
     ("backlog", &[SocketKind::Tcp, SocketKind::Tls]),
     ("proxy_protocol", &[SocketKind::Tcp, SocketKind::Tls]),
@@ -369,6 +393,34 @@ fn denied(table: &Table<'_>, external: ExternalFiles<'_>) -> Result<Networks, Er
     external
         .networks(&path)
         .or_else(|faults| all(faults.into_iter().map(|fault| Err::<Network, _>(table.fault_at("deny_file", fault)))))
+}
+
+fn connections_max(table: &Table<'_>, bind: Result<Bind, ErrorReported>) -> Result<usize, ErrorReported> {
+    let given = table.get(&CONNECTIONS_MAX)?;
+    let is_udp = bind.is_ok_and(|bind| bind.transport == SocketKind::Udp);
+    Ok(given.unwrap_or(if is_udp { UDP_CONNECTIONS_MAX } else { STREAM_CONNECTIONS_MAX }))
+}
+
+fn unverified_max(table: &Table<'_>, bind: Result<Bind, ErrorReported>) -> Result<usize, ErrorReported> {
+    let (handshakes, flows) = (table.get(&HANDSHAKES_MAX), table.get(&UNVERIFIED_MAX));
+    match bind?.transport {
+        SocketKind::Udp => handshakes.and(flows),
+        SocketKind::Tcp | SocketKind::Tls | SocketKind::Dtls => flows.and(handshakes),
+    }
+}
+
+/// Advice for a listener that strangers can reach.
+fn warn_of_strangers(table: &Table<'_>, bind: Bind) {
+    if bind.address.ip().is_loopback() {
+        return;
+    }
+    if table.item(LOGIN_TIMEOUT.name).is_none() {
+        table.warn_at(LOGIN_TIMEOUT.name, Advice::LoginUnbounded);
+    }
+    let limits = [CONNECTION_RATE.name, CONNECTION_RATE_PER_ADDRESS.name];
+    if bind.transport == SocketKind::Udp && limits.iter().all(|name| table.item(name).is_none()) {
+        table.warn_at(CONNECTION_RATE.name, Advice::UdpUnlimited);
+    }
 }
 
 fn silence(table: &Table<'_>, bind: Result<Bind, ErrorReported>) -> Result<Option<Duration>, ErrorReported> {

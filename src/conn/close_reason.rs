@@ -18,6 +18,8 @@ pub enum CloseReason {
     IdleTimedOut,
     /// The peer did not authenticate within the login timeout.
     LoginTimedOut,
+    /// The peer of plain UDP did not prove in time that it receives at its address, or another unverified one got its place.
+    Unverified,
     /// The stream does not match the listener's framing; the text gives expected and received bytes.
     FramingBroken(String),
     /// Keepalive expired.
@@ -52,6 +54,7 @@ impl CloseReason {
             Self::WriteTimedOut => "write_timed_out",
             Self::IdleTimedOut => "idle_timed_out",
             Self::LoginTimedOut => "login_timed_out",
+            Self::Unverified => "unverified",
             Self::FramingBroken(_) => "framing_broken",
             Self::KeepaliveExpired => "keepalive_expired",
             Self::HandlerAsked => "handler_asked",
@@ -73,7 +76,7 @@ impl CloseReason {
             Self::PeerClosed => "{shutdown,tcp_closed}".into(),
             Self::SocketError(errno) => format!("{{shutdown,{errno}}}").into(),
             Self::WriteTimedOut => "{shutdown,send_timeout}".into(),
-            Self::IdleTimedOut | Self::LoginTimedOut => "{shutdown,idle_timeout}".into(),
+            Self::IdleTimedOut | Self::LoginTimedOut | Self::Unverified => "{shutdown,idle_timeout}".into(),
             Self::FramingBroken(error) => format!("{{shutdown,{{frame_error,{error:?}}}}}").into(),
             Self::KeepaliveExpired => "{shutdown,keepalive_timeout}".into(),
             Self::HandlerAsked | Self::Draining => "{shutdown,normal}".into(),
@@ -96,6 +99,7 @@ impl fmt::Display for CloseReason {
             | Self::WriteTimedOut
             | Self::IdleTimedOut
             | Self::LoginTimedOut
+            | Self::Unverified
             | Self::KeepaliveExpired
             | Self::HandlerAsked
             | Self::Replaced

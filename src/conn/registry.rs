@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{CloseReason, Command, ConnId, Message, Refused};
+use crate::byte_budget::ByteBudget;
 
 /// Maximum bytes of the commands in one mailbox; further callers wait for room. It equals the largest request that the
 /// adapter accepts, so any single command fits.
@@ -70,26 +71,57 @@ pub struct MessageQuota {
     bounds: MessageBounds,
     messages: AtomicUsize,
     bytes: AtomicUsize,
+    /// The budget of all queues.
+    budget: Arc<ByteBudget>,
+}
+
+/// Counters of messages that a mailbox drops.
+#[derive(Clone, Debug, Default)]
+pub struct DroppedMessages {
+    /// The connection reached its limits.
+    pub full: Counter,
+    /// All queues together have reached theirs.
+    pub over_budget: Counter,
+}
+
+/// Why a message is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QuotaExceeded {
+    Connection,
+    Budget,
 }
 
 impl MessageQuota {
-    fn add(&self, message: &Message) -> bool {
+    fn add(&self, message: &Message) -> Result<(), QuotaExceeded> {
         let below = |max: usize, more: usize| move |held: usize| held.checked_add(more).filter(|sum| *sum <= max);
-        let (messages_max, bytes_max) = (self.bounds.messages_max, self.bounds.bytes_max);
+        let (messages_max, bytes_max, weight) = (self.bounds.messages_max, self.bounds.bytes_max, message.weight());
+        if !self.budget.admits(self.bytes.load(Ordering::Relaxed), weight) {
+            return Err(QuotaExceeded::Budget);
+        }
         if self.messages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below(messages_max, 1)).is_err() {
-            return false;
+            return Err(QuotaExceeded::Connection);
         }
-        let fits = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below(bytes_max, message.weight()));
-        if fits.is_err() {
+        if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below(bytes_max, weight)).is_err() {
             self.messages.fetch_sub(1, Ordering::Relaxed);
+            return Err(QuotaExceeded::Connection);
         }
-        fits.is_ok()
+        self.budget.update(0, weight);
+        Ok(())
     }
 
     /// Releases messages that the handler takes, or that are dropped with their connection.
     pub fn remove(&self, messages: &[Message]) {
         self.messages.fetch_sub(messages.len(), Ordering::Relaxed);
-        self.bytes.fetch_sub(messages.iter().map(Message::weight).sum(), Ordering::Relaxed);
+        let weight = messages.iter().map(Message::weight).sum();
+        self.bytes.fetch_sub(weight, Ordering::Relaxed);
+        self.budget.update(weight, 0);
+    }
+}
+
+/// The messages that are dropped with their connection.
+impl Drop for MessageQuota {
+    fn drop(&mut self) {
+        self.budget.update(*self.bytes.get_mut(), 0);
     }
 }
 
@@ -102,19 +134,22 @@ pub struct Mailbox {
     quota: Arc<MessageQuota>,
     /// Free bytes for commands.
     room: Arc<Semaphore>,
-    dropped: Counter,
+    dropped: DroppedMessages,
 }
 
 /// Receiving side of a mailbox; owned by the connection's task.
 pub type MailReceiver = mpsc::Receiver<Box<Mail>>;
 
 impl Mailbox {
-    /// A mailbox for the messages that `bounds` allow, and a bounded number of commands.
-    ///
-    /// `dropped` counts messages dropped because a limit was reached.
-    pub fn new(conn: ConnId, bounds: MessageBounds, dropped: Counter) -> (Self, MailReceiver) {
+    /// A mailbox for the messages that `bounds` and the `budget` of all queues allow, and a bounded number of commands.
+    pub fn new(
+        conn: ConnId,
+        bounds: MessageBounds,
+        dropped: DroppedMessages,
+        budget: Arc<ByteBudget>,
+    ) -> (Self, MailReceiver) {
         let (slots, receiver) = mpsc::channel(bounds.messages_max + RESERVED_FOR_COMMANDS);
-        let quota = MessageQuota { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
+        let quota = MessageQuota { bounds, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0), budget };
         let room = Arc::new(Semaphore::new(COMMAND_BYTES_MAX));
         (Self { conn, slots, quota: Arc::new(quota), room, dropped }, receiver)
     }
@@ -135,9 +170,13 @@ impl Mailbox {
         if self.slots.is_closed() {
             return;
         }
-        if !self.quota.add(&message) {
-            self.dropped.inc();
-            tracing::debug!(conn = %self.conn, topic = message.topic, "message dropped: the connection reached its message limit");
+        if let Err(exceeded) = self.quota.add(&message) {
+            let (dropped, why) = match exceeded {
+                QuotaExceeded::Connection => (&self.dropped.full, "the connection reached its message limit"),
+                QuotaExceeded::Budget => (&self.dropped.over_budget, "all queues together reached queued_bytes_max"),
+            };
+            dropped.inc();
+            tracing::debug!(conn = %self.conn, topic = message.topic, "message dropped: {why}");
             return;
         }
         let put = self.slots.try_send(Box::new(Mail::Deliver(message)));
@@ -146,7 +185,7 @@ impl Mailbox {
             && let Mail::Deliver(message) = *mail
         {
             self.quota.remove(std::slice::from_ref(&message));
-            self.dropped.inc();
+            self.dropped.full.inc();
         }
     }
 
@@ -361,7 +400,7 @@ mod tests {
 
     fn mailbox() -> (Mailbox, MailReceiver) {
         let bounds = MessageBounds { messages_max: 1, bytes_max: 1 };
-        Mailbox::new(CONN, bounds, Counter::default())
+        Mailbox::new(CONN, bounds, DroppedMessages::default(), Arc::new(ByteBudget::new(1 << 20)))
     }
 
     fn answer(mail: Mail) {

@@ -73,17 +73,22 @@ impl Connection {
             self.count_unframed(unfinished, "the stream ended inside a frame");
         }
         self.update_gauges();
-        tracing::info!(
-            conn = %self.conn(),
-            listener = %self.shared.options.listener,
-            peer = %self.info.peer,
-            client_id,
-            received_bytes = self.inbound.received_bytes(),
-            sent_bytes = self.outbound.sent_bytes(),
-            age_ms = self.state.age(Instant::now()).as_millis() as u64,
-            %reason,
-            "closed"
-        );
+        if reason == CloseReason::Unverified {
+            // Not at info: spoofed datagrams cause any number of them.
+            tracing::debug!(conn = %self.conn(), listener = %self.shared.options.listener, peer = %self.info.peer, %reason, "closed");
+        } else {
+            tracing::info!(
+                conn = %self.conn(),
+                listener = %self.shared.options.listener,
+                peer = %self.info.peer,
+                client_id,
+                received_bytes = self.inbound.received_bytes(),
+                sent_bytes = self.outbound.sent_bytes(),
+                age_ms = self.state.age(Instant::now()).as_millis() as u64,
+                %reason,
+                "closed"
+            );
+        }
         self.gauges.is_live = false;
         self.shared.metrics.closed(reason.name());
         self.shared.metrics.connections.dec();
@@ -136,6 +141,7 @@ pub(super) fn delivers_pending(reason: &CloseReason) -> bool {
         | CloseReason::Draining => true,
         CloseReason::IdleTimedOut
         | CloseReason::LoginTimedOut
+        | CloseReason::Unverified
         | CloseReason::HandlerAsked
         | CloseReason::HandlerFailed { .. }
         | CloseReason::Replaced

@@ -18,6 +18,19 @@ use crate::listener::{Received, Socket};
 /// connection holds none.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
+/// The part of the budget of all queues from which a connection with queued bytes is not read: nothing is lost by that.
+const PAUSE_READS_PERCENT: usize = 50;
+
+/// The part from which little is queued for a socket: then handlers wait, which loses nothing either. The rest is for the
+/// messages and datagrams of others, which are dropped when the budget is used up.
+const LIMIT_SENDS_PERCENT: usize = 75;
+
+/// Size of a read above [`PAUSE_READS_PERCENT`], in bytes.
+const LIMITED_READ_BYTES: usize = 1 << 10;
+
+/// Bound of the bytes queued for one socket above [`LIMIT_SENDS_PERCENT`].
+const LIMITED_OUTBOUND_BYTES: usize = 4 << 10;
+
 /// Wakes the task at its next deadline. Deadlines move with every read, so the timer may fire early and is then set
 /// again, which is cheaper than moving it each time.
 #[derive(Debug)]
@@ -32,6 +45,10 @@ pub(super) struct ConnectionGauges {
     shared: Arc<Shared>,
     /// The connection counts as live.
     pub(super) is_live: bool,
+    /// Bytes of the event that the handler has.
+    pub(super) event_bytes: usize,
+    /// This connection's part of the budget of all queues.
+    queued: usize,
     inbound: usize,
     outbound: usize,
     messages: usize,
@@ -39,10 +56,15 @@ pub(super) struct ConnectionGauges {
 
 impl ConnectionGauges {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, is_live: false, inbound: 0, outbound: 0, messages: 0 }
+        Self { shared, is_live: false, event_bytes: 0, queued: 0, inbound: 0, outbound: 0, messages: 0 }
     }
 
+    /// Follows the bytes that wait for the handler and for the socket, and the number of messages, whose bytes are counted
+    /// when they are added.
     fn update(&mut self, inbound: usize, outbound: usize, messages: usize) {
+        let queued = inbound + outbound + self.event_bytes;
+        self.shared.common.queued.update(self.queued, queued);
+        self.queued = queued;
         let metrics = &self.shared.metrics;
         let gauges = [
             (&metrics.inbound_queue_bytes, &mut self.inbound, inbound),
@@ -60,6 +82,7 @@ impl ConnectionGauges {
 
 impl Drop for ConnectionGauges {
     fn drop(&mut self) {
+        self.event_bytes = 0;
         self.update(0, 0, 0);
     }
 }
@@ -76,6 +99,8 @@ pub(super) enum Wakeup {
     Flushed,
     /// The deadline timer fired.
     Deadline,
+    /// Another unverified peer has got the place of this one.
+    Displaced,
 }
 
 /// Whether [`Connection::next_wakeup`] also returns when the output is flushed.
@@ -92,6 +117,7 @@ impl Connection {
     }
 
     fn poll_wakeup(&mut self, socket: &mut Socket, until: WaitFor, cx: &mut Context<'_>) -> Poll<Wakeup> {
+        self.limit_outbound();
         let was_full = self.adapter.outbound().is_full();
         if let Err(error) = self.poll_write(socket, cx) {
             return Poll::Ready(Wakeup::WriteFailed(error));
@@ -119,6 +145,13 @@ impl Connection {
             return Poll::Ready(Wakeup::Read);
         }
         self.update_gauges();
+        if let Some(unverified) = &mut self.unverified
+            && *self.state.phase() == Phase::Open
+            && unverified.poll_displaced(cx).is_ready()
+        {
+            self.unverified = None;
+            return Poll::Ready(Wakeup::Displaced);
+        }
         // Last, because a write that stalled above has set its deadline.
         self.arm_deadline_timer();
         match &mut self.deadline_timer {
@@ -134,8 +167,17 @@ impl Connection {
         self.gauges.update(self.inbound.bytes(), outbound, self.inbound.messages());
     }
 
+    /// While the queues of all connections are above a part of their budget, a connection is only read while it has nothing
+    /// queued. Its own queue wakes it, so none waits for others.
     fn may_read(&self) -> bool {
-        *self.state.phase() == Phase::Open && self.inbound.may_read()
+        let has_room = self.inbound.bytes() == 0 || !self.shared.common.queued.is_above(PAUSE_READS_PERCENT);
+        *self.state.phase() == Phase::Open && self.inbound.may_read() && has_room
+    }
+
+    /// Limits what may be queued for the socket while the queues of all connections are above a part of their budget.
+    pub(super) fn limit_outbound(&mut self) {
+        let is_limited = self.shared.common.queued.is_above(LIMIT_SENDS_PERCENT);
+        self.adapter.outbound().limit(if is_limited { LIMITED_OUTBOUND_BYTES } else { usize::MAX });
     }
 
     /// One read, through the buffer shared by all connections of this thread.
@@ -145,7 +187,8 @@ impl Connection {
         }
         BUFFER.with_borrow_mut(|buffer| {
             let rates = self.shared.options.rates;
-            let read_size = rates.read_size(READ_BYTES_MAX);
+            let is_limited = self.shared.common.queued.is_above(PAUSE_READS_PERCENT);
+            let read_size = rates.read_size(if is_limited { LIMITED_READ_BYTES } else { READ_BYTES_MAX });
             match socket.poll_receive(cx, &mut buffer[..read_size]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Received::End)) => self.inbound.end(CloseReason::PeerClosed),
@@ -171,14 +214,23 @@ impl Connection {
     fn count_received(&mut self, bytes: usize) -> Instant {
         let now = Instant::now();
         self.state.handle_received(now);
+        if self.unverified.as_mut().is_some_and(|unverified| unverified.proof().handle_received(bytes)) {
+            self.unverified = None;
+        }
         self.shared.metrics.received_bytes.inc_by(bytes as u64);
         now
     }
 
     /// Writes what the socket accepts now.
     fn poll_write(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> io::Result<()> {
-        let (written, result) = self.outbound.poll_write(self.adapter.outbound(), socket, cx);
+        let (written, result) = {
+            let proof = self.unverified.as_mut().map(|unverified| unverified.proof());
+            self.outbound.poll_write(self.adapter.outbound(), socket, proof, cx)
+        };
         if let Some(written) = written {
+            if written.dropped > 0 {
+                self.shared.metrics.dropped("unverified_answer", written.dropped);
+            }
             if written.bytes > 0 {
                 self.shared.metrics.sent_bytes.inc_by(written.bytes as u64);
             }
@@ -189,7 +241,8 @@ impl Connection {
 
     fn arm_deadline_timer(&mut self) {
         let inbound = self.inbound.poll_timeout().filter(|_| *self.state.phase() == Phase::Open);
-        let Some(deadline) = self.state.poll_timeout().into_iter().chain(inbound).min() else {
+        let unverified = self.unverified.as_ref().map(|unverified| unverified.deadline());
+        let Some(deadline) = self.state.poll_timeout().into_iter().chain(inbound).chain(unverified).min() else {
             return;
         };
         match &mut self.deadline_timer {

@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use crate::adapter::Outbound;
 use crate::listener::Socket;
 
+use super::unverified::Proof;
+
 /// State of the gateway's side of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
@@ -19,6 +21,8 @@ pub(super) enum Output {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Written {
     pub(super) bytes: usize,
+    /// Datagrams that an unverified peer may not get.
+    pub(super) dropped: u64,
     /// Bytes remain in the queue or in the socket's own buffer.
     pub(super) is_pending: bool,
 }
@@ -68,6 +72,7 @@ impl SocketWriter {
         &mut self,
         queue: &mut Outbound,
         socket: &mut Socket,
+        mut unverified: Option<&mut Proof>,
         cx: &mut Context<'_>,
     ) -> (Option<Written>, io::Result<()>) {
         if self.is_flushed(queue) {
@@ -78,12 +83,18 @@ impl SocketWriter {
             self.unflushed = false;
             return (None, Ok(()));
         }
-        let mut bytes = 0;
+        let (mut bytes, mut dropped) = (0, 0);
         let mut result = loop {
             if queue.is_empty() {
                 break Ok(());
             }
             let written = match queue.only() {
+                Some(datagram) if unverified.as_ref().is_some_and(|proof| !proof.may_send(datagram.len())) => {
+                    let length = datagram.len();
+                    queue.advance(length);
+                    dropped += 1;
+                    continue;
+                }
                 Some(bytes) => socket.poll_send(cx, bytes),
                 None => {
                     let (slices, count) = queue.slices();
@@ -95,6 +106,9 @@ impl SocketWriter {
                 Poll::Ready(Ok(0)) => break Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(accepted)) => {
                     queue.advance(accepted);
+                    if let Some(proof) = &mut unverified {
+                        proof.handle_sent(accepted, socket.queued_datagrams());
+                    }
                     bytes += accepted;
                     self.unflushed = socket.holds_bytes();
                 }
@@ -109,6 +123,6 @@ impl SocketWriter {
             result = flushed;
         }
         self.sent_bytes += bytes as u64;
-        (Some(Written { bytes, is_pending: !self.is_flushed(queue) }), result)
+        (Some(Written { bytes, dropped, is_pending: !self.is_flushed(queue) }), result)
     }
 }

@@ -134,7 +134,7 @@ impl Listeners {
                 });
             let metrics = self.context.telemetry.listener(&options.socket.name);
             let handle = predecessor.map(|(handle, _)| handle);
-            opened.push((place, Listener::bind(&options.socket, handle, metrics)?));
+            opened.push((place, Listener::bind(&options.socket, handle, metrics, &self.context.common.queued)?));
         }
         Ok(BoundListeners(opened))
     }

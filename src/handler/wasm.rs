@@ -35,7 +35,7 @@ mod wasi;
 mod wasm_handler;
 
 pub(crate) use compile_process::{Bounds, Compiler, bound_this_process};
-pub(crate) use engines::Capacity;
+pub(crate) use engines::{Capacity, SLOTS_MAX};
 pub(crate) use error::LoadErrorKind;
 pub(crate) use error::{LoadError, RuntimeError};
 pub(crate) use guest::Guest;

@@ -7,17 +7,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio::net::TcpStream;
 
 use super::Flow;
 use super::access::{Access, Effect};
 use super::per_address::{Entered, Limits, Refusal, SharedAddressLimits};
 use super::proxy::{self, Carried};
+use super::unverified_places::Place;
 use super::{HandshakeError, Socket, dtls, tls};
-use crate::conn::limit::Permit;
 use crate::conn::{ConnInfo, ListenAddr, PeerAddr, SocketKind};
 use crate::rate::Rate;
 use crate::telemetry::ListenerMetrics;
+
+/// Time limit of the first byte of a TLS handshake: a device that wants one begins at once.
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(3);
 
 /// The checks before a peer gets a connection. A reload replaces it as a whole, for new peers.
 #[derive(Clone, Debug)]
@@ -71,8 +75,8 @@ pub struct Pending {
     pub(super) admission: Arc<Admission>,
     pub(super) sources: Arc<SharedAddressLimits>,
     pub(super) metrics: ListenerMetrics,
-    /// The permit of a handshake in progress; returned when it is over.
-    pub(super) _turn: Option<Permit>,
+    /// Its place while it is unverified: until the end of its handshake, or over plain UDP until its connection returns it.
+    pub(super) place: Option<Place>,
 }
 
 /// An accepted socket.
@@ -91,6 +95,8 @@ pub struct Accepted {
     pub socket: Socket,
     /// Its registration for the limits of its address; to be dropped when it has ended.
     pub entered: Option<Entered>,
+    /// The place of a peer of plain UDP, which is unverified.
+    pub place: Option<Place>,
 }
 
 /// Why a peer is rejected.
@@ -114,6 +120,14 @@ pub enum RejectReason {
     /// The handshake has not finished in time.
     #[error("did not finish the handshake within {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The peer has sent nothing.
+    #[error("sent nothing within {} ms", .0.as_millis())]
+    Silent(Duration),
+    /// Another handshake has got its place.
+    #[error(
+        "lost its place to another handshake: its source held more than its share, or it was the oldest that had sent nothing"
+    )]
+    Displaced,
     /// The handshake has failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
@@ -130,6 +144,8 @@ impl RejectReason {
             Self::Proxy(_) => "proxy_malformed",
             Self::ProxyTimeout(_) => "proxy_timed_out",
             Self::Timeout(_) => "handshake_timed_out",
+            Self::Silent(_) => "handshake_silent",
+            Self::Displaced => "handshake_displaced",
             Self::Handshake(error) => error.name(),
         }
     }
@@ -173,13 +189,29 @@ async fn carried(
     }
 }
 
+/// Waits for the first byte of a handshake, which stays in the socket.
+async fn first_byte(stream: &TcpStream) -> Result<(), RejectReason> {
+    match tokio::time::timeout(FIRST_BYTE_MAX, stream.peek(&mut [0])).await {
+        Ok(peeked) => peeked.map(drop).map_err(|error| HandshakeError::from(error).into()),
+        Err(_) => Err(RejectReason::Silent(FIRST_BYTE_MAX)),
+    }
+}
+
 impl Pending {
     /// Runs all checks; logs and counts a rejection.
     pub async fn establish(self) -> Option<Accepted> {
         let (listener, mut peer, metrics) = (Arc::clone(&self.listener), self.peer, self.metrics.clone());
         let timeout = self.admission.handshake_timeout;
-        let passed = tokio::time::timeout(timeout, self.establish_inner(&mut peer)).await;
-        match passed.unwrap_or(Err(RejectReason::Timeout(timeout))) {
+        // Over plain UDP there is no handshake that could end.
+        let displaced = self.place.as_ref().filter(|_| self.kind.is_secure()).map(Place::displaced);
+        let has_place = displaced.is_some();
+        let passed = tokio::select! {
+            passed = tokio::time::timeout(timeout, self.establish_inner(&mut peer)) => {
+                passed.unwrap_or(Err(RejectReason::Timeout(timeout)))
+            }
+            () = futures::future::OptionFuture::from(displaced).map(drop), if has_place => Err(RejectReason::Displaced),
+        };
+        match passed {
             Ok(accepted) => Some(accepted),
             Err(why) => {
                 metrics.rejected(why.name());
@@ -195,7 +227,7 @@ impl Pending {
 
     /// All checks in order. `peer` becomes the address in the PROXY header, once it is read.
     async fn establish_inner(self, peer: &mut PeerAddr) -> Result<Accepted, RejectReason> {
-        let Self { kind, mut local, mut socket, admission, sources, .. } = self;
+        let Self { kind, mut local, mut socket, admission, sources, place, .. } = self;
         if let Some(proxy) = &admission.proxy
             && let Some(carried) = carried(proxy, *peer, &mut socket).await?
         {
@@ -208,6 +240,10 @@ impl Pending {
                 let Some(tls) = &admission.tls else {
                     return Err(HandshakeError::Ours("the listener has no certificate".to_owned()).into());
                 };
+                first_byte(&stream).await?;
+                if let Some(place) = &place {
+                    place.has_spoken();
+                }
                 let (stream, certificate) = tls.accept(stream).await?;
                 (Socket::Tls(stream), certificate)
             }
@@ -221,7 +257,8 @@ impl Pending {
             }
             RawSocket::Udp(flow) => (Socket::Udp(flow), None),
         };
-        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered })
+        let place = place.filter(|_| kind == SocketKind::Udp);
+        Ok(Accepted { info: ConnInfo { kind, peer, local, certificate }, socket, entered, place })
     }
 
     /// Rejects a peer before any check, and counts it.

@@ -52,6 +52,14 @@ impl Socket {
         }
     }
 
+    /// Datagrams that have arrived and are not received yet; 0 for a stream.
+    pub fn queued_datagrams(&self) -> usize {
+        match self {
+            Self::Udp(flow) => flow.queued(),
+            Self::Tcp(_) | Self::Dtls(_) | Self::Tls(_) => 0,
+        }
+    }
+
     /// Sends bytes: the next ones of the stream, or one datagram, which is taken whole.
     ///
     /// # Errors

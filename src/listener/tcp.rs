@@ -1,6 +1,8 @@
 //! TCP listener: accepts connections, retries when descriptors run out, and hands its socket over at a reload.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +15,8 @@ use super::establish::RawSocket;
 use super::per_address::SharedAddressLimits;
 use super::socket_activation;
 use super::socket_options::SocketOptions;
+use super::unverified_places::{Place, UnverifiedPlaces};
 use super::{Admission, Bind, Options, Pending};
-use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -23,6 +25,10 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After this long without a failed accept, the next one is logged again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(10);
+
+/// Accepted peers that wait for the place of a handshake; the backlog of the socket comes on top. When more wait, the newest
+/// of the address with the most waiting peers is rejected, so that the accept loop reaches the peers of other addresses.
+const WAITING_MAX: usize = 1024;
 
 /// Accepts TCP connections, plain or for TLS.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub struct TcpListener {
     metrics: ListenerMetrics,
     /// The time of the last failed accept.
     failed: Option<Instant>,
+    /// Accepted peers that wait for a free place of a handshake, the oldest first.
+    waiting: VecDeque<(TcpStream, PeerAddr)>,
 }
 
 /// The part of an accepting listener that a reload may change, and its socket, which another listener may take over.
@@ -45,15 +53,14 @@ pub(super) struct Settings {
     /// The options that the socket was made with.
     made: SocketOptions,
     sources: Arc<SharedAddressLimits>,
-    /// Limits the handshakes in progress.
-    handshakes: ConnectionLimit,
+    handshakes: UnverifiedPlaces,
 }
 
 impl Settings {
     /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.rcu(|last| options.admission.after(last));
-        self.handshakes.resize(options.handshakes_max);
+        self.handshakes.resize(options.unverified_max);
         self.socket_options.store(Arc::new(options.socket_options.clone()));
         options.socket_options.size(SockRef::from(&self.socket))?;
         // A second listen(2) changes the bound of the backlog, and keeps the connections in it.
@@ -109,11 +116,12 @@ impl TcpListener {
                 socket_options: ArcSwap::from_pointee(options.socket_options.clone()),
                 made,
                 sources: SharedAddressLimits::new(metrics.clone()),
-                handshakes: ConnectionLimit::new(options.handshakes_max),
+                handshakes: UnverifiedPlaces::new(options.unverified_max),
             }),
             local,
             metrics,
             failed: None,
+            waiting: VecDeque::new(),
         })
     }
 
@@ -133,16 +141,25 @@ impl TcpListener {
         self.settings.admission.load_full()
     }
 
+    /// The next peer, with a place for its handshake on a secure transport. Cancel safe.
     pub(super) async fn accept(&mut self) -> Pending {
-        let mut turn = match self.bind.transport.is_secure() {
-            true => Some(self.settings.handshakes.permit().await),
-            false => None,
-        };
         loop {
-            match self.settings.socket.accept().await {
+            let settings = Arc::clone(&self.settings);
+            let freed = settings.handshakes.freed();
+            if let Some(pending) = self.next_waiting() {
+                return pending;
+            }
+            let accepted = tokio::select! {
+                accepted = settings.socket.accept() => accepted,
+                () = freed, if !self.waiting.is_empty() => continue,
+            };
+            match accepted {
                 Ok((stream, peer)) => {
-                    if self.prepare(&stream, PeerAddr(peer)) {
-                        return self.pending(stream, PeerAddr(peer), turn.take());
+                    let peer = PeerAddr(peer);
+                    if self.prepare(&stream, peer)
+                        && let Some(pending) = self.arrived(stream, peer)
+                    {
+                        return pending;
                     }
                 }
                 Err(error) if is_the_peers(&error) => {
@@ -160,6 +177,35 @@ impl TcpListener {
         }
     }
 
+    /// A peer that arrives gets a place of a handshake, if it needs one, or waits.
+    fn arrived(&mut self, stream: TcpStream, peer: PeerAddr) -> Option<Pending> {
+        if !self.bind.transport.is_secure() {
+            return Some(self.pending(stream, peer, None));
+        }
+        if let Some(place) = self.settings.handshakes.enter(self.source(peer), Instant::now()) {
+            return Some(self.pending(stream, peer, Some(place)));
+        }
+        self.waiting.push_back((stream, peer));
+        if self.waiting.len() > WAITING_MAX
+            && let Some((stream, peer)) = self.waiting.remove(newest_of_the_largest(&self.waiting))
+        {
+            self.pending(stream, peer, None).shed("handshakes_max");
+        }
+        None
+    }
+
+    fn next_waiting(&mut self) -> Option<Pending> {
+        let (_, peer) = self.waiting.front()?;
+        let place = self.settings.handshakes.enter_free(self.source(*peer), Instant::now())?;
+        let (stream, peer) = self.waiting.pop_front()?;
+        Some(self.pending(stream, peer, Some(place)))
+    }
+
+    /// The source of a peer for the shares of handshakes. A balancer's address says nothing about it.
+    fn source(&self, peer: PeerAddr) -> Option<IpAddr> {
+        self.admission().proxy.is_none().then(|| peer.host())
+    }
+
     /// Sets the options of an accepted socket; `false` if its peer is gone.
     fn prepare(&self, stream: &TcpStream, peer: PeerAddr) -> bool {
         if let Err(error) = self.settings.socket_options.load().prepare(stream) {
@@ -169,7 +215,7 @@ impl TcpListener {
         true
     }
 
-    fn pending(&self, stream: TcpStream, peer: PeerAddr, turn: Option<Permit>) -> Pending {
+    fn pending(&self, stream: TcpStream, peer: PeerAddr, place: Option<Place>) -> Pending {
         Pending {
             listener: Arc::clone(&self.name),
             kind: self.bind.transport,
@@ -180,9 +226,20 @@ impl TcpListener {
             admission: self.admission(),
             sources: Arc::clone(&self.settings.sources),
             metrics: self.metrics.clone(),
-            _turn: turn,
+            place,
         }
     }
+}
+
+/// The index of the newest peer of the address that has the most peers in the queue.
+fn newest_of_the_largest(waiting: &VecDeque<(TcpStream, PeerAddr)>) -> usize {
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    for (_, peer) in waiting {
+        *counts.entry(peer.host()).or_default() += 1;
+    }
+    let count = |(_, peer): &(TcpStream, PeerAddr)| counts.get(&peer.host()).copied();
+    let largest = waiting.iter().map(count).max().flatten();
+    waiting.iter().rposition(|waits| count(waits) == largest).unwrap_or_default()
 }
 
 /// Errors of accept(2) that concern one peer and not the listener.

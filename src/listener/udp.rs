@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,10 +19,10 @@ use tokio::sync::mpsc;
 use super::establish::RawSocket;
 use super::flow::{Bounds, FlowId, Key};
 use super::flow_gate::{FlowGate, FlowStart};
-
 use super::per_address::SharedAddressLimits;
+use super::unverified_places::UnverifiedPlaces;
 use super::{Admission, Bind, Options, Pending};
-use crate::conn::limit::ConnectionLimit;
+use crate::byte_budget::ByteBudget;
 use crate::conn::{ListenAddr, PeerAddr};
 use crate::telemetry::ListenerMetrics;
 
@@ -70,8 +71,7 @@ pub struct UdpListener {
 pub(super) struct Settings {
     admission: Arc<ArcSwap<Admission>>,
     sources: Arc<SharedAddressLimits>,
-    /// Limits the handshakes in progress.
-    handshakes: ConnectionLimit,
+    places: UnverifiedPlaces,
     /// Weak: the receiving tasks own it.
     group: Weak<SocketGroup>,
 }
@@ -80,7 +80,7 @@ impl Settings {
     /// Applies other options to new peers.
     pub(super) fn follow(&self, options: &Options) -> io::Result<()> {
         self.admission.store(Arc::new(options.admission.clone()));
-        self.handshakes.resize(options.handshakes_max);
+        self.places.resize(options.unverified_max);
         self.group.upgrade().map_or(Ok(()), |group| group.follow(options))
     }
 }
@@ -92,15 +92,17 @@ impl UdpListener {
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
+        queued: &Arc<ByteBudget>,
         gate: impl Fn() -> FlowGate + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        Self::bind_with(options, predecessor, metrics, GateFactory::new(gate), BUFFER_BYTES)
+        Self::bind_with(options, predecessor, metrics, queued, GateFactory::new(gate), BUFFER_BYTES)
     }
 
     fn bind_with(
         options: &Options,
         predecessor: Option<&Settings>,
         metrics: ListenerMetrics,
+        queued: &Arc<ByteBudget>,
         gates: GateFactory,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
@@ -112,6 +114,7 @@ impl UdpListener {
             admission: Arc::clone(&admission),
             gates,
             queue: options.datagrams.queue,
+            queued: Arc::clone(queued),
             arrivals: sender,
         };
         let (group, takes_over) = match predecessor.and_then(|settings| settings.group.upgrade()) {
@@ -119,8 +122,8 @@ impl UdpListener {
             None => (Arc::new(SocketGroup::bind(options, config, buffer_bytes)?), None),
         };
         let sources = SharedAddressLimits::new(labels.metrics.clone());
-        let handshakes = ConnectionLimit::new(options.handshakes_max);
-        let settings = Arc::new(Settings { admission, sources, handshakes, group: Arc::downgrade(&group) });
+        let places = UnverifiedPlaces::new(options.unverified_max);
+        let settings = Arc::new(Settings { admission, sources, places, group: Arc::downgrade(&group) });
         Ok(Self { labels, bind: options.bind, settings, group, arrivals, takes_over })
     }
 
@@ -143,8 +146,6 @@ impl UdpListener {
     pub(super) async fn accept(&mut self) -> Pending {
         loop {
             let flow = self.flow().await;
-            let turn = self.settings.handshakes.try_permit();
-            let waits = turn.is_none() && self.bind.transport.is_secure();
             let pending = Pending {
                 listener: Arc::clone(&self.labels.name),
                 kind: self.bind.transport,
@@ -154,13 +155,21 @@ impl UdpListener {
                 admission: self.settings.admission.load_full(),
                 sources: Arc::clone(&self.settings.sources),
                 metrics: self.labels.metrics.clone(),
-                _turn: turn.filter(|_| self.bind.transport.is_secure()),
+                place: None,
             };
-            if !waits {
-                return pending;
+            let place = self.settings.places.enter(Some(pending.peer.host()), Instant::now());
+            match place {
+                Some(place) => {
+                    if self.bind.transport.is_secure() {
+                        // Its cookie has come back.
+                        place.has_spoken();
+                    }
+                    return Pending { place: Some(place), ..pending };
+                }
+                // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
+                None if self.bind.transport.is_secure() => pending.shed("handshakes_max"),
+                None => pending.shed("unverified_max"),
             }
-            // The peer retransmits its ClientHello, and there may be room then; no state is kept meanwhile.
-            pending.shed("handshakes_max");
         }
     }
 
@@ -235,6 +244,11 @@ impl Flow {
     /// How the gate admitted it.
     pub fn entry_mut(&mut self) -> &mut FlowStart {
         &mut self.entry
+    }
+
+    /// Received datagrams that are not taken yet.
+    pub(in crate::listener) fn queued(&self) -> usize {
+        self.inbox.queued()
     }
 
     /// Counts datagrams that were dropped from the peer or for it.

@@ -160,7 +160,7 @@ impl MqttListener {
                 name: "broker".into(),
                 bind: Bind { transport: SocketKind::Tcp, address },
                 backlog: 1024,
-                handshakes_max: 1024,
+                unverified_max: 1024,
                 admission: Admission::default(),
                 socket_options: SocketOptions::default(),
                 given: None,

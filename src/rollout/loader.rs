@@ -39,7 +39,7 @@ impl Loader {
             Program::Grpc(options) => Ok(Handler::Grpc(grpc::Handler::new(options)?)),
             Program::Wasm(options) => {
                 let host = self.host.get_or_try_init(|| self.start()).await?.clone();
-                self.compiler.prepare(&self.cache_dir, host.capacity(), &options, known_as, bounds).await?;
+                self.compiler.prepare(&host, &options, known_as, bounds).await?;
                 let metrics = self.telemetry.instances(&options.name);
                 let loading = tokio::task::spawn_blocking(move || host.load(options, metrics));
                 let guest = loading.await?.map_err(|error| error.about(known_as))?;

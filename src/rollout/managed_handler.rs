@@ -140,18 +140,19 @@ pub(super) fn program(configured: &Program, what: &Artifact, store: &Store) -> P
     }
 }
 
-/// The configured artifact. A component is read and stored once, so later changes of its file do not matter. Blocking:
-/// reads and writes files.
-pub(super) fn configured(program: &Program, store: &Store) -> Result<Artifact, LoadError> {
+/// The configured artifact. A component is read and stored once by `put`, which returns its digest, so later changes of
+/// its file do not matter. Blocking: reads and writes files.
+pub(super) fn configured(
+    program: &Program,
+    put: impl FnOnce(&[u8], &Path) -> Result<String, LoadError>,
+) -> Result<Artifact, LoadError> {
     match program {
         Program::Grpc(options) => Ok(Artifact::Grpc { urls: options.urls.iter().map(ToString::to_string).collect() }),
         Program::Wasm(options) => {
             let failed =
                 |source| wasm::LoadError::new(&options.name, &options.component, wasm::LoadErrorKind::Read(source));
             let component = read(&options.component).map_err(failed)?;
-            let kept = store.put(&component);
-            let sha256 = kept.map_err(|source| store.failed(source))?;
-            Ok(Artifact::Wasm { sha256 })
+            Ok(Artifact::Wasm { sha256: put(&component, &options.component)? })
         }
     }
 }

@@ -70,7 +70,11 @@ impl RolloutManager {
         initiator: Initiator,
     ) -> Result<(Artifact, Option<Prepared>), Error> {
         let (program, store) = (options.program.clone(), handler.store.clone());
-        let configured = tokio::task::spawn_blocking(move || managed_handler::configured(&program, &store));
+        let configured = tokio::task::spawn_blocking(move || {
+            managed_handler::configured(&program, |component, _| {
+                store.put(component).map_err(|source| store.failed(source))
+            })
+        });
         let what = configured.await.map_err(LoadError::Panicked)??;
         let (change, active, active_what, last_configured) = {
             let state = handler.state.lock();

@@ -21,12 +21,13 @@ pub(super) async fn open_handler(
     let (program, handler) = (options.program.clone(), Arc::clone(&name));
     let reading = tokio::task::spawn_blocking(move || {
         let failed = |source| LoadError::Store { dir: dir.clone(), source };
-        let store = Store::open(dir.clone()).map_err(failed)?;
+        let store = Store::open(dir.clone());
         let index = store.read(&handler).map_err(failed)?;
-        let what = managed_handler::configured(&program, &store)?;
+        let what = managed_handler::configured(&program, |component, file| Ok(store.put_or_use(component, file)))?;
         Ok::<_, LoadError>((store, index, what))
     });
     let (store, index, what) = reading.await??;
+    let stored = index.clone();
 
     // The version that the operator has activated since, if the configuration still names the same artifact.
     let last = index.as_ref().filter(|index| index.configured == what);
@@ -69,7 +70,12 @@ pub(super) async fn open_handler(
     let build = Build { program, policy, version: Arc::downgrade(&version) };
     services.telemetry.activated(&name, number);
     let versions = Versions::new(version, services.telemetry.health(&name));
-    store.write_aside(&index).await?;
+    if stored.as_ref() != Some(&index)
+        && let Err(error) = store.write_aside(&index).await
+    {
+        let why = report(&error);
+        tracing::warn!(handler = %name, version = number, "cannot store the handler's versions; a restart will not know this one: {why}");
+    }
     tracing::info!(handler = %name, version = number, "handler ready");
     let state = State { options, index, builds: [(number, build)].into(), migration: None };
     let handler = ManagedHandler::new(versions, store, state);

@@ -1,11 +1,13 @@
 //! Version store of one handler in the data directory: components by digest, and the index.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::LoadError;
@@ -24,13 +26,17 @@ const COMPONENT: &str = "wasm";
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     dir: PathBuf,
+    /// Components that could not be stored, by digest, with the file that was read.
+    unstored: Arc<Mutex<BTreeMap<String, PathBuf>>>,
 }
 
 impl Store {
-    /// Opens the directory; creates it if needed.
-    pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        Ok(Self { dir })
+    /// Opens the directory; creates it if needed. One that cannot be created is reported by the first write.
+    pub(super) fn open(dir: PathBuf) -> Self {
+        if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+            tracing::warn!(?dir, %error, "cannot create the version store of a handler");
+        }
+        Self { dir, unstored: Arc::default() }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -50,7 +56,10 @@ impl Store {
             Ok(index) => Ok(Some(index)),
             Err(why) => {
                 let aside = self.dir.join(DAMAGED);
-                fs::rename(&file, &aside)?;
+                if let Err(error) = fs::rename(&file, &aside) {
+                    tracing::error!(handler, ?file, %error, "the index of the handler's versions is damaged and cannot be set aside; using the configuration: {why}");
+                    return Ok(None);
+                }
                 tracing::error!(
                     handler,
                     ?aside,
@@ -83,7 +92,8 @@ impl Store {
     pub(super) fn put(&self, component: &[u8]) -> io::Result<String> {
         let sha256 = digest(component);
         if !self.has(&sha256) {
-            write_atomic(&self.component(&sha256), component)?;
+            write_atomic(&self.dir.join(&sha256).with_extension(COMPONENT), component)?;
+            self.unstored.lock().remove(&sha256);
         }
         Ok(sha256)
     }
@@ -93,9 +103,22 @@ impl Store {
         fs::read(self.component(sha256)).is_ok_and(|bytes| digest(&bytes) == sha256)
     }
 
+    /// As [`Store::put`]; if the component of this file cannot be stored, the file itself is used while its content is
+    /// the same, which is logged.
+    pub(super) fn put_or_use(&self, component: &[u8], file: &Path) -> String {
+        let sha256 = digest(component);
+        if let Err(error) = self.put(component) {
+            let dir = &self.dir;
+            tracing::warn!(?dir, ?file, %error, "cannot store a component; it is used from its file, and is not kept for a rollback");
+            self.unstored.lock().insert(sha256.clone(), file.to_owned());
+        }
+        sha256
+    }
+
     /// Path of a component.
     pub(super) fn component(&self, sha256: &str) -> PathBuf {
-        self.dir.join(sha256).with_extension(COMPONENT)
+        let unstored = self.unstored.lock().get(sha256).cloned();
+        unstored.unwrap_or_else(|| self.dir.join(sha256).with_extension(COMPONENT))
     }
 
     /// Removes all components but these. A failed removal is retried the next time.
@@ -127,7 +150,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("versions/h")).unwrap();
+        let store = Store::open(dir.path().join("versions/h"));
         (dir, store)
     }
 

@@ -228,7 +228,7 @@ fn a_listener_for_datagrams_gets_what_the_file_says() {
     let [defaults, all] = config.listeners.as_slice() else { panic!("two listeners") };
     assert_eq!(defaults.connection.timeouts.silence, Some(Duration::from_secs(300)));
     let datagrams = defaults.socket.datagrams;
-    assert_eq!((datagrams.sockets, datagrams.flows_max), (1, 1_000_000));
+    assert_eq!((datagrams.sockets, datagrams.flows_max), (1, 131_072));
     assert_eq!(datagrams.queue, Bounds { datagrams_max: 256, bytes_max: 64 << 10 });
 
     assert_eq!(all.socket.bind.to_string(), "udp://[::1]:1002");
@@ -394,6 +394,21 @@ fn secrets_come_from_outside() {
     assert_eq!(token(r#""s3cr3t-of-the-file-itself""#), "s3cr3t-of-the-file-itself");
 }
 
+/// Listeners that strangers can reach are advised to bound those that never log in, and over udp new flows.
+#[test]
+fn listeners_of_strangers_are_warned_of() {
+    let of = |bind: &str, keys: &str| {
+        let handler = "[handlers.h]\nkind = 'grpc'\nurl = 'http://127.0.0.1:9001'\n";
+        advice(&good(&format!("{handler}[listeners.l]\nbind = '{bind}'\nhandlers = ['h']\n{keys}\n")).1)
+    };
+    assert_eq!(of("tcp://127.0.0.1:1", ""), []);
+    assert_eq!(of("tcp://0.0.0.0:1", ""), [Advice::LoginUnbounded]);
+    assert_eq!(of("tcp://[::]:1", "login_timeout = '60s'"), []);
+    assert_eq!(of("udp://0.0.0.0:1", ""), [Advice::LoginUnbounded, Advice::UdpUnlimited]);
+    assert_eq!(of("udp://0.0.0.0:1", "login_timeout = '60s'\nconnection_rate = '1000/s'"), []);
+    assert_eq!(of("udp://0.0.0.0:1", "login_timeout = '60s'\nconnection_rate_per_address = '10/s'"), []);
+}
+
 #[test]
 fn open_ports_are_warned_of() {
     let of = |text: &str| {
@@ -406,7 +421,9 @@ fn open_ports_are_warned_of() {
     assert_eq!(of("broker.bind = '127.0.0.1:1883'"), []);
     let proxy = |bind: &str, proxy: &str| {
         let handler = "[handlers.h]\nkind = 'grpc'\nurl = 'http://127.0.0.1:9001'\n";
-        of(&format!("{handler}[listeners.l]\nbind = '{bind}'\nhandlers = ['h']\nproxy_protocol = {proxy}\n"))
+        of(&format!(
+            "{handler}[listeners.l]\nbind = '{bind}'\nhandlers = ['h']\nlogin_timeout = '60s'\nproxy_protocol = {proxy}\n"
+        ))
     };
     assert_eq!(proxy("tcp://0.0.0.0:1", "true"), [Advice::ProxyOpen]);
     assert_eq!(proxy("tcp://[::]:1", "{ timeout = '1s' }"), [Advice::ProxyOpen]);

@@ -13,6 +13,7 @@ mod fixture;
 mod program;
 
 mod checking;
+mod compiling;
 mod config;
 mod conversation;
 mod demo;

@@ -182,6 +182,24 @@ async fn unfinished_handshakes() {
     gateway.metric_reaches(&rejected("handshake_timed_out"), 11.0).await;
 }
 
+/// While one address holds every place with handshakes that do not go on, devices of other addresses are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_served_while_one_address_holds_every_place() {
+    // The deadline would free the places in ten minutes: it is not what serves the device.
+    let (gateway, client) = raw_echo("handshakes_max = 8\nhandshake_timeout = \"10m\"").await;
+    let mut flood = Vec::new();
+    for _ in 0..8 {
+        flood.push(unfinished(&gateway, &client).await);
+    }
+    for host in 2..6 {
+        let socket = tokio::net::UdpSocket::bind((std::net::Ipv4Addr::new(127, 0, 0, host), 0)).await.unwrap();
+        socket.connect(gateway.listener()).await.unwrap();
+        is_served(&mut DtlsSocket::connect_from(socket, &client).await.unwrap()).await;
+    }
+    gateway.metric_reaches(&rejected("handshake_displaced"), 1.0).await;
+    drop(flood);
+}
+
 /// Flights that are lost on the way are sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_flights_are_sent_again() {

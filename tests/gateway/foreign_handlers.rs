@@ -1,5 +1,5 @@
-//! Handlers with the habits of those that others wrote run unchanged: servers in Python on grpcio, and one on bare HTTP/2 that
-//! answers as grpc-go does. Each habit has lost messages or devices before.
+//! Handlers with the habits of those that others wrote run unchanged: servers in Python on grpcio and in Go on grpc-go, and one
+//! on bare HTTP/2 that answers with what they cannot. Each habit has lost messages or devices before.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -22,6 +22,31 @@ use crate::harness::scripted_handler::{Event, ScriptedHandler, Serves};
 use crate::harness::transport::Transport;
 use crate::harness::{GatewayUnderTest, Setup, within};
 
+/// The language of a server, whose habits are listed at the top of its source.
+#[derive(Clone, Copy, Debug)]
+enum Language {
+    Python,
+    Go,
+}
+
+use Language::{Go, Python};
+
+impl Language {
+    fn command(self) -> Command {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = repository.join(match self {
+            Python => "target/examples/venv/bin/python",
+            Go => "target/examples/go/handler",
+        });
+        assert!(program.exists(), "{} is missing: run examples/handlers/setup", program.display());
+        let mut command = Command::new(program);
+        if let Python = self {
+            command.arg(repository.join("tests/gateway/foreign_handlers/handler.py"));
+        }
+        command
+    }
+}
+
 /// A server with a habit, as a process of its own; killed when dropped.
 struct Foreign {
     gateway: GatewayUnderTest,
@@ -30,15 +55,12 @@ struct Foreign {
 
 impl Foreign {
     /// The gateway is started first, on a port for handlers that is known, since the server needs the adapter's address.
-    async fn start(habit: &str, keys: &str, transport: Transport) -> Self {
+    async fn start(language: Language, habit: &str, keys: &str, transport: Transport) -> Self {
         let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", relay.local_addr().unwrap());
         let gateway = Setup::grpc_at(&url).handler(keys).over(transport).start().await;
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = repository.join("target/examples/venv/bin/python");
-        assert!(python.exists(), "{} is missing: run examples/handlers/setup", python.display());
-        let mut child = Command::new(python)
-            .arg(repository.join("tests/gateway/foreign_handlers/handler.py"))
+        let mut child = language
+            .command()
             .args([habit, "--adapter", &gateway.adapter().to_string()])
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -67,9 +89,9 @@ async fn login(peer: &mut RawPeer, name: &str) {
 
 /// A handler that reads only the first message of a call gets each message in a call of its own: of a burst none is lost, and the
 /// order is kept.
-async fn burst(habit: &str) {
+async fn burst(language: Language, habit: &str, keys: &str) {
     const MESSAGES: usize = 200;
-    let foreign = Foreign::start(habit, "", Transport::Tcp).await;
+    let foreign = Foreign::start(language, habit, keys, Transport::Tcp).await;
     let mut peer = foreign.gateway.connect().await;
     login(&mut peer, "device-1").await;
     let mut client = MqttClient::connect(foreign.gateway.broker(), "app").await;
@@ -83,23 +105,31 @@ async fn burst(habit: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_reaches_a_unary_handler_of_first_messages() {
-    burst("first-message").await;
+    burst(Python, "first-message", "").await;
+    burst(Go, "first-message", "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_reaches_a_streaming_handler_of_first_messages() {
-    burst("stream-first").await;
+    burst(Python, "stream-first", "").await;
+    burst(Go, "stream-first", "").await;
+}
+
+/// A handler that iterates gets whole batches if the configuration says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_reaches_a_handler_that_iterates() {
+    burst(Go, "iterates", "messages_per_call = 1000").await;
 }
 
 /// A frame that is cut anywhere is whole for a handler that keeps its buffer in the scope of the stream.
-async fn cut_anywhere(habit: &str, transport: Transport) {
+async fn cut_anywhere(language: Language, habit: &str, transport: Transport) {
     const FRAME: &str = "login device-1\nhello\n";
     let cuts: Vec<usize> = match transport {
         Transport::Tcp | Transport::Tls(_) => (1..FRAME.len()).step_by(4).collect(),
         // A datagram is not cut.
         Transport::Udp | Transport::Dtls(_) => vec!["login device-1\n".len()],
     };
-    let foreign = Foreign::start(habit, "", transport).await;
+    let foreign = Foreign::start(language, habit, "", transport).await;
     let mut received = 0;
     for cut in cuts {
         let mut device = foreign.gateway.device().await;
@@ -116,33 +146,47 @@ async fn cut_anywhere(habit: &str, transport: Transport) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buffer_in_stream_scope_survives_cuts_over_tcp() {
-    cut_anywhere("stream-scope", Transport::Tcp).await;
+    cut_anywhere(Python, "stream-scope", Transport::Tcp).await;
+    cut_anywhere(Go, "stream-scope", Transport::Tcp).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buffer_in_stream_scope_survives_cuts_over_tls() {
-    cut_anywhere("stream-scope", Transport::mutual_tls()).await;
+    cut_anywhere(Python, "stream-scope", Transport::mutual_tls()).await;
+    cut_anywhere(Go, "stream-scope", Transport::mutual_tls()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_with_stream_scope_serves_udp() {
-    cut_anywhere("stream-scope", Transport::Udp).await;
+    cut_anywhere(Python, "stream-scope", Transport::Udp).await;
+    cut_anywhere(Go, "stream-scope", Transport::Udp).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_with_stream_scope_serves_dtls() {
-    cut_anywhere("stream-scope", Transport::mutual_dtls()).await;
+    cut_anywhere(Python, "stream-scope", Transport::mutual_dtls()).await;
+    cut_anywhere(Go, "stream-scope", Transport::mutual_dtls()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_returns_after_one_request_is_called_for_each_event() {
-    cut_anywhere("returns", Transport::Tcp).await;
+    for (language, habit) in [(Python, "returns"), (Go, "returns"), (Go, "answers")] {
+        for transport in [Transport::Tcp, Transport::mutual_tls(), Transport::Udp, Transport::mutual_dtls()] {
+            cut_anywhere(language, habit, transport).await;
+        }
+    }
 }
 
 /// A handler's exception ends its stream; the device goes on with its next event on a new one, and the others do not notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_does_not_end_the_other_devices() {
-    let foreign = Foreign::start("stream-scope", "streams = \"per-connection\"", Transport::Tcp).await;
+    for language in [Python, Go] {
+        crash(language).await;
+    }
+}
+
+async fn crash(language: Language) {
+    let foreign = Foreign::start(language, "stream-scope", "streams = \"per-connection\"", Transport::Tcp).await;
     let (mut good, mut bad) = (foreign.gateway.connect().await, foreign.gateway.connect().await);
     login(&mut good, "good").await;
     bad.send("crash\n").await;

@@ -2,4 +2,8 @@
 
 mod adapter;
 mod adapter_port;
+mod handshakes;
 mod logins;
+mod memory;
+mod rules;
+mod spoofing;

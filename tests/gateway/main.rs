@@ -11,6 +11,7 @@ mod harness;
 mod access;
 mod admin;
 mod broker;
+mod data_dir;
 mod dtls;
 mod dtls_interop;
 mod echo;

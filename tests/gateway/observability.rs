@@ -24,6 +24,8 @@ async fn admin_port() {
     let mut peer = gateway.connect().await;
     peer.send("12345").await;
     peer.expect("12345").await;
+    // The answer may arrive before the gateway has counted it.
+    gateway.metric_reaches("polygate_sent_bytes_total{listener=\"l\"}", 5.0).await;
 
     assert_eq!(get(&gateway, "/live", "").await.0, "HTTP/1.1 200 OK");
     assert_eq!(get(&gateway, "/ready", "").await.0, "HTTP/1.1 200 OK");

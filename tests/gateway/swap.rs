@@ -827,7 +827,8 @@ fn weak_active(gateway: &GatewayUnderTest) -> std::sync::Weak<polygate::testing:
 
 /// The names of the compiled components.
 fn compiled(dir: &Path) -> Vec<String> {
-    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".cwasm")).collect()
 }
 
 /// Whether a file of this name is mapped into this process.

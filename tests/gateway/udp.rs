@@ -311,7 +311,8 @@ async fn a_keepalive_timer_decides_instead() {
 async fn many_flows_of_one_socket() {
     const SOCKETS: usize = 20;
     const ADDRESSES: usize = 250;
-    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener("flow_timeout = \"1h\"").start().await;
+    let keys = "flow_timeout = \"1h\"\nunverified_timeout = \"1h\"\nunverified_max = 5000";
+    let gateway = raw_echo().bind("udp://127.0.0.1:0").listener(keys).start().await;
     let mut sockets = Vec::new();
     for _ in 0..SOCKETS {
         sockets.push(Device::on("0.0.0.0:0").await);

@@ -120,7 +120,7 @@ fn read_one(
         name: Ok(format!("broker.listeners[{index}]").into()),
         bind: bind,
         backlog: table.get(&BACKLOG),
-        handshakes_max: table.get(&HANDSHAKES_MAX),
+        unverified_max: table.get(&HANDSHAKES_MAX),
         admission: keys::admission(table, external, bind),
         socket_options: keys::socket_options(table),
         given: Ok(None),
@@ -129,7 +129,7 @@ fn read_one(
     });
     let listener = read_all!(MqttListener {
         socket: socket,
-        connections_max: table.get(&CONNECTIONS_MAX),
+        connections_max: table.get(&CONNECTIONS_MAX).map(|max| max.unwrap_or(keys::STREAM_CONNECTIONS_MAX)),
         websocket: path.and_then(|path| written.map(|written| written.is_websocket.then_some(Arc::from(path)))),
         files: Ok(keys::files(table, external)),
     });

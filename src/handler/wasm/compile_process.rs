@@ -11,15 +11,19 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use super::engines::Capacity;
 use super::error::{LoadError, LoadErrorKind};
 use super::options::Options;
+use super::runtime::Runtime;
 
 /// Maximum length of the compiler's standard error output, in bytes: many times an error with its causes.
 const STDERR_BYTES_MAX: u64 = 64 << 10;
+
+/// Maximum length of compiled code, in bytes: several times that of the largest component.
+const CODE_BYTES_MAX: u64 = 1 << 30;
 
 /// Where components are compiled.
 #[derive(Clone, Debug)]
@@ -47,8 +51,8 @@ impl Default for Bounds {
 }
 
 impl Compiler {
-    /// Compiles a guest into the cache before a runtime with this capacity loads it. `InProcess` does nothing: the load
-    /// compiles then.
+    /// Compiles a guest that is not cached into the cache of the runtime that will load it. `InProcess` does nothing:
+    /// the load compiles then.
     ///
     /// Dropping the future kills the compiler process.
     ///
@@ -57,21 +61,29 @@ impl Compiler {
     /// [`LoadError`], with the compiler's error output or the exceeded limit.
     pub async fn prepare(
         &self,
-        cache_dir: &Path,
-        capacity: Capacity,
+        runtime: &Runtime,
         options: &Options,
         known_as: &Path,
         bounds: Bounds,
     ) -> Result<(), LoadError> {
-        match self {
-            Self::InProcess => Ok(()),
-            Self::Subprocess(program) => compile(program, cache_dir, capacity, options, known_as, bounds).await,
+        let Self::Subprocess(program) = self else { return Ok(()) };
+        let panicked = |error: tokio::task::JoinError| {
+            let reason = format!("could not be compiled: {error}");
+            LoadError::new(&options.name, known_as, LoadErrorKind::CompilerProcess(reason))
+        };
+        let (cached, of) = (runtime.clone(), options.clone());
+        let has = tokio::task::spawn_blocking(move || cached.has(&of)).await.map_err(panicked)?;
+        if has.map_err(|error| error.about(known_as))? {
+            return Ok(());
         }
+        let code = compile(program, runtime.capacity(), options, known_as, bounds).await?;
+        let (cached, of) = (runtime.clone(), options.clone());
+        let put = tokio::task::spawn_blocking(move || cached.put(&of, &code)).await.map_err(panicked)?;
+        put.map_err(|error| error.about(known_as))
     }
 }
 
-/// Compiles a guest into the cache in a subprocess and checks there that it is a handler. A cached guest costs only the
-/// start of the process.
+/// Compiles a guest in a subprocess, which checks that it is a handler and hands the code back over a pipe.
 ///
 /// Dropping the future kills the process.
 ///
@@ -80,15 +92,14 @@ impl Compiler {
 /// [`LoadError`], with the compiler's error output or the exceeded limit.
 pub(super) async fn compile(
     program: &Path,
-    cache_dir: &Path,
     capacity: Capacity,
     options: &Options,
     known_as: &Path,
     bounds: Bounds,
-) -> Result<(), LoadError> {
+) -> Result<Vec<u8>, LoadError> {
     let error = |kind| LoadError::new(&options.name, known_as, kind);
     let failed = |reason: String| error(LoadErrorKind::CompilerProcess(reason));
-    let arguments: [OsString; 9] = [
+    let arguments: [OsString; 8] = [
         "compile".into(),
         // Standard error output is the result of the process; log lines would mix with it.
         "--log=off".into(),
@@ -96,7 +107,6 @@ pub(super) async fn compile(
         format!("--instance-memory={}", options.memory_bytes_max).into(),
         format!("--memory={}", bounds.memory_bytes_max).into(),
         format!("--seconds={}", bounds.timeout.as_secs().saturating_add(1)).into(),
-        joined("--cache=", cache_dir),
         joined("--known-as=", known_as),
         joined("--component=", &options.component),
     ];
@@ -109,17 +119,15 @@ pub(super) async fn compile(
         // use.
         .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed(format!("could not be compiled: cannot start the compiler {program:?}: {error}")))?;
-    let stderr = child.stderr.take();
-    let mut output = Vec::new();
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut code, mut output) = (Vec::new(), Vec::new());
     let exit = async {
-        if let Some(stderr) = stderr {
-            stderr.take(STDERR_BYTES_MAX).read_to_end(&mut output).await?;
-        }
+        tokio::try_join!(read_to(stdout, CODE_BYTES_MAX, &mut code), read_to(stderr, STDERR_BYTES_MAX, &mut output))?;
         child.wait().await
     };
     let status = match tokio::time::timeout(bounds.timeout, exit).await {
@@ -132,11 +140,19 @@ pub(super) async fn compile(
     };
     let output = String::from_utf8_lossy(&output);
     match (status.code(), output.trim()) {
-        (Some(0), _) => Ok(()),
+        (Some(0), _) => Ok(code),
         // The report names the handler and the file itself.
         (Some(1), report) if !report.is_empty() => Err(error(LoadErrorKind::Reported(report.to_owned()))),
         (_, output) => Err(failed(abnormal_exit(status, output, bounds))),
     }
+}
+
+/// Reads a pipe of the process to its end, or its first bytes; the process ends when it writes more.
+async fn read_to(pipe: Option<impl AsyncRead + Unpin>, bytes_max: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+    if let Some(pipe) = pipe {
+        pipe.take(bytes_max).read_to_end(bytes).await?;
+    }
+    Ok(())
 }
 
 fn joined(option: &str, path: &Path) -> OsString {
@@ -163,15 +179,17 @@ fn abnormal_exit(status: ExitStatus, output: &str, bounds: Bounds) -> String {
     }
 }
 
-/// Limits the memory and CPU time of this process permanently, and disables core files.
+/// Limits the memory and CPU time of this process permanently, disables core files, and gives up new privileges
+/// (set-user-ID programs; `PR_SET_NO_NEW_PRIVS`) of this thread and those that it starts.
 ///
 /// The memory limit covers private writable mappings (`RLIMIT_DATA`), not the address space (`RLIMIT_AS`): an engine
 /// reserves far more address space than it uses.
 ///
 /// # Errors
 ///
-/// Errors of `setrlimit(2)`.
+/// Errors of `setrlimit(2)` and `prctl(2)`.
 pub(crate) fn bound_this_process(memory_bytes_max: u64, seconds: u64) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let limits = [
         (Resource::Data, memory_bytes_max),

@@ -32,7 +32,7 @@ const DATA_BYTES_MAX: usize = 256 << 10;
 
 /// Maximum number of instances on the small engine, which take 4.6 TiB of the 128 TiB of address space of a process.
 /// The design target of one gateway is a hundred thousand devices; twice that number was tested.
-const SLOTS_MAX: usize = 1 << 18;
+pub(crate) const SLOTS_MAX: usize = 1 << 18;
 
 /// Stack of the guest's own calls on the small engine, in bytes; more is a trap. Locals with an address are in the
 /// linear memory and not here, so a parser that recurses a hundred levels deep uses some ten KiB.

@@ -31,7 +31,6 @@ pub(crate) enum LoadErrorKind {
     Link(String),
     /// Instantiation failed.
     Start(CallError),
-    Cache(CacheError),
     /// The compiler process exceeded a limit or crashed.
     CompilerProcess(String),
     /// The report of the compiler process, which names handler and file itself.
@@ -63,7 +62,6 @@ impl fmt::Display for LoadError {
             }
             LoadErrorKind::Link(reason) => write!(f, "handler {handler:?}: {path:?} cannot be linked: {reason}"),
             LoadErrorKind::Start(reason) => write!(f, "handler {handler:?}: {path:?} does not start: {reason}"),
-            LoadErrorKind::Cache(error) => error.fmt(f),
             LoadErrorKind::CompilerProcess(reason) => write!(f, "handler {handler:?}: {path:?} {reason}"),
             LoadErrorKind::Reported(report) => f.write_str(report),
         }
@@ -75,7 +73,6 @@ impl std::error::Error for LoadError {
         match &self.kind {
             LoadErrorKind::Read(error) => Some(error),
             LoadErrorKind::NotAComponent(error) => Some(error),
-            LoadErrorKind::Cache(error) => error.source(),
             LoadErrorKind::Compile(_)
             | LoadErrorKind::NoHandler { .. }
             | LoadErrorKind::Link(_)

@@ -45,7 +45,7 @@ impl Runtime {
     ///
     /// [`RuntimeError`].
     pub fn start(cache_dir: PathBuf) -> Result<Self, RuntimeError> {
-        Self::with(Engines::start()?, cache_dir, Metering::None)
+        Self::with(Engines::start()?, cache::Cache::open(cache_dir)?, Metering::None)
     }
 
     /// As [`Runtime::start`], with fuel metering of instances ([`Usage::fuel`](super::Usage::fuel)), which slows them
@@ -55,24 +55,23 @@ impl Runtime {
     ///
     /// [`RuntimeError`].
     pub fn start_metered(cache_dir: PathBuf) -> Result<Self, RuntimeError> {
-        Self::with(Engines::start_metered()?, cache_dir, Metering::Fuel)
+        Self::with(Engines::start_metered()?, cache::Cache::open(cache_dir)?, Metering::Fuel)
     }
 
-    fn with(engines: Engines, cache_dir: PathBuf, metering: Metering) -> Result<Self, RuntimeError> {
+    fn with(engines: Engines, cache: cache::Cache, metering: Metering) -> Result<Self, RuntimeError> {
         let ticker = Arc::new(Ticker::start(engines.all()).map_err(RuntimeError::Ticker)?);
         let background = Arc::new(BackgroundPools::start().map_err(RuntimeError::BackgroundPools)?);
-        let cache = cache::Cache::open(cache_dir)?;
         Ok(Self { engines, cache, ticker, background, metering })
     }
 
-    /// Starts engines that compile components into the cache and inspect them, with capacity for very few instances.
+    /// Starts engines that compile components in memory and inspect them, with capacity for very few instances.
     /// `has_small`: whether the runtime that will load the compiled components has a small engine.
     ///
     /// # Errors
     ///
     /// [`RuntimeError`].
-    pub fn start_compiler(cache_dir: PathBuf, has_small: bool) -> Result<Self, RuntimeError> {
-        Self::with(Engines::to_compile(has_small)?, cache_dir, Metering::None)
+    pub fn start_compiler(has_small: bool) -> Result<Self, RuntimeError> {
+        Self::with(Engines::to_compile(has_small)?, cache::Cache::in_memory(), Metering::None)
     }
 
     /// The same runtime, which loads compiled components from the cache only and never compiles.
@@ -87,6 +86,43 @@ impl Runtime {
         self.engines.capacity()
     }
 
+    /// Whether the compiled code of a guest is cached. Blocking, as [`Runtime::load`].
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] of the component's file.
+    pub(super) fn has(&self, options: &Options) -> Result<bool, LoadError> {
+        let encoded = encoded(options)?;
+        Ok(self.cache.has(&self.engines.class_of(&encoded, options.memory_bytes_max).engine, &encoded))
+    }
+
+    /// Caches code that the compiler process has made of a guest. Blocking, as [`Runtime::load`].
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`], if the code is not that of this engine.
+    pub(super) fn put(&self, options: &Options, code: &[u8]) -> Result<(), LoadError> {
+        let encoded = encoded(options)?;
+        let class = self.engines.class_of(&encoded, options.memory_bytes_max);
+        let put = self.cache.put(&class.engine, &encoded, code);
+        put.map_err(|error| LoadError::new(&options.name, &options.component, error.into()))
+    }
+
+    /// Compiles a guest and checks that it is a handler; returns its code for [`Runtime::put`]. Blocking, as
+    /// [`Runtime::load`].
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`], with the handler's name and file.
+    pub fn compile(&self, options: Options, metrics: InstanceMetrics) -> Result<Vec<u8>, LoadError> {
+        self.load(options.clone(), metrics)?;
+        let encoded = encoded(&options)?;
+        let class = self.engines.class_of(&encoded, options.memory_bytes_max);
+        let compiled = self.cache.compiled(&class.engine, &encoded);
+        let code = compiled.and_then(|component| component.serialize().map_err(cache::CompileError::Compile));
+        code.map_err(|error| LoadError::new(&options.name, &options.component, error.into()))
+    }
+
     /// Loads a guest: reads its file, converts a core module to a component, compiles it or loads the compiled
     /// component from the cache, and checks that it is a handler. Takes from a millisecond (cached) to many seconds
     /// (first load of a large guest) of CPU time, so it belongs on a blocking thread.
@@ -97,18 +133,9 @@ impl Runtime {
     pub fn load(&self, options: Options, metrics: InstanceMetrics) -> Result<Handler, LoadError> {
         let (handler, path) = (Arc::clone(&options.name), options.component.clone());
         let failed = |kind| LoadError::new(&handler, &path, kind);
-        let file = std::fs::read(&path).map_err(|source| failed(LoadErrorKind::Read(source)))?;
-        let encoded = component::from_file(file).map_err(|source| failed(LoadErrorKind::NotAComponent(source)))?;
+        let encoded = encoded(&options)?;
         let class = self.engines.class_of(&encoded, options.memory_bytes_max);
-        let component = self.cache.compiled(&class.engine, &encoded).map_err(|error| {
-            failed(match error {
-                cache::CompileError::Compile(error) => LoadErrorKind::Compile(format!("{error:#}")),
-                cache::CompileError::Cache(error) => LoadErrorKind::Cache(error),
-                cache::CompileError::Missing => {
-                    LoadErrorKind::Compile("no usable compiled component in the cache".to_owned())
-                }
-            })
-        })?;
+        let component = self.cache.compiled(&class.engine, &encoded).map_err(|error| failed(error.into()))?;
         let exports = exports(&class.engine, &component).map_err(failed)?;
         let migrates = exports.iter().any(|name| name == MIGRATE_INTERFACE);
         let link = || {
@@ -139,6 +166,22 @@ impl Runtime {
             _ticker: Arc::clone(&self.ticker),
         });
         Ok(Handler { guest, pool })
+    }
+}
+
+/// A guest's file as a component.
+fn encoded(options: &Options) -> Result<Vec<u8>, LoadError> {
+    let failed = |kind| LoadError::new(&options.name, &options.component, kind);
+    let file = std::fs::read(&options.component).map_err(|source| failed(LoadErrorKind::Read(source)))?;
+    component::from_file(file).map_err(|source| failed(LoadErrorKind::NotAComponent(source)))
+}
+
+impl From<cache::CompileError> for LoadErrorKind {
+    fn from(error: cache::CompileError) -> Self {
+        match error {
+            cache::CompileError::Compile(error) => Self::Compile(format!("{error:#}")),
+            cache::CompileError::Missing => Self::Compile("no usable compiled component in the cache".to_owned()),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Receive queue between the receiving task of a socket and the connection of a flow.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::byte_budget::ByteBudget;
 use crate::listener::flow::{Bounds, Queue, QueueFull};
 
 /// The state that a flow shares with its receiving task.
@@ -13,6 +15,8 @@ pub(super) struct Inbox {
     /// The epoch of the flow at its gate.
     pub(super) epoch: u64,
     state: Mutex<State>,
+    /// The budget of all queues.
+    budget: Arc<ByteBudget>,
 }
 
 #[derive(Debug)]
@@ -34,13 +38,15 @@ enum Life {
 /// Why a datagram was refused.
 pub(super) enum Refused {
     Full(QueueFull),
+    /// All queues together have reached their bound.
+    OverBudget,
     Gone,
 }
 
 impl Inbox {
-    pub(super) fn new(epoch: u64, bounds: Bounds) -> Self {
+    pub(super) fn new(epoch: u64, bounds: Bounds, budget: Arc<ByteBudget>) -> Self {
         let state = State { queue: Queue::new(bounds), waker: None, life: Life::Open };
-        Self { epoch, state: Mutex::new(state) }
+        Self { epoch, state: Mutex::new(state), budget }
     }
 
     pub(super) fn deliver(&self, datagram: &[u8]) -> Result<(), Refused> {
@@ -49,7 +55,11 @@ impl Inbox {
             if state.life != Life::Open {
                 return Err(Refused::Gone);
             }
+            if !self.budget.admits(state.queue.bytes(), datagram.len()) {
+                return Err(Refused::OverBudget);
+            }
             state.queue.push(datagram).map_err(Refused::Full)?;
+            self.budget.update(0, datagram.len());
             state.waker.take()
         };
         // Not under the lock: the woken task takes it at once.
@@ -70,10 +80,16 @@ impl Inbox {
         }
     }
 
+    /// Queued datagrams.
+    pub(super) fn queued(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
     /// Refuses further datagrams; returns the number of unread ones.
     pub(super) fn close(&self) -> usize {
         let mut state = self.state.lock();
         state.life = Life::Gone;
+        self.budget.update(state.queue.bytes(), 0);
         state.queue.clear()
     }
 
@@ -81,7 +97,10 @@ impl Inbox {
     pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut state = self.state.lock();
         match (state.queue.pop(), state.life) {
-            (Some(datagram), _) => Poll::Ready(Some(datagram)),
+            (Some(datagram), _) => {
+                self.budget.update(datagram.len(), 0);
+                Poll::Ready(Some(datagram))
+            }
             (None, Life::Replaced | Life::Gone) => Poll::Ready(None),
             (None, Life::Open) => {
                 match &mut state.waker {
@@ -91,5 +110,12 @@ impl Inbox {
                 Poll::Pending
             }
         }
+    }
+}
+
+/// Without a close: the flow never reached the accept loop.
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.budget.update(self.state.get_mut().queue.bytes(), 0);
     }
 }

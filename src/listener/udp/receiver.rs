@@ -134,6 +134,7 @@ impl Receiver {
                 Ok(()) => return,
                 Err(Refused::Full(QueueFull::Datagrams)) => return self.config.labels.metrics.shed("datagrams_full"),
                 Err(Refused::Full(QueueFull::Bytes)) => return self.config.labels.metrics.shed("datagram_bytes_full"),
+                Err(Refused::OverBudget) => return self.config.labels.metrics.shed("queued_bytes_full"),
                 // Its connection has just ended: the peer is a new one.
                 Err(Refused::Gone) => {}
             }
@@ -160,10 +161,10 @@ impl Receiver {
             Err(mpsc::error::TrySendError::Full(())) => return self.reject("accept_queue_full"),
             Err(mpsc::error::TrySendError::Closed(())) => return self.reject("draining"),
         };
-        let inbox = Arc::new(Inbox::new(entry.epoch(), self.config.queue));
+        let inbox = Arc::new(Inbox::new(entry.epoch(), self.config.queue, Arc::clone(&self.config.queued)));
         if entry.keeps_datagram() && inbox.deliver(datagram).is_err() {
-            // Not reached: an empty queue has room.
-            return self.reject("datagrams_full");
+            // The queue is empty, so it is the budget of all.
+            return self.reject("queued_bytes_full");
         }
         let opened = self.socket.flows.lock().open(key, Arc::clone(&inbox));
         let Ok((id, replaced)) = opened else {

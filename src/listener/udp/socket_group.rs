@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Flow;
 use super::receiver::Receiver;
 use super::socket::Socket;
+use crate::byte_budget::ByteBudget;
 use crate::conn::ListenAddr;
 use crate::listener::flow::Bounds;
 use crate::listener::flow_gate::FlowGate;
@@ -55,6 +56,8 @@ pub(super) struct ReceiverConfig {
     pub(super) admission: Arc<ArcSwap<Admission>>,
     pub(super) gates: GateFactory,
     pub(super) queue: Bounds,
+    /// The budget of all queues.
+    pub(super) queued: Arc<ByteBudget>,
     pub(super) arrivals: mpsc::Sender<Flow>,
 }
 

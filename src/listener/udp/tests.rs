@@ -24,12 +24,16 @@ fn options(address: &str) -> Options {
         name: "l".into(),
         bind: Bind { transport: SocketKind::Udp, address: address.parse().unwrap() },
         backlog: 1,
-        handshakes_max: 1,
+        unverified_max: 10,
         admission: Admission { handshake_timeout: PATIENCE, ..Admission::default() },
         socket_options: SocketOptions::default(),
         given: None,
         datagrams: Datagrams { sockets: 1, flows_max: 10, queue: Bounds { datagrams_max: 4, bytes_max: 200_000 } },
     }
+}
+
+fn queued() -> Arc<ByteBudget> {
+    Arc::new(ByteBudget::new(usize::MAX))
 }
 
 /// The default options with these for datagrams.
@@ -47,7 +51,8 @@ struct Bound {
 fn bind(options: &Options, gate: impl Fn() -> FlowGate + Send + Sync + 'static, buffer_bytes: usize) -> Bound {
     let telemetry = Telemetry::new();
     let metrics = telemetry.listener(&options.name);
-    let listener = UdpListener::bind_with(options, None, metrics, GateFactory::new(gate), buffer_bytes).unwrap();
+    let listener =
+        UdpListener::bind_with(options, None, metrics, &queued(), GateFactory::new(gate), buffer_bytes).unwrap();
     Bound { listener, telemetry }
 }
 
@@ -437,7 +442,8 @@ async fn another_listener_takes_over() {
     let predecessor = bound.listener.settings();
     let renamed = with(&address.to_string(), |datagrams| datagrams.queue.datagrams_max = 1);
     let gates = GateFactory::new(|| FlowGate::Scripted(Scripted));
-    let mut next = UdpListener::bind_with(&renamed, Some(&predecessor), metrics, gates, BUFFER_BYTES).unwrap();
+    let mut next =
+        UdpListener::bind_with(&renamed, Some(&predecessor), metrics, &queued(), gates, BUFFER_BYTES).unwrap();
     let second = Peer::bind("127.0.0.1:0").await;
     second.send("127.0.0.1", bound.port(), b"second").await;
     assert_eq!(receive(&mut bound.accept().await).await.unwrap(), "second");

@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
+use crate::byte_budget::ByteBudget;
 use crate::conn::PeerAddr;
 use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::listener::{AcceptLimiter, Accepted, BindError, Handle, Listener, Pending, Socket};
@@ -105,7 +106,9 @@ impl MqttServer {
         let context =
             Arc::new(Context { router: router.clone(), auth, settings: Settings::new(options), drain: drain.clone() });
         let sockets = options.all_listeners().into_iter().map(|listener| {
-            let socket = Listener::bind(&listener.socket, None, telemetry.listener(&listener.socket.name))?;
+            // Only datagrams take from the budget, and MQTT has none.
+            let (metrics, queued) = (telemetry.listener(&listener.socket.name), Arc::new(ByteBudget::new(0)));
+            let socket = Listener::bind(&listener.socket, None, metrics, &queued)?;
             Ok((listener, socket))
         });
         let sockets = sockets.collect::<Result<Vec<_>, BindError>>()?;
@@ -244,7 +247,7 @@ async fn open(context: Arc<Context>, websocket: Option<Arc<str>>, pending: Pendi
         accepted = Box::pin(pending.establish()) => accepted,
         () = context.drain.cancelled() => return,
     };
-    let Some(Accepted { info, socket, entered }) = accepted else { return };
+    let Some(Accepted { info, socket, entered, place: _ }) = accepted else { return };
     let stream: Box<dyn Stream> = match socket {
         Socket::Tcp(stream) => Box::new(stream),
         Socket::Tls(stream) => Box::new(stream),

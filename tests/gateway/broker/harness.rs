@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use polygate::testing::auth::{Action, Auth, Effect, Options as AuthOptions, Rule, User};
-use polygate::testing::conn::registry::{Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
+use polygate::testing::byte_budget::ByteBudget;
+use polygate::testing::conn::registry::{DroppedMessages, Mail, MailReceiver, Mailbox, MessageBounds, MessageQuota};
 use polygate::testing::conn::{ClientInfo, CloseReason, ConnIds, Message, PeerAddr, QoS};
 use polygate::testing::pubsub::embedded::{Broker, Options};
 use polygate::testing::pubsub::{Error, PubSub, Session};
@@ -105,8 +106,10 @@ pub struct Connection {
 impl Connection {
     pub fn new(messages_max: usize) -> Self {
         let dropped = Counter::default();
+        let counters = DroppedMessages { full: dropped.clone(), over_budget: Counter::default() };
+        let budget = Arc::new(ByteBudget::new(1 << 30));
         let bounds = MessageBounds { messages_max, bytes_max: 1 << 30 };
-        let (mailbox, mails) = Mailbox::new(ConnIds::new().unwrap().next(), bounds, dropped.clone());
+        let (mailbox, mails) = Mailbox::new(ConnIds::new().unwrap().next(), bounds, counters, budget);
         Self { mailbox, mails, dropped }
     }
 }
