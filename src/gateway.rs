@@ -223,6 +223,7 @@ impl Gateway {
         let limit = limit.map(ConnectionLimit::new);
         let (pubsub, mut bound) = match external_broker {
             None => {
+                let broker = embedded::Options { state_dir: Some(data_dir.join("broker")), ..broker };
                 let broker = embedded::Broker::start(broker, auth.clone(), &telemetry, limit.as_ref()).await?;
                 let mqtt = broker.bound().to_vec();
                 let bound = Bound { broker: broker.local_addr(), mqtt, ..Bound::default() };

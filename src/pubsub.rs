@@ -62,6 +62,13 @@ pub enum Error {
         /// The broker's limit.
         subscriptions_max: usize,
     },
+    /// With the filter, a topic name could take more steps to match than the broker allows.
+    #[error(
+        "the filter, with those of all clients, makes matching too costly: {} steps for one topic name are allowed; use \
+         fewer \"+\" where other filters have a name",
+        embedded::MATCH_STEPS_MAX
+    )]
+    FilterTooCostly,
     /// The session has ended, because another one with its client id has begun.
     #[error("another connection has taken over the client id")]
     Replaced,
@@ -101,6 +108,13 @@ impl From<Error> for Refused {
             Error::TooManySubscriptions { subscriptions_max } => {
                 Self::Full { what: "the client's list of subscriptions", limit: format!("{subscriptions_max} entries") }
             }
+            Error::FilterTooCostly => Self::Full {
+                what: "the index of filters",
+                limit: format!(
+                    "{} steps to match one topic name; use fewer \"+\" where other filters have a name",
+                    embedded::MATCH_STEPS_MAX
+                ),
+            },
             Error::Replaced => Self::Gone,
             Error::Refused(reason) if is_denial(reason) => Self::Denied(Denied::Broker { reason: reason.to_string() }),
             Error::OutageBufferFull => Self::Full { what: "the outage buffer", limit: "outage_buffer".to_owned() },
@@ -195,8 +209,16 @@ impl Session {
     /// [`Error::Topic`], [`Error::PayloadTooLarge`], [`Error::Replaced`], [`Error::Stopped`].
     pub async fn publish(&self, topic: &str, qos: QoS, payload: Bytes, confirm: Option<Duration>) -> Result<(), Error> {
         match self {
-            // What is published is in the queues when this returns.
-            Self::Embedded(session) => session.publish(topic, qos, payload),
+            Self::Embedded(session) => {
+                // What is published is in the queues when this returns.
+                session.publish(topic, qos, payload)?;
+                match confirm {
+                    Some(timeout) => {
+                        tokio::time::timeout(timeout, session.confirmed()).await.map_err(|_| Error::Unconfirmed)
+                    }
+                    None => Ok(()),
+                }
+            }
             Self::External(session) => session.publish(topic, qos, payload, confirm).await,
         }
     }
@@ -210,7 +232,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Topic`], [`Error::TooManySubscriptions`], [`Error::Replaced`], [`Error::Stopped`].
+    /// [`Error::Topic`], [`Error::TooManySubscriptions`], [`Error::FilterTooCostly`], [`Error::Replaced`],
+    /// [`Error::Stopped`].
     pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<(), Error> {
         match self {
             Self::Embedded(session) => session.subscribe(filter, qos).await,

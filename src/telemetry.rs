@@ -22,7 +22,7 @@ mod log;
 mod log_limit;
 mod logins;
 
-pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics};
+pub(crate) use broker::{BrokerMetrics, ExternalBrokerMetrics, JournalMetrics};
 pub use log::{LogFormat, start_log};
 pub(crate) use log_limit::{LogBudget, LogDecision, LogLimiter, lines_in};
 pub(crate) use logins::LoginMetrics;

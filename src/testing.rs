@@ -106,7 +106,7 @@ pub mod percent {
 pub mod pubsub {
     pub use crate::pubsub::{Error, PubSub, Session};
     pub mod embedded {
-        pub use crate::pubsub::embedded::{Broker, Options};
+        pub use crate::pubsub::embedded::{Broker, Durability, Options};
     }
 }
 pub mod rate {

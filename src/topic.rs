@@ -21,6 +21,11 @@ pub(crate) const TOPIC_BYTES_MAX: usize = 65_535;
 /// index and of every look-up in it.
 pub(crate) const TOPIC_LEVELS_MAX: usize = 128;
 
+/// Maximum number of `+` in a topic filter.
+///
+/// MQTT has no such limit. Each `+` can double the number of nodes that the broker's index visits to match a topic name.
+pub(crate) const WILDCARD_LEVELS_MAX: usize = 16;
+
 /// First level of a shared subscription.
 const SHARE: &str = "$share";
 
@@ -73,6 +78,8 @@ pub enum Fault {
     TooLong { bytes: usize },
     #[error("it has {levels} levels, and {TOPIC_LEVELS_MAX} are allowed")]
     TooDeep { levels: usize },
+    #[error("it has {wildcards} levels \"+\", and {WILDCARD_LEVELS_MAX} are allowed")]
+    TooManyWildcards { wildcards: usize },
     #[error("the character U+0000 is not allowed")]
     Nul,
     /// A wildcard in a topic name.
@@ -188,6 +195,10 @@ fn size_fault(text: &str) -> Option<Fault> {
 }
 
 fn wildcard_fault(text: &str) -> Option<Fault> {
+    let wildcards = text.split('/').filter(|&level| level == "+").count();
+    if wildcards > WILDCARD_LEVELS_MAX {
+        return Some(Fault::TooManyWildcards { wildcards });
+    }
     let mut levels = text.split('/').peekable();
     while let Some(level) = levels.next() {
         if level == "#" && levels.peek().is_some() {

@@ -9,6 +9,7 @@ use super::diagnostics::ErrorReported;
 use super::read::{Table, read_all};
 use super::schema::section;
 use super::value::{ADDRESS, Choice, count, duration, millis, secs, size, text};
+use crate::pubsub::embedded::Durability;
 use crate::pubsub::{embedded, external};
 
 pub(super) mod listener;
@@ -88,6 +89,14 @@ section! {
     /// memory of retained messages; more are not retained
     RETAINED_BYTES_MAX "retained_bytes_max": usize =
         size(0..=64 << 30), default embedded::Options::default().retained_bytes_max;
+    /// what survives a crash of retained messages, sessions, queued messages and wills: `none`, nothing; `periodic`,
+    /// everything up to 100 ms before; `every-message`, everything that was acknowledged, since acknowledgements wait for
+    /// the disk
+    DURABILITY "durability": Durability = Choice(&[
+        ("none", Durability::None),
+        ("periodic", Durability::Periodic),
+        ("every-message", Durability::EveryMessage),
+    ]), default embedded::Options::default().durability;
     /// Response Information for MQTT 5.0 clients that ask for it; `${clientid}` is the client id
     RESPONSE_INFORMATION "response_information": String =
         text("a topic such as \"replies/${clientid}/\"", 1..=1024), optional "none";
@@ -135,6 +144,7 @@ fn read_embedded(
         anonymous_session_expiry_max: table.get(&ANONYMOUS_SESSION_EXPIRY_MAX),
         retained_max: table.get(&RETAINED_MAX),
         retained_bytes_max: table.get(&RETAINED_BYTES_MAX),
+        durability: table.get(&DURABILITY),
         response_information: table.get(&RESPONSE_INFORMATION).map(|text| text.map(Into::into)),
         ..embedded::Options::default()
     })

@@ -31,6 +31,16 @@ impl Inbound {
         self.outstanding.clear();
     }
 
+    /// The packet identifiers of QoS 2 that are not released: what a restart of the process has to keep.
+    pub(crate) fn unreleased(&self) -> impl Iterator<Item = u16> {
+        self.unreleased.iter().copied()
+    }
+
+    /// Restores what was kept.
+    pub(crate) fn restore(unreleased: impl IntoIterator<Item = u16>) -> Self {
+        Self { unreleased: unreleased.into_iter().collect(), outstanding: BTreeSet::new() }
+    }
+
     /// A PUBLISH with QoS 1 or 2 has come.
     pub(crate) fn handle_publish(&mut self, packet_id: u16, exactly_once: bool, receive_max: u16) -> Receipt {
         let is_new = self.outstanding.insert(packet_id);

@@ -8,8 +8,13 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::Reason;
 use crate::conn::QoS;
+
+/// Messages that a crash may have lost after they were sent: so many numbers are left out when a session is restored.
+const RESTORE_GAP: u64 = 1 << 14;
 
 /// How much one session may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub(crate) struct Outbound<M> {
     /// Of the present connection; 0 without one.
     receive_max: u16,
     last_packet_id: u16,
+    /// The number of the next message of QoS 1 or 2.
+    next_seq: u64,
     /// Packet identifiers of SUBSCRIBE and UNSUBSCRIBE, which share their space with PUBLISH.
     requests: Vec<u16>,
     bytes: usize,
@@ -44,6 +51,8 @@ pub(crate) struct Outbound<M> {
 
 #[derive(Clone, Debug)]
 struct Queued<M> {
+    /// Counts messages of QoS 1 and 2 from 0.
+    seq: u64,
     message: M,
     qos: QoS,
     bytes: usize,
@@ -52,6 +61,7 @@ struct Queued<M> {
 
 #[derive(Clone, Debug)]
 struct InFlight<M> {
+    seq: u64,
     packet_id: u16,
     bytes: usize,
     state: State<M>,
@@ -75,6 +85,50 @@ impl<M> State<M> {
             Self::Released => None,
         }
     }
+}
+
+/// What is left of the messages of QoS 1 and 2: their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outline {
+    next_seq: u64,
+    inflight: Vec<Flight>,
+    /// Ranges of the numbers of queued messages, each with its end behind it.
+    queued: Vec<(u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Flight {
+    seq: u64,
+    packet_id: u16,
+    is_released: bool,
+}
+
+impl Outline {
+    /// The number of the next message.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// All but the number of the next message, as text.
+    #[cfg(test)]
+    pub(crate) fn shape(&self) -> String {
+        format!("{:?} {:?}", self.inflight, self.queued)
+    }
+
+    /// Whether the message with this number is still needed.
+    pub(crate) fn holds(&self, seq: u64) -> bool {
+        self.inflight.iter().any(|flight| flight.seq == seq && !flight.is_released)
+            || self.queued.iter().any(|(first, end)| (*first..*end).contains(&seq))
+    }
+}
+
+/// A message of QoS 1 or 2 with what has to be kept of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored<M> {
+    pub seq: u64,
+    pub message: M,
+    pub qos: QoS,
+    pub bytes: usize,
 }
 
 /// What is to be sent next.
@@ -128,6 +182,7 @@ impl<M: Clone> Outbound<M> {
             outstanding: 0,
             receive_max: 0,
             last_packet_id: 0,
+            next_seq: 0,
             requests: Vec::new(),
             bytes: 0,
             queued_qos0: 0,
@@ -197,7 +252,7 @@ impl<M: Clone> Outbound<M> {
                 State::Qos2(message) => (message, QoS::ExactlyOnce),
                 State::Released => continue,
             };
-            self.queue.push_front(Queued { message, qos, bytes: inflight.bytes, expires: None });
+            self.queue.push_front(Queued { seq: inflight.seq, message, qos, bytes: inflight.bytes, expires: None });
         }
         self.sent = 0;
         self.outstanding = 0;
@@ -224,7 +279,9 @@ impl<M: Clone> Outbound<M> {
     pub(crate) fn push_always(&mut self, message: M, qos: QoS, bytes: usize, expires: Option<Instant>) {
         self.bytes += bytes;
         self.queued_qos0 += usize::from(qos == QoS::AtMostOnce);
-        self.queue.push_back(Queued { message, qos, bytes, expires });
+        let seq = self.next_seq;
+        self.next_seq += u64::from(qos != QoS::AtMostOnce);
+        self.queue.push_back(Queued { seq, message, qos, bytes, expires });
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -274,7 +331,7 @@ impl<M: Clone> Outbound<M> {
             if next.qos != QoS::AtMostOnce && full {
                 return None;
             }
-            let Queued { message, qos, bytes, expires } = self.queue.pop_front()?;
+            let Queued { seq, message, qos, bytes, expires } = self.queue.pop_front()?;
             let state = match qos {
                 QoS::AtMostOnce => {
                     self.bytes -= bytes;
@@ -284,8 +341,8 @@ impl<M: Clone> Outbound<M> {
                 QoS::AtLeastOnce => State::Qos1(message.clone()),
                 QoS::ExactlyOnce => State::Qos2(message.clone()),
             };
-            let packet_id = self.next_packet_id();
-            self.inflight.push_back(InFlight { packet_id, bytes, state, counted: true });
+            let packet_id = self.packet_id_of(seq);
+            self.inflight.push_back(InFlight { seq, packet_id, bytes, state, counted: true });
             self.sent += 1;
             self.outstanding += 1;
             return Some(Send::Publish { message, qos, packet_id: Some(packet_id), dup: false, expires });
@@ -306,12 +363,24 @@ impl<M: Clone> Outbound<M> {
         place.map(|place| self.requests.swap_remove(place)).is_some()
     }
 
+    /// The packet identifier of a message: the same one each time it is sent first, so that a message of QoS 2 that is sent
+    /// again after a crash, which has lost that it was in flight, is not taken for another one.
+    fn packet_id_of(&mut self, seq: u64) -> u16 {
+        // At most 65,534, so the sum does not overflow.
+        let id = (seq % u64::from(u16::MAX)) as u16 + 1;
+        if self.is_free(id) { id } else { self.next_packet_id() }
+    }
+
+    fn is_free(&self, packet_id: u16) -> bool {
+        self.place(packet_id).is_none() && !self.requests.contains(&packet_id)
+    }
+
     /// A packet identifier that is not in use. There is one: the bounds leave it, and requests are few.
     fn next_packet_id(&mut self) -> u16 {
         loop {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
             let id = self.last_packet_id;
-            if self.place(id).is_none() && !self.requests.contains(&id) {
+            if self.is_free(id) {
                 return id;
             }
         }
@@ -376,6 +445,74 @@ impl<M: Clone> Outbound<M> {
         if self.inflight.is_empty() && self.inflight.capacity() > 4 {
             self.inflight = VecDeque::new();
         }
+    }
+
+    /// What has to be kept beside the messages, to restore this half of a session after a restart of the process.
+    pub(crate) fn outline(&self) -> Outline {
+        let inflight = self.inflight.iter().map(|inflight| Flight {
+            seq: inflight.seq,
+            packet_id: inflight.packet_id,
+            is_released: matches!(inflight.state, State::Released),
+        });
+        let mut queued: Vec<(u64, u64)> = Vec::new();
+        for message in self.queue.iter().filter(|queued| queued.qos != QoS::AtMostOnce) {
+            match queued.last_mut() {
+                Some((_, end)) if *end == message.seq => *end += 1,
+                _ => queued.push((message.seq, message.seq + 1)),
+            }
+        }
+        Outline { next_seq: self.next_seq, inflight: inflight.collect(), queued }
+    }
+
+    /// The messages of QoS 1 and 2 that are numbered from `first` on, with what has to be kept of them.
+    pub(crate) fn stored_from(&self, first: u64) -> impl Iterator<Item = Stored<M>> {
+        let inflight = self.inflight.iter().filter_map(|inflight| {
+            let (message, qos) = match &inflight.state {
+                State::Qos1(message) => (message, QoS::AtLeastOnce),
+                State::Qos2(message) => (message, QoS::ExactlyOnce),
+                State::Released => return None,
+            };
+            Some((inflight.seq, message, qos, inflight.bytes))
+        });
+        let queued = self.queue.iter().filter(|queued| queued.qos != QoS::AtMostOnce);
+        let queued = queued.map(|queued| (queued.seq, &queued.message, queued.qos, queued.bytes));
+        inflight.chain(queued).filter(move |(seq, ..)| *seq >= first).map(|(seq, message, qos, bytes)| Stored {
+            seq,
+            message: message.clone(),
+            qos,
+            bytes,
+        })
+    }
+
+    /// Restores what was kept. `message` gives the message of a number, with its QoS, its bytes and its expiry; one that it
+    /// does not know is left out.
+    pub(crate) fn restore(
+        bounds: Bounds,
+        outline: &Outline,
+        mut message: impl FnMut(u64) -> Option<(Stored<M>, Option<Instant>)>,
+    ) -> Self {
+        let mut restored = Self::new(bounds);
+        restored.next_seq = outline.next_seq;
+        for flight in &outline.inflight {
+            let (state, bytes) = if flight.is_released {
+                (State::Released, 0)
+            } else {
+                let Some((Stored { message, qos, bytes, .. }, _)) = message(flight.seq) else { continue };
+                (if qos == QoS::ExactlyOnce { State::Qos2(message) } else { State::Qos1(message) }, bytes)
+            };
+            restored.bytes += bytes;
+            let Flight { seq, packet_id, .. } = *flight;
+            restored.inflight.push_back(InFlight { seq, packet_id, bytes, state, counted: false });
+        }
+        for seq in outline.queued.iter().flat_map(|&(first, end)| first..end) {
+            let Some((Stored { message, qos, bytes, .. }, expires)) = message(seq) else { continue };
+            restored.bytes += bytes;
+            restored.queue.push_back(Queued { seq, message, qos, bytes, expires });
+        }
+        // What was queued and sent behind the last commit before a crash is lost here, but the peer may know its packet
+        // identifiers; new messages get others.
+        restored.next_seq += RESTORE_GAP;
+        restored
     }
 
     /// The messages that are queued or unacknowledged, oldest first.

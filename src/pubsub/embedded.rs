@@ -2,19 +2,21 @@
 //!
 //! Devices are entries in the index `routes`: no task, no channel and no MQTT session for each of them. MQTT clients
 //! have a session each, which may outlive its connection. Both have their subscriptions in the same index, and both
-//! publish through the `router`. So a share can have both kinds of members, and a device and an MQTT client with one
+//! publish through the `router`. Retained messages and sessions are kept on disk by the `journal`. So a share can have both kinds of members, and a device and an MQTT client with one
 //! client id never meet.
 //!
-//! Owns: the index, the retained messages, the sessions, the MQTT listeners. Ends with [`Broker::shutdown`]. Keeps
-//! nothing on disk. Bounds: see [`Options`].
+//! Owns: the index, the retained messages, the sessions, the MQTT listeners, the journal. Ends with
+//! [`Broker::shutdown`]. Bounds: see [`Options`].
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::auth::Auth;
 use crate::conn::limit::ConnectionLimit;
@@ -28,6 +30,7 @@ use super::{Error, GATEWAY};
 
 mod clients;
 mod device;
+mod journal;
 mod message;
 mod mqtt_server;
 mod retained;
@@ -35,9 +38,12 @@ mod router;
 mod routes;
 
 pub(crate) use device::Session;
+pub use journal::Durability;
+use journal::Journal;
 use message::{Origin, Publication};
 use mqtt_server::MqttServer;
 use router::Router;
+pub(super) use routes::STEPS_MAX as MATCH_STEPS_MAX;
 
 /// How the broker runs. [`Options::default`] has no MQTT port.
 #[derive(Clone, Debug)]
@@ -90,6 +96,10 @@ pub struct Options {
     pub retained_max: usize,
     /// Memory of retained messages, in bytes; more are not kept. 256 MiB by default.
     pub retained_bytes_max: usize,
+    /// What survives the end of the process. [`Durability::Periodic`] by default.
+    pub durability: Durability,
+    /// Where it is kept; without it, nothing is. The directory is made.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -116,6 +126,8 @@ impl Default for Options {
             anonymous_session_expiry_max: Duration::from_secs(5 * 60),
             retained_max: 100_000,
             retained_bytes_max: 256 * 1024 * 1024,
+            durability: Durability::Periodic,
+            state_dir: None,
         }
     }
 }
@@ -181,6 +193,14 @@ pub enum StartError {
     /// A listener could not be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The state of an earlier life of the process cannot be read or kept.
+    #[error("the broker's state in {} cannot be used", dir.display())]
+    State {
+        /// Its directory.
+        dir: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
     /// The operating system's random generator failed.
     #[error("cannot draw a random number for message ids")]
     Random(#[source] getrandom::Error),
@@ -210,12 +230,27 @@ pub struct Broker(Arc<Inner>);
 struct Inner {
     router: Arc<Router>,
     mqtt_server: MqttServer,
+    journal: Option<journal::Thread>,
 }
 
 impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker").field("local_addr", &self.local_addr()).field("stats", &self.stats()).finish()
     }
+}
+
+/// Makes the router, with the state that was kept, and starts the journal.
+fn restore(options: &Options, counters: Counters) -> Result<(Arc<Router>, Option<journal::Thread>), StartError> {
+    let router = |journal| Router::new(options, counters.clone(), journal).map(Arc::new).map_err(StartError::Random);
+    let Some(dir) = options.state_dir.as_ref().filter(|_| options.durability != Durability::None) else {
+        return Ok((router(None)?, None));
+    };
+    let failed = |source| StartError::State { dir: dir.clone(), source };
+    let mut opened = Journal::open(dir.clone(), options.durability, counters.journal.clone()).map_err(failed)?;
+    let router = router(Some(opened.journal.clone()))?;
+    router.restore(&mut opened.image, Instant::now());
+    let thread = opened.start(&router).map_err(failed)?;
+    Ok((router, Some(thread)))
 }
 
 impl Broker {
@@ -225,17 +260,18 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// [`StartError::Bind`] when an address is not free or not allowed, [`StartError::Random`].
+    /// [`StartError::Bind`] when an address is not free or not allowed, [`StartError::State`], [`StartError::Random`].
     pub async fn start(
         options: Options,
         auth: Auth,
         telemetry: &Telemetry,
         limit: Option<&ConnectionLimit>,
     ) -> Result<Self, StartError> {
-        let router = Arc::new(Router::new(&options).map_err(StartError::Random)?);
+        let counters = Counters::default();
+        let (router, journal) = restore(&options, counters)?;
         let mqtt_server = MqttServer::start(&options, auth, router.clone(), telemetry, limit)?;
         telemetry.broker(router.counters());
-        Ok(Self(Arc::new(Inner { router, mqtt_server })))
+        Ok(Self(Arc::new(Inner { router, mqtt_server, journal })))
     }
 
     /// Where MQTT clients connect first; `None` when there is no MQTT listener.
@@ -264,13 +300,22 @@ impl Broker {
         self.0.router.stats()
     }
 
-    /// Stops: closes the MQTT port, ends the sessions of MQTT clients, forgets retained messages.
+    /// Stops: closes the MQTT port, writes the state a last time, lets go of sessions and retained messages.
     ///
     /// Sessions of devices get no messages any more, and their calls return [`Error::Stopped`]; their connections
     /// are not touched. A second call does nothing.
     pub async fn shutdown(&self) {
         self.0.mqtt_server.stop().await;
+        if let (Some(journal), Some(thread)) = (self.0.router.journal(), &self.0.journal) {
+            journal.stop();
+            thread.join().await;
+        }
         self.0.router.stop();
+    }
+
+    /// Serves an MQTT client over a stream of the caller, to its end: for fuzzing, without a socket.
+    pub async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: PeerAddr) {
+        self.0.mqtt_server.serve(Box::new(stream), peer).await;
     }
 
     /// [`PubSub::open`](super::PubSub::open)

@@ -54,8 +54,27 @@ pub struct BrokerMetrics {
     pub publishes_denied: Counter,
     /// Subscriptions of MQTT clients that a rule denied, whose filter is malformed, or that are above a bound.
     pub subscribes_denied: Counter,
+    /// Subscriptions of devices and MQTT clients that would have made matching too costly.
+    pub costly_filters_refused: Counter,
     /// Retained messages that were passed on but not kept, because the store is full.
     pub retained_refused: Counter,
+    /// The state on disk.
+    pub journal: JournalMetrics,
+}
+
+/// The journal of the embedded broker.
+#[derive(Clone, Debug, Default)]
+pub struct JournalMetrics {
+    /// Batches on the disk.
+    pub commits: Counter,
+    /// Writes that failed.
+    pub write_errors: Counter,
+    /// 1 while the state cannot be written.
+    pub failing: Gauge,
+    /// Bytes of the log.
+    pub bytes: Gauge,
+    /// Logs that were damaged.
+    pub damaged: Counter,
 }
 
 /// Messages for MQTT clients that were dropped, by reason.
@@ -120,9 +139,24 @@ impl BrokerMetrics {
         ] {
             registry.register(name, help, family.0.clone());
         }
+        let journal = &self.journal;
+        for (name, help, gauge) in [
+            ("broker_journal_failing", "1 while the broker's state cannot be written", &journal.failing),
+            ("broker_journal_bytes", "Bytes of the broker's state on disk", &journal.bytes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
         for (name, help, counter) in [
+            ("broker_journal_commits", "Batches of changes that were written", &journal.commits),
+            ("broker_journal_write_errors", "Writes of the broker's state that failed", &journal.write_errors),
+            ("broker_journal_damaged", "Damaged states that were put aside at the start", &journal.damaged),
             ("broker_publishes_denied", "Messages of MQTT clients that were refused", &self.publishes_denied),
             ("broker_subscribes_denied", "Subscriptions of MQTT clients that were refused", &self.subscribes_denied),
+            (
+                "broker_costly_filters_refused",
+                "Subscriptions of devices and MQTT clients that would have made matching too costly",
+                &self.costly_filters_refused,
+            ),
             ("broker_retained_refused", "Retained messages passed on but not kept", &self.retained_refused),
         ] {
             registry.register(name, help, counter.clone());

@@ -20,6 +20,7 @@ mod demo;
 mod guests;
 mod helping;
 mod hostile_admin;
+mod killing;
 mod replaying;
 mod secrets;
 mod serving;

@@ -107,6 +107,12 @@ impl Setup {
         Self::guest("echo", "settings = { mode = \"raw\" }")
     }
 
+    /// The same in the directory of a program that has ended, with its data.
+    pub fn in_directory(mut self, dir: TempDir) -> Self {
+        self.dir = dir;
+        self
+    }
+
     /// More tables.
     pub fn more(mut self, tables: &str) -> Self {
         self.text.push_str(tables);
@@ -178,7 +184,7 @@ impl Setup {
                 line.send(text).await.unwrap();
             }
         });
-        Serving { child, reading, lines, seen: Vec::new(), _dir: self.dir }
+        Serving { child, reading, lines, seen: Vec::new(), dir: self.dir }
     }
 
     /// Starts `polygate serve` with a log in JSON and waits until it has started.
@@ -195,7 +201,7 @@ pub struct Serving {
     reading: JoinHandle<()>,
     lines: mpsc::Receiver<String>,
     seen: Vec<String>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Serving {
@@ -260,6 +266,12 @@ impl Serving {
             self.seen.push(line);
         }
         (status.code(), self.seen)
+    }
+
+    /// Kills it, and gives its directory.
+    pub async fn kill(mut self) -> TempDir {
+        within("the program to be killed", self.child.kill()).await.unwrap();
+        self.dir
     }
 
     /// Asks it to stop, and waits until it has.

@@ -4,6 +4,7 @@ mod access;
 mod bounds;
 mod conformance;
 mod cost;
+mod durability;
 mod exchange;
 mod harness;
 mod raw;

@@ -17,11 +17,14 @@ use crate::byte_budget::ByteBudget;
 use crate::conn::QoS;
 use crate::mqtt::Reason;
 use crate::mqtt::inbound::Inbound;
-use crate::mqtt::outbound::{Bounds, Outbound, Send};
+use crate::mqtt::outbound::{Bounds, Outbound, Outline, Send, Stored};
 use crate::mqtt::packet::{RetainHandling, SubscriptionOptions, Will};
 
+use super::journal::{Image, Journal, SessionImage};
 use super::message::StoredMessage;
 use super::retained::Cursor;
+use super::router::Target;
+use super::routes::{FEW_WILDCARD_FILTERS, TooCostly};
 use super::{Counters, Options};
 
 /// What one subscription costs beside its filter, in bytes, about: its entries in the session and in the index.
@@ -46,10 +49,11 @@ pub(super) struct Limits {
     /// Subscriptions of all sessions.
     subscribed: ByteBudget,
     counters: Counters,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Limits {
-    pub(super) fn new(options: &Options, counters: Counters) -> Self {
+    pub(super) fn new(options: &Options, counters: Counters, journal: Option<Arc<Journal>>) -> Self {
         Self {
             clients_max: options.clients_max,
             sessions_per_user_max: options.sessions_per_user_max,
@@ -63,6 +67,7 @@ impl Limits {
             queued: ByteBudget::new(options.queued_bytes_max),
             subscribed: ByteBudget::new(options.all_subscription_bytes_max),
             counters,
+            journal,
         }
     }
 }
@@ -93,6 +98,8 @@ struct State {
     /// By filter as it was asked for; `None` when the session has ended.
     subscriptions: Option<BTreeMap<Box<str>, Arc<ClientSubscription>>>,
     subscription_bytes: usize,
+    /// How many of the filters have a `+`.
+    wildcard_filters: usize,
     /// Retained messages that are still to be sent.
     replays: VecDeque<Replay>,
     /// The connection that has the session; they are numbered from 1.
@@ -105,6 +112,47 @@ struct State {
     expires: Option<Instant>,
     /// When the session is looked at next; see [`Deadlines`].
     deadline: Option<Instant>,
+    journaled: Journaled,
+}
+
+/// What the journal has of a session.
+#[derive(Default)]
+struct Journaled {
+    /// Whether it knows the session.
+    is_known: bool,
+    /// Whether the session is in its list of changed ones.
+    is_listed: bool,
+    /// It has the messages of QoS 1 and 2 below this number.
+    seq: u64,
+    /// Filters that were subscribed to or unsubscribed from since.
+    filters: Filters,
+}
+
+/// Filters that have changed.
+enum Filters {
+    /// Those of the session, by name; a short list.
+    Some(Vec<Box<str>>),
+    /// More than [`CHANGED_FILTERS_MAX`].
+    Many,
+}
+
+impl Default for Filters {
+    fn default() -> Self {
+        Self::Some(Vec::new())
+    }
+}
+
+/// Changed filters that are listed one by one; with more, all are written anew.
+const CHANGED_FILTERS_MAX: usize = 256;
+
+impl Filters {
+    fn add(&mut self, filter: &str) {
+        match self {
+            Self::Some(filters) if filters.len() < CHANGED_FILTERS_MAX => filters.push(filter.into()),
+            Self::Some(_) => *self = Self::Many,
+            Self::Many => {}
+        }
+    }
 }
 
 /// A subscription of an MQTT client.
@@ -214,6 +262,7 @@ impl Client {
                 inbound: Inbound::default(),
                 subscriptions: Some(BTreeMap::new()),
                 subscription_bytes: 0,
+                wildcard_filters: 0,
                 replays: VecDeque::new(),
                 connection: 0,
                 is_connected: false,
@@ -223,6 +272,7 @@ impl Client {
                 will_due: None,
                 expires: None,
                 deadline: None,
+                journaled: Journaled::default(),
             }),
         })
     }
@@ -233,7 +283,7 @@ impl Client {
     }
 
     /// Queues a message, or drops it and counts it.
-    fn deliver(&self, delivery: Delivery, qos: QoS) {
+    fn deliver(self: &Arc<Self>, delivery: Delivery, qos: QoS) {
         let dropped = &self.limits.counters.dropped;
         let mut state = self.state.lock();
         if state.subscriptions.is_none() {
@@ -254,6 +304,9 @@ impl Client {
         let pushed = state.outbound.push(delivery, qos, bytes, expires);
         self.limits.queued.update(before, state.outbound.bytes());
         let wakes = pushed.queued && state.is_connected;
+        if qos != QoS::AtMostOnce {
+            self.changed(&mut state);
+        }
         drop(state);
         if pushed.dropped > 0 {
             dropped.queue_full.inc_by(pushed.dropped as u64);
@@ -266,7 +319,7 @@ impl Client {
 
     /// Runs `change` on the session's halves, if `connection` still has it.
     pub(super) fn with<R>(
-        &self,
+        self: &Arc<Self>,
         connection: u64,
         change: impl FnOnce(&mut Outbound<Delivery>, &mut Inbound) -> R,
     ) -> Result<R, Detached> {
@@ -276,6 +329,7 @@ impl Client {
         let State { outbound, inbound, .. } = &mut *state;
         let result = change(outbound, inbound);
         self.limits.queued.update(before, state.outbound.bytes());
+        self.changed(&mut state);
         Ok(result)
     }
 
@@ -283,7 +337,7 @@ impl Client {
     ///
     /// `page` reads the retained messages of a filter.
     pub(super) fn poll_send(
-        &self,
+        self: &Arc<Self>,
         connection: u64,
         now: Instant,
         mut send: impl FnMut(Send<Delivery>, &mut Outbound<Delivery>) -> Room,
@@ -292,13 +346,14 @@ impl Client {
         let mut state = self.state.lock();
         state.check(connection)?;
         let before = state.outbound.bytes();
-        let mut expired = 0;
+        let (mut expired, mut sent) = (0, false);
         loop {
             let outbound = &mut state.outbound;
             let mut room = Room::Left;
             while room == Room::Left
                 && let Some(next) = outbound.poll_send(now, &mut expired)
             {
+                sent |= matches!(next, Send::Publish { packet_id: Some(_), .. });
                 room = send(next, outbound);
             }
             if room == Room::Full || !state.replay(&mut page) {
@@ -306,6 +361,9 @@ impl Client {
             }
         }
         self.limits.queued.update(before, state.outbound.bytes());
+        if sent || expired > 0 {
+            self.changed(&mut state);
+        }
         drop(state);
         if expired > 0 {
             self.limits.counters.dropped.expired.inc_by(expired);
@@ -313,7 +371,7 @@ impl Client {
         Ok(())
     }
 
-    /// Enters a subscription, while `enter` puts it into the index.
+    /// Enters a subscription, while `enter` puts it into the index, given whether the client has few filters with `+`.
     ///
     /// # Errors
     ///
@@ -323,27 +381,32 @@ impl Client {
         connection: u64,
         filter: &str,
         subscription: ClientSubscription,
-        enter: impl FnOnce(Arc<ClientSubscription>),
+        enter: impl FnOnce(Arc<ClientSubscription>, bool) -> Result<(), TooCostly>,
     ) -> Result<Result<Entered, Reason>, Detached> {
         let mut state = self.state.lock();
         state.check(connection)?;
         let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
-        let State { subscriptions, subscription_bytes, .. } = &mut *state;
+        let State { subscriptions, subscription_bytes, wildcard_filters, .. } = &mut *state;
         let Some(subscriptions) = subscriptions else { return Err(Detached) };
         let known = subscriptions.contains_key(filter);
-        if !known {
-            if subscriptions.len() >= self.limits.subscriptions_max
+        if !known
+            && (subscriptions.len() >= self.limits.subscriptions_max
                 || *subscription_bytes + bytes > self.limits.subscription_bytes_max
-                || !self.limits.subscribed.admits(*subscription_bytes, bytes)
-            {
-                return Ok(Err(Reason::QUOTA_EXCEEDED));
-            }
-            *subscription_bytes += bytes;
-            self.limits.subscribed.update(0, bytes);
+                || !self.limits.subscribed.admits(*subscription_bytes, bytes))
+        {
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
         }
         let subscription = Arc::new(subscription);
-        subscriptions.insert(filter.into(), subscription.clone());
-        enter(subscription);
+        if enter(subscription.clone(), *wildcard_filters < FEW_WILDCARD_FILTERS).is_err() {
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
+        }
+        subscriptions.insert(filter.into(), subscription);
+        if !known {
+            *subscription_bytes += bytes;
+            *wildcard_filters += usize::from(filter.contains('+'));
+            self.limits.subscribed.update(0, bytes);
+        }
+        self.filter_changed(&mut state, filter);
         Ok(Ok(if known { Entered::Replaced } else { Entered::New }))
     }
 
@@ -366,15 +429,22 @@ impl Client {
     }
 
     /// Takes a subscription out, while `remove` takes it out of the index; says whether there was one.
-    pub(super) fn unsubscribe(&self, connection: u64, filter: &str, remove: impl FnOnce()) -> Result<bool, Detached> {
+    pub(super) fn unsubscribe(
+        self: &Arc<Self>,
+        connection: u64,
+        filter: &str,
+        remove: impl FnOnce(),
+    ) -> Result<bool, Detached> {
         let mut state = self.state.lock();
         state.check(connection)?;
         let Some(subscriptions) = &mut state.subscriptions else { return Err(Detached) };
         let Some(removed) = subscriptions.remove(filter) else { return Ok(false) };
         let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
         state.subscription_bytes -= bytes;
+        state.wildcard_filters -= usize::from(filter.contains('+'));
         self.limits.subscribed.update(bytes, 0);
         state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
+        self.filter_changed(&mut state, filter);
         remove();
         Ok(true)
     }
@@ -388,8 +458,142 @@ impl Client {
         state.outbound = Outbound::new(self.limits.bounds);
         state.replays = VecDeque::new();
         self.online.store(false, Ordering::Relaxed);
+        if let Some(journal) = self.limits.journal.as_deref()
+            && state.journaled.is_known
+        {
+            journal.session_ended(self.serial);
+        }
         subscriptions.into_keys().collect()
     }
+
+    /// Lists the session for the journal, if it has to outlive its connection.
+    fn changed(self: &Arc<Self>, state: &mut State) {
+        let Some(journal) = self.limits.journal.as_deref() else { return };
+        let is_kept = !state.expiry.is_zero() || state.journaled.is_known;
+        if is_kept && !state.journaled.is_listed && state.subscriptions.is_some() {
+            state.journaled.is_listed = journal.session_changed(self);
+        }
+    }
+
+    fn filter_changed(self: &Arc<Self>, state: &mut State, filter: &str) {
+        if self.limits.journal.is_none() || !state.journaled.is_known {
+            // A session that the journal does not know is written with all of its filters.
+            state.journaled.filters = Filters::Many;
+        } else {
+            state.journaled.filters.add(filter);
+        }
+        self.changed(state);
+    }
+
+    /// What the journal has to write of the session: what has changed, or all of it. `None` when it is not to be kept.
+    pub(super) fn take_change(&self, extent: Extent) -> Option<SessionChange> {
+        let mut state = self.state.lock();
+        state.journaled.is_listed = false;
+        if extent == Extent::All {
+            state.journaled = Journaled::default();
+        }
+        let subscriptions = state.subscriptions.as_ref()?;
+        if state.expiry.is_zero() && !state.journaled.is_known {
+            return None;
+        }
+        let shape = |subscription: &Arc<ClientSubscription>| (subscription.options, subscription.id);
+        let (filters, all_filters) = match &state.journaled.filters {
+            Filters::Some(filters) if state.journaled.is_known => {
+                let changed = filters.iter().map(|filter| (filter.clone(), subscriptions.get(filter).map(shape)));
+                (changed.collect(), false)
+            }
+            Filters::Some(_) | Filters::Many => {
+                let all =
+                    subscriptions.iter().map(|(filter, subscription)| (filter.clone(), Some(shape(subscription))));
+                (all.collect(), true)
+            }
+        };
+        let outline = state.outbound.outline();
+        let change = SessionChange {
+            serial: self.serial,
+            id: self.id.clone(),
+            username: state.username.clone(),
+            expiry: state.expiry,
+            expires: state.expires,
+            will: state.will.clone(),
+            will_due: state.will_due,
+            filters,
+            replaces_filters: all_filters && state.journaled.is_known,
+            queued: state.outbound.stored_from(state.journaled.seq).collect(),
+            unreleased: state.inbound.unreleased().collect(),
+            outline,
+        };
+        state.journaled = Journaled { is_known: true, seq: change.outline.next_seq(), ..Journaled::default() };
+        Some(change)
+    }
+
+    /// Makes a session of what was kept of it, without a connection.
+    fn restore(id: Arc<str>, serial: u64, image: SessionImage, limits: &Arc<Limits>) -> Arc<Self> {
+        let client = Self::new(id, serial, &image.username, limits);
+        client.online.store(false, Ordering::Relaxed);
+        let mut state = client.state.lock();
+        let SessionImage { outline, queued, unreleased, expiry, expires, will, will_due, .. } = image;
+        state.outbound = Outbound::restore(limits.bounds, &outline, |seq| {
+            let queued = queued.get(&seq)?;
+            let delivery = Delivery {
+                message: queued.message.clone(),
+                retain: queued.retain,
+                subscription_ids: queued.subscription_ids.clone(),
+            };
+            let expires = delivery.message.expires;
+            Some((Stored { seq, message: delivery, qos: queued.qos, bytes: queued.bytes }, expires))
+        });
+        limits.queued.update(0, state.outbound.bytes());
+        state.inbound = Inbound::restore(unreleased);
+        (state.expiry, state.expires, state.will, state.will_due) = (expiry, expires, will, will_due);
+        state.journaled = Journaled { is_known: true, seq: outline.next_seq(), ..Journaled::default() };
+        drop(state);
+        client
+    }
+
+    /// Enters a subscription that was kept. It was admitted when it was made.
+    fn restore_subscription(self: &Arc<Self>, filter: &str, options: SubscriptionOptions, id: Option<u32>) -> Target {
+        let subscription = Arc::new(ClientSubscription { client: self.clone(), options, id });
+        let mut state = self.state.lock();
+        let bytes = filter.len() + SUBSCRIPTION_OVERHEAD_BYTES;
+        state.subscription_bytes += bytes;
+        state.wildcard_filters += usize::from(filter.contains('+'));
+        self.limits.subscribed.update(0, bytes);
+        if let Some(subscriptions) = &mut state.subscriptions {
+            subscriptions.insert(filter.into(), subscription.clone());
+        }
+        Target::Client(subscription)
+    }
+}
+
+/// How much of a session is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    Changes,
+    All,
+}
+
+/// The options and the identifier of a subscription.
+type Subscribed = (SubscriptionOptions, Option<u32>);
+
+/// What the journal writes of a session.
+#[derive(Debug)]
+pub(super) struct SessionChange {
+    pub(super) serial: u64,
+    pub(super) id: Arc<str>,
+    pub(super) username: Box<str>,
+    pub(super) expiry: Duration,
+    pub(super) expires: Option<Instant>,
+    pub(super) will: Option<Box<Will>>,
+    pub(super) will_due: Option<Instant>,
+    /// Filters with what they have become; `None`: unsubscribed.
+    pub(super) filters: Vec<(Box<str>, Option<Subscribed>)>,
+    /// Whether those are all filters, and others that the journal has are gone.
+    pub(super) replaces_filters: bool,
+    /// Messages that it does not have.
+    pub(super) queued: Vec<Stored<Delivery>>,
+    pub(super) outline: Outline,
+    pub(super) unreleased: Vec<u16>,
 }
 
 impl State {
@@ -547,6 +751,7 @@ impl Clients {
                 self.limits.queued.update(before, state.outbound.bytes());
                 state.connect(connection, attach);
                 client.online.store(true, Ordering::Relaxed);
+                client.changed(&mut state);
                 drop(state);
                 let attached = Attached { client: client.clone(), connection, session_present: true };
                 return (Ok(attached), aftermath);
@@ -564,7 +769,10 @@ impl Clients {
         table.serial += 1;
         let client = Client::new(attach.client_id.into(), table.serial, attach.username, &self.limits);
         table.add(&client, attach.username);
-        client.state.lock().connect(connection, attach);
+        let mut state = client.state.lock();
+        state.connect(connection, attach);
+        client.changed(&mut state);
+        drop(state);
         (Ok(Attached { client, connection, session_present: false }), aftermath)
     }
 
@@ -609,7 +817,41 @@ impl Clients {
         state.will_due = state.will.as_ref().and(delay).and_then(|delay| now.checked_add(delay));
         let next = state.next_deadline();
         self.deadlines.set(client, &mut state.deadline, next);
+        client.changed(&mut state);
         aftermath
+    }
+
+    /// Makes the sessions that were kept, and gives what is to be entered into the index.
+    ///
+    /// A session that had a connection has lost it now: its expiry and the delay of its will begin.
+    pub(super) fn restore(&self, image: &mut Image, now: Instant) -> Vec<(Box<str>, u64, Target)> {
+        let mut found = Vec::new();
+        let mut table = self.table.lock();
+        table.serial = image.last_serial;
+        for (serial, mut session) in std::mem::take(&mut image.sessions) {
+            if session.expires.is_none() {
+                session.expires = now.checked_add(session.expiry);
+                let delay = session.will.as_ref().map(|will| Duration::from_secs(will.delay_s.into()));
+                session.will_due = delay.and_then(|delay| now.checked_add(delay));
+            }
+            let subscriptions = std::mem::take(&mut session.subscriptions);
+            let username = session.username.clone();
+            let client = Client::restore(Arc::from(&*session.id), serial, session, &self.limits);
+            for (filter, (options, id)) in subscriptions {
+                let target = client.restore_subscription(&filter, options, id);
+                found.push((filter, serial, target));
+            }
+            table.add(&client, &username);
+            let mut state = client.state.lock();
+            let next = state.next_deadline();
+            self.deadlines.set(&client, &mut state.deadline, next);
+        }
+        found
+    }
+
+    /// All sessions.
+    pub(super) fn all(&self) -> Vec<Arc<Client>> {
+        self.table.lock().by_id.values().cloned().collect()
     }
 
     /// Ends the sessions whose expiry has passed, and takes the wills whose delay has.
@@ -636,6 +878,7 @@ impl Clients {
             } else {
                 let next = state.next_deadline();
                 self.deadlines.set(&client, &mut state.deadline, next);
+                client.changed(&mut state);
             }
             aftermaths.push(aftermath);
         }

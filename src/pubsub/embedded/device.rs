@@ -13,6 +13,7 @@ use crate::topic;
 
 use super::message::{Origin, Publication};
 use super::router::{Key, Router, Target};
+use super::routes::FEW_WILDCARD_FILTERS;
 
 /// A device as the hub knows it.
 pub(super) struct Device {
@@ -71,6 +72,15 @@ impl Session {
         Ok(())
     }
 
+    /// Returns when what was published is as safe as `durability` asks for.
+    pub(in crate::pubsub) async fn confirmed(&self) {
+        if let Some(journal) = self.router.journal()
+            && let Some(batch) = journal.position()
+        {
+            journal.wait(batch).await;
+        }
+    }
+
     pub(in crate::pubsub) async fn subscribe(&self, filter: &str, _qos: QoS) -> Result<(), Error> {
         let parsed = topic::parse_filter(filter)?;
         self.router.check_running()?;
@@ -84,12 +94,17 @@ impl Session {
             if filters.len() >= subscriptions_max {
                 return Err(Error::TooManySubscriptions { subscriptions_max });
             }
+            let has_few = !filter.contains('+')
+                || filters.iter().filter(|filter| filter.contains('+')).nth(FEW_WILDCARD_FILTERS - 1).is_none();
+            let target = Target::Device(self.device.clone());
+            self.router
+                .subscribe(&parsed, Key::Device(self.device.serial), target, has_few)
+                .map_err(|_| Error::FilterTooCostly)?;
             if filters.is_empty() {
                 // Many devices have one subscription and never a second.
                 filters.reserve_exact(1);
             }
             filters.insert(place, filter.into());
-            self.router.subscribe(&parsed, Key::Device(self.device.serial), Target::Device(self.device.clone()));
         }
         // MQTT 5.0 §4.8.2: a share gets no retained messages.
         if parsed.group.is_none() {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
 use crate::byte_budget::ByteBudget;
+use crate::conn::PeerAddr;
 use crate::conn::limit::{ConnectionLimit, Permit};
 use crate::listener::{AcceptLimiter, Accepted, BindError, Handle, Listener, Pending, Socket};
 use crate::mqtt::Version;
@@ -83,6 +84,7 @@ impl Settings {
 
 /// The listeners, open.
 pub(super) struct MqttServer {
+    context: Arc<Context>,
     bound: Vec<(Arc<str>, SocketAddr)>,
     /// They keep the sockets open, so they are let go of at the stop.
     handles: Mutex<Vec<(Arc<str>, Handle)>>,
@@ -129,12 +131,18 @@ impl MqttServer {
         let expiry = tokio::spawn(async move {
             loop {
                 router.clients().timeout().await;
+                let _change = router.begin_change();
                 for aftermath in router.clients().handle_timeout(Instant::now()) {
                     router.settle(aftermath);
                 }
             }
         });
-        Ok(Self { bound, handles: Mutex::new(handles), drain, tasks: Mutex::new(tasks), expiry })
+        Ok(Self { context, bound, handles: Mutex::new(handles), drain, tasks: Mutex::new(tasks), expiry })
+    }
+
+    /// Serves one peer over a stream that no listener has accepted, to its end.
+    pub(super) async fn serve(&self, stream: Box<dyn Stream>, peer: PeerAddr) {
+        connection::run(self.context.clone(), stream, peer, Instant::now()).await;
     }
 
     /// The bound addresses, in the order of the options.

@@ -70,6 +70,16 @@ impl<V> Retained<V> {
         self.bytes = 0;
     }
 
+    /// The message of a topic.
+    pub(super) fn get(&self, topic: &str) -> Option<&V> {
+        self.messages.get(&key(topic)).map(|entry| &entry.message)
+    }
+
+    /// All messages.
+    pub(super) fn all(&self) -> impl Iterator<Item = &V> {
+        self.messages.values().map(|entry| &entry.message)
+    }
+
     /// Keeps a message of `payload_bytes`, until it expires.
     pub(super) fn set(
         &mut self,

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::conn::Message;
 use crate::mqtt::Reason;
@@ -21,9 +21,10 @@ use crate::topic;
 
 use super::clients::{Aftermath, Client, ClientSubscription, Clients, Detached, Entered, Limits, Recipient};
 use super::device::Device;
+use super::journal::{Image, Journal};
 use super::message::{Origin, Publication, StoredMessage};
 use super::retained::{Cursor, Limits as RetainedLimits, RetainOutcome, Retained};
-use super::routes::Routes;
+use super::routes::{Routes, TooCostly};
 use super::{Counters, Options, Stats};
 
 /// The router.
@@ -41,6 +42,15 @@ pub(super) struct Router {
     counters: Counters,
     payload_bytes_max: usize,
     subscriptions_max: usize,
+    journal: Option<Arc<Journal>>,
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        if let Some(journal) = &self.journal {
+            journal.stop();
+        }
+    }
 }
 
 /// Distinguishes subscribers. Devices and MQTT clients have client ids of their own.
@@ -73,9 +83,12 @@ struct Recipients {
 }
 
 impl Router {
-    pub(super) fn new(options: &Options) -> Result<Self, getrandom::Error> {
+    pub(super) fn new(
+        options: &Options,
+        counters: Counters,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Self, getrandom::Error> {
         let limits = RetainedLimits { messages_max: options.retained_max, bytes_max: options.retained_bytes_max };
-        let counters = Counters::default();
         Ok(Self {
             node: options.node.as_str().into(),
             epoch: getrandom::u64()?,
@@ -85,11 +98,51 @@ impl Router {
             routes: RwLock::new(Routes::new()),
             retained: RwLock::new(Retained::new(limits)),
             devices: DashMap::new(),
-            clients: Clients::new(Limits::new(options, counters.clone())),
+            clients: Clients::new(Limits::new(options, counters.clone(), journal.clone())),
             counters,
             payload_bytes_max: options.packet_bytes_max as usize,
             subscriptions_max: options.subscriptions_max,
+            journal,
         })
+    }
+
+    /// Takes in the state that the journal has kept.
+    pub(super) fn restore(&self, image: &mut Image, now: Instant) {
+        self.messages.store(image.last_message + 1, Ordering::Relaxed);
+        let mut retained = self.retained.write();
+        for message in image.retained() {
+            if message.expires.is_none_or(|expires| now < expires) {
+                let (bytes, expires) = (message.bytes(), message.expires);
+                if retained.set(&message.topic, message.clone(), bytes, expires, now) == RetainOutcome::Full {
+                    self.counters.retained_refused.inc();
+                }
+            }
+        }
+        drop(retained);
+        let mut routes = self.routes.write();
+        for (filter, serial, target) in self.clients.restore(image, now) {
+            if let Ok(filter) = topic::parse_filter(&filter) {
+                routes.restore(filter.filter, filter.group, Key::Client(serial), target);
+            }
+        }
+    }
+
+    /// Holds commits of the journal off while a change of several parts is going on. Changes are not nested.
+    pub(super) fn begin_change(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.journal.as_deref().map(Journal::begin)
+    }
+
+    pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.as_ref()
+    }
+
+    /// The retained message of a topic.
+    pub(super) fn retained_message(&self, topic: &str) -> Option<Arc<StoredMessage>> {
+        self.retained.read().get(topic).cloned()
+    }
+
+    pub(super) fn all_retained(&self) -> Vec<Arc<StoredMessage>> {
+        self.retained.read().all().cloned().collect()
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -153,8 +206,22 @@ impl Router {
     }
 
     /// Enters a subscription; one with the same key to the same filter and share is replaced.
-    pub(super) fn subscribe(&self, filter: &topic::Filter<'_>, key: Key, target: Target) {
-        self.routes.write().add(filter.filter, filter.group, key, target);
+    ///
+    /// # Errors
+    ///
+    /// [`TooCostly`]; see [`Routes::add`].
+    pub(super) fn subscribe(
+        &self,
+        filter: &topic::Filter<'_>,
+        key: Key,
+        target: Target,
+        has_few_wildcards: bool,
+    ) -> Result<(), TooCostly> {
+        let added = self.routes.write().add(filter.filter, filter.group, key, target, has_few_wildcards);
+        if added.is_err() {
+            self.counters.costly_filters_refused.inc();
+        }
+        added.map(drop)
     }
 
     /// Removes a subscription.
@@ -178,8 +245,9 @@ impl Router {
     ) -> Result<Result<Entered, Reason>, Detached> {
         let Ok(filter) = topic::parse_filter(asked) else { return Ok(Err(Reason::TOPIC_FILTER_INVALID)) };
         let subscription = ClientSubscription { client: client.clone(), options, id };
-        let entered = client.subscribe(connection, asked, subscription, |subscription| {
-            self.subscribe(&filter, Key::Client(client.serial), Target::Client(subscription));
+        let entered = client.subscribe(connection, asked, subscription, |subscription, has_few_wildcards| {
+            let target = Target::Client(subscription);
+            self.subscribe(&filter, Key::Client(client.serial), target, has_few_wildcards)
         })?;
         // MQTT 5.0 section 4.8.2: a share gets no retained messages.
         if let (Ok(entered), None) = (entered, filter.group) {
@@ -189,14 +257,19 @@ impl Router {
     }
 
     /// Removes a subscription of an MQTT client.
-    pub(super) fn unsubscribe_client(&self, client: &Client, connection: u64, asked: &str) -> Result<Reason, Detached> {
+    pub(super) fn unsubscribe_client(
+        &self,
+        client: &Arc<Client>,
+        connection: u64,
+        asked: &str,
+    ) -> Result<Reason, Detached> {
         let Ok(filter) = topic::parse_filter(asked) else { return Ok(Reason::TOPIC_FILTER_INVALID) };
         let existed =
             client.unsubscribe(connection, asked, || self.unsubscribe(&filter, Key::Client(client.serial)))?;
         Ok(if existed { Reason::SUCCESS } else { Reason::NO_SUBSCRIPTION_EXISTED })
     }
 
-    /// Does what a change of a session has left to do.
+    /// Does what a change of a session has left to do, as a part of it; see [`Router::begin_change`].
     pub(super) fn settle(&self, aftermath: Aftermath) {
         if let Some(client) = aftermath.ended {
             for filter in client.end() {
@@ -211,7 +284,7 @@ impl Router {
     }
 
     fn publish_will(&self, client: &Arc<Client>, will: &Will) {
-        self.publish(&Publication {
+        self.publish_in_change(&Publication {
             origin: Origin::Client(&client.id, client.serial),
             topic: &will.topic,
             qos: will.qos,
@@ -223,6 +296,12 @@ impl Router {
 
     /// Passes a message on to its subscribers, and keeps it if that is asked for; says how many subscribers it has.
     pub(super) fn publish(&self, publication: &Publication<'_>) -> usize {
+        let _change = self.begin_change();
+        self.publish_in_change(publication)
+    }
+
+    /// The same as a part of a change that [`Router::begin_change`] has begun.
+    pub(super) fn publish_in_change(&self, publication: &Publication<'_>) -> usize {
         let now = Instant::now();
         let number = self.messages.fetch_add(1, Ordering::Relaxed);
         let created_ms = now_ms();
@@ -235,6 +314,9 @@ impl Router {
             } else {
                 let message = stored.get_or_insert_with(store);
                 self.retain(message, now);
+            }
+            if let Some(journal) = &self.journal {
+                journal.topic_changed(publication.topic);
             }
         }
         let found = self.find(publication);
@@ -360,7 +442,7 @@ impl Router {
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -78,7 +78,8 @@ pub(super) async fn connect(context: &Context, wire: &mut PacketStream, peer: Pe
     };
     let terms = ExpiryTerms { anonymous: username.is_empty(), asked_zero: asked_s == 0 };
     let expiry = settings.expiry(asked_s, terms.anonymous);
-    let (attached, aftermath) = context.router.clients().attach(
+    let attached = attach(
+        context,
         Attach {
             client_id: &connect.client_id,
             username: &username,
@@ -87,10 +88,8 @@ pub(super) async fn connect(context: &Context, wire: &mut PacketStream, peer: Pe
             expiry,
             will: connect.will.take(),
         },
-        Instant::now(),
-    );
-    context.router.settle(aftermath);
-    let attached = attached.map_err(|reason| End::Refused(reason, "too many sessions"))?;
+    )
+    .map_err(|reason| End::Refused(reason, "too many sessions"))?;
 
     let keepalive_s = match connect.keepalive_s {
         asked if version == Version::V311 => asked,
@@ -123,6 +122,14 @@ pub(super) async fn connect(context: &Context, wire: &mut PacketStream, peer: Pe
         topic_alias_max: connect.topic_alias_max.min(settings.topic_alias_max(version)),
         packet_bytes_max: connect.packet_bytes_max.map_or(usize::MAX, |bytes| bytes as usize),
     })
+}
+
+/// Takes the session, and does what that has left to do, in one step for the journal.
+fn attach(context: &Context, attach: Attach<'_>) -> Result<Attached, Reason> {
+    let _change = context.router.begin_change();
+    let (attached, aftermath) = context.router.clients().attach(attach, Instant::now());
+    context.router.settle(aftermath);
+    attached
 }
 
 async fn authenticate(context: &Context, connect: &Connect, username: &str, peer: PeerAddr) -> Result<(), End> {

@@ -4,9 +4,12 @@
 //! session only while there is room to write them, so a peer that does not read holds what [`PacketStream`] takes and its
 //! bounded queue. Ends with a DISCONNECT that gives the reason, where the version has one.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use crate::conn::{PeerAddr, QoS};
 use crate::mqtt::alias::{Known, ReceivedAliases, SentAliases};
@@ -26,6 +29,9 @@ use super::connect::{self, Session};
 
 /// How long a peer may take nothing of what is sent to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Acknowledgements that may wait for the disk; with more, nothing is read.
+const ANSWERS_MAX: usize = 1_024;
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -99,8 +105,11 @@ pub(super) async fn run(context: Arc<Context>, stream: Box<dyn Stream>, peer: Pe
         }
         End::Closed(_) | End::Refused(..) => (WillAction::Publish, None),
     };
-    let aftermath = context.router.clients().detach(&client, connection, will, new_expiry, Instant::now());
-    context.router.settle(aftermath);
+    {
+        let _change = context.router.begin_change();
+        let aftermath = context.router.clients().detach(&client, connection, will, new_expiry, Instant::now());
+        context.router.settle(aftermath);
+    }
     match &end {
         End::Refused(reason, why) => {
             counters.disconnects.count(connect::label(*reason));
@@ -136,10 +145,15 @@ struct Connection {
     expiry_was_zero: bool,
     keepalive: Option<Duration>,
     last_packet: Instant,
+    /// Acknowledgements that wait for the disk, each with the batch that it waits for.
+    answers: VecDeque<(u64, Packet)>,
+    /// The last batch on the disk.
+    durable: Option<watch::Receiver<u64>>,
 }
 
 impl Connection {
     fn new(context: Arc<Context>, wire: PacketStream, session: Session) -> Self {
+        let durable = context.router.journal().map(|journal| journal.durable());
         Self {
             received_aliases: ReceivedAliases::new(context.settings.topic_alias_max(session.version)),
             context,
@@ -154,6 +168,8 @@ impl Connection {
             // MQTT 5.0 section 3.1.2.10.
             keepalive: session.keepalive.map(|keepalive| keepalive * 3 / 2),
             last_packet: Instant::now(),
+            answers: VecDeque::new(),
+            durable,
         }
     }
 
@@ -170,6 +186,7 @@ impl Connection {
                     return End::Refused(Reason::SERVER_SHUTTING_DOWN, "the broker is stopping");
                 }
                 driven = self.wire.drive() => driven,
+                () = committed(&mut self.durable), if has_room && !self.answers.is_empty() => Ok(Driven::Written),
                 () = self.client.wake.notified(), if has_room => Ok(Driven::Written),
                 () = sleep_until(deadline), if deadline.is_some() => {
                     match self.handle_timeout(Instant::now()) {
@@ -188,7 +205,8 @@ impl Connection {
 
     /// Handles what has arrived, then takes from the session what is to be sent, as far as there is room.
     fn process(&mut self) -> Result<(), End> {
-        while self.wire.has_room() {
+        self.send_answers();
+        while self.wire.has_room() && self.answers.len() < ANSWERS_MAX {
             let Some(packet) = self.wire.decoder.next_packet()? else { break };
             self.last_packet = Instant::now();
             self.handle(packet)?;
@@ -219,6 +237,26 @@ impl Connection {
         self.wire.send(self.version, &packet);
     }
 
+    /// Sends an acknowledgement, when what it acknowledges is as safe as `durability` asks for, in the order of the
+    /// packets that it answers.
+    fn answer(&mut self, packet: Packet) {
+        let Some(journal) = self.context.router.journal() else { return self.send(packet) };
+        match journal.position() {
+            Some(batch) => self.answers.push_back((batch, packet)),
+            None if self.answers.is_empty() => self.send(packet),
+            None => self.answers.push_back((0, packet)),
+        }
+    }
+
+    /// Sends the acknowledgements of what is on the disk by now.
+    fn send_answers(&mut self) {
+        let Some(durable) = &mut self.durable else { return };
+        let durable = *durable.borrow_and_update();
+        while let Some((_, packet)) = self.answers.pop_front_if(|(batch, _)| *batch <= durable) {
+            self.wire.send(self.version, &packet);
+        }
+    }
+
     fn handle(&mut self, packet: Packet) -> Result<(), End> {
         match packet {
             Packet::Publish(publish) => self.publish(publish),
@@ -231,7 +269,7 @@ impl Connection {
                     .client
                     .with(self.connection, |outbound, _| outbound.handle_pubrec(ack.packet_id, ack.reason))?;
                 match answer.0 {
-                    PubRec::Release(reason) => self.send(Packet::PubRel(Ack::new(ack.packet_id, reason))),
+                    PubRec::Release(reason) => self.answer(Packet::PubRel(Ack::new(ack.packet_id, reason))),
                     PubRec::Refused => {}
                 }
                 Ok(())
@@ -239,7 +277,7 @@ impl Connection {
             Packet::PubRel(ack) => {
                 let known = self.client.with(self.connection, |_, inbound| inbound.handle_pubrel(ack.packet_id))?;
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
-                self.send(Packet::PubComp(Ack::new(ack.packet_id, reason)));
+                self.answer(Packet::PubComp(Ack::new(ack.packet_id, reason)));
                 Ok(())
             }
             Packet::PubComp(ack) => {
@@ -275,6 +313,9 @@ impl Connection {
             return Err(End::Refused(Reason::PROTOCOL_ERROR, "PUBLISH of a client with a subscription identifier"));
         }
         self.received_aliases.resolve(publish.topic_alias, &mut publish.topic)?;
+        let context = self.context.clone();
+        // A message of QoS 2 and that it was received are kept together, or neither.
+        let _change = context.router.begin_change();
         if let Some(packet_id) = publish.packet_id {
             // MQTT 3.1.1 has no Receive Maximum that a client could obey.
             let receive_max = match self.version {
@@ -288,7 +329,7 @@ impl Connection {
             match receipt {
                 Receipt::New => {}
                 Receipt::Duplicate => {
-                    self.send(Packet::PubRec(Ack::new(packet_id, Reason::SUCCESS)));
+                    self.answer(Packet::PubRec(Ack::new(packet_id, Reason::SUCCESS)));
                     return Ok(());
                 }
                 Receipt::TooMany => {
@@ -300,7 +341,7 @@ impl Connection {
         self.acknowledge(&publish, reason)
     }
 
-    /// Passes a message on, if it may be published; gives the reason code of its acknowledgement.
+    /// Passes a message on, if it may be published, as a part of a change; gives the reason code of its acknowledgement.
     fn route(&self, publish: &Publish) -> Reason {
         let Context { router, auth, .. } = &*self.context;
         let refused = if topic::check_name(&publish.topic).is_err() {
@@ -308,7 +349,7 @@ impl Connection {
         } else if !auth.allows_publish(&self.client.id, &self.username, &publish.topic) {
             Reason::NOT_AUTHORIZED
         } else {
-            let recipients = router.publish(&Publication {
+            let recipients = router.publish_in_change(&Publication {
                 origin: Origin::Client(&self.client.id, self.client.serial),
                 topic: &publish.topic,
                 qos: publish.qos,
@@ -332,7 +373,7 @@ impl Connection {
             self.client.with(self.connection, |_, inbound| inbound.acknowledged(packet_id))?;
         }
         let ack = Ack::new(packet_id, reason);
-        self.send(if publish.qos == QoS::AtLeastOnce { Packet::PubAck(ack) } else { Packet::PubRec(ack) });
+        self.answer(if publish.qos == QoS::AtLeastOnce { Packet::PubAck(ack) } else { Packet::PubRec(ack) });
         Ok(())
     }
 
@@ -363,7 +404,7 @@ impl Connection {
             }
             reasons.push(reason);
         }
-        self.send(Packet::SubAck(SubAck { packet_id: subscribe.packet_id, reasons }));
+        self.answer(Packet::SubAck(SubAck { packet_id: subscribe.packet_id, reasons }));
         Ok(())
     }
 
@@ -383,7 +424,7 @@ impl Connection {
         for filter in &unsubscribe.filters {
             reasons.push(self.context.router.unsubscribe_client(&self.client, self.connection, filter)?);
         }
-        self.send(Packet::UnsubAck(UnsubAck { packet_id: unsubscribe.packet_id, reasons }));
+        self.answer(Packet::UnsubAck(UnsubAck { packet_id: unsubscribe.packet_id, reasons }));
         Ok(())
     }
 
@@ -478,6 +519,15 @@ fn write_publish(
         return false;
     }
     true
+}
+
+/// Returns when something more is on the disk.
+async fn committed(durable: &mut Option<watch::Receiver<u64>>) {
+    match durable {
+        // The sender lives as long as the router.
+        Some(durable) => drop(durable.changed().await),
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
