@@ -78,6 +78,25 @@ pub mod handler {
 }
 pub mod listener {
     pub use crate::listener::Listener;
+    pub mod dtls {
+        use bytes::Bytes;
+
+        /// The cookie of a datagram that begins with a ClientHello, and the length of its record.
+        pub fn hello(datagram: &[u8]) -> Option<(&[u8], usize)> {
+            crate::listener::dtls::hello::read(datagram).map(|hello| (hello.cookie, hello.record_len))
+        }
+
+        /// The lengths of the records of a datagram.
+        pub fn records(datagram: &Bytes) -> Vec<usize> {
+            crate::listener::dtls::record_layer::records(datagram).map(|record| record.len).collect()
+        }
+    }
+    pub mod psk {
+        /// The number of keys in a file of pre-shared keys, or the error.
+        pub fn parse(text: &str) -> Result<usize, String> {
+            crate::listener::psk::Psks::parse(text).map(|psks| psks.len()).map_err(|error| error.to_string())
+        }
+    }
     pub mod access {
         pub use crate::listener::access::{Access, Effect};
     }
@@ -125,4 +144,27 @@ pub mod tap {
 }
 pub mod telemetry {
     pub use crate::telemetry::{LogFormat, Telemetry, start_log};
+}
+pub mod topic {
+    /// Whether a text is a topic name.
+    pub fn is_name(text: &str) -> bool {
+        crate::topic::check_name(text).is_ok()
+    }
+
+    /// The topic filter that a text has behind an optional `$share/GROUP/`.
+    pub fn filter(text: &str) -> Option<&str> {
+        crate::topic::parse_filter(text).ok().map(|filter| filter.filter)
+    }
+
+    pub fn matches(filter: &str, name: &str) -> bool {
+        crate::topic::matches(filter, name)
+    }
+
+    pub fn covers(general: &str, specific: &str) -> bool {
+        crate::topic::covers(general, specific)
+    }
+
+    pub fn overlaps(one: &str, other: &str) -> bool {
+        crate::topic::overlaps(one, other)
+    }
 }

@@ -16,9 +16,9 @@ mod etm_filter;
 mod ffi;
 mod flow;
 mod handshake;
-mod hello;
+pub(crate) mod hello;
 mod prf;
-mod record_layer;
+pub(crate) mod record_layer;
 mod session;
 #[cfg(test)]
 mod tests;

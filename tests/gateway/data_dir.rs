@@ -19,22 +19,22 @@ async fn a_start_needs_no_space() {
     // Full from the first start on.
     let filler = std::fs::write(data.join("filler"), vec![0; 64 << 10]);
     assert!(filler.is_err(), "the file system has space left");
-    answers(&start(&data).await.unwrap()).await;
+    answers(start(&data).await.unwrap()).await;
     drop(mounted);
 
     let mounted = Mounted::tmpfs(&data, "size=64m,mode=700").unwrap();
-    answers(&start(&data).await.unwrap()).await;
+    answers(start(&data).await.unwrap()).await;
     // Nothing differs at the second start.
     let index = data.join("versions/h/index.json");
     let written = std::fs::metadata(&index).unwrap().modified().unwrap();
     mounted.remount("ro");
-    answers(&start(&data).await.unwrap()).await;
+    answers(start(&data).await.unwrap()).await;
     assert_eq!(std::fs::metadata(&index).unwrap().modified().unwrap(), written);
     drop(mounted);
 
     let mounted = Mounted::tmpfs(&data, "size=64m,mode=700").unwrap();
     mounted.remount("ro");
-    answers(&start(&data).await.unwrap()).await;
+    answers(start(&data).await.unwrap()).await;
     drop(mounted);
 }
 
@@ -43,10 +43,10 @@ async fn a_start_needs_no_space() {
 async fn an_unchanged_index_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    drop(start(&data).await.unwrap());
+    start(&data).await.unwrap().stop().await;
     let index = data.join("versions/h/index.json");
     let written = std::fs::metadata(&index).unwrap().modified().unwrap();
-    answers(&start(&data).await.unwrap()).await;
+    answers(start(&data).await.unwrap()).await;
     assert_eq!(std::fs::metadata(&index).unwrap().modified().unwrap(), written);
 }
 
@@ -71,10 +71,13 @@ async fn start(data: &Path) -> Result<GatewayUnderTest, StartError> {
     Setup::guest("echo").handler("settings = { mode = \"raw\" }").data_dir(&key).admin("").try_start().await
 }
 
-async fn answers(gateway: &GatewayUnderTest) {
+/// Serves a device, and stops.
+async fn answers(gateway: GatewayUnderTest) {
     let mut device = gateway.connect().await;
     device.send("12345").await;
     device.expect("12345").await;
+    drop(device);
+    gateway.stop().await;
 }
 
 /// A mounted file system, unmounted on drop.

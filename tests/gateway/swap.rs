@@ -300,8 +300,9 @@ async fn changes_wait_for_each_other() {
     let busy = results.iter().filter(|result| matches!(result, Err(Error::Busy { .. }))).count();
     assert_eq!((done, busy), (5, 7), "one under way and four that wait");
     assert_eq!(gateway.handlers().list()[0].active, 6);
-    let numbers: Vec<u32> = results.iter().flatten().map(|done| done.version).collect();
-    assert_eq!(numbers, [2, 3, 4, 5, 6]);
+    // Requests that are made together have no order.
+    let numbers: std::collections::BTreeSet<u32> = results.iter().flatten().map(|done| done.version).collect();
+    assert!(numbers.into_iter().eq(2..=6));
 }
 
 /// A server takes a guest's place and a guest a server's, on the same sockets.

@@ -8,15 +8,15 @@ pub(super) struct Random(pub(super) [u8; 32]);
 
 /// The fields of a ClientHello for the cookie exchange.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hello<'a> {
+pub(crate) struct Hello<'a> {
     /// The sequence number of its record, which the response repeats.
     pub(super) record_sequence: [u8; 6],
     /// Its message number in the handshake: 0 without a cookie, 1 with one.
     pub(super) message_sequence: u16,
     pub(super) random: Random,
-    pub(super) cookie: &'a [u8],
+    pub(crate) cookie: &'a [u8],
     /// Length of the ClientHello's record in the datagram.
-    pub(super) record_len: usize,
+    pub(crate) record_len: usize,
 }
 
 /// Bytes of a record's header.
@@ -34,7 +34,7 @@ const VERSION_MAJOR: u8 = 0xfe;
 /// Parses a datagram that begins with a ClientHello, or with its first fragment if that contains the whole cookie.
 ///
 /// `None` for everything else. The bytes after the cookie are ignored.
-pub(super) fn read(datagram: &[u8]) -> Option<Hello<'_>> {
+pub(crate) fn read(datagram: &[u8]) -> Option<Hello<'_>> {
     let mut rest = datagram;
     let [HANDSHAKE, VERSION_MAJOR, _] = take(&mut rest)? else { return None };
     let [0, 0] = take(&mut rest)? else { return None };

@@ -355,14 +355,14 @@ pub(super) fn aad(number: [u8; 8], content: u8, len: usize) -> [u8; 13] {
 
 /// A record in a datagram.
 #[derive(Debug)]
-pub(super) struct Record<'a> {
+pub(crate) struct Record<'a> {
     pub(super) content: u8,
     pub(super) version: [u8; 2],
     pub(super) epoch: u16,
     pub(super) number: u64,
     pub(super) fragment: &'a [u8],
     /// Its length, with the header.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 impl<'a> Record<'a> {
@@ -383,7 +383,7 @@ impl<'a> Record<'a> {
 }
 
 /// The records of a datagram.
-pub(super) fn records(datagram: &Bytes) -> impl Iterator<Item = Record<'_>> {
+pub(crate) fn records(datagram: &Bytes) -> impl Iterator<Item = Record<'_>> {
     let mut rest = &datagram[..];
     std::iter::from_fn(move || {
         let record = Record::first(rest)?;
