@@ -99,6 +99,8 @@ pub enum Advice {
     UdpUnlimited,
     #[error("the certificate has expired, and most devices will reject it")]
     CertificateExpired,
+    #[error("every user of the machine can read the file with the keys; chmod o-r makes it private")]
+    KeysReadable,
     #[error("a revocation list is out of date: later revocations are unknown here")]
     RevocationsOutdated,
     #[error("{0} of the keys have less than 16 bytes; a recorded handshake is enough to find them by brute force")]

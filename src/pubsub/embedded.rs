@@ -240,8 +240,14 @@ impl fmt::Debug for Broker {
 }
 
 /// Makes the router, with the state that was kept, and starts the journal.
-fn restore(options: &Options, counters: Counters) -> Result<(Arc<Router>, Option<journal::Thread>), StartError> {
-    let router = |journal| Router::new(options, counters.clone(), journal).map(Arc::new).map_err(StartError::Random);
+fn restore(
+    options: &Options,
+    auth: &Auth,
+    counters: Counters,
+) -> Result<(Arc<Router>, Option<journal::Thread>), StartError> {
+    let router = |journal| {
+        Router::new(options, auth.clone(), counters.clone(), journal).map(Arc::new).map_err(StartError::Random)
+    };
     let Some(dir) = options.state_dir.as_ref().filter(|_| options.durability != Durability::None) else {
         return Ok((router(None)?, None));
     };
@@ -268,7 +274,7 @@ impl Broker {
         limit: Option<&ConnectionLimit>,
     ) -> Result<Self, StartError> {
         let counters = Counters::default();
-        let (router, journal) = restore(&options, counters)?;
+        let (router, journal) = restore(&options, &auth, counters)?;
         let mqtt_server = MqttServer::start(&options, auth, router.clone(), telemetry, limit)?;
         telemetry.broker(router.counters());
         Ok(Self(Arc::new(Inner { router, mqtt_server, journal })))

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -620,7 +621,9 @@ fn with_tls(keys: &str) -> (String, tempfile::TempDir) {
         ("bad.psk", "meter:s3cr3t\n"),
         ("none.psk", "# none\n"),
     ] {
-        fs::write(dir.path().join(name), content).unwrap();
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o640)).unwrap();
     }
     let text = format!(
         "[handlers.h]\nkind = \"grpc\"\nurl = \"http://127.0.0.1:1\"\n\
@@ -707,8 +710,13 @@ fn certificates_and_keys_that_are_not_what_they_should_be() {
         "cert_file = 'old.pem'\nkey_file = 'old.key'\nclient_ca_file = 'gw.pem'\ncrl_file = 'old.crl'\n\
          psk_file = 'devices.psk'",
     );
-    let (_, warnings) = parse(&text, "test.toml", dir.path()).unwrap();
-    assert_eq!(advice(&warnings), [Advice::CertificateExpired, Advice::RevocationsOutdated, Advice::WeakKeys(1)]);
+    let found = || advice(&parse(&text, "test.toml", dir.path()).unwrap().1);
+    assert_eq!(found(), [Advice::CertificateExpired, Advice::RevocationsOutdated, Advice::WeakKeys(1)]);
+    for name in ["old.key", "devices.psk", "gw.pem"] {
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let readable = found().into_iter().filter(|advice| *advice == Advice::KeysReadable).count();
+    assert_eq!(readable, 2, "certificates are public");
 }
 
 /// The reference in docs/ has the tables that the keys themselves give.

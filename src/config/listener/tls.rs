@@ -188,6 +188,7 @@ fn identity(
         pem(external, certificate, credentials::certificates).map_err(|fault| table.fault_at("cert_file", fault));
     let secret = pem(external, key, credentials::private_key).map_err(|fault| table.fault_at("key_file", fault));
     let identity = Identity::new(chain?, secret?).map_err(|why| table.fault_at("key_file", file_fault(key, why)))?;
+    warn_if_open(table, external, "key_file", key);
     if identity.expires() < SystemTime::now() {
         table.warn_at("cert_file", Advice::CertificateExpired);
     }
@@ -244,11 +245,22 @@ fn psks(table: &Table<'_>, external: ExternalFiles<'_>, path: &str) -> Result<Ps
         }
     };
     let psks = external.file(path, PSK_BYTES_MAX).and_then(parse).map_err(|fault| table.fault_at("psk_file", fault))?;
+    warn_if_open(table, external, "psk_file", path);
     match psks.weak() {
         0 => {}
         count => table.warn_at("psk_file", Advice::WeakKeys(count)),
     }
     Ok(psks)
+}
+
+/// Warns about a file with keys that every user of the machine can read. A group may: Debian's is `ssl-cert`.
+fn warn_if_open(table: &Table<'_>, external: ExternalFiles<'_>, name: &str, path: &str) {
+    use std::os::unix::fs::MetadataExt;
+
+    const READABLE_BY_OTHERS: u32 = 0o004;
+    if std::fs::metadata(external.path(path)).is_ok_and(|metadata| metadata.mode() & READABLE_BY_OTHERS != 0) {
+        table.warn_at(name, Advice::KeysReadable);
+    }
 }
 
 /// Parses a PEM file.

@@ -250,6 +250,11 @@ pub(super) enum Entered {
 }
 
 impl Client {
+    /// The user name, empty for an anonymous client.
+    pub(super) fn username(&self) -> Box<str> {
+        self.state.lock().username.clone()
+    }
+
     fn new(id: Arc<str>, serial: u64, username: &str, limits: &Arc<Limits>) -> Arc<Self> {
         Arc::new(Self {
             id,

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::{RwLock, RwLockReadGuard};
 
+use crate::auth::Auth;
 use crate::conn::Message;
 use crate::mqtt::Reason;
 use crate::mqtt::packet::{SubscriptionOptions, Will};
@@ -39,6 +40,7 @@ pub(super) struct Router {
     retained: RwLock<Retained<Arc<StoredMessage>>>,
     devices: DashMap<Arc<str>, Arc<Device>>,
     clients: Clients,
+    auth: Auth,
     counters: Counters,
     payload_bytes_max: usize,
     subscriptions_max: usize,
@@ -85,6 +87,7 @@ struct Recipients {
 impl Router {
     pub(super) fn new(
         options: &Options,
+        auth: Auth,
         counters: Counters,
         journal: Option<Arc<Journal>>,
     ) -> Result<Self, getrandom::Error> {
@@ -99,6 +102,7 @@ impl Router {
             retained: RwLock::new(Retained::new(limits)),
             devices: DashMap::new(),
             clients: Clients::new(Limits::new(options, counters.clone(), journal.clone())),
+            auth,
             counters,
             payload_bytes_max: options.packet_bytes_max as usize,
             subscriptions_max: options.subscriptions_max,
@@ -283,7 +287,13 @@ impl Router {
         }
     }
 
+    /// The rules may have changed since the client connected.
     fn publish_will(&self, client: &Arc<Client>, will: &Will) {
+        if !self.auth.allows_publish(&client.id, &client.username(), &will.topic) {
+            self.counters.publishes_denied.inc();
+            tracing::debug!(client_id = %client.id, topic = will.topic, "will not published: a rule denies it now");
+            return;
+        }
         self.publish_in_change(&Publication {
             origin: Origin::Client(&client.id, client.serial),
             topic: &will.topic,

@@ -3,7 +3,7 @@
 use polygate::testing::auth::{Action, Effect, Options};
 use polygate::testing::conn::QoS;
 
-use crate::broker::harness::{BOTH, Client, Connect, TestBroker, Version, rule, users};
+use crate::broker::harness::{BOTH, Client, Connect, TestBroker, Version, rule, soon, users};
 
 /// Users need their password, and clients without a name need leave.
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn a_denied_message_goes_nowhere() {
 
 /// A will is a message too: whoever may not publish it does not come in with it.
 #[tokio::test]
-async fn a_denied_will_is_refused_at_the_door() {
+async fn a_connect_with_a_denied_will_is_refused() {
     let rules = vec![rule(Effect::Deny, Action::Publish, "*", "secret/#")];
     let options = Options { allow_anonymous: true, rules, ..Options::default() };
     let broker = TestBroker::with(options, |_| ()).await;
@@ -110,4 +110,26 @@ async fn new_rules_hold_at_once() {
     device.publish_qos("x", "own", QoS::AtMostOnce).await;
     assert_eq!(device.payload().await, "before");
     assert_eq!(device.payload().await, "own");
+}
+
+/// A will is published by the rules that hold when it is due, not by those of the connect.
+#[tokio::test]
+async fn new_rules_hold_for_wills() {
+    let broker = TestBroker::start().await;
+    let mut device = broker.device("d").await;
+    device.subscribe("#").await;
+    let connect = || Connect { will: Some("gone"), ..Connect::default() };
+    let allowed = Client::connect_with(Version::V5, broker.addr(), "a", connect()).await.unwrap();
+    let denied = Client::connect_with(Version::V5, broker.addr(), "b", connect()).await.unwrap();
+    let rules = vec![rule(Effect::Deny, Action::Publish, "b", "gone")];
+    broker.auth.replace(Options { allow_anonymous: true, rules, ..Options::default() }).unwrap();
+    drop(denied);
+    soon("the refusal", async {
+        while broker.broker.counters().publishes_denied.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(allowed);
+    assert_eq!(device.message().await.from, "a");
 }

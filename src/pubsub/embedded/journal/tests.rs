@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::auth::{Auth, Options as AuthOptions};
 use crate::conn::QoS;
 use crate::mqtt::packet::{SubscriptionOptions, Will};
 use crate::pubsub::embedded::clients::{Attach, Room, WillAction};
@@ -80,7 +81,8 @@ impl Life {
         assert_eq!(recovered.rest, Rest::Nothing);
         let counters = Counters::default();
         let journal = Arc::new(Journal::new(Durability::EveryMessage, counters.journal.clone(), recovered.len == 0));
-        let router = Arc::new(Router::new(&Options::default(), counters, Some(journal.clone())).unwrap());
+        let auth = Auth::new(AuthOptions { allow_anonymous: true, ..AuthOptions::default() }).unwrap();
+        let router = Arc::new(Router::new(&Options::default(), auth, counters, Some(journal.clone())).unwrap());
         let mut image = recovered.image;
         router.restore(&mut image, Instant::now());
         let committer = Committer {
